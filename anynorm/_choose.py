@@ -1,0 +1,104 @@
+"""The table of kernels, in order of preference: the first row that does not refuse a call runs it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from anynorm._check import Call
+from anynorm._kernels import definition
+
+
+class Kernel(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    description: str
+    missing: Callable[[], str | None]  # what to install before the kernel can run at all; None: nothing
+    refuses: Callable[[Call], str | None]  # why this call is not for this kernel; None: it is
+    run: Callable[[Call], Any]
+
+
+KERNELS = (
+    Kernel(
+        "definition",
+        "the array API definition: any library, any device",
+        lambda: None,
+        definition.refuses,
+        definition.run,
+    ),
+)
+
+_forced_everywhere = os.environ.get("ANYNORM_KERNEL") or None
+_forced_here: ContextVar[str | None] = ContextVar("anynorm_kernel", default=None)
+# torch.compile cannot trace a ContextVar, so it is only looked at while some use_kernel block is open.
+_open_blocks = 0
+_count = threading.Lock()
+
+
+def choose(call: Call) -> Kernel:
+    """Return the kernel that runs a call; RuntimeError where a forced one refuses it."""
+    forced = (_forced_here.get() if _open_blocks else None) or _forced_everywhere
+    if forced is not None:
+        return _require(forced, call)
+    for kernel in KERNELS:
+        if kernel.refuses(call) is None:
+            return kernel
+    raise AssertionError("the definition takes every call")
+
+
+@contextmanager
+def use_kernel(name: str) -> Iterator[None]:
+    """Force one kernel within a ``with`` block: a call that it refuses raises, nothing else runs instead.
+
+    The environment variable ``ANYNORM_KERNEL`` does the same for a whole process.
+
+    Parameters
+    ----------
+    name : str
+        As `explain` and ``anynorm info`` print it.
+
+    Raises
+    ------
+    ValueError
+        If there is no kernel of that name.
+    RuntimeError
+        Raised by the norms within the block, with the reason, if the kernel refuses a call.
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> with anynorm.use_kernel("definition"):
+    ...     anynorm.rms_norm(numpy.asarray([3.0, 3.0]), eps=0.0)
+    array([1., 1.])
+    """
+    global _open_blocks
+    _find(name)
+    token = _forced_here.set(name)
+    with _count:
+        _open_blocks += 1
+    try:
+        yield
+    finally:
+        with _count:
+            _open_blocks -= 1
+        _forced_here.reset(token)
+
+
+def _find(name: str) -> Kernel:
+    for kernel in KERNELS:
+        if kernel.name == name:
+            return kernel
+    raise ValueError(f"there is no kernel {name!r}; the kernels are {', '.join(kernel.name for kernel in KERNELS)}")
+
+
+def _require(name: str, call: Call) -> Kernel:
+    kernel = _find(name)
+    reason = kernel.missing() or kernel.refuses(call)
+    if reason is not None:
+        raise RuntimeError(f"kernel {name} was asked for and refuses this call: {reason}")
+    return kernel

@@ -1,0 +1,232 @@
+"""The one definition of the three norms, in calls of the Python array API standard alone.
+
+Every norm is the same three steps over the normalized axes, with n elements to a row:
+
+    reduce   a row -> its Moments: count, mean, sum of squared deviations (of squares where nothing is centred)
+    finish   moments -> one shift and one factor; the only step in which the norms differ
+    apply    (x - shift) * factor * weight + bias
+
+There are two ways through it, fixed by the dtypes alone, so that it can be traced:
+
+- float16, bfloat16 and float32 in a library with float64 are computed in float64. No square can overflow or underflow
+  there, and its 29 spare bits absorb the rounding of any sum.
+- float64, and everything in a library that stops at float32, is computed in pairs of floats (see _pairs.py). Rows are
+  first multiplied by a power of two that keeps squares in range, and eps by its square.
+
+The sums are those of the two-pass algorithm with a correction (Chan, Golub, LeVeque 1983, "Algorithms for computing
+the sample variance"): deviations from an approximate mean are summed again, so that a mean of a million standard
+deviations costs no accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from anynorm._moments import Moments, rescaled, sum_of_squares
+from anynorm._pairs import Pair, add_pairs, multiply_pairs, round_pair, sum_pair, two_product, two_sum
+
+Array = Any
+
+
+class Rule(NamedTuple):
+    """What tells one norm from another."""
+
+    name: str
+    centred: bool  # subtract the mean
+    averaged: bool  # divide by sqrt(mean square + eps); otherwise by max(norm, eps)
+
+
+LAYER_NORM = Rule("layer_norm", centred=True, averaged=True)
+RMS_NORM = Rule("rms_norm", centred=False, averaged=True)
+SCALE_NORM = Rule("scale_norm", centred=False, averaged=False)
+
+
+class Precision(NamedTuple):
+    """The dtype to compute in, and how much care it takes there."""
+
+    dtype: Any
+    digits: int = 0  # 0: the dtype has room to spare; else its significant bits, and statistics are pairs
+    paired_apply: bool = False  # each element in pairs too: the result has the dtype that is computed in
+
+
+# Rows are multiplied by 2**-exponent: that of the last level whose 2**(exponent + low) their largest element reaches.
+# Its square then neither overflows nor loses bits, and the root mean square is above 1 for rows of up to 2**(2 * low)
+# elements, so that no element with a normal result becomes subnormal on the way.
+class _Levels(NamedTuple):
+    low: int
+    exponents: tuple[int, ...]
+
+
+_LEVELS = {24: _Levels(8, (-126, -96, -60, -24, 12, 48, 84)), 53: _Levels(20, (-1022, -676, -256, 164, 584))}
+
+
+def reduce(xp: Any, x: Array, axes: tuple[int, ...], rule: Rule, precision: Precision) -> Moments:
+    """Step 1: the moments of each row of ``x``, already of the precision's dtype."""
+    count = math.prod([x.shape[axis] for axis in axes])
+    unit = None
+    if precision.digits:
+        unit = _unit(xp, xp.max(xp.abs(x), axis=axes, keepdims=True), precision.digits)
+        x = x * unit
+
+    def total(values: Array) -> Pair:
+        if precision.digits:
+            return sum_pair(xp, values, axes, precision.digits)
+        return xp.sum(values, axis=axes, keepdims=True), None
+
+    mean = None
+    if rule.centred:
+        near = total(x)[0] / max(count, 1)
+        x = x - near
+        rest = total(x)[0] / max(count, 1)
+        x = x - rest
+        mean = (near, rest) if precision.digits else (near + rest, None)
+    return Moments(count, mean, total(x * x), unit, xp)
+
+
+def finish(
+    xp: Any, moments: Moments, rule: Rule, eps: float, precision: Precision
+) -> tuple[Pair | None, Pair, Array | None]:
+    """Step 2: the shift, the factor, and the unit that both are in."""
+    if moments._mean is not None and not rule.centred:
+        moments = Moments(moments.count, None, sum_of_squares(moments), moments._unit, xp)
+    mean, squares, unit = moments._mean, moments._squares, moments._unit
+    numerator = float(moments.count) if rule.averaged else 1.0
+    if unit is None:
+        # The largest eps would overflow here; the result is 0 in the narrower dtype long before that.
+        eps_term = min(moments.count * eps if rule.averaged else eps * eps, 1e300)
+        energy = squares[0] + eps_term if rule.averaged else _at_least(xp, squares[0], eps_term)
+        if eps_term and rule.centred:  # then no energy is 0, and centring has made NaN of every row with an Inf
+            return mean, (xp.sqrt(numerator / energy), None), None
+        return mean, (_inverse_root(xp, energy, numerator), None), None
+    # The unit must suit eps as well as the row; below the unit that suits eps, squares vanish beside it.
+    eps_unit, eps_pair, excess = _eps_term(eps, moments.count if rule.averaged else 0, precision.digits)
+    numerator = math.ldexp(numerator, -excess)
+    smaller = xp.where(unit > eps_unit, eps_unit, unit)
+    shift, squares = rescaled(moments, smaller / unit)
+    ratio = smaller / eps_unit
+    eps_pair = eps_pair[0] * ratio * ratio, eps_pair[1] * ratio * ratio
+    if rule.averaged:
+        energy = add_pairs(squares, eps_pair)
+    else:
+        below = squares[0] < eps_pair[0]
+        energy = xp.where(below, eps_pair[0], squares[0]), xp.where(below, eps_pair[1], squares[1])
+    factor = _inverse_root_pair(xp, energy, numerator, precision.digits)
+    return shift if rule.centred else None, factor, smaller
+
+
+def apply(
+    xp: Any,
+    x: Array,
+    shift: Pair | None,
+    factor: Pair,
+    unit: Array | None,
+    weight: Pair | None,
+    bias: Array | None,
+    precision: Precision,
+) -> Array:
+    """Step 3: (x - shift) * factor * weight + bias, in the precision's dtype."""
+    if unit is not None:
+        x = x * unit
+    if precision.paired_apply:
+        return _apply_pairs(xp, x, shift, factor, weight, bias, precision.digits)
+    if shift is not None:
+        x = x - shift[0]
+        if shift[1] is not None:
+            x = x - shift[1]
+    y = x * factor[0]
+    if weight is not None:
+        y = y * weight[0] if weight[1] is None else y * weight[0] + y * weight[1]
+    return y if bias is None else y + bias
+
+
+def widen_weight(xp: Any, weight: Array, offset: float, precision: Precision) -> Pair:
+    """Return weight + offset, formed in the wide type; a pair where that rounds."""
+    if not offset and not precision.paired_apply:
+        return weight, None  # multiplication widens it
+    weight = xp.astype(weight, precision.dtype, copy=False)
+    if not (offset and precision.digits):
+        return (weight + offset if offset else weight), None
+    high, low = round_pair((offset, 0.0), precision.digits)
+    total, error = two_sum(weight, high)
+    return total, error + low
+
+
+def widen_scale(scale: float, precision: Precision) -> Pair:
+    """Return a number of the host as a weight."""
+    return round_pair((scale, 0.0), precision.digits) if precision.paired_apply else (scale, None)
+
+
+def _unit(xp: Any, largest: Array, digits: int) -> Array:
+    """The power of two that brings rows with this largest element into range."""
+    low, exponents = _LEVELS[digits]
+    unit = xp.full_like(largest, 2.0 ** -exponents[0])
+    for exponent in exponents[1:]:
+        unit = xp.where(largest >= 2.0 ** (exponent + low), 2.0**-exponent, unit)
+    return unit
+
+
+def _eps_term(eps: float, count: int, digits: int) -> tuple[float, Pair, int]:
+    """The unit that suits eps, and in that unit count * eps as a pair; for count 0, eps**2.
+
+    An eps beyond the squares of all float32 is brought back by 2**-excess; squares of a row vanish beside it.
+    """
+    # Numbers of the host; torch.compile has to fold all of it, so no Fraction and no cache.
+    low, exponents = _LEVELS[digits]
+    size = math.sqrt(eps) if count else eps
+    exponent = exponents[0]
+    for candidate in exponents:
+        if size >= 2.0 ** (candidate + low):
+            exponent = candidate
+    scaled = math.ldexp(eps, -2 * exponent if count else -exponent)
+    high, low = two_product(scaled, float(count) if count else scaled, 53)
+    excess = max(0, math.frexp(high)[1] - 4 * digits - 16) if digits < 53 else 0
+    pair = round_pair((math.ldexp(high, -excess), math.ldexp(low, -excess)), digits)
+    return 2.0**-exponent, pair, excess
+
+
+def _at_least(xp: Any, values: Array, floor: float) -> Array:
+    """The larger of each value and a number; NaN stays."""
+    return xp.where(values < floor, floor, values)
+
+
+def _inverse_root(xp: Any, energy: Array, numerator: float) -> Array:
+    """sqrt(numerator / energy); 0 for energy 0, where every deviation is 0; NaN for a row that holds NaN or Inf."""
+    empty = energy == 0.0
+    root = xp.sqrt(numerator / xp.where(empty, 1.0, energy))
+    return xp.where(empty, 0.0, xp.where(xp.isfinite(energy), root, xp.nan))
+
+
+def _inverse_root_pair(xp: Any, energy: Pair, numerator: float, digits: int) -> Pair:
+    """The same as a pair, after one step of Newton with the residual formed exactly."""
+    empty = energy[0] == 0.0
+    high = xp.where(empty, 1.0, energy[0])
+    root = _inverse_root(xp, energy[0], numerator)
+    square, square_error = two_product(root, root, digits)
+    product, product_error = two_product(square, high, digits)
+    residual = ((numerator - product) - product_error) - square_error * high - square * energy[1]
+    step = xp.where(empty, 0.0, root * residual / (2.0 * numerator))
+    total = root + step
+    return total, step - (total - root)
+
+
+def _apply_pairs(
+    xp: Any, x: Array, shift: Pair | None, factor: Pair, weight: Pair | None, bias: Array | None, digits: int
+) -> Array:
+    """Step 3 with every intermediate a pair, rounded once at the end."""
+    low: Any = 0.0
+    if shift is not None:
+        x, low = two_sum(x, -shift[0])
+        low = low - shift[1]
+    y = multiply_pairs((x, low), factor, digits)
+    if weight is not None:
+        high, error = two_product(y[0], weight[0], digits)
+        error = error + y[1] * weight[0]
+        y = high, error if weight[1] is None else error + y[0] * weight[1]
+    if bias is None:
+        high, error = y
+    else:
+        high, error = two_sum(y[0], bias)
+        error = error + y[1]
+    # Where the product overflows, its error term is meaningless and the infinity stands.
+    return xp.where(xp.isfinite(error), high + error, high)

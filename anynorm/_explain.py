@@ -1,0 +1,83 @@
+"""Which kernel a call would run, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from anynorm._check import check
+from anynorm._choose import KERNELS, choose
+from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM
+from anynorm._moments import Moments
+
+Array = Any
+Axis = int | tuple[int, ...]
+
+_RULES = {rule.name: rule for rule in (LAYER_NORM, RMS_NORM, SCALE_NORM)}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which kernel a call would run, and why each other one refused."""
+
+    kernel: str
+    refused: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [f"{self.kernel} runs this call"]
+        lines += [f"{name} does not: {reason}" for name, reason in self.refused.items()]
+        return "\n".join(lines)
+
+
+def explain(
+    x: Array,
+    weight: Array | float | None = None,
+    bias: Array | None = None,
+    *,
+    norm: str = "layer_norm",
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    weight_offset: float = 0.0,
+    moments: Moments | None = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+) -> Explanation:
+    """Say which kernel a call would run and why each other one refuses it; nothing is computed.
+
+    Parameters
+    ----------
+    x, weight, bias, axis, eps, weight_offset, moments, out
+        The arguments of the call; for scale_norm, ``weight`` is the scale.
+    norm : str
+        "layer_norm", "rms_norm" or "scale_norm".
+    residual : array like x, optional
+        Given, the call is add_layer_norm or add_rms_norm.
+
+    Returns
+    -------
+    Explanation
+        With ``kernel`` and ``refused``, a dict from kernel to reason; printed, a line for each.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the call itself, and if there is no such norm.
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> print(anynorm.explain(numpy.ones((2, 3))))
+    definition runs this call
+    """
+    if norm not in _RULES:
+        raise ValueError(f"norm must be one of {', '.join(_RULES)}, got {norm!r}")
+    call = check(
+        _RULES[norm], x, weight, bias, axis, eps,
+        weight_offset=weight_offset, moments=moments, residual=residual, out=out,
+    )  # fmt: skip
+    refused = {}
+    for kernel in KERNELS:
+        reason = kernel.missing() or kernel.refuses(call)
+        if reason is not None:
+            refused[kernel.name] = reason
+    return Explanation(choose(call).name, refused)

@@ -1,0 +1,181 @@
+"""Which library an array belongs to, and what anynorm has to know of that library.
+
+Nothing here imports an array library first: one that was never imported has made no arrays, so sys.modules tells.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+
+from anynorm._definition import Precision
+
+REAL_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Library:
+    """One array library, as far as anynorm deals with it."""
+
+    name: str
+    namespace: Any
+    writable: bool  # arrays can be written in place: `out=` works
+    devices: bool  # arrays live on devices that a caller can mix up
+    refuses_to_fill: bool = False  # centring or a bias would make every stored zero nonzero
+    on_numpy: bool = False  # computes with NumPy as it is called, and so would print NumPy's warnings
+    precisions: dict[Any, Precision] = field(default_factory=dict)
+
+    def precision(self, x: Any) -> Precision:
+        """Return what the statistics and the result of an array are computed in."""
+        # JAX can be switched to float64 and back at any time, so there the answer is not kept.
+        key = (x.dtype, str(x.device)) if self.devices else x.dtype
+        found = self.precisions.get(key)
+        if found is None:
+            found = self._find_precision(x)
+            if self.name != "jax":
+                self.precisions[key] = found
+        return found
+
+    def _find_precision(self, x: Any) -> Precision:
+        name = dtype_name(x.dtype)
+        if not self._has_float64(x):
+            return Precision(self.namespace.float32, 24, paired_apply=name == "float32")
+        return Precision(self.namespace.float64, 53 if name == "float64" else 0)
+
+    def _has_float64(self, x: Any) -> bool:
+        if self.name == "torch":  # the namespace reports the dtypes of torch, not those of the device
+            return bool(x.device.type != "mps")
+        info = self.namespace.__array_namespace_info__()
+        device = x.device if self.devices else None
+        return "float64" in info.dtypes(device=device, kind="real floating")
+
+
+# How arrays are told apart: module, its array class, the namespace that speaks the standard for it, what it can do.
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    module: str
+    array: str
+    namespace: str
+    writable: bool = False
+    devices: bool = False
+    refuses_to_fill: bool = False
+    on_numpy: bool = False
+
+
+_ENTRIES = (
+    _Entry("numpy", "ndarray", "numpy", writable=True, on_numpy=True),
+    _Entry("torch", "Tensor", "array_api_compat.torch", writable=True, devices=True),
+    _Entry("cupy", "ndarray", "array_api_compat.cupy", writable=True, devices=True),
+    _Entry("jax", "Array", "jax.numpy"),
+    _Entry("dask.array", "Array", "array_api_compat.dask.array"),
+    _Entry("array_api_strict._array_object", "Array", "array_api_strict", writable=True, devices=True, on_numpy=True),
+    _Entry("sparse", "SparseArray", "sparse", refuses_to_fill=True, on_numpy=True),
+    _Entry("ndonnx", "Array", "ndonnx"),
+)
+
+# What holds numbers and is no array, and what to pass instead.
+_ADVICE = {
+    "pandas": "pass x.to_numpy()",
+    "polars": "pass x.to_numpy()",
+    "pyarrow": "pass x.to_numpy()",
+    "xarray": "pass x.data",
+    "scipy": "pass x.toarray(), or sparse.COO(x) of the package sparse",
+}
+
+_by_type: dict[type, Library] = {}
+_by_namespace: dict[str, Library] = {}
+_when_found: list[Callable[[Library], None]] = []
+
+
+def library_of(x: Any) -> Library:
+    """Return the library of an array; TypeError for anything else."""
+    kind = type(x)
+    found = _by_type.get(kind)
+    if found is None:
+        found = _by_type[kind] = _find(x)
+    return found
+
+
+def library_named(namespace: Any) -> Library:
+    """Return the library that a namespace such as ``torch`` or ``jax.numpy`` belongs to."""
+    name = namespace.__name__.removeprefix("array_api_compat.")
+    for entry in _ENTRIES:
+        if name in (entry.module, entry.namespace.removeprefix("array_api_compat.")):
+            return _make(entry)
+    if hasattr(namespace, "__array_namespace_info__"):
+        return _unlisted(namespace)
+    raise TypeError(f"xp must be an array namespace such as numpy or torch, got {name}")
+
+
+def dtype_name(dtype: Any) -> str:
+    """The name of a dtype in the words of the standard: 'float32'."""
+    name = getattr(dtype, "name", None)
+    return name if isinstance(name, str) else str(dtype).rpartition(".")[2].lower()
+
+
+def when_found(callback: Callable[[Library], None]) -> None:
+    """Call back with each library, once, when its first array is seen."""
+    for library in _by_namespace.values():
+        callback(library)
+    _when_found.append(callback)
+
+
+def _find(x: Any) -> Library:
+    kind = type(x)
+    for entry in _ENTRIES:
+        array = getattr(sys.modules.get(entry.module), entry.array, None)
+        if array is None or not isinstance(x, array):
+            continue
+        if entry.module == "numpy" and kind not in (numpy.ndarray, numpy.memmap):
+            raise TypeError(_refusal(kind))
+        return _make(entry)
+    if hasattr(x, "__array_namespace__") and kind.__module__.partition(".")[0] not in _ADVICE:
+        return _unlisted(x.__array_namespace__())
+    raise TypeError(_refusal(kind))
+
+
+def _make(entry: _Entry) -> Library:
+    namespace = importlib.import_module(entry.namespace)
+    return _kept(
+        Library(
+            entry.module.partition(".")[0],
+            namespace,
+            entry.writable,
+            entry.devices,
+            entry.refuses_to_fill,
+            entry.on_numpy,
+        )
+    )
+
+
+def _unlisted(namespace: Any) -> Library:
+    return _kept(Library(namespace.__name__, namespace, writable=False, devices=False))
+
+
+def _kept(library: Library) -> Library:
+    """One Library for each namespace, so that two arrays of one library compare by identity."""
+    kept = _by_namespace.setdefault(library.name, library)
+    if kept is library:
+        for callback in _when_found:
+            callback(library)
+    return kept
+
+
+def _refusal(kind: type) -> str:
+    root = kind.__module__.partition(".")[0]
+    if issubclass(kind, numpy.ma.MaskedArray):
+        advice = "a masked array has no defined norm; pass x.filled(value), or x.data to ignore the mask"
+    elif issubclass(kind, numpy.ndarray):
+        advice = "subclasses of numpy.ndarray may change what arithmetic means; pass numpy.asarray(x)"
+    elif root in _ADVICE:
+        advice = _ADVICE[root]
+    elif issubclass(kind, (list, tuple, int, float, numpy.generic)):
+        advice = "pass numpy.asarray(x, dtype=numpy.float32)"
+    else:
+        advice = "pass an array of NumPy, CuPy, PyTorch, JAX, Dask or another library with __array_namespace__"
+    return f"must be an array, got {kind.__module__}.{kind.__qualname__}: {advice}"

@@ -1,0 +1,322 @@
+"""The public functions: check the arguments, choose a kernel, run it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anynorm._check import check
+from anynorm._choose import choose
+from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM
+from anynorm._kernels import definition
+from anynorm._moments import Moments
+
+Array = Any
+Axis = int | tuple[int, ...]
+
+
+def layer_norm(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    weight_offset: float = 0.0,
+    moments: Moments | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Give each row mean 0 and variance 1, then scale and shift its features.
+
+    ``y = (x - mean(x)) / sqrt(var(x) + eps) * (weight + weight_offset) + bias``, where mean and population variance run
+    over the normalized axes.
+
+    Parameters
+    ----------
+    x : array of any shape (..., features)
+        float16, bfloat16, float32 or float64, of any array library.
+    weight, bias : arrays of the shape of the normalized axes, optional
+        In the array's own axis order: for x of shape (N, C, H, W) and ``axis=1``, shape (C,). Their dtype may differ
+        from x's; left out they are 1 and 0.
+    axis : int or tuple of ints
+        The normalized axes.
+    eps : float
+        Added to the variance, in x's units squared; 0 or more.
+    weight_offset : float
+        Added to ``weight`` before anything is rounded; 1.0 for weights stored around zero, as Gemma's are.
+    moments : Moments, optional
+        Statistics to use instead of x's own, as `moments` returns them.
+    out : array like x, optional
+        Where to write the result; ``out=x`` works in place.
+
+    Returns
+    -------
+    array
+        Of x's library, shape, dtype and device: statistics are formed in a wider type, the result is rounded once. A
+        constant row gives ``bias``, a row that holds NaN or Inf gives NaN throughout, an empty array an empty one.
+        Gradients through autodiff are finite at constant rows: for eps = 0, where the formula has none, they are 0.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an array of x's library with a real floating dtype (for sparse arrays: always, since
+        centring would fill them).
+    ValueError
+        If a shape, axis, eps or device does not fit, or ``out`` overlaps an input other than by being it.
+
+    References
+    ----------
+    Ba, Kiros, Hinton 2016, "Layer Normalization", https://arxiv.org/abs/1607.06450
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> anynorm.layer_norm(numpy.asarray([[1.0, 2.0, 3.0]]), eps=0.0).round(4)
+    array([[-1.2247,  0.    ,  1.2247]])
+    """
+    call = check(LAYER_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments, out=out)
+    return choose(call).run(call)
+
+
+def rms_norm(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    moments: Moments | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Give each row a root mean square of 1, then scale its features.
+
+    ``y = x / sqrt(mean(x**2) + eps) * (weight + weight_offset) + bias``, where the mean runs over the normalized axes.
+
+    Parameters
+    ----------
+    x : array of any shape (..., features)
+        float16, bfloat16, float32 or float64, of any array library.
+    weight, bias : arrays of the shape of the normalized axes, optional
+        In the array's own axis order; see `layer_norm`.
+    axis : int or tuple of ints
+        The normalized axes.
+    eps : float
+        Added to the mean square, in x's units squared; 0 or more. Always this number, whatever the dtype.
+    weight_offset : float
+        Added to ``weight`` before anything is rounded; 1.0 for Gemma.
+    moments : Moments, optional
+        Statistics to use instead of x's own, as `moments` returns them.
+    out : array like x, optional
+        Where to write the result; ``out=x`` works in place.
+
+    Returns
+    -------
+    array
+        Of x's library, shape, dtype and device, rounded once. A zero row gives ``bias``, a row that holds NaN or Inf
+        gives NaN throughout, an empty array an empty one. Gradients through autodiff are finite at zero rows: for
+        eps = 0, where the formula has none, they are 0.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not an array of x's library with a real floating dtype.
+    ValueError
+        If a shape, axis, eps or device does not fit, or ``out`` overlaps an input other than by being it.
+
+    References
+    ----------
+    Zhang, Sennrich 2019, "Root Mean Square Layer Normalization", https://arxiv.org/abs/1910.07467
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> anynorm.rms_norm(numpy.asarray([[1.0, 7.0]]), eps=0.0)
+    array([[0.2, 1.4]])
+    """
+    call = check(RMS_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments, out=out)
+    return choose(call).run(call)
+
+
+def scale_norm(
+    x: Array,
+    scale: Array | float | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    moments: Moments | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Give each row the Euclidean length ``scale``; without a scale, make unit vectors.
+
+    ``y = scale * x / max(norm2(x), eps)``, where the norm runs over the normalized axes.
+
+    Parameters
+    ----------
+    x : array of any shape (..., features)
+        float16, bfloat16, float32 or float64, of any array library.
+    scale : number or 0-d array of x's library, optional
+        The length to give; left out it is 1.
+    axis : int or tuple of ints
+        The normalized axes.
+    eps : float
+        The least length to divide by, in x's units; 0 or more.
+    moments : Moments, optional
+        Statistics to use instead of x's own, as `moments` returns them.
+    out : array like x, optional
+        Where to write the result; ``out=x`` works in place.
+
+    Returns
+    -------
+    array
+        Of x's library, shape, dtype and device, rounded once. A zero row gives 0, a row that holds NaN or Inf gives
+        NaN throughout, an empty array an empty one. Gradients through autodiff are finite at zero rows: scale / eps
+        times the incoming one, and 0 for eps = 0.
+
+    Raises
+    ------
+    TypeError
+        If x is not an array with a real floating dtype, or scale neither a number nor an array of x's library.
+    ValueError
+        If a shape, axis, eps or device does not fit, or ``out`` overlaps an input other than by being it.
+
+    References
+    ----------
+    Nguyen, Salazar 2019, "Transformers without Tears", https://arxiv.org/abs/1910.05895
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> anynorm.scale_norm(numpy.asarray([[3.0, 4.0]]))
+    array([[0.6, 0.8]])
+    """
+    call = check(SCALE_NORM, x, scale, None, axis, eps, moments=moments, out=out)
+    return choose(call).run(call)
+
+
+def add_layer_norm(
+    x: Array,
+    residual: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    weight_offset: float = 0.0,
+    out: tuple[Array, Array] | None = None,
+) -> tuple[Array, Array]:
+    """Add a residual, then layer_norm: ``total = x + residual; y = layer_norm(total, ...)``.
+
+    Parameters
+    ----------
+    x, residual : arrays of one library, shape, dtype and device
+        Neither is written to unless it is given as ``out``.
+    weight, bias, axis, eps, weight_offset
+        As in `layer_norm`.
+    out : pair of arrays like x, optional
+        Where to write y and total; each may be x or residual itself.
+
+    Returns
+    -------
+    y, total : arrays like x
+        y is the norm of total as it is returned, so the bits are those of the two separate calls.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `layer_norm`, and if residual does not match x.
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> y, total = anynorm.add_layer_norm(numpy.ones(2), numpy.asarray([0.0, 2.0]), eps=0.0)
+    >>> y, total
+    (array([-1.,  1.]), array([1., 3.]))
+    """
+    call = check(LAYER_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual, out=out)
+    result: tuple[Array, Array] = choose(call).run(call)
+    return result
+
+
+def add_rms_norm(
+    x: Array,
+    residual: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    out: tuple[Array, Array] | None = None,
+) -> tuple[Array, Array]:
+    """Add a residual, then rms_norm: ``total = x + residual; y = rms_norm(total, ...)``.
+
+    Parameters
+    ----------
+    x, residual : arrays of one library, shape, dtype and device
+        Neither is written to unless it is given as ``out``.
+    weight, bias, axis, eps, weight_offset
+        As in `rms_norm`.
+    out : pair of arrays like x, optional
+        Where to write y and total; each may be x or residual itself.
+
+    Returns
+    -------
+    y, total : arrays like x
+        y is the norm of total as it is returned, so the bits are those of the two separate calls.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rms_norm`, and if residual does not match x.
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> y, total = anynorm.add_rms_norm(numpy.ones(2), numpy.asarray([0.0, 6.0]), eps=0.0)
+    >>> y, total
+    (array([0.2, 1.4]), array([1., 7.]))
+    """
+    call = check(RMS_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual, out=out)
+    result: tuple[Array, Array] = choose(call).run(call)
+    return result
+
+
+def moments(x: Array, *, axis: Axis = -1) -> Moments:
+    """Return count, mean and sum of squared deviations of each row.
+
+    Moments of pieces merge into those of the whole, so they serve a row that is cut over devices or files and the
+    statistics of a stream. Every norm takes them as ``moments=``.
+
+    Parameters
+    ----------
+    x : array of any shape (..., features)
+        float16, bfloat16, float32 or float64, of any array library.
+    axis : int or tuple of ints
+        The axes that make up a row.
+
+    Returns
+    -------
+    Moments
+        With ``count``, ``mean``, ``variance``, ``mean_square`` and ``merge``; the arrays keep the normalized axes with
+        length 1 and are in the wider type that statistics are formed in.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `layer_norm`.
+
+    References
+    ----------
+    Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance"
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> x = numpy.asarray([1.0, 2.0, 3.0, 6.0])
+    >>> both = anynorm.moments(x[:1]).merge(anynorm.moments(x[1:]))
+    >>> both.count, both.mean, both.variance
+    (4, array([3.]), array([3.5]))
+    >>> anynorm.layer_norm(x[:1], moments=both, eps=0.0).round(4)
+    array([-1.069])
+    """
+    return definition.run_moments(check(LAYER_NORM, x, None, None, axis, 0.0))

@@ -1,0 +1,129 @@
+"""Twice the working precision from ordinary floats: a pair (high, low) stands for the exact sum high + low.
+
+Needed where the widest float a library has is the one the data came in. Everything here is additions, multiplications
+and comparisons of whole arrays, so it runs under any tracer. Two hazards shaped it:
+
+- Compilers may fuse ``a*b + c`` into one rounding (XLA does on the CPU, every GPU compiler does). Each product that
+  is followed by an addition here is either exact or used twice, so fusing changes nothing; the textbook splitting
+  of Veltkamp is not safe in that respect.
+- XLA folds ``(a + c) - c`` to ``a`` where c is a literal. Here c always comes from the data.
+
+``digits`` is the number of significant bits of the dtype: 53 for float64, 24 for float32.
+
+Sources: Knuth, TAOCP 2, 4.2.2 (two_sum); Dekker 1971 (two_product); Rump, Ogita, Oishi 2008, "Accurate floating-point
+summation" (the splitting behind sum_pair).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+Array = Any
+Pair = tuple[Any, Any]
+
+# Sums of more terms than this are cut in two first: past it a level of sum_pair takes too few bits of each term.
+_LONGEST_SUM = {24: 1 << 14, 53: 1 << 28}
+
+
+def two_sum(a: Array, b: Array) -> Pair:
+    """Return the rounded sum and its rounding error, exactly."""
+    total = a + b
+    b_seen = total - a
+    return total, (a - (total - b_seen)) + (b - b_seen)
+
+
+def two_product(a: Array, b: Array, digits: int) -> Pair:
+    """Return the rounded product and its rounding error, exact while nothing underflows."""
+    product = a * b
+    a_high, a_low = _split(a, digits)
+    b_high, b_low = _split(b, digits)
+    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def add_pairs(a: Pair, b: Pair) -> Pair:
+    """Return the sum of two pairs as a pair."""
+    high, low = two_sum(a[0], b[0])
+    return _renormalize(high, low + (a[1] + b[1]))
+
+
+def multiply_pairs(a: Pair, b: Pair, digits: int) -> Pair:
+    """Return the product of two pairs as a pair."""
+    high, low = two_product(a[0], b[0], digits)
+    return _renormalize(high, low + (a[0] * b[1] + a[1] * b[0]))
+
+
+def sum_pair(xp: Any, values: Array, axes: tuple[int, ...], digits: int) -> Pair:
+    """Sum over ``axes`` (kept with length 1), to within one unit of the last place of the pair's high part.
+
+    Each level takes the leading bits of every term, as many as can be added without any rounding, so that
+    the library may add them in whatever order it likes. What remains after the last level is too small to matter.
+    """
+    terms = math.prod([values.shape[axis] for axis in axes])
+    if terms > _LONGEST_SUM[digits]:
+        longest = max(axes, key=lambda axis: values.shape[axis])
+        first, second = _halves(values, longest)
+        return add_pairs(sum_pair(xp, first, axes, digits), sum_pair(xp, second, axes, digits))
+    bits = max(terms - 1, 1).bit_length()
+    # A boundary of 4 * 2**bits * largest leaves this many bits of each term to a level, and the remainder has to
+    # fall below 2**-(2 * bits + 4) of the largest term before a plain sum of it is harmless.
+    bits_per_level = digits - 3 - bits
+    levels = -(-(2 * bits + 4) // bits_per_level)
+    boundary = xp.max(xp.abs(values), axis=axes, keepdims=True) * 2.0 ** (bits + 2)
+    high, low = None, 0.0
+    for _ in range(levels):
+        leading = (values + boundary) - boundary
+        values = values - leading
+        part = xp.sum(leading, axis=axes, keepdims=True)
+        if high is None:
+            high = part
+        else:
+            high, error = two_sum(high, part)
+            low = low + error
+        boundary = boundary * 2.0**-bits_per_level
+    high, error = two_sum(high, xp.sum(values, axis=axes, keepdims=True))
+    return _renormalize(high, low + error)
+
+
+def round_pair(value: tuple[float, float], digits: int) -> tuple[float, float]:
+    """Turn a pair of Python floats into a pair of numbers that are exact in the dtype."""
+    if digits == 53:
+        return value
+    high = _round(value[0], digits)
+    return high, _round((value[0] - high) + value[1], digits)
+
+
+def ratio_pair(numerator: int, denominator: int, digits: int) -> tuple[float, float]:
+    """The quotient of two integers as a pair."""
+    high = numerator / denominator
+    over, under = high.as_integer_ratio()
+    low = (numerator * under - over * denominator) / (under * denominator)
+    return round_pair((high, low), digits)
+
+
+def _round(value: float, digits: int) -> float:
+    """Round a Python float to so many bits; it is assumed to lie in the range of the dtype."""
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(round(math.ldexp(mantissa, digits)), exponent - digits)
+
+
+def _split(a: Array, digits: int) -> Pair:
+    """Cut a number into two of half the length; scaled down meanwhile so that nothing overflows."""
+    half = (digits + 1) // 2
+    scaled = a * 2.0**-digits
+    boundary = scaled * 2.0**half
+    high = ((scaled + boundary) - boundary) * 2.0**digits
+    return high, a - high
+
+
+def _renormalize(high: Array, low: Array) -> Pair:
+    """Move what fits from the low part into the high one; |low| is at most |high|."""
+    total = high + low
+    return total, low - (total - high)
+
+
+def _halves(values: Array, axis: int) -> Pair:
+    """Cut an array in two along an axis."""
+    middle = values.shape[axis] // 2
+    before = (slice(None),) * (axis % len(values.shape))
+    return values[(*before, slice(None, middle))], values[(*before, slice(middle, None))]

@@ -1,0 +1,302 @@
+"""LayerNorm, RMSNorm and ScaleNorm as objects that hold their parameters, for any array library."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy
+
+from anynorm._check import check_number
+from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_named, library_of, when_found
+from anynorm._norms import layer_norm, rms_norm, scale_norm
+
+Array = Any
+
+
+class _Norm:
+    """Parameters by name, and what can be done with them whichever norm they belong to."""
+
+    _parameter_names: tuple[str, ...] = ()
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return the parameters by name, the arrays themselves and no copies."""
+        return {name: getattr(self, name) for name in self._parameter_names if getattr(self, name) is not None}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Take over parameters by name, from arrays of this library or from any that NumPy can read.
+
+        Parameters
+        ----------
+        state : mapping from name to array
+            Exactly the names that `state_dict` returns; a checkpoint of torch.nn.LayerNorm or RMSNorm fits. Values are
+            converted to the dtype and device of the present parameters.
+
+        Raises
+        ------
+        ValueError
+            If a name is missing or unknown, or a shape differs. Nothing is changed then.
+        TypeError
+            If a value is not an array.
+        """
+        present = self.state_dict()
+        missing, unknown = sorted(present.keys() - state.keys()), sorted(state.keys() - present.keys())
+        if missing or unknown:
+            problems = [
+                f"{kind} {', '.join(names)}" for kind, names in (("misses", missing), ("has unknown", unknown)) if names
+            ]
+            raise ValueError(
+                f"the state {' and '.join(problems)}; {self!r} holds {', '.join(present) or 'no parameters'}"
+            )
+        loaded = {name: _converted(name, state[name], like) for name, like in present.items()}
+        for name, value in loaded.items():
+            setattr(self, name, value)
+
+    def _config(self) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+    def __eq__(self, other: object) -> bool:
+        """Equal configuration: norm, shapes, dtype, eps and the like; parameter values are not compared."""
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._config() == other._config()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._config()))
+
+    def _dtype_name(self) -> str | None:
+        for parameter in self.state_dict().values():
+            return dtype_name(parameter.dtype) if hasattr(parameter, "dtype") else None
+        return None
+
+    def _repr(self, shape: Any, **options: Any) -> str:
+        written = ", ".join([str(shape), *(f"{name}={value}" for name, value in options.items())])
+        return f"{type(self).__name__}({written})"
+
+
+class _AffineNorm(_Norm):
+    """A norm with a weight for each feature and perhaps a bias."""
+
+    _parameter_names = ("weight", "bias")
+
+    def __init__(
+        self,
+        shape: int | tuple[int, ...],
+        eps: float,
+        bias: bool,
+        weight_offset: float,
+        xp: Any,
+        dtype: Any,
+        device: Any,
+    ) -> None:
+        library, dtype = _library_and_dtype(xp, dtype)
+        self.shape = _checked_shape(shape)
+        self.eps = check_number("eps", eps, least=0.0)
+        self.weight_offset = check_number("weight_offset", weight_offset)
+        make = library.namespace.full
+        # Zero-centred weights start at zero, so that the factor starts at 1 either way.
+        self.weight = make(self.shape, 0.0 if weight_offset == 1.0 else 1.0, dtype=dtype, device=device)
+        self.bias = make(self.shape, 0.0, dtype=dtype, device=device) if bias else None
+
+    def _axis(self) -> tuple[int, ...]:
+        return tuple(range(-len(self.shape), 0))
+
+    def _config(self) -> tuple[Any, ...]:
+        return self.shape, self.eps, self.weight_offset, self.bias is not None, self._dtype_name()
+
+    def __repr__(self) -> str:
+        options: dict[str, Any] = {"eps": self.eps, "bias": self.bias is not None}
+        if self.weight_offset:
+            options["weight_offset"] = self.weight_offset
+        return self._repr(self.shape[0] if len(self.shape) == 1 else self.shape, **options, dtype=self._dtype_name())
+
+
+class LayerNorm(_AffineNorm):
+    """`anynorm.layer_norm` over the last axes, holding weight and bias: 2 x dim parameters.
+
+    Parameters
+    ----------
+    shape : int or tuple of ints
+        The lengths of the last axes, which are normalized.
+    eps : float
+    bias : bool
+        Whether to hold a bias besides the weight.
+    weight_offset : float
+        Added to the weight; 1.0 for weights stored around zero, which then start at 0.
+    xp : array namespace
+        The library of the parameters: numpy (the default), torch, cupy, jax.numpy, ...
+    dtype : dtype of that library
+        Default: its float32.
+    device : device of that library
+        Default: the library's own.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument does not fit; when called, as `anynorm.layer_norm`.
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> norm = anynorm.LayerNorm(3)
+    >>> norm
+    LayerNorm(3, eps=1e-05, bias=True, dtype=float32)
+    >>> norm(numpy.asarray([[1.0, 2.0, 3.0]], dtype=numpy.float32)).round(3)
+    array([[-1.225,  0.   ,  1.225]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        shape: int | tuple[int, ...],
+        *,
+        eps: float = 1e-5,
+        bias: bool = True,
+        weight_offset: float = 0.0,
+        xp: Any = numpy,
+        dtype: Any = None,
+        device: Any = None,
+    ) -> None:
+        super().__init__(shape, eps, bias, weight_offset, xp, dtype, device)
+
+    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+        """Normalize an array of the parameters' library."""
+        return layer_norm(
+            x, self.weight, self.bias, axis=self._axis(), eps=self.eps, weight_offset=self.weight_offset, out=out
+        )
+
+
+class RMSNorm(_AffineNorm):
+    """`anynorm.rms_norm` over the last axes, holding its weight: 1 x dim parameters.
+
+    Parameters are those of `LayerNorm`; ``bias`` is False unless asked for and ``eps`` 1e-6.
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> anynorm.RMSNorm(2)(numpy.asarray([[1.0, 7.0]], dtype=numpy.float32))
+    array([[0.2, 1.4]], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        shape: int | tuple[int, ...],
+        *,
+        eps: float = 1e-6,
+        bias: bool = False,
+        weight_offset: float = 0.0,
+        xp: Any = numpy,
+        dtype: Any = None,
+        device: Any = None,
+    ) -> None:
+        super().__init__(shape, eps, bias, weight_offset, xp, dtype, device)
+
+    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+        """Normalize an array of the parameters' library."""
+        return rms_norm(
+            x, self.weight, self.bias, axis=self._axis(), eps=self.eps, weight_offset=self.weight_offset, out=out
+        )
+
+
+class ScaleNorm(_Norm):
+    """`anynorm.scale_norm` over the last axis, holding its scale: a single parameter.
+
+    Parameters
+    ----------
+    dim : int
+        The length of the last axis; the scale starts at sqrt(dim), as in the paper.
+    eps, xp, dtype, device
+        As in `LayerNorm`.
+
+    Examples
+    --------
+    >>> import anynorm
+    >>> anynorm.ScaleNorm(4).scale
+    array(2., dtype=float32)
+    """
+
+    _parameter_names = ("scale",)
+
+    def __init__(self, dim: int, *, eps: float = 1e-5, xp: Any = numpy, dtype: Any = None, device: Any = None) -> None:
+        library, dtype = _library_and_dtype(xp, dtype)
+        (self.dim,) = _checked_shape(dim)
+        self.eps = check_number("eps", eps, least=0.0)
+        self.scale = library.namespace.full((), math.sqrt(self.dim), dtype=dtype, device=device)
+
+    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+        """Normalize an array of the scale's library."""
+        shape = tuple(getattr(x, "shape", ()))
+        if shape and shape[-1] != self.dim:
+            raise ValueError(f"{self!r} needs x of shape (..., {self.dim}), got {shape}")
+        return scale_norm(x, self.scale, eps=self.eps, out=out)
+
+    def _config(self) -> tuple[Any, ...]:
+        return self.dim, self.eps, self._dtype_name()
+
+    def __repr__(self) -> str:
+        return self._repr(self.dim, eps=self.eps, dtype=self._dtype_name())
+
+
+def _library_and_dtype(xp: Any, dtype: Any) -> tuple[Library, Any]:
+    library = library_named(xp)
+    dtype = library.namespace.float32 if dtype is None else dtype
+    if library.name == "numpy":
+        dtype = numpy.dtype(dtype)
+    if dtype_name(dtype) not in REAL_DTYPES:
+        raise TypeError(f"dtype must be a real floating dtype ({', '.join(REAL_DTYPES)}), got {dtype}")
+    return library, dtype
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    lengths = (shape,) if isinstance(shape, int) else shape
+    if not isinstance(lengths, (tuple, list)) or not lengths or not all(type(length) is int for length in lengths):
+        raise TypeError(f"shape must be an int or a tuple of ints, got {shape!r}")
+    if min(lengths) < 1:
+        raise ValueError(f"shape must be made of positive lengths, got {shape!r}")
+    return tuple(lengths)
+
+
+def _converted(name: str, value: Array, like: Array) -> Array:
+    """A loaded value as an array like the present parameter."""
+    library = library_of(like)
+    if not hasattr(value, "shape"):
+        raise TypeError(f"{name} must be an array, got {type(value).__name__}")
+    if tuple(value.shape) != tuple(like.shape):
+        raise ValueError(f"{name} must have shape {tuple(like.shape)}, got {tuple(value.shape)}")
+    if type(value) is not type(like):
+        value = library.namespace.asarray(_as_numpy(value), device=like.device)
+    return library.namespace.astype(value, like.dtype, copy=True)
+
+
+def _as_numpy(value: Array) -> Any:
+    """Read an array of any library on the host; bfloat16 of torch, which NumPy lacks, by way of float32."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if dtype_name(value.dtype) == "bfloat16" else value
+    return numpy.asarray(value)
+
+
+def _register_with_jax(library: Library) -> None:
+    """Make the norms pytrees once JAX is in use: parameters are leaves, the rest is configuration."""
+    if library.name != "jax":
+        return
+    for kind in (LayerNorm, RMSNorm, ScaleNorm):
+        sys.modules["jax"].tree_util.register_pytree_node(
+            kind, _flatten, lambda held, leaves, kind=kind: _unflatten(kind, held, leaves)
+        )
+
+
+def _flatten(norm: _Norm) -> tuple[tuple[Array, ...], tuple[tuple[str, Any], ...]]:
+    held = {name: value for name, value in vars(norm).items() if name not in norm._parameter_names}
+    return tuple(getattr(norm, name) for name in norm._parameter_names), tuple(held.items())
+
+
+def _unflatten(kind: type[_Norm], held: tuple[tuple[str, Any], ...], leaves: tuple[Array, ...]) -> _Norm:
+    norm = object.__new__(kind)
+    vars(norm).update(held)
+    vars(norm).update(zip(kind._parameter_names, leaves, strict=True))
+    return norm
+
+
+when_found(_register_with_jax)

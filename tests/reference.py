@@ -1,0 +1,119 @@
+"""The norms in exact arithmetic, written from the formulas; shares no code with anynorm.
+
+Stored values are exact rationals. Sums are exact; square roots and what follows carry 80 decimal digits.
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import mpmath
+import numpy as np
+
+mpmath.mp.dps = 80
+
+# Significant bits, exponent of the smallest subnormal, largest finite value.
+FORMATS = {
+    "float16": (11, -24, Fraction(65504)),
+    "bfloat16": (8, -133, (2 - Fraction(1, 2**7)) * 2**127),
+    "float32": (24, -149, (2 - Fraction(1, 2**23)) * 2**127),
+    "float64": (53, -1074, (2 - Fraction(1, 2**52)) * 2**1023),
+}
+
+
+@dataclass(frozen=True)
+class Exact:
+    """One exact result, and the magnitude at which its unit in the last place is taken."""
+
+    value: mpmath.mpf  # NaN where the whole row must be NaN
+    magnitude: mpmath.mpf
+
+
+def layer_norm(row, weight=None, bias=None, eps=1e-5, offset=0.0):
+    """y = (x - mean) / sqrt(var + eps) * (weight + offset) + bias, for one row of floats."""
+    return _norm(row, weight, bias, offset, centred=True, eps=Fraction(eps))
+
+
+def rms_norm(row, weight=None, bias=None, eps=1e-6, offset=0.0):
+    """y = x / sqrt(mean(x**2) + eps) * (weight + offset) + bias, for one row of floats."""
+    return _norm(row, weight, bias, offset, centred=False, eps=Fraction(eps))
+
+
+def scale_norm(row, scale=1.0, eps=1e-5):
+    """y = scale * x / max(norm2(x), eps), for one row of floats."""
+    if not np.isfinite(row).all():
+        return [Exact(mpmath.nan, mpmath.nan)] * len(row)
+    x, exponent = _integers(row)
+    energy = max(sum(v * v for v in x) * _power(2 * exponent), Fraction(eps) ** 2)
+    factor = _mpf(Fraction(float(scale)) * _power(exponent)) / _root(energy)
+    values = [v * factor for v in x]
+    return [Exact(value, abs(value)) for value in values]
+
+
+def mean_and_variance(row):
+    """Exact mean and population variance of a row."""
+    x, exponent = _integers(row)
+    total = sum(x)
+    squares = sum((len(x) * v - total) ** 2 for v in x)
+    return Fraction(total, len(x)) * _power(exponent), Fraction(squares, len(x) ** 3) * _power(2 * exponent)
+
+
+def _norm(row, weight, bias, offset, centred, eps):
+    if not np.isfinite(row).all():
+        return [Exact(mpmath.nan, mpmath.nan)] * len(row)
+    x, exponent = _integers(row)
+    count = len(x)
+    total = sum(x) if centred else 0
+    deviations = [count * v - total for v in x]  # count times too large, and so stay whole
+    energy = Fraction(sum(d * d for d in deviations), count**3) * _power(2 * exponent) + eps
+    factor = _mpf(_power(exponent)) / (count * _root(energy))
+    results = []
+    for i, deviation in enumerate(deviations):
+        w = mpmath.mpf(1) if weight is None else mpmath.mpf(float(weight[i])) + mpmath.mpf(offset)
+        b = mpmath.mpf(0) if bias is None else mpmath.mpf(float(bias[i]))
+        scaled = deviation * factor * w
+        # Centring leaves an error of the row's own scale, so there x_hat counts as at least 1.
+        least = abs(w) if centred else 0
+        results.append(Exact(scaled + b, max(abs(scaled), least, abs(b), abs(scaled + b))))
+    return results
+
+
+def _integers(row):
+    """The values of a row as integers times one power of two: (integers, exponent)."""
+    ratios = [float(v).as_integer_ratio() for v in row]
+    largest = max(denominator for _, denominator in ratios)
+    return [numerator * (largest // denominator) for numerator, denominator in ratios], 1 - largest.bit_length()
+
+
+def _power(exponent) -> Fraction:
+    return Fraction(2) ** exponent
+
+
+def _root(energy: Fraction) -> mpmath.mpf:
+    """The square root; 1 where every deviation is 0 and so is eps, for such rows give 0."""
+    return mpmath.sqrt(_mpf(energy)) if energy else mpmath.mpf(1)
+
+
+def _mpf(value: Fraction) -> mpmath.mpf:
+    return mpmath.mpf(value.numerator) / value.denominator
+
+
+def ulp(magnitude, dtype: str) -> mpmath.mpf:
+    """The unit in the last place of a dtype at a magnitude."""
+    digits, smallest, _ = FORMATS[dtype]
+    exponent = mpmath.frexp(magnitude)[1] - digits if magnitude else smallest
+    return mpmath.ldexp(1, max(int(exponent), smallest))
+
+
+def error_in_ulp(got: float, exact: Exact, dtype: str) -> float:
+    """How far a result is from the exact one; infinite where one is NaN and the other is not."""
+    if mpmath.isnan(exact.value) or np.isnan(got):
+        return 0.0 if mpmath.isnan(exact.value) and np.isnan(got) else float("inf")
+    unit = ulp(exact.magnitude, dtype)
+    largest = _mpf(FORMATS[dtype][2])
+    if np.isinf(got):
+        # Right only if the exact value is past the largest number, or within the allowed error of it.
+        beyond = largest - exact.value * (1 if got > 0 else -1)
+        return max(0.0, float(beyond / unit)) if got * exact.value > 0 else float("inf")
+    if abs(exact.value) > largest:
+        return float("inf") if got * exact.value <= 0 else float(max(0, largest - abs(mpmath.mpf(float(got)))) / unit)
+    return float(abs(mpmath.mpf(float(got)) - exact.value) / unit)
