@@ -214,19 +214,22 @@ def _apply_pairs(
     xp: Any, x: Array, shift: Pair | None, factor: Pair, weight: Pair | None, bias: Array | None, digits: int
 ) -> Array:
     """Step 3 with every intermediate a pair, rounded once at the end."""
-    low: Any = 0.0
+    # The low half of a small product would be subnormal, which some libraries flush to zero.
+    size = x if shift is None else x - shift[0]
+    size = xp.abs(size * factor[0] if weight is None else size * factor[0] * weight[0])
+    small = size if bias is None else size + xp.abs(bias)
+    boost = xp.where(small < 2.0**60, 2.0**64, xp.ones_like(x))
+    high, low = x, 0.0
     if shift is not None:
-        x, low = two_sum(x, -shift[0])
-        low = low - shift[1]
-    y = multiply_pairs((x, low), factor, digits)
+        high, low = two_sum(x, -shift[0])
+        low = (low - shift[1]) * boost
+    high, low = multiply_pairs((high * boost, low), factor, digits)
     if weight is not None:
-        high, error = two_product(y[0], weight[0], digits)
-        error = error + y[1] * weight[0]
-        y = high, error if weight[1] is None else error + y[0] * weight[1]
-    if bias is None:
-        high, error = y
-    else:
-        high, error = two_sum(y[0], bias)
-        error = error + y[1]
+        product, error = two_product(high, weight[0], digits)
+        error = error + low * weight[0]
+        high, low = product, error if weight[1] is None else error + high * weight[1]
+    if bias is not None:
+        high, error = two_sum(high, bias * boost)
+        low = low + error
     # Where the product overflows, its error term is meaningless and the infinity stands.
-    return xp.where(xp.isfinite(error), high + error, high)
+    return xp.where(xp.isfinite(low), high + low, high) / boost

@@ -1,0 +1,145 @@
+"""Every array library that is installed, behind one interface for the tests."""
+
+import contextlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+ALL = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Backend:
+    name: str
+    make: Callable[[np.ndarray], Any]
+    read: Callable[[Any], np.ndarray]
+    dtypes: tuple[str, ...]
+    flushes: bool = False  # treats subnormal numbers as zero
+    writable: bool = False
+    context: Callable[[], Any] = field(default=contextlib.nullcontext)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def as_dtype(values, dtype: str) -> np.ndarray:
+    """Round values to a dtype of NumPy's or to bfloat16."""
+    with np.errstate(all="ignore"):
+        return np.asarray(values).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+
+def _read_only(values):
+    values = values.copy()
+    values.flags.writeable = False
+    return values
+
+
+def _strict(device: str):
+    import array_api_strict as xp
+
+    def make(values):
+        return xp.asarray(values.copy(), device=xp.Device(device))
+
+    def read(array):
+        return np.asarray(xp.asarray(array, device=xp.Device("CPU_DEVICE")))
+
+    return make, read
+
+
+def _torch_make(device):
+    import torch
+
+    def make(values):
+        if values.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(values.astype(np.float32)).to(torch.bfloat16).to(device)
+        return torch.from_numpy(values.copy()).to(device)
+
+    return make
+
+
+def _torch_read(tensor):
+    tensor = tensor.detach().cpu()
+    if str(tensor.dtype) == "torch.bfloat16":
+        return tensor.float().numpy().astype(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def _jax_make(values):
+    import jax.numpy as jnp
+
+    return jnp.asarray(values)
+
+
+def _jax_x64():
+    import jax
+
+    return jax.enable_x64(True)
+
+
+def _dask_make(values):
+    import dask.array as da
+
+    # Cut along the normalized axis too: sums and maxima then run over several chunks.
+    return da.from_array(values, chunks=tuple(max(1, (length + 1) // 2) for length in values.shape))
+
+
+def has_cuda() -> bool:
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        return torch.cuda.is_available()
+    return False
+
+
+def _cupy_make(values):
+    import cupy
+
+    return cupy.asarray(values)
+
+
+def _cupy_read(array):
+    return array.get()
+
+
+needs_gpu = pytest.mark.skipif(not has_cuda(), reason="needs an NVIDIA GPU")
+needs_cupy = pytest.mark.skipif(
+    importlib.util.find_spec("cupy") is None or not has_cuda(), reason="needs CuPy and an NVIDIA GPU"
+)
+
+NUMPY = Backend("numpy", np.array, np.asarray, ALL, writable=True)
+TORCH = Backend("torch", _torch_make("cpu"), _torch_read, ALL, writable=True)
+JAX = Backend("jax", _jax_make, np.asarray, ("float16", "bfloat16", "float32"), flushes=True)
+JAX_X64 = Backend("jax-x64", _jax_make, np.asarray, ALL, flushes=True, context=_jax_x64)
+DASK = Backend("dask", _dask_make, lambda array: np.asarray(array.compute(scheduler="synchronous")), ALL)
+STRICT = Backend("strict", *_strict("CPU_DEVICE"), ("float32", "float64"), writable=True)
+
+CPU_BACKENDS = (
+    NUMPY,
+    Backend("numpy-read-only", _read_only, np.asarray, ALL),
+    Backend("numpy-reversed", lambda v: np.array(v)[..., ::-1].copy()[..., ::-1], np.asarray, ALL, writable=True),
+    STRICT,
+    Backend("strict-device2", *_strict("device2"), ("float32", "float64"), writable=True),
+    Backend("strict-no-float64", *_strict("no_float64"), ("float32",), writable=True),
+    TORCH,
+    JAX,
+    JAX_X64,
+    DASK,
+)
+GPU_BACKENDS = (
+    pytest.param(
+        Backend("torch-cuda", _torch_make("cuda"), _torch_read, ALL, writable=True),
+        marks=[pytest.mark.gpu, needs_gpu],
+        id="torch-cuda",
+    ),
+    pytest.param(
+        Backend("cupy", _cupy_make, _cupy_read, ("float16", "float32", "float64"), writable=True),
+        marks=[pytest.mark.gpu, needs_cupy],
+        id="cupy",
+    ),
+)
+BACKENDS = (*(pytest.param(backend, id=backend.name) for backend in CPU_BACKENDS), *GPU_BACKENDS)

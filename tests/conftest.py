@@ -1,0 +1,36 @@
+"""Hypothesis settings, the strictest flags of array-api-strict, and the table of the largest errors seen."""
+
+import array_api_strict
+import pytest
+from hypothesis import settings
+
+from tests import tolerances
+
+# Compiling libraries make single examples slow, and shared machines make any deadline flaky.
+settings.register_profile("default", deadline=None, print_blob=True)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def strictest_flags():
+    array_api_strict.set_array_api_strict_flags(
+        boolean_indexing=False, data_dependent_shapes=False, enabled_extensions=()
+    )
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["seen"] = [(list(key), value) for key, value in tolerances.seen.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    for key, value in getattr(node, "workeroutput", {}).get("seen", []):
+        tolerances.seen[tuple(key)] = max(tolerances.seen.get(tuple(key), 0.0), value)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if tolerances.seen:
+        terminalreporter.section("largest error seen, in units of the last place")
+        for line in tolerances.seen_table():
+            terminalreporter.write_line(line)

@@ -1,0 +1,112 @@
+"""Inputs that are hard for a norm, as hypothesis strategies over NumPy arrays."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from tests import reference
+from tests.backends import as_dtype
+from tests.tolerances import smallest_normal
+
+# A few sizes only: each new shape costs a compiling library a second.
+FEATURES = (1, 2, 3, 7, 33, 64)
+ROWS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    x: np.ndarray  # (ROWS, features)
+    weight: np.ndarray | None
+    bias: np.ndarray | None
+    eps: float
+    weight_offset: float
+    scale: float | None
+    kind: str
+
+
+def _largest(dtype):
+    return float(reference.FORMATS[dtype][2])
+
+
+def _normal(rng, shape, dtype):
+    return rng.standard_normal(shape)
+
+
+def _offset(rng, shape, dtype):
+    """A mean of up to a million standard deviations."""
+    return rng.standard_normal(shape) + 10.0 ** rng.uniform(0, 6, (shape[0], 1)) * rng.choice([-1, 1])
+
+
+def _outlier(rng, shape, dtype):
+    """One feature 1e4 times the rest, the first included."""
+    x = rng.standard_normal(shape)
+    x[:, rng.integers(shape[1]) if rng.random() < 0.5 else 0] *= 1e4
+    return x
+
+
+def _huge(rng, shape, dtype):
+    return rng.uniform(-1, 1, shape) * _largest(dtype)
+
+
+def _tiny(rng, shape, dtype):
+    """Around the smallest normal number, subnormals included."""
+    return rng.standard_normal(shape) * smallest_normal(dtype) * 10.0 ** rng.uniform(-2, 2)
+
+
+def _spread(rng, shape, dtype):
+    """Every magnitude of the dtype in one row."""
+    low, high = np.log2(smallest_normal(dtype)), np.log2(_largest(dtype))
+    return rng.choice([-1, 1], shape) * 2.0 ** rng.uniform(low - 3, high, shape)
+
+
+def _nearly_constant(rng, shape, dtype):
+    """A few units in the last place around one value."""
+    spacing = 2.0 ** (1 - reference.FORMATS[dtype][0])
+    return rng.standard_normal((shape[0], 1)) * (1 + rng.integers(-2, 3, shape) * spacing)
+
+
+def _some_magnitude(rng, shape, dtype):
+    """One magnitude for the row, anywhere in the range of the dtype."""
+    low, high = np.log2(smallest_normal(dtype)), np.log2(_largest(dtype))
+    return rng.standard_normal(shape) * 2.0 ** rng.uniform(low, high - 3)
+
+
+KINDS = {
+    kind.__name__[1:]: kind
+    for kind in (_normal, _offset, _outlier, _huge, _tiny, _spread, _nearly_constant, _some_magnitude)
+}
+
+
+@st.composite
+def rows(draw, dtype, features=FEATURES):
+    """Finite rows of one of the kinds above, or of any floats that hypothesis thinks of."""
+    shape = (ROWS, draw(st.sampled_from(features)))
+    kind = draw(st.sampled_from([*KINDS, "any"]))
+    if kind == "any":
+        width = {"float16": 16, "bfloat16": 32, "float32": 32, "float64": 64}[dtype]
+        values = draw(
+            npst.arrays(f"float{width}", shape, elements=st.floats(width=width, allow_infinity=False, allow_nan=False))
+        )
+    else:
+        values = KINDS[kind](np.random.default_rng(draw(st.integers(0, 2**32 - 1))), shape, dtype)
+    largest = _largest(dtype)
+    return as_dtype(np.clip(values.astype(np.float64), -largest, largest), dtype), kind
+
+
+@st.composite
+def cases(draw, dtype, features=FEATURES):
+    """Rows with parameters, eps and whatever else a norm takes."""
+    x, kind = draw(rows(dtype, features))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    weight, bias = (as_dtype(rng.standard_normal(x.shape[1]), dtype) if draw(st.booleans()) else None for _ in range(2))
+    return Case(
+        x,
+        weight,
+        bias,
+        eps=draw(st.sampled_from([1e-5, 0.0, 1e-12, 1.0, 1e-300])),
+        weight_offset=draw(st.sampled_from([0.0, 1.0, 0.1])) if weight is not None else 0.0,
+        scale=draw(st.sampled_from([None, 1.0, -0.7, float(np.sqrt(768))])),
+        kind=kind,
+    )

@@ -1,0 +1,124 @@
+"""Every backend against exact arithmetic, within the bound of each dtype, on inputs that are hard for a norm."""
+
+import numpy as np
+import pytest
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+
+import anynorm
+from tests import reference
+from tests.backends import ALL, CPU_BACKENDS, GPU_BACKENDS, NUMPY, as_dtype
+from tests.strategies import cases
+from tests.tolerances import assert_exact, smallest_normal
+
+NORMS = ("layer_norm", "rms_norm", "scale_norm")
+
+
+def expected_rows(norm, case, x):
+    if norm == "scale_norm":
+        return [reference.scale_norm(row, 1.0 if case.scale is None else case.scale, case.eps) for row in x]
+    exact = getattr(reference, norm)
+    return [exact(row, case.weight, case.bias, case.eps, case.weight_offset) for row in x]
+
+
+def run(norm, backend, case):
+    with backend.context():
+        x = backend.make(case.x)
+        if norm == "scale_norm":
+            return backend.read(anynorm.scale_norm(x, case.scale, eps=case.eps))
+        weight, bias = (None if p is None else backend.make(p) for p in (case.weight, case.bias))
+        y = getattr(anynorm, norm)(x, weight, bias, eps=case.eps, weight_offset=case.weight_offset)
+        return backend.read(y)
+
+
+def without_subnormals(x, dtype):
+    return np.where(np.abs(x.astype(np.float64)) < smallest_normal(dtype), 0, x).astype(x.dtype)
+
+
+def check(norm, dtype, case, backends):
+    note(case.kind)
+    exact = expected_rows(norm, case, case.x)
+    flushed = None
+    for backend in backends:
+        if dtype not in backend.dtypes:
+            continue
+        expected = exact
+        if backend.flushes and dtype in ("bfloat16", "float32", "float64"):
+            x = without_subnormals(case.x, dtype)
+            if flushed is None:
+                flushed = exact if np.array_equal(x, case.x) else expected_rows(norm, case, x)
+            expected = flushed
+        assert_exact(
+            run(norm, backend, case),
+            expected,
+            backend=backend.name,
+            dtype=dtype,
+            norm=norm,
+            flushes=backend.flushes,
+        )
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("norm", NORMS)
+@given(data=st.data())
+@settings(max_examples=60)
+def test_precision(norm, dtype, data):
+    check(norm, dtype, data.draw(cases(dtype)), CPU_BACKENDS)
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("norm", NORMS)
+@given(data=st.data())
+@settings(max_examples=60)
+def test_precision_on_gpu(norm, dtype, backend, data):
+    check(norm, dtype, data.draw(cases(dtype)), [backend])
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("norm", NORMS)
+@given(data=st.data())
+@settings(max_examples=8)
+def test_long_rows(norm, dtype, data):
+    check(norm, dtype, data.draw(cases(dtype, features=(1000, 3001))), [NUMPY])
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, "float32") for name in ("numpy", "torch", "jax", "strict-no-float64")]
+    + [(name, "float64") for name in ("numpy", "torch", "strict")],
+)
+def test_very_long_row_with_a_mean_of_a_million_sigma(name, dtype):
+    (backend,) = [b for b in CPU_BACKENDS if b.name == name]
+    x = as_dtype(np.random.default_rng(5).standard_normal((1, 40_000)) + 1e6, dtype)
+    expected = [reference.layer_norm(x[0], eps=1e-5)]
+    got = backend.read(anynorm.layer_norm(backend.make(x)))
+    assert_exact(got, expected, backend=name, dtype=dtype, norm="layer_norm")
+
+
+@pytest.mark.parametrize("weight_dtype", ALL)
+@pytest.mark.parametrize("dtype", ALL)
+def test_weight_of_another_dtype(dtype, weight_dtype):
+    rng = np.random.default_rng(3)
+    x = as_dtype(rng.standard_normal((2, 33)), dtype)
+    weight, bias = (as_dtype(rng.standard_normal(33), weight_dtype) for _ in range(2))
+    expected = [reference.layer_norm(row, weight, bias, 1e-5, 0.25) for row in x]
+    for backend in CPU_BACKENDS:
+        if {dtype, weight_dtype} <= set(backend.dtypes):
+            with backend.context():
+                y = anynorm.layer_norm(*map(backend.make, (x, weight, bias)), weight_offset=0.25)
+                assert_exact(backend.read(y), expected, backend=backend.name, dtype=dtype, norm="layer_norm")
+
+
+@pytest.mark.parametrize("magnitude", [1e-40, 1e-30, 1e-20, 1e20, 1e30, 1e38])
+@pytest.mark.parametrize("norm", NORMS)
+def test_float32_keeps_every_magnitude(norm, magnitude):
+    x = as_dtype(np.asarray([[1.0, -2.0, 3.0, -1.5]]) * magnitude, "float32")
+    expected = [getattr(reference, norm)(x[0], eps=0.0)]
+    for backend in CPU_BACKENDS:
+        if backend.flushes and magnitude < 1e-37:
+            continue
+        with backend.context():
+            got = backend.read(getattr(anynorm, norm)(backend.make(x), eps=0.0))
+        assert_exact(got, expected, backend=backend.name, dtype="float32", norm=norm)
+        assert np.abs(got).max() > 0.5
