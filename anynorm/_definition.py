@@ -24,7 +24,17 @@ import math
 from typing import Any, NamedTuple
 
 from anynorm._moments import Moments, rescaled, sum_of_squares
-from anynorm._pairs import Pair, add_pairs, multiply_pairs, round_pair, sum_pair, two_product, two_sum
+from anynorm._pairs import (
+    Pair,
+    add_pairs,
+    multiply_pairs,
+    renormalize,
+    round_pair,
+    split,
+    sum_pair,
+    two_product,
+    two_sum,
+)
 
 Array = Any
 
@@ -64,24 +74,48 @@ _LEVELS = {24: _Levels(8, (-126, -96, -60, -24, 12, 48, 84)), 53: _Levels(20, (-
 def reduce(xp: Any, x: Array, axes: tuple[int, ...], rule: Rule, precision: Precision) -> Moments:
     """Step 1: the moments of each row of ``x``, already of the precision's dtype."""
     count = math.prod([x.shape[axis] for axis in axes])
-    unit = None
     if precision.digits:
-        unit = _unit(xp, xp.max(xp.abs(x), axis=axes, keepdims=True), precision.digits)
-        x = x * unit
-
-    def total(values: Array) -> Pair:
-        if precision.digits:
-            return sum_pair(xp, values, axes, precision.digits)
-        return xp.sum(values, axis=axes, keepdims=True), None
-
+        return _reduce_pairs(xp, x, axes, count, rule, precision.digits)
     mean = None
     if rule.centred:
-        near = total(x)[0] / max(count, 1)
-        x = x - near
-        rest = total(x)[0] / max(count, 1)
-        x = x - rest
-        mean = (near, rest) if precision.digits else (near + rest, None)
-    return Moments(count, mean, total(x * x), unit, xp)
+        near = xp.sum(x, axis=axes, keepdims=True) / max(count, 1)
+        rest = xp.sum(x - near, axis=axes, keepdims=True) / max(count, 1)
+        mean = near + rest, None
+        x = x - mean[0]
+    return Moments(count, mean, (xp.sum(x * x, axis=axes, keepdims=True), None), None, xp)
+
+
+def _reduce_pairs(xp: Any, x: Array, axes: tuple[int, ...], count: int, rule: Rule, digits: int) -> Moments:
+    """Step 1 where no wider dtype exists."""
+
+    def rough_sum(values: Array) -> Array:
+        # For what needs half the digits. A plain sum of float64 has those in any order; one of float32 has not.
+        if digits == 53:
+            return xp.sum(values, axis=axes, keepdims=True)
+        return sum_pair(xp, values, axes, digits)[0]
+
+    unit = _unit(xp, xp.max(xp.abs(x), axis=axes, keepdims=True), digits)
+    x = x * unit
+    mean, low = None, None
+    if rule.centred:
+        near = rough_sum(x) / count
+        x, low = two_sum(x, -near)
+        rest = (sum_pair(xp, x, axes, digits)[0] + rough_sum(low)) / count
+        mean = near, rest
+        x, low = renormalize(x, low - rest)
+    # x**2 = high**2 + (x - high) * (x + high): the first is exact, the second small.
+    high, rest = split(x, digits)
+    small = rest * (x + high)
+    if low is not None:
+        small = small + 2.0 * x * low
+    squares, error = sum_pair(xp, high * high, axes, digits)
+    return Moments(count, mean, renormalize(squares, error + rough_sum(small)), unit, xp)
+
+
+def _deviations(x: Array, mean: Pair) -> Pair:
+    """The pair x - mean; its high part is x - mean rounded once."""
+    high, low = two_sum(x, -mean[0])
+    return renormalize(high, low - mean[1])
 
 
 def finish(
@@ -131,9 +165,7 @@ def apply(
     if precision.paired_apply:
         return _apply_pairs(xp, x, shift, factor, weight, bias, precision.digits)
     if shift is not None:
-        x = x - shift[0]
-        if shift[1] is not None:
-            x = x - shift[1]
+        x = x - shift[0] if shift[1] is None else _deviations(x, shift)[0]
     y = x * factor[0]
     if weight is not None:
         y = y * weight[0] if weight[1] is None else y * weight[0] + y * weight[1]
@@ -221,9 +253,8 @@ def _apply_pairs(
     boost = xp.where(small < 2.0**60, 2.0**64, xp.ones_like(x))
     high, low = x, 0.0
     if shift is not None:
-        high, low = two_sum(x, -shift[0])
-        low = (low - shift[1]) * boost
-    high, low = multiply_pairs((high * boost, low), factor, digits)
+        high, low = _deviations(x, shift)
+    high, low = multiply_pairs((high * boost, low * boost), factor, digits)
     if weight is not None:
         product, error = two_product(high, weight[0], digits)
         error = error + low * weight[0]

@@ -107,9 +107,9 @@ def library_named(namespace: Any) -> Library:
     for entry in _ENTRIES:
         if name in (entry.module, entry.namespace.removeprefix("array_api_compat.")):
             return _make(entry)
-    if hasattr(namespace, "__array_namespace_info__"):
-        return _unlisted(namespace)
-    raise TypeError(f"xp must be an array namespace such as numpy or torch, got {name}")
+    if not hasattr(namespace, "__array_namespace_info__"):
+        raise TypeError(f"xp must be an array namespace such as numpy or torch, got {name}")
+    return _kept(Library(name, namespace, writable=False, devices=False))
 
 
 def dtype_name(dtype: Any) -> str:
@@ -134,8 +134,9 @@ def _find(x: Any) -> Library:
         if entry.module == "numpy" and kind not in (numpy.ndarray, numpy.memmap):
             raise TypeError(_refusal(kind))
         return _make(entry)
-    if hasattr(x, "__array_namespace__") and kind.__module__.partition(".")[0] not in _ADVICE:
-        return _unlisted(x.__array_namespace__())
+    unlisted = not issubclass(kind, numpy.generic) and kind.__module__.partition(".")[0] not in _ADVICE
+    if unlisted and hasattr(x, "__array_namespace__"):
+        return library_named(x.__array_namespace__())
     raise TypeError(_refusal(kind))
 
 
@@ -151,10 +152,6 @@ def _make(entry: _Entry) -> Library:
             entry.on_numpy,
         )
     )
-
-
-def _unlisted(namespace: Any) -> Library:
-    return _kept(Library(namespace.__name__, namespace, writable=False, devices=False))
 
 
 def _kept(library: Library) -> Library:

@@ -87,6 +87,8 @@ def merge(a: Moments, b: Moments) -> Moments:
     """Merge the moments of two pieces of the same rows."""
     if not isinstance(b, Moments):
         raise TypeError(f"Moments merge with Moments, got {type(b).__name__}")
+    if a._xp is not b._xp:
+        raise TypeError(f"Moments merge with those of one library, got {a._xp.__name__} and {b._xp.__name__}")
     if a.shape != b.shape or (a._unit is None) != (b._unit is None):
         kinds = ["float64" if m._unit is not None else "narrower floats" for m in (a, b)]
         raise ValueError(

@@ -33,9 +33,10 @@ def require_writable(argument: str, out: Array, library: str) -> None:
     if library == "torch" and out.requires_grad and out.is_leaf:
         raise ValueError(f"{argument} is a leaf that requires a gradient, which autograd does not let be written")
     extent = _extent(out, library)
-    if extent is not None and any(
+    repeats = extent is not None and any(
         stride == 0 and length > 1 for stride, length in zip(extent.strides, extent.shape, strict=True)
-    ):
+    )
+    if repeats and extent.size:
         raise ValueError(f"{argument} has elements that share memory (a broadcast view); pass a whole array")
 
 

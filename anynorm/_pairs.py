@@ -36,21 +36,21 @@ def two_sum(a: Array, b: Array) -> Pair:
 def two_product(a: Array, b: Array, digits: int) -> Pair:
     """Return the rounded product and its rounding error, exact while nothing underflows."""
     product = a * b
-    a_high, a_low = _split(a, digits)
-    b_high, b_low = _split(b, digits)
+    a_high, a_low = split(a, digits)
+    b_high, b_low = split(b, digits)
     return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
 
 
 def add_pairs(a: Pair, b: Pair) -> Pair:
     """Return the sum of two pairs as a pair."""
     high, low = two_sum(a[0], b[0])
-    return _renormalize(high, low + (a[1] + b[1]))
+    return renormalize(high, low + (a[1] + b[1]))
 
 
 def multiply_pairs(a: Pair, b: Pair, digits: int) -> Pair:
     """Return the product of two pairs as a pair."""
     high, low = two_product(a[0], b[0], digits)
-    return _renormalize(high, low + (a[0] * b[1] + a[1] * b[0]))
+    return renormalize(high, low + (a[0] * b[1] + a[1] * b[0]))
 
 
 def sum_pair(xp: Any, values: Array, axes: tuple[int, ...], digits: int) -> Pair:
@@ -82,7 +82,7 @@ def sum_pair(xp: Any, values: Array, axes: tuple[int, ...], digits: int) -> Pair
             low = low + error
         boundary = boundary * 2.0**-bits_per_level
     high, error = two_sum(high, xp.sum(values, axis=axes, keepdims=True))
-    return _renormalize(high, low + error)
+    return renormalize(high, low + error)
 
 
 def round_pair(value: tuple[float, float], digits: int) -> tuple[float, float]:
@@ -107,7 +107,7 @@ def _round(value: float, digits: int) -> float:
     return math.ldexp(round(math.ldexp(mantissa, digits)), exponent - digits)
 
 
-def _split(a: Array, digits: int) -> Pair:
+def split(a: Array, digits: int) -> Pair:
     """Cut a number into two of half the length; scaled down meanwhile so that nothing overflows."""
     half = (digits + 1) // 2
     scaled = a * 2.0**-digits
@@ -116,7 +116,7 @@ def _split(a: Array, digits: int) -> Pair:
     return high, a - high
 
 
-def _renormalize(high: Array, low: Array) -> Pair:
+def renormalize(high: Array, low: Array) -> Pair:
     """Move what fits from the low part into the high one; |low| is at most |high|."""
     total = high + low
     return total, low - (total - high)

@@ -88,6 +88,12 @@ def _dask_make(values):
     return da.from_array(values, chunks=tuple(max(1, (length + 1) // 2) for length in values.shape))
 
 
+def _dask_read(array):
+    # Dask computes later, where whoever computes decides about NumPy's warnings of NaN and Inf.
+    with np.errstate(all="ignore"):
+        return np.asarray(array.compute(scheduler="synchronous"))
+
+
 def has_cuda() -> bool:
     if importlib.util.find_spec("torch") is not None:
         import torch
@@ -115,7 +121,7 @@ NUMPY = Backend("numpy", np.array, np.asarray, ALL, writable=True)
 TORCH = Backend("torch", _torch_make("cpu"), _torch_read, ALL, writable=True)
 JAX = Backend("jax", _jax_make, np.asarray, ("float16", "bfloat16", "float32"), flushes=True)
 JAX_X64 = Backend("jax-x64", _jax_make, np.asarray, ALL, flushes=True, context=_jax_x64)
-DASK = Backend("dask", _dask_make, lambda array: np.asarray(array.compute(scheduler="synchronous")), ALL)
+DASK = Backend("dask", _dask_make, _dask_read, ALL)
 STRICT = Backend("strict", *_strict("CPU_DEVICE"), ("float32", "float64"), writable=True)
 
 CPU_BACKENDS = (

@@ -43,9 +43,9 @@ def smallest_normal(dtype: str) -> float:
 def seen_table() -> list[str]:
     """The largest errors seen, a line for each backend and dtype."""
     norms = ("layer_norm", "rms_norm", "scale_norm")
-    lines = [f"{'backend':18}{'dtype':10}" + "".join(f"{norm:>12}" for norm in norms)]
+    lines = [f"{'backend':26}{'dtype':10}" + "".join(f"{norm:>12}" for norm in norms)]
     for backend, dtype in sorted({key[:2] for key in seen}):
         errors = [seen.get((backend, dtype, norm)) for norm in norms]
         cells = "".join(f"{'' if e is None else format(e, '.3f'):>12}" for e in errors)
-        lines.append(f"{backend:18}{dtype:10}{cells}")
+        lines.append(f"{backend:26}{dtype:10}{cells}")
     return lines

@@ -1,0 +1,239 @@
+"""Every rule about arguments, and the words in which its breach is reported."""
+
+import math
+from types import SimpleNamespace
+
+import array_api_strict
+import numpy as np
+import pytest
+
+import anynorm
+from tests.backends import CPU_BACKENDS, as_dtype
+
+X = np.ones((2, 3, 4), np.float32)
+WEIGHT = np.ones(4, np.float32)
+
+
+def refuses(error, words, call, *args, **kwargs):
+    with pytest.raises(error) as caught:
+        call(*args, **kwargs)
+    message = str(caught.value)
+    for word in words if isinstance(words, tuple) else (words,):
+        assert word in message, message
+    assert "\n" not in message
+
+
+class FakeFrame:
+    """Stands in for a data frame; only the name of its module counts."""
+
+
+def frame_of(module):
+    return type("DataFrame", (FakeFrame,), {"__module__": f"{module}.core"})()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ([1.0, 2.0], ("x must be an array, got builtins.list", "numpy.asarray")),
+        ((1.0,), "numpy.asarray"),
+        (3.0, "numpy.asarray"),
+        (np.float32(3), "numpy.asarray"),
+        (None, ("NoneType", "pass an array of NumPy, CuPy")),
+        ("text", "builtins.str"),
+        (np.ma.masked_array([1.0, 2.0], [True, False]), ("MaskedArray", "x.filled(value)")),
+        (np.ones(2).view(np.recarray), ("recarray", "numpy.asarray(x)")),
+        (frame_of("pandas"), ("pandas.core.DataFrame", "x.to_numpy()")),
+        (frame_of("polars"), "x.to_numpy()"),
+        (frame_of("pyarrow"), "x.to_numpy()"),
+        (frame_of("xarray"), "pass x.data"),
+        (frame_of("scipy"), "x.toarray()"),
+    ],
+)
+def test_what_is_no_array(value, words):
+    for norm in (anynorm.layer_norm, anynorm.rms_norm, anynorm.scale_norm, anynorm.moments, anynorm.explain):
+        refuses(TypeError, words, norm, value)
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int8, np.uint64, np.complex64, object, "U3", "M8[s]"])
+def test_dtypes_that_are_not_real_floats(dtype):
+    x = np.zeros(3, dtype)
+    refuses(
+        TypeError,
+        ("x must have a real floating dtype (float16, bfloat16, float32, float64)", str(x.dtype)),
+        anynorm.rms_norm,
+        x,
+    )
+    refuses(TypeError, ("weight must have a real floating dtype",), anynorm.rms_norm, np.ones(3), x)
+
+
+def test_long_double_is_refused():
+    if np.dtype(np.longdouble) == np.float64:
+        pytest.skip("long double is float64 here")
+    refuses(TypeError, str(np.dtype(np.longdouble)), anynorm.rms_norm, np.ones(3, np.longdouble))
+
+
+@pytest.mark.parametrize(
+    ("axis", "error", "words"),
+    [
+        (3, ValueError, ("axis 3 does not fit x of shape (2, 3, 4)", "[-3, 3)")),
+        (-4, ValueError, "axis -4 does not fit"),
+        ((0, 3), ValueError, "axis 3 does not fit"),
+        ((), ValueError, "at least one axis"),
+        ((1, 1), ValueError, "each axis once"),
+        ((1, -2), ValueError, "each axis once"),
+        (1.0, TypeError, "an int or a tuple of ints, got 1.0"),
+        ("1", TypeError, "an int or a tuple of ints"),
+        (None, TypeError, "an int or a tuple of ints"),
+        ((0, None), TypeError, "an int or a tuple of ints"),
+    ],
+)
+def test_axes_that_do_not_fit(axis, error, words):
+    refuses(error, words, anynorm.layer_norm, X, axis=axis)
+    refuses(error, words, anynorm.moments, X, axis=axis)
+
+
+def test_arrays_without_axes():
+    refuses(ValueError, ("at least one axis", "x.reshape(1)"), anynorm.scale_norm, np.array(1.0))
+
+
+@pytest.mark.parametrize("eps", [-1e-9, math.nan, math.inf, -math.inf])
+def test_eps_that_is_negative_or_not_finite(eps):
+    refuses(ValueError, ("eps must be finite and not negative", str(eps)), anynorm.layer_norm, X, eps=eps)
+
+
+@pytest.mark.parametrize("eps", [None, "1e-5", True, np.ones(1), 1j])
+def test_eps_that_is_no_number(eps):
+    refuses(TypeError, ("eps must be a number", type(eps).__name__), anynorm.rms_norm, X, eps=eps)
+
+
+@pytest.mark.parametrize("eps", [0, 1, np.float32(0.5), np.int64(2)])
+def test_eps_may_be_any_real_number(eps):
+    assert (anynorm.rms_norm(X, eps=eps) == anynorm.rms_norm(X, eps=float(eps))).all()
+
+
+@pytest.mark.parametrize("argument", ["weight", "bias"])
+def test_parameters_that_do_not_fit(argument):
+    expected = (f"{argument} must have the shape of the normalized axes, (4,)", "(2, 3, 4)", "axis 2", "got (3,)")
+    refuses(ValueError, expected, anynorm.layer_norm, X, **{argument: np.ones(3, np.float32)})
+    refuses(ValueError, ("(2, 4)", "got (4, 2)"), anynorm.rms_norm, X, **{argument: np.ones((4, 2))}, axis=(0, 2))
+    refuses(ValueError, "got ()", anynorm.rms_norm, X, **{argument: np.array(1.0)})
+    refuses(TypeError, f"{argument} must be an array", anynorm.layer_norm, X, **{argument: [1.0] * 4})
+    refuses(TypeError, f"{argument} must be an array", anynorm.layer_norm, X, **{argument: 1.0})
+
+
+def test_two_libraries():
+    import torch
+
+    refuses(
+        TypeError,
+        ("x and weight must come from one library", "numpy.ndarray", "torch.Tensor"),
+        anynorm.layer_norm,
+        X,
+        torch.ones(4),
+    )
+    refuses(TypeError, "x and scale must come from one library", anynorm.scale_norm, X, torch.ones(()))
+    refuses(TypeError, "x and residual must come from one library", anynorm.add_rms_norm, X, torch.ones(2, 3, 4))
+    refuses(TypeError, "x and out must come from one library", anynorm.rms_norm, X, out=torch.ones(2, 3, 4))
+
+
+def test_two_devices():
+    xp = array_api_strict
+    x = xp.ones((2, 4), dtype=xp.float32)
+    elsewhere = xp.ones((4,), dtype=xp.float32, device=xp.Device("device1"))
+    refuses(
+        ValueError, ("x and weight must be on one device", "device1", "move weight"), anynorm.rms_norm, x, elsewhere
+    )
+    refuses(ValueError, "x and bias must be on one device", anynorm.rms_norm, x, bias=elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("scale", "error", "words"),
+    [
+        (np.ones(1, np.float32), ValueError, ("0-d array, got shape (1,)", "scale.reshape(())")),
+        ("2", TypeError, "scale must be a number or a 0-d array, got str"),
+        (True, TypeError, "scale must be"),
+        (math.inf, ValueError, "scale must be finite, got inf"),
+        (np.array(2), TypeError, "scale must have a real floating dtype"),
+    ],
+)
+def test_scales_that_do_not_fit(scale, error, words):
+    refuses(error, words, anynorm.scale_norm, X, scale)
+
+
+def test_weight_offset():
+    refuses(ValueError, "weight_offset is added to weight; pass weight too", anynorm.rms_norm, X, weight_offset=1.0)
+    refuses(ValueError, "weight_offset must be finite", anynorm.rms_norm, X, WEIGHT, weight_offset=math.nan)
+    refuses(TypeError, "weight_offset must be a number", anynorm.rms_norm, X, WEIGHT, weight_offset="1")
+
+
+def test_residuals_that_do_not_match():
+    expected = ("residual must have x's shape and dtype", "(2, 3, 4) of float32", "(4,) of float32")
+    refuses(ValueError, expected, anynorm.add_layer_norm, X, WEIGHT)
+    refuses(ValueError, "of float64", anynorm.add_rms_norm, X, X.astype(np.float64))
+
+
+def test_moments_that_do_not_fit():
+    import torch
+
+    refuses(TypeError, "moments must be what anynorm.moments returned, got tuple", anynorm.rms_norm, X, moments=(1, 2))
+    of_rows = anynorm.moments(X)
+    refuses(
+        ValueError, ("moments must have shape (1, 3, 4)", "got (2, 3, 1)"), anynorm.rms_norm, X, axis=0, moments=of_rows
+    )
+    empty = anynorm.moments(X[:, :, :0])
+    refuses(ValueError, "moments of no elements", anynorm.rms_norm, X, moments=empty)
+    elsewhere = anynorm.moments(torch.ones(2, 3, 4))
+    refuses(TypeError, "arrays of x's library, numpy", anynorm.rms_norm, X, moments=elsewhere)
+    wider = anynorm.moments(X.astype(np.float64))
+    refuses(ValueError, "moments must come from data as wide as x, of float32", anynorm.rms_norm, X, moments=wider)
+
+
+def test_torch_tensors_that_are_not_dense():
+    import torch
+
+    refuses(TypeError, ("dense tensor", "x.to_dense()"), anynorm.rms_norm, torch.eye(3).to_sparse())
+
+
+def test_unknown_lengths():
+    import dask.array as da
+    import ndonnx
+
+    x = da.ones((4, 4), dtype="float32", chunks=2)
+    unknown = x[:, x[0] > 0]
+    refuses(
+        ValueError, ("length of the normalized axis 1 must be known", "compute_chunk_sizes"), anynorm.rms_norm, unknown
+    )
+    dynamic = ndonnx.argument(shape=("N", "M"), dtype=ndonnx.float32)
+    refuses(ValueError, "length of the normalized axis 1 must be known", anynorm.rms_norm, dynamic)
+
+
+def test_sparse_arrays_are_not_filled():
+    import sparse
+
+    x = sparse.COO(np.eye(3))
+    refuses(TypeError, ("centring would make every zero", "x.todense()"), anynorm.layer_norm, x)
+    refuses(TypeError, "a bias would make every zero", anynorm.rms_norm, x, bias=sparse.COO(np.ones(3)))
+
+
+def test_explain_knows_three_norms():
+    refuses(
+        ValueError,
+        ("norm must be one of layer_norm, rms_norm, scale_norm", "'batch_norm'"),
+        anynorm.explain,
+        X,
+        norm="batch_norm",
+    )
+
+
+def test_libraries_that_are_not_written_to():
+    for backend in CPU_BACKENDS:
+        with backend.context():
+            x = backend.make(as_dtype(np.ones((2, 4)), "float32"))
+            if backend.writable or backend.name.startswith("numpy"):
+                continue
+            refuses(TypeError, ("cannot be written in place", "leave out= away"), anynorm.rms_norm, x, out=x)
+
+
+def test_an_object_with_a_namespace_but_no_dtype_is_refused():
+    thing = SimpleNamespace(shape=(3,))
+    refuses(TypeError, "x must be an array, got types.SimpleNamespace", anynorm.rms_norm, thing)

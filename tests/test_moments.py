@@ -1,0 +1,155 @@
+"""Moments: exact enough alone, merged, and given to a norm."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import anynorm
+from tests import reference
+from tests.backends import BACKENDS, TORCH, as_dtype
+from tests.strategies import rows
+from tests.tolerances import BOUNDS, assert_exact
+
+NORMS = ("layer_norm", "rms_norm", "scale_norm")
+
+
+def exact_rows(norm, x, eps):
+    return [getattr(reference, norm)(row, eps=eps) for row in x]
+
+
+def merged(x, cuts, order, axis=-1):
+    pieces = [anynorm.moments(piece, axis=axis) for piece in np.split(x, sorted(cuts), axis=axis)]
+    whole = pieces[order[0]]
+    for index in order[1:]:
+        whole = whole.merge(pieces[index])
+    return whole
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mean_variance_and_mean_square(backend):
+    for dtype in backend.dtypes:
+        x = as_dtype(np.random.default_rng(1).standard_normal((3, 33)) * 2 + 5, dtype)
+        with backend.context():
+            found = anynorm.moments(backend.make(x))
+            mean, variance, square = (backend.read(v) for v in (found.mean, found.variance, found.mean_square))
+        assert found.count == 33
+        assert found.shape == mean.shape == variance.shape == square.shape == (3, 1)
+        precision = 2.0 ** (2 - 24 if mean.dtype == np.float32 else 2 - 53)
+        for row in range(3):
+            exact_mean, exact_variance = reference.mean_and_variance(x[row])
+            assert float(mean[row, 0]) == pytest.approx(float(exact_mean), rel=precision)
+            assert float(variance[row, 0]) == pytest.approx(float(exact_variance), rel=2 * precision)
+            assert float(square[row, 0]) == pytest.approx(float(exact_variance + exact_mean**2), rel=2 * precision)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("norm", NORMS)
+@given(data=st.data())
+@settings(max_examples=40)
+def test_norms_of_merged_moments_keep_the_precision(norm, dtype, data):
+    x, _ = data.draw(rows(dtype, features=(7, 33)))
+    cuts = data.draw(st.lists(st.integers(0, x.shape[1]), max_size=5))
+    order = data.draw(st.permutations(range(len(cuts) + 1)))
+    eps = data.draw(st.sampled_from([0.0, 1e-5, 1e-30]))
+    given_moments = merged(x, cuts, order)
+    assert given_moments.count == x.shape[1]
+    got = getattr(anynorm, norm)(x, eps=eps, moments=given_moments)
+    assert_exact(got, exact_rows(norm, x, eps), backend="numpy, merged", dtype=dtype, norm=norm)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_given_moments_give_the_norm_of_the_whole(backend):
+    x = as_dtype(np.random.default_rng(3).standard_normal((2, 64)) + 3, "float32")
+    with backend.context():
+        left, right = backend.make(x[:, :20]), backend.make(x[:, 20:])
+        both = anynorm.moments(right).merge(anynorm.moments(left))
+        for norm in NORMS:
+            halves = [backend.read(getattr(anynorm, norm)(part, moments=both)) for part in (left, right)]
+            expected = exact_rows(norm, x, 1e-6 if norm == "rms_norm" else 1e-5)
+            joined = np.concatenate(halves, axis=1)
+            assert_exact(joined, expected, backend=f"{backend.name}, merged", dtype="float32", norm=norm)
+
+
+def test_many_pieces_in_any_order():
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((1, 3000)) * 10.0 ** rng.uniform(-3, 3, 3000) + 1e6
+    expected = exact_rows("layer_norm", x, 1e-5)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(1000)
+        whole = merged(x, range(3, 3000, 3), list(order))
+        got = anynorm.layer_norm(x, moments=whole)
+        assert_exact(got, expected, backend="numpy, merged", dtype="float64", norm="layer_norm")
+
+
+def test_pieces_of_very_different_magnitude():
+    x = np.asarray([[1e-300, 2e-300, 1e300, -1e300, 1.0, 0.0]])
+    for cuts in ((2,), (2, 4), (1, 2, 3, 4, 5)):
+        for norm in NORMS:
+            got = getattr(anynorm, norm)(x, moments=merged(x, cuts, range(len(cuts) + 1)), eps=0.0)
+            assert_exact(got, exact_rows(norm, x, 0.0), backend="numpy, merged", dtype="float64", norm=norm)
+
+
+def test_empty_pieces_are_neutral():
+    for dtype in ("float32", "float64"):
+        x = np.random.default_rng(5).standard_normal((2, 9)).astype(dtype)
+        whole, nothing = anynorm.moments(x), anynorm.moments(x[:, :0])
+        assert nothing.count == 0
+        for both in (whole.merge(nothing), nothing.merge(whole)):
+            assert both.count == 9
+            assert (both.mean == whole.mean).all()
+            assert (both.variance == whole.variance).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1, (0, 2), (-1, 0), (0, 1, 2)])
+def test_moments_over_any_axes(axis):
+    x = np.random.default_rng(6).standard_normal((3, 4, 5))
+    found = anynorm.moments(x, axis=axis)
+    np.testing.assert_allclose(found.mean, x.mean(axis=axis, keepdims=True), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(found.variance, x.var(axis=axis, keepdims=True), rtol=1e-12)
+    assert anynorm.layer_norm(x, axis=axis, moments=found).shape == x.shape
+
+
+def test_moments_in_blocks_of_a_large_array():
+    x = np.random.default_rng(7).standard_normal((400, 1000)).astype(np.float32)
+    assert (anynorm.layer_norm(x, moments=anynorm.moments(x)) == anynorm.layer_norm(x)).all()
+    wide = x.astype(np.float64)
+    assert (anynorm.rms_norm(wide, moments=anynorm.moments(wide)).shape) == wide.shape
+
+
+def test_a_row_with_nan_stays_nan_through_a_merge():
+    x = np.asarray([[1.0, np.nan, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
+    y = anynorm.layer_norm(x, moments=merged(x, [2], [1, 0]))
+    assert np.isnan(y[0]).all()
+    assert np.isfinite(y[1]).all()
+
+
+def test_what_does_not_merge():
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(TypeError, match="Moments merge with Moments, got ndarray"):
+        anynorm.moments(x).merge(x)
+    with pytest.raises(ValueError, match=r"got shape \(2, 1\) from narrower floats and shape \(3, 1\)"):
+        anynorm.moments(x).merge(anynorm.moments(np.ones((3, 2), np.float32)))
+    with pytest.raises(ValueError, match=r"from narrower floats and shape .* from float64"):
+        anynorm.moments(x).merge(anynorm.moments(np.ones((2, 3))))
+    torch_moments = anynorm.moments(TORCH.make(x))
+    with pytest.raises(TypeError, match="of one library"):
+        anynorm.moments(x).merge(torch_moments)
+
+
+def test_repr_shows_the_numbers():
+    assert repr(anynorm.moments(np.asarray([1.0, 3.0]))) == "Moments(count=2, mean=array([2.]), variance=array([1.]))"
+
+
+def test_variance_is_right_where_its_square_root_is_extreme():
+    x = np.asarray([[1e-200, 3e-200], [1e150, 3e150]])
+    found = anynorm.moments(x)
+    exact = [reference.mean_and_variance(row) for row in x]
+    assert found.mean[:, 0].tolist() == pytest.approx(
+        [float(mean) for mean, _ in exact], rel=BOUNDS["float64"] * 2**-52
+    )
+    assert found.variance[1, 0] == pytest.approx(float(exact[1][1]), rel=1e-15)
+    assert exact[0][1] < Fraction(1, 10**390)
+    assert found.variance[0, 0] == 0.0

@@ -1,0 +1,131 @@
+"""out=: written where asked, in place where asked, and refused where memory overlaps otherwise."""
+
+import numpy as np
+import pytest
+
+import anynorm
+from tests.backends import BACKENDS, as_dtype
+
+NORMS = {"layer_norm": anynorm.layer_norm, "rms_norm": anynorm.rms_norm, "scale_norm": anynorm.scale_norm}
+WRITABLE = [param for param in BACKENDS if param.values[0].writable]
+
+
+def random(shape=(5, 7), dtype="float32", seed=0):
+    return as_dtype(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+@pytest.mark.parametrize("backend", WRITABLE)
+@pytest.mark.parametrize("norm", NORMS)
+def test_out_holds_the_bits_of_the_result(norm, backend):
+    for dtype in backend.dtypes:
+        x = backend.make(random(dtype=dtype))
+        expected = backend.read(NORMS[norm](x))
+        out = backend.make(np.zeros_like(random(dtype=dtype)))
+        assert NORMS[norm](x, out=out) is out
+        assert (backend.read(out) == expected).all()
+        assert (backend.read(x) == random(dtype=dtype)).all()
+        assert NORMS[norm](x, out=x) is x
+        assert (backend.read(x) == expected).all()
+
+
+@pytest.mark.parametrize("backend", WRITABLE)
+@pytest.mark.parametrize("add", ["add_layer_norm", "add_rms_norm"])
+def test_residual_adds(add, backend):
+    separate = NORMS[add[4:]]
+    for dtype in backend.dtypes:
+        x, residual, weight = random(dtype=dtype), random(dtype=dtype, seed=1), random((7,), dtype, 2)
+        total = as_dtype(x + residual, dtype)
+        expected = backend.read(separate(backend.make(total), backend.make(weight)))
+        held = [backend.make(a) for a in (x, residual, weight)]
+        y, added = getattr(anynorm, add)(*held)
+        assert (backend.read(added) == total).all()
+        assert (backend.read(y) == expected).all()
+        assert (backend.read(held[0]) == x).all()
+        assert (backend.read(held[1]) == residual).all()
+        result = getattr(anynorm, add)(*held, out=(held[0], held[1]))
+        assert result[0] is held[0]
+        assert result[1] is held[1]
+        assert (backend.read(held[0]) == expected).all()
+        assert (backend.read(held[1]) == total).all()
+
+
+def test_large_arrays_in_place():
+    x = random((600, 1000))
+    expected, total = anynorm.add_rms_norm(x, x[::-1].copy())
+    residual = x[::-1].copy()
+    anynorm.add_rms_norm(x, residual, out=(residual, x))
+    assert (residual == expected).all()
+    assert (x == total).all()
+
+
+def views():
+    """Name, x, out: views of one buffer that overlap without being the same."""
+    buffer = np.zeros(100, np.float32)
+    yield "shifted", buffer[:20].reshape(4, 5), buffer[1:21].reshape(4, 5)
+    yield "reversed", buffer[:20].reshape(4, 5), buffer[:20].reshape(4, 5)[::-1]
+    yield "transposed", buffer[:25].reshape(5, 5), buffer[:25].reshape(5, 5).T
+    yield "interleaved", buffer[:40:2].reshape(4, 5), buffer[2:42:2].reshape(4, 5)
+
+
+@pytest.mark.parametrize(("x", "out"), [pytest.param(x, out, id=name) for name, x, out in views()])
+def test_partial_overlap_is_refused(x, out):
+    with pytest.raises(ValueError, match="out and x overlap in memory; pass out=x itself"):
+        anynorm.rms_norm(x, out=out)
+
+
+def test_partial_overlap_of_tensors_is_refused():
+    import torch
+
+    buffer = torch.zeros(100)
+    for x, out in (
+        (buffer[:20].view(4, 5), buffer[1:21].view(4, 5)),
+        (buffer[:25].view(5, 5), buffer[:25].view(5, 5).T),
+    ):
+        with pytest.raises(ValueError, match="out and x overlap in memory; pass out=x itself"):
+            anynorm.rms_norm(x, out=out)
+    apart = buffer.view(10, 10)
+    anynorm.rms_norm(apart[:, ::2], out=apart[:, 1::2])
+
+
+def test_interleaved_views_that_share_nothing_are_taken():
+    buffer = random((4, 10))
+    expected = anynorm.rms_norm(buffer[:, ::2])
+    anynorm.rms_norm(buffer[:, ::2], out=buffer[:, 1::2])
+    assert (buffer[:, 1::2] == expected).all()
+
+
+def test_parameters_are_never_written():
+    x = random((7, 7))
+    with pytest.raises(ValueError, match="out and weight overlap in memory, or"):
+        anynorm.rms_norm(random((7, 7)), x[0], out=x)
+    with pytest.raises(ValueError, match="out and bias overlap in memory"):
+        anynorm.layer_norm(random((7, 7)), bias=x[:, 2], out=x)
+    with pytest.raises(ValueError, match=r"out\[0\] and out\[1\] overlap"):
+        anynorm.add_rms_norm(random((7, 7)), random((7, 7)), out=(x, x))
+
+
+def test_outs_that_cannot_be_written():
+    import torch
+
+    x = random()
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="out is read-only"):
+        anynorm.rms_norm(x, out=frozen)
+    with pytest.raises(ValueError, match="out has elements that share memory"):
+        anynorm.rms_norm(torch.from_numpy(x), out=torch.zeros(7).expand(5, 7))
+    with pytest.raises(ValueError, match="out is a leaf that requires a gradient"):
+        anynorm.rms_norm(torch.from_numpy(x), out=torch.zeros((5, 7), requires_grad=True))
+    with pytest.raises(ValueError, match=r"out must have x's shape and dtype, \(5, 7\) of float32, got \(7, 5\)"):
+        anynorm.rms_norm(x, out=np.zeros((7, 5), np.float32))
+    with pytest.raises(ValueError, match="of float64"):
+        anynorm.rms_norm(x, out=np.zeros((5, 7)))
+    with pytest.raises(TypeError, match="out must be a pair of arrays"):
+        anynorm.add_rms_norm(x, x, out=x)
+
+
+def test_a_refused_call_writes_nothing():
+    x, out = random(), np.full((5, 7), 3, np.float32)
+    with pytest.raises(ValueError, match="weight must have"):
+        anynorm.rms_norm(x, np.ones(3, np.float32), out=out)
+    assert (out == 3).all()
