@@ -46,7 +46,7 @@ def choose(call: Call) -> Kernel:
     if forced is not None:
         return _require(forced, call)
     for kernel in KERNELS:
-        if kernel.refuses(call) is None:
+        if kernel.missing() is None and kernel.refuses(call) is None:
             return kernel
     raise AssertionError("the definition takes every call")
 

@@ -141,7 +141,10 @@ def _find(x: Any) -> Library:
 
 
 def _make(entry: _Entry) -> Library:
-    namespace = importlib.import_module(entry.namespace)
+    if entry.module == "torch":  # a statement, because torch.compile follows that and not import_module
+        import array_api_compat.torch as namespace
+    else:
+        namespace = importlib.import_module(entry.namespace)
     return _kept(
         Library(
             entry.module.partition(".")[0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Mapping
@@ -220,6 +221,8 @@ class ScaleNorm(_Norm):
 
     def __init__(self, dim: int, *, eps: float = 1e-5, xp: Any = numpy, dtype: Any = None, device: Any = None) -> None:
         library, dtype = _library_and_dtype(xp, dtype)
+        if type(dim) is not int:
+            raise TypeError(f"dim must be an int, got {dim!r}")
         (self.dim,) = _checked_shape(dim)
         self.eps = check_number("eps", eps, least=0.0)
         self.scale = library.namespace.full((), math.sqrt(self.dim), dtype=dtype, device=device)
@@ -241,7 +244,7 @@ class ScaleNorm(_Norm):
 def _library_and_dtype(xp: Any, dtype: Any) -> tuple[Library, Any]:
     library = library_named(xp)
     dtype = library.namespace.float32 if dtype is None else dtype
-    if library.name == "numpy":
+    with contextlib.suppress(TypeError):  # libraries that share NumPy's dtypes take classes and names for them
         dtype = numpy.dtype(dtype)
     if dtype_name(dtype) not in REAL_DTYPES:
         raise TypeError(f"dtype must be a real floating dtype ({', '.join(REAL_DTYPES)}), got {dtype}")

@@ -1,0 +1,102 @@
+"""The table of kernels: explained, forced, and refusing."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import anynorm
+from anynorm import _choose, _explain
+
+X = np.ones((2, 4), np.float32)
+
+
+def never():
+    return _choose.Kernel("never", "refuses all", lambda: None, lambda call: "it is a test", lambda call: None)
+
+
+def absent():
+    return _choose.Kernel("absent", "not there", lambda: "pip install it", lambda call: None, lambda call: "absent")
+
+
+def with_kernels(monkeypatch, *kernels):
+    for module in (_choose, _explain):
+        monkeypatch.setattr(module, "KERNELS", (*kernels, *_choose.KERNELS[-1:]))
+
+
+def test_explain_names_the_kernel():
+    explained = anynorm.explain(X, norm="rms_norm")
+    assert explained.kernel == "definition"
+    assert explained.refused == {}
+    assert str(explained) == "definition runs this call"
+    assert anynorm.explain(X, 2.0, norm="scale_norm").kernel == "definition"
+    assert anynorm.explain(X, residual=X, out=(X, X.copy())).kernel == "definition"
+
+
+def test_explain_checks_the_arguments():
+    with pytest.raises(ValueError, match="weight must have the shape"):
+        anynorm.explain(X, np.ones(3))
+
+
+def test_a_kernel_that_refuses_or_is_missing_is_passed_over(monkeypatch):
+    with_kernels(monkeypatch, never(), absent())
+    explained = anynorm.explain(X)
+    assert explained.kernel == "definition"
+    assert explained.refused == {"never": "it is a test", "absent": "pip install it"}
+    assert str(explained).splitlines() == [
+        "definition runs this call",
+        "never does not: it is a test",
+        "absent does not: pip install it",
+    ]
+    assert anynorm.layer_norm(X).shape == X.shape
+
+
+def test_a_forced_kernel_that_refuses_raises(monkeypatch):
+    with_kernels(monkeypatch, never(), absent())
+    with anynorm.use_kernel("never"), pytest.raises(RuntimeError, match=r"never was asked for .* it is a test"):
+        anynorm.layer_norm(X)
+    with anynorm.use_kernel("absent"), pytest.raises(RuntimeError, match="pip install it"):
+        anynorm.rms_norm(X)
+    with anynorm.use_kernel("definition"):
+        assert anynorm.layer_norm(X).shape == X.shape
+    monkeypatch.setattr(_choose, "_forced_everywhere", "never")
+    with pytest.raises(RuntimeError, match="it is a test"):
+        anynorm.layer_norm(X)
+    with anynorm.use_kernel("definition"):
+        assert anynorm.layer_norm(X).shape == X.shape
+
+
+def test_an_unknown_kernel_is_an_error():
+    with (
+        pytest.raises(ValueError, match="there is no kernel 'fast'; the kernels are definition"),
+        anynorm.use_kernel("fast"),
+    ):
+        pass
+
+
+def test_forcing_stays_in_its_thread(monkeypatch):
+    with_kernels(monkeypatch, never())
+    results = []
+    with anynorm.use_kernel("never"):
+        thread = threading.Thread(target=lambda: results.append(anynorm.layer_norm(X)))
+        thread.start()
+        thread.join()
+    assert results[0].shape == X.shape
+
+
+def test_many_threads_at_once():
+    rows = np.random.default_rng(0).standard_normal((8, 200, 1000)).astype(np.float32)
+    expected = [anynorm.layer_norm(x) for x in rows]
+    wrong = []
+
+    def work(index):
+        for _ in range(5):
+            if not np.array_equal(anynorm.layer_norm(rows[index]), expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

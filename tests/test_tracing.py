@@ -1,0 +1,177 @@
+"""Traced, compiled, lazy and sparse arrays: the definition runs on them as it is."""
+
+import numpy as np
+import pytest
+
+import anynorm
+from tests import reference
+from tests.tolerances import assert_exact
+
+NORMS = ("layer_norm", "rms_norm", "scale_norm")
+X = np.random.default_rng(0).standard_normal((4, 33)).astype(np.float32) + 2
+WEIGHT, BIAS = np.random.default_rng(1).standard_normal((2, 33)).astype(np.float32)
+
+
+def call(norm, x, weight, bias):
+    if norm == "scale_norm":
+        return anynorm.scale_norm(x, 1.5)
+    return getattr(anynorm, norm)(x, weight, bias, eps=1e-5)
+
+
+def expected(norm, x=X):
+    if norm == "scale_norm":
+        return [reference.scale_norm(row, 1.5) for row in x]
+    return [getattr(reference, norm)(row, WEIGHT, BIAS, 1e-5) for row in x]
+
+
+def slope(norm, x):
+    """Exact enough gradient of sum(norm(x)**3) in x: central differences of the formula in float64, extrapolated."""
+    x = x.astype(np.float64)
+
+    def value(x):
+        if norm == "scale_norm":
+            y = 1.5 * x / np.linalg.norm(x)
+        else:
+            centred = x - x.mean() if norm == "layer_norm" else x
+            y = centred / np.sqrt((centred**2).mean() + 1e-5) * WEIGHT + BIAS
+        return (y**3).sum()
+
+    def differences(step):
+        return np.asarray([(value(x + step * e) - value(x - step * e)) / (2 * step) for e in np.eye(len(x))])
+
+    return (4 * differences(1e-3) - differences(2e-3)) / 3
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_jax_jit_and_vmap(norm):
+    import jax
+    import jax.numpy as jnp
+
+    x, weight, bias = map(jnp.asarray, (X, WEIGHT, BIAS))
+    compiled = jax.jit(lambda *arguments: call(norm, *arguments))(x, weight, bias)
+    mapped = jax.vmap(lambda row: call(norm, row, weight, bias))(x)
+    for y in (compiled, mapped, jax.jit(jax.vmap(lambda row: call(norm, row, weight, bias)))(x)):
+        assert_exact(y, expected(norm), backend="jax, traced", dtype="float32", norm=norm)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_jax_gradients(norm):
+    import jax
+    import jax.numpy as jnp
+
+    def loss(x):
+        return (call(norm, x, jnp.asarray(WEIGHT), jnp.asarray(BIAS)) ** 3).sum()
+
+    exact = np.asarray([slope(norm, row) for row in X])
+    scale = np.abs(exact).max()
+    for gradient in (jax.grad(loss), jax.jit(jax.grad(loss))):
+        np.testing.assert_allclose(gradient(jnp.asarray(X)), exact, atol=2e-6 * scale, rtol=0)
+    # Second order: the derivative of the gradient along a direction, against a difference of first ones.
+    direction = jnp.asarray(np.random.default_rng(2).standard_normal(X.shape).astype(np.float32))
+    _, second = jax.jvp(jax.grad(loss), (jnp.asarray(X),), (direction,))
+    with jax.enable_x64(True):
+        wide, along = jnp.asarray(X, dtype=jnp.float64), jnp.asarray(direction, dtype=jnp.float64)
+        difference = (jax.grad(loss)(wide + 1e-5 * along) - jax.grad(loss)(wide - 1e-5 * along)) / 2e-5
+    np.testing.assert_allclose(second, difference, atol=1e-4 * np.abs(difference).max(), rtol=0)
+
+
+def test_jax_stays_traced():
+    import jax
+    import jax.numpy as jnp
+
+    jaxpr = jax.make_jaxpr(anynorm.layer_norm)(jnp.asarray(X))
+    assert len(jaxpr.eqns) >= 1
+    assert jaxpr.out_avals[0].shape == X.shape
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_torch_compile_without_a_break(norm, dtype):
+    import torch
+
+    arguments = [torch.from_numpy(a).to(getattr(torch, dtype)) for a in (X, WEIGHT, BIAS)]
+    torch.compiler.reset()
+    compiled = torch.compile(lambda *arguments: call(norm, *arguments), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*arguments), call(norm, *arguments), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
+def test_torch_inductor_keeps_the_precision():
+    import torch
+
+    torch.compiler.reset()
+    for dtype in ("float32", "float64"):
+        compiled = torch.compile(lambda *arguments: call("layer_norm", *arguments), fullgraph=True)
+        y = compiled(*(torch.from_numpy(a).to(getattr(torch, dtype)) for a in (X, WEIGHT, BIAS)))
+        assert_exact(y.numpy(), expected("layer_norm"), backend="torch, compiled", dtype=dtype, norm="layer_norm")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_torch_gradients_of_first_and_second_order(norm):
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True)
+        for shape in ((2, 5), (5,), (5,))
+    ]
+    if norm == "scale_norm":
+        inputs = [inputs[0], torch.tensor(1.5, dtype=torch.float64, requires_grad=True)]
+    function = getattr(anynorm, norm)
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_dask_stays_lazy(norm):
+    import dask
+    import dask.array as da
+
+    computed = []
+    x = da.from_array(X, chunks=(2, 11)).map_blocks(lambda block: computed.append(1) or block, meta=X[:0, :0])
+    y = call(norm, x, da.from_array(WEIGHT), da.from_array(BIAS))
+    assert isinstance(y, da.Array)
+    assert not computed
+    assert y.dtype == np.float32
+    assert y.shape == X.shape
+    assert y.chunks == x.chunks
+    with dask.config.set(scheduler="synchronous"):
+        assert_exact(y.compute(), expected(norm), backend="dask, lazy", dtype="float32", norm=norm)
+    assert computed
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_ndonnx_traces_to_a_graph_that_onnxruntime_runs(norm, dtype):
+    import ndonnx
+    import onnxruntime
+
+    x = ndonnx.argument(shape=("N", 33), dtype=getattr(ndonnx, dtype))
+    y = call(norm, x, ndonnx.asarray(WEIGHT), ndonnx.asarray(BIAS))
+    assert isinstance(y, ndonnx.Array)
+    model = ndonnx.build({"x": x}, {"y": y}).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    rows = X.astype(dtype)
+    (got,) = session.run(None, {"x": rows})
+    assert_exact(got, expected(norm, rows), backend="ndonnx", dtype=dtype, norm=norm)
+    np.testing.assert_array_max_ulp(got, call(norm, rows, WEIGHT, BIAS), maxulp=1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("norm", ["rms_norm", "scale_norm"])
+def test_sparse_zeros_stay_zero(norm, dtype):
+    import sparse
+
+    dense = np.where(np.arange(33) % 4 == 0, np.random.default_rng(3).standard_normal((4, 33)), 0).astype(dtype)
+    dense[2] = 0
+    x = sparse.COO(dense)
+    y = anynorm.rms_norm(x, sparse.COO(WEIGHT)) if norm == "rms_norm" else anynorm.scale_norm(x, 1.5)
+    assert isinstance(y, sparse.COO)
+    # sparse itself stores 0 * -1 as an explicit -0.0, in a plain x * weight too, so stored numbers are not compared.
+    assert np.count_nonzero(y.data) == x.nnz
+    assert y.fill_value == 0
+    if norm == "rms_norm":
+        exact = [reference.rms_norm(row, WEIGHT) for row in dense]
+    else:
+        exact = [reference.scale_norm(row, 1.5) for row in dense]
+    assert_exact(y.todense(), exact, backend="sparse", dtype=dtype, norm=norm)
