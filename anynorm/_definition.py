@@ -68,7 +68,11 @@ class _Levels(NamedTuple):
     exponents: tuple[int, ...]
 
 
-_LEVELS = {24: _Levels(8, (-126, -96, -60, -24, 12, 48, 84)), 53: _Levels(20, (-1022, -676, -256, 164, 584))}
+_LEVELS = {24: _Levels(11, (-126, -96, -60, -24, 12, 48, 84)), 53: _Levels(20, (-1022, -676, -256, 164, 584))}
+
+# A mean square below this is that of a row without deviations, and of an eps too small to divide by: the factor is 0.
+# The squares of any real deviation are far above it: 2**-340 for float32 in float64, and in pairs the levels see to it.
+_EMPTY = {0: 2.0**-960, 24: 2.0**-110, 53: 2.0**-960}
 
 
 def reduce(xp: Any, x: Array, axes: tuple[int, ...], rule: Rule, precision: Precision) -> Moments:
@@ -124,29 +128,33 @@ def finish(
     """Step 2: the shift, the factor, and the unit that both are in."""
     if moments._mean is not None and not rule.centred:
         moments = Moments(moments.count, None, sum_of_squares(moments), moments._unit, xp)
-    mean, squares, unit = moments._mean, moments._squares, moments._unit
+    if moments._unit is not None:
+        return _finish_pairs(xp, moments, moments._unit, rule, eps, precision.digits)
+    squares = moments._squares[0]
+    if not rule.averaged:
+        return None, (_inverse_norm(xp, squares, eps), None), None
+    mean_square = squares / max(moments.count, 1) + eps  # of wide values, so neither quotient nor sum overflows
+    if rule.centred and eps > _EMPTY[0]:  # no row is empty, and centring has made NaN of every row that holds Inf
+        return moments._mean, (1.0 / xp.sqrt(mean_square), None), None
+    return moments._mean, (_inverse_root(xp, mean_square, _EMPTY[0]), None), None
+
+
+def _finish_pairs(
+    xp: Any, moments: Moments, own_unit: Array, rule: Rule, eps: float, digits: int
+) -> tuple[Pair | None, Pair, Array]:
+    """Step 2 where no wider dtype exists: factor = sqrt(numerator / energy)."""
     numerator = float(moments.count) if rule.averaged else 1.0
-    if unit is None:
-        # The largest eps would overflow here; the result is 0 in the narrower dtype long before that.
-        eps_term = min(moments.count * eps if rule.averaged else eps * eps, 1e300)
-        energy = squares[0] + eps_term if rule.averaged else _at_least(xp, squares[0], eps_term)
-        if eps_term and rule.centred:  # then no energy is 0, and centring has made NaN of every row with an Inf
-            return mean, (xp.sqrt(numerator / energy), None), None
-        return mean, (_inverse_root(xp, energy, numerator), None), None
     # The unit must suit eps as well as the row; below the unit that suits eps, squares vanish beside it.
-    eps_unit, eps_pair, excess = _eps_term(eps, moments.count if rule.averaged else 0, precision.digits)
-    numerator = math.ldexp(numerator, -excess)
-    smaller = xp.where(unit > eps_unit, eps_unit, unit)
-    shift, squares = rescaled(moments, smaller / unit)
-    ratio = smaller / eps_unit
-    eps_pair = eps_pair[0] * ratio * ratio, eps_pair[1] * ratio * ratio
+    level, eps_pair = _eps_term(eps, moments.count if rule.averaged else 0, digits)
+    unit = xp.where(own_unit > 2.0**-level, 2.0**-level, own_unit)
+    shift, squares = rescaled(moments, unit / own_unit)
+    eps_pair = _eps_in_unit(xp, eps_pair, level, unit, digits)
     if rule.averaged:
         energy = add_pairs(squares, eps_pair)
     else:
         below = squares[0] < eps_pair[0]
         energy = xp.where(below, eps_pair[0], squares[0]), xp.where(below, eps_pair[1], squares[1])
-    factor = _inverse_root_pair(xp, energy, numerator, precision.digits)
-    return shift if rule.centred else None, factor, smaller
+    return shift if rule.centred else None, _inverse_root_pair(xp, energy, numerator, digits), unit
 
 
 def apply(
@@ -162,13 +170,13 @@ def apply(
     """Step 3: (x - shift) * factor * weight + bias, in the precision's dtype."""
     if unit is not None:
         x = x * unit
-    if precision.paired_apply:
+    if precision.paired_apply or (weight is not None and weight[1] is not None):
         return _apply_pairs(xp, x, shift, factor, weight, bias, precision.digits)
     if shift is not None:
         x = x - shift[0] if shift[1] is None else _deviations(x, shift)[0]
     y = x * factor[0]
     if weight is not None:
-        y = y * weight[0] if weight[1] is None else y * weight[0] + y * weight[1]
+        y = y * weight[0]
     return y if bias is None else y + bias
 
 
@@ -179,14 +187,21 @@ def widen_weight(xp: Any, weight: Array, offset: float, precision: Precision) ->
     weight = xp.astype(weight, precision.dtype, copy=False)
     if not (offset and precision.digits):
         return (weight + offset if offset else weight), None
-    high, low = round_pair((offset, 0.0), precision.digits)
+    high, low = _host_pair("weight_offset", offset, precision.digits)
     total, error = two_sum(weight, high)
     return total, error + low
 
 
 def widen_scale(scale: float, precision: Precision) -> Pair:
     """Return a number of the host as a weight."""
-    return round_pair((scale, 0.0), precision.digits) if precision.paired_apply else (scale, None)
+    return _host_pair("scale", scale, precision.digits) if precision.paired_apply else (scale, None)
+
+
+def _host_pair(argument: str, value: float, digits: int) -> Pair:
+    """A number of the host as a pair; ValueError where the dtype cannot hold it."""
+    if digits == 24 and abs(value) > 3.4e38:
+        raise ValueError(f"{argument} must be at most 3.4e38 where arrays are computed in float32, got {value}")
+    return round_pair((value, 0.0), digits)
 
 
 def _unit(xp: Any, largest: Array, digits: int) -> Array:
@@ -198,48 +213,65 @@ def _unit(xp: Any, largest: Array, digits: int) -> Array:
     return unit
 
 
-def _eps_term(eps: float, count: int, digits: int) -> tuple[float, Pair, int]:
-    """The unit that suits eps, and in that unit count * eps as a pair; for count 0, eps**2.
-
-    An eps beyond the squares of all float32 is brought back by 2**-excess; squares of a row vanish beside it.
-    """
+def _eps_term(eps: float, count: int, digits: int) -> tuple[int, Pair]:
+    """The level that suits eps, and in its unit count * eps as a pair; for count 0, eps**2."""
     # Numbers of the host; torch.compile has to fold all of it, so no Fraction and no cache.
     low, exponents = _LEVELS[digits]
+    largest = 1e76 if count else 3.4e38
+    if digits == 24 and eps > largest:
+        raise ValueError(f"eps must be at most {largest} where arrays are computed in float32, got {eps}")
     size = math.sqrt(eps) if count else eps
     exponent = exponents[0]
     for candidate in exponents:
         if size >= 2.0 ** (candidate + low):
             exponent = candidate
-    scaled = math.ldexp(eps, -2 * exponent if count else -exponent)
-    high, low = two_product(scaled, float(count) if count else scaled, 53)
-    excess = max(0, math.frexp(high)[1] - 4 * digits - 16) if digits < 53 else 0
-    pair = round_pair((math.ldexp(high, -excess), math.ldexp(low, -excess)), digits)
-    return 2.0**-exponent, pair, excess
+    mantissa, power = math.frexp(eps)
+    power = power - 2 * exponent if count else 2 * (power - exponent)
+    term, error = two_product(mantissa, float(count) if count else mantissa, 53)
+    return exponent, round_pair((math.ldexp(term, power), math.ldexp(error, power)), digits)
 
 
-def _at_least(xp: Any, values: Array, floor: float) -> Array:
-    """The larger of each value and a number; NaN stays."""
-    return xp.where(values < floor, floor, values)
+def _eps_in_unit(xp: Any, pair: Pair, level: int, unit: Array, digits: int) -> Pair:
+    """The term of eps, given in the unit of its own level, in the unit of each row."""
+    # Chosen and not multiplied: XLA would gather the literals of pair * (unit / literal)**2 and square the bare unit.
+    high, low = xp.full_like(unit, pair[0]), xp.full_like(unit, pair[1])
+    for exponent in _LEVELS[digits].exponents:
+        if exponent > level:
+            at = unit == 2.0**-exponent
+            smaller = 2.0 ** (2 * (level - exponent))
+            high, low = xp.where(at, pair[0] * smaller, high), xp.where(at, pair[1] * smaller, low)
+    return high, low
 
 
-def _inverse_root(xp: Any, energy: Array, numerator: float) -> Array:
-    """sqrt(numerator / energy); 0 for energy 0, where every deviation is 0; NaN for a row that holds NaN or Inf."""
-    empty = energy == 0.0
-    root = xp.sqrt(numerator / xp.where(empty, 1.0, energy))
-    return xp.where(empty, 0.0, xp.where(xp.isfinite(energy), root, xp.nan))
+def _inverse_norm(xp: Any, squares: Array, eps: float) -> Array:
+    """1 / max(sqrt(squares), eps); eps is not squared where it would overflow, and is no divisor where too small."""
+    inverse_eps = 1.0 / eps if eps > 1e-300 else 0.0
+    below = squares <= eps * eps
+    root = 1.0 / xp.sqrt(xp.where(below, 1.0, squares))
+    return xp.where(below, inverse_eps, xp.where(xp.isfinite(squares), root, xp.nan))
+
+
+def _inverse_root(xp: Any, mean_square: Array, floor: float) -> Array:
+    """1 / sqrt(mean_square); 0 below the floor, where every deviation is 0; NaN for a row that holds NaN or Inf.
+
+    The reciprocal comes last: that of mean_square may be out of range, and the derivative of it is sooner.
+    """
+    empty = mean_square < floor
+    root = 1.0 / xp.sqrt(xp.where(empty, 1.0, mean_square))
+    return xp.where(empty, 0.0, xp.where(xp.isfinite(mean_square), root, xp.nan))
 
 
 def _inverse_root_pair(xp: Any, energy: Pair, numerator: float, digits: int) -> Pair:
-    """The same as a pair, after one step of Newton with the residual formed exactly."""
-    empty = energy[0] == 0.0
+    """sqrt(numerator / energy) as a pair, after one step of Newton with the residual formed exactly."""
+    floor = _EMPTY[digits]
+    empty = energy[0] < floor
     high = xp.where(empty, 1.0, energy[0])
-    root = _inverse_root(xp, energy[0], numerator)
+    root = _inverse_root(xp, energy[0] / numerator, floor / numerator)
     square, square_error = two_product(root, root, digits)
     product, product_error = two_product(square, high, digits)
     residual = ((numerator - product) - product_error) - square_error * high - square * energy[1]
     step = xp.where(empty, 0.0, root * residual / (2.0 * numerator))
-    total = root + step
-    return total, step - (total - root)
+    return renormalize(root, step)
 
 
 def _apply_pairs(

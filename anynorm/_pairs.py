@@ -6,7 +6,8 @@ and comparisons of whole arrays, so it runs under any tracer. Two hazards shaped
 - Compilers may fuse ``a*b + c`` into one rounding (XLA does on the CPU, every GPU compiler does). Each product that
   is followed by an addition here is either exact or used twice, so fusing changes nothing; the textbook splitting
   of Veltkamp is not safe in that respect.
-- XLA folds ``(a + c) - c`` to ``a`` where c is a literal. Here c always comes from the data.
+- XLA folds ``(a + c) - c`` to ``a`` where c is a literal, and ``(a * c) * (b * d)`` to ``(a * b) * (c * d)``. Here what
+  is added comes from the data, and literal factors stay out of products.
 
 ``digits`` is the number of significant bits of the dtype: 53 for float64, 24 for float32.
 
@@ -34,7 +35,7 @@ def two_sum(a: Array, b: Array) -> Pair:
 
 
 def two_product(a: Array, b: Array, digits: int) -> Pair:
-    """Return the rounded product and its rounding error, exact while nothing underflows."""
+    """Return the rounded product and its rounding error, exact while nothing underflows; NaN where it overflows."""
     product = a * b
     a_high, a_low = split(a, digits)
     b_high, b_low = split(b, digits)
@@ -108,11 +109,11 @@ def _round(value: float, digits: int) -> float:
 
 
 def split(a: Array, digits: int) -> Pair:
-    """Cut a number into two of half the length; scaled down meanwhile so that nothing overflows."""
-    half = (digits + 1) // 2
-    scaled = a * 2.0**-digits
-    boundary = scaled * 2.0**half
-    high = ((scaled + boundary) - boundary) * 2.0**digits
+    """Cut a number into two of half the length; not for numbers near the largest, whose halves become NaN."""
+    # Neither scaled down before nor up after: XLA gathers the constants of a product of two such halves, and the bare
+    # product that is left underflows.
+    boundary = a * 2.0 ** ((digits + 1) // 2)
+    high = (a + boundary) - boundary
     return high, a - high
 
 

@@ -7,7 +7,7 @@ import anynorm
 from tests.backends import BACKENDS, NUMPY, as_dtype
 
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-every_eps = pytest.mark.parametrize("eps", [0.0, 1e-5])
+every_eps = pytest.mark.parametrize("eps", [0.0, 1e-5, 5e-324, 1e-160])
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 BIAS = [0.5, -1.25, 3.0, 0.0, 2.0]
 

@@ -5,7 +5,9 @@ import pytest
 
 import anynorm
 from tests import reference
-from tests.tolerances import assert_exact
+from tests.backends import as_dtype
+from tests.strategies import KINDS
+from tests.tolerances import assert_exact, smallest_normal
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 X = np.random.default_rng(0).standard_normal((4, 33)).astype(np.float32) + 2
@@ -73,6 +75,57 @@ def test_jax_gradients(norm):
         wide, along = jnp.asarray(X, dtype=jnp.float64), jnp.asarray(direction, dtype=jnp.float64)
         difference = (jax.grad(loss)(wide + 1e-5 * along) - jax.grad(loss)(wide - 1e-5 * along)) / 2e-5
     np.testing.assert_allclose(second, difference, atol=1e-4 * np.abs(difference).max(), rtol=0)
+
+
+def test_jit_keeps_the_precision_over_all_kinds_of_rows():
+    # XLA rearranges products of literals and fuses multiplications with additions, which pairs have to survive.
+    import jax
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(5)
+    x = np.concatenate([make(rng, (6, 33), "float32") for make in KINDS.values()])
+    x = as_dtype(np.clip(x, -3e38, 3e38), "float32")
+    x = np.where(np.abs(x) < smallest_normal("float32"), 0, x)
+    for eps in (0.0, 1e-5):
+        for norm in NORMS:
+            weights = () if norm == "scale_norm" else (jnp.asarray(WEIGHT), jnp.asarray(BIAS))
+            compiled = jax.jit(lambda x, *weights, norm=norm, eps=eps: getattr(anynorm, norm)(x, *weights, eps=eps))
+            if norm == "scale_norm":
+                exact = [reference.scale_norm(row, 1.0, eps) for row in x]
+            else:
+                exact = [getattr(reference, norm)(row, WEIGHT, BIAS, eps) for row in x]
+            y = compiled(jnp.asarray(x), *weights)
+            assert_exact(y, exact, backend="jax, traced", dtype="float32", norm=norm, flushes=True)
+
+
+@pytest.mark.parametrize("eps", [0.0, None])
+@pytest.mark.parametrize("norm", NORMS)
+def test_jit_gradients_at_every_magnitude(norm, eps):
+    import jax
+    import jax.numpy as jnp
+
+    upstream = np.arange(1, 9, dtype=np.float32)
+    options = {} if eps is None else {"eps": eps}
+    compiled = jax.jit(jax.grad(lambda x: (getattr(anynorm, norm)(x, **options) * upstream).sum()))
+    if eps is None:
+        eps = 1e-6 if norm == "rms_norm" else 1e-5
+    base = np.random.default_rng(6).standard_normal(8)
+    for power in range(-100, 101, 4):
+        x = (base * 2.0**power).astype(np.float32)
+        wide = x.astype(np.float64)
+        if norm == "scale_norm":
+            size = max(np.linalg.norm(wide), eps)
+            unit = wide / size
+            exact = (upstream - (unit * (unit @ upstream) if size > eps else 0)) / size
+        else:
+            centred = wide - wide.mean() if norm == "layer_norm" else wide
+            size = np.sqrt((centred**2).mean() + eps)
+            unit = centred / size
+            exact = (
+                upstream - unit * (unit * upstream).mean() - (upstream.mean() if norm == "layer_norm" else 0)
+            ) / size
+        got = np.asarray(compiled(jnp.asarray(x)), dtype=np.float64)
+        np.testing.assert_allclose(got, exact, atol=1e-6 * np.abs(exact).max(), rtol=0, err_msg=f"2**{power}")
 
 
 def test_jax_stays_traced():
