@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import secrets
 import shutil
+import tokenize
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -50,9 +53,10 @@ class _Piece:
 def open_npy(path: Path) -> Any:
     """Map an .npy file; ValueError where it is none, OSError where it cannot be read."""
     try:
-        # Not numpy.load, which takes archives and pickles for what they are.
-        return numpy.lib.format.open_memmap(path, mode="r")
-    except (ValueError, EOFError, TypeError) as error:
+        with warnings.catch_warnings(action="error"):  # of headers that NumPy takes in spite of what is odd in them
+            # Not numpy.load, which takes archives and pickles for what they are.
+            return numpy.lib.format.open_memmap(path, mode="r")
+    except (ValueError, EOFError, TypeError, OverflowError, SyntaxError, tokenize.TokenError, Warning) as error:
         reason = str(error).partition("\n")[0]
         if "magic" in reason:
             reason = "it holds another format"
@@ -126,8 +130,14 @@ class _Work:
             for _, block in self._blocks(piece, advancing=0.5):
                 part = moments(block, axis=piece.axes)
                 statistics = part if statistics is None else statistics.merge(part)
+        weight, bias = self.job.weight, self.job.bias
+        if leading:  # once, for it copies a parameter whose memory is in another order
+            weight, bias = (_joined(parameter, leading) for parameter in (weight, bias))
         for where, block in self._blocks(piece, advancing=0.5 if leading else 1.0):
-            self._write(self._norm(block, where, piece, leading, statistics))
+            if leading:
+                self._write(self._norm(block, piece, _part(weight, where), _part(bias, where), statistics))
+            else:
+                self._write(self._norm(block, piece, weight, bias, statistics))
 
     def _blocks(self, piece: _Piece, advancing: float) -> Iterator[tuple[slice, Array]]:
         """Map one block after the other, each for itself, so that pages of those behind are let go."""
@@ -146,14 +156,11 @@ class _Work:
             yield where, block.astype(numpy.promote_types(self.dtype_in, self.dtype_out), copy=False)
             self.advance(int(block.nbytes * advancing))
 
-    def _norm(self, block: Array, where: slice, piece: _Piece, leading: int, statistics: Moments | None) -> Array:
+    def _norm(self, block: Array, piece: _Piece, weight: Any, bias: Any, statistics: Moments | None) -> Array:
         options: dict[str, Any] = {"axis": piece.axes, "eps": self.job.eps, "moments": statistics}
         if self.job.norm == "scale_norm":
-            return scale_norm(block, self.job.weight, **options)
-        parameters: list[Any] = [self.job.weight, self.job.bias]
-        if leading:
-            parameters = [None if p is None else p.reshape(-1, *p.shape[leading:])[where] for p in parameters]
-        return _NORMS[self.job.norm](block, *parameters, **options)
+            return scale_norm(block, weight, **options)
+        return _NORMS[self.job.norm](block, weight, bias, **options)
 
     def _write(self, y: Array) -> None:
         try:
@@ -164,20 +171,32 @@ class _Work:
         self.file.write(numpy.ascontiguousarray(y).data)
 
 
+def _joined(parameter: Any, leading: int) -> Any:
+    """A parameter whose first axes are made one, as those of the data are."""
+    return parameter.reshape(-1, *parameter.shape[leading:]) if isinstance(parameter, numpy.ndarray) else parameter
+
+
+def _part(parameter: Any, where: slice) -> Any:
+    return parameter[where] if isinstance(parameter, numpy.ndarray) else parameter
+
+
 @contextmanager
 def _replacing(target: Path, overwrite: bool) -> Iterator[IO[bytes]]:
     """A file beside the target that takes its place once it is whole and on disk; removed on any failure."""
-    target = Path(os.path.realpath(target))
+    try:
+        target = target.resolve()
+    except RuntimeError:  # so does Python before 3.13 call a loop of symbolic links
+        raise FileNotFoundError(f"{target} is a loop of symbolic links") from None
     _require_absent(target, overwrite)
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    part = target.with_name(f".anynorm-{secrets.token_hex(8)}.part")
     try:
         with open(part, "xb") as file:
+            if target.exists():  # nobody may read the new file who may not read the old one
+                shutil.copymode(target, part)
             yield file
             file.flush()
             os.fsync(file.fileno())
         _require_absent(target, overwrite)
-        if target.exists():
-            shutil.copymode(target, part)
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
@@ -188,11 +207,18 @@ def _require_absent(target: Path, overwrite: bool) -> None:
         raise FileNotFoundError(f"{target.parent} is not a directory; make it first")
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a directory; name a file")
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise FileExistsError(f"{target} is not a regular file, and is left as it is")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists; pass --force to overwrite it")
 
 
 def _reserve(file: IO[bytes], nbytes: int) -> None:
     """Have a full disk say so before the work rather than after, where the system can reserve space."""
-    if nbytes and hasattr(os, "posix_fallocate"):
+    if not nbytes or not hasattr(os, "posix_fallocate"):
+        return
+    try:
         os.posix_fallocate(file.fileno(), file.tell(), nbytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # what file systems say that cannot reserve
+            raise OSError(error.errno, f"{error.strerror}; the result takes {nbytes} bytes", file.name) from None
