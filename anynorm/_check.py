@@ -158,7 +158,8 @@ def check_number(argument: str, value: Any, least: float = -math.inf) -> float:
 def _check_parameter(argument: str, value: Array, x: Array, library: Library, axes: tuple[int, ...]) -> None:
     """A weight or bias: library, device, and the shape of the normalized axes in the array's own order."""
     _check_same_place(argument, value, x, library)
-    expected = tuple([x.shape[axis] for axis in axes])
+    shape = x.shape
+    expected = (shape[axes[0]],) if len(axes) == 1 else tuple([shape[axis] for axis in axes])
     if tuple(value.shape) != expected:
         raise ValueError(
             f"{argument} must have the shape of the normalized axes, {expected} "

@@ -63,12 +63,10 @@ class Precision(NamedTuple):
 # Rows are multiplied by 2**-exponent: that of the last level whose 2**(exponent + low) their largest element reaches.
 # Its square then neither overflows nor loses bits, and the root mean square is above 1 for rows of up to 2**(2 * low)
 # elements, so that no element with a normal result becomes subnormal on the way.
-class _Levels(NamedTuple):
-    low: int
-    exponents: tuple[int, ...]
-
-
-_LEVELS = {24: _Levels(11, (-126, -96, -60, -24, 12, 48, 84)), 53: _Levels(20, (-1022, -676, -256, 164, 584))}
+_LEVELS = {  # digits: (low, exponents)
+    24: (11, (-126, -96, -60, -24, 12, 48, 84)),
+    53: (20, (-1022, -676, -256, 164, 584)),
+}
 
 # A mean square below this is that of a row without deviations, and of an eps too small to divide by: the factor is 0.
 # The squares of any real deviation are far above it: 2**-340 for float32 in float64, and in pairs the levels see to it.
@@ -235,7 +233,7 @@ def _eps_in_unit(xp: Any, pair: Pair, level: int, unit: Array, digits: int) -> P
     """The term of eps, given in the unit of its own level, in the unit of each row."""
     # Chosen and not multiplied: XLA would gather the literals of pair * (unit / literal)**2 and square the bare unit.
     high, low = xp.full_like(unit, pair[0]), xp.full_like(unit, pair[1])
-    for exponent in _LEVELS[digits].exponents:
+    for exponent in _LEVELS[digits][1]:
         if exponent > level:
             at = unit == 2.0**-exponent
             smaller = 2.0 ** (2 * (level - exponent))

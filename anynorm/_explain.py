@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from anynorm._check import check
 from anynorm._choose import KERNELS, choose
@@ -16,8 +15,7 @@ Axis = int | tuple[int, ...]
 _RULES = {rule.name: rule for rule in (LAYER_NORM, RMS_NORM, SCALE_NORM)}
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """Which kernel a call would run, and why each other one refused."""
 
     kernel: str

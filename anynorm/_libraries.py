@@ -8,8 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -18,27 +17,40 @@ from anynorm._definition import Precision
 REAL_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class _Entry(NamedTuple):
+    """How the arrays of a library are told apart, and what the library can do."""
+
+    module: str
+    array: str  # the class of its arrays, in that module
+    namespace: str  # what speaks the standard for it
+    writable: bool = False  # arrays can be written in place: `out=` works
+    devices: bool = False  # arrays live on devices that a caller can mix up
+    refuses_to_fill: bool = False  # centring or a bias would make every stored zero nonzero
+    on_numpy: bool = False  # computes with NumPy as it is called, and so would print NumPy's warnings
+
+
 class Library:
     """One array library, as far as anynorm deals with it."""
 
-    name: str
-    namespace: Any
-    writable: bool  # arrays can be written in place: `out=` works
-    devices: bool  # arrays live on devices that a caller can mix up
-    refuses_to_fill: bool = False  # centring or a bias would make every stored zero nonzero
-    on_numpy: bool = False  # computes with NumPy as it is called, and so would print NumPy's warnings
-    precisions: dict[Any, Precision] = field(default_factory=dict)
+    # No dataclass: making one takes longer than all else that importing this module does.
+    def __init__(self, name: str, namespace: Any, entry: _Entry) -> None:
+        self.name = name
+        self.namespace = namespace
+        self.writable = entry.writable
+        self.devices = entry.devices
+        self.refuses_to_fill = entry.refuses_to_fill
+        self.on_numpy = entry.on_numpy
+        self._precisions: dict[Any, Precision] = {}
 
     def precision(self, x: Any) -> Precision:
         """Return what the statistics and the result of an array are computed in."""
         # JAX can be switched to float64 and back at any time, so there the answer is not kept.
         key = (x.dtype, str(x.device)) if self.devices else x.dtype
-        found = self.precisions.get(key)
+        found = self._precisions.get(key)
         if found is None:
             found = self._find_precision(x)
             if self.name != "jax":
-                self.precisions[key] = found
+                self._precisions[key] = found
         return found
 
     def _find_precision(self, x: Any) -> Precision:
@@ -53,18 +65,6 @@ class Library:
         info = self.namespace.__array_namespace_info__()
         device = x.device if self.devices else None
         return "float64" in info.dtypes(device=device, kind="real floating")
-
-
-# How arrays are told apart: module, its array class, the namespace that speaks the standard for it, what it can do.
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    module: str
-    array: str
-    namespace: str
-    writable: bool = False
-    devices: bool = False
-    refuses_to_fill: bool = False
-    on_numpy: bool = False
 
 
 _ENTRIES = (
@@ -109,7 +109,7 @@ def library_named(namespace: Any) -> Library:
             return _make(entry)
     if not hasattr(namespace, "__array_namespace_info__"):
         raise TypeError(f"xp must be an array namespace such as numpy or torch, got {name}")
-    return _kept(Library(name, namespace, writable=False, devices=False))
+    return _kept(Library(name, namespace, _Entry(name, "", name)))
 
 
 def dtype_name(dtype: Any) -> str:
@@ -145,16 +145,7 @@ def _make(entry: _Entry) -> Library:
         import array_api_compat.torch as namespace
     else:
         namespace = importlib.import_module(entry.namespace)
-    return _kept(
-        Library(
-            entry.module.partition(".")[0],
-            namespace,
-            entry.writable,
-            entry.devices,
-            entry.refuses_to_fill,
-            entry.on_numpy,
-        )
-    )
+    return _kept(Library(entry.module.partition(".")[0], namespace, entry))
 
 
 def _kept(library: Library) -> Library:

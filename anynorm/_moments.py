@@ -5,7 +5,6 @@ Merging follows Chan, Golub, LeVeque 1983, "Algorithms for computing the sample 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from anynorm._pairs import Pair, add_pairs, multiply_pairs, ratio_pair
@@ -13,18 +12,20 @@ from anynorm._pairs import Pair, add_pairs, multiply_pairs, ratio_pair
 Array = Any
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Moments:
     """Count, mean and sum of squared deviations of rows, as `anynorm.moments` returns them.
 
     Moments of two pieces of the same rows merge into those of the whole, in any order.
     """
 
-    count: int
-    _mean: Pair | None  # of x * _unit, as (high, low); None: taken as zero
-    _squares: Pair  # sum of squared deviations of x * _unit from _mean
-    _unit: Array | None  # the power of two that keeps squares in range; None: 1
-    _xp: Any
+    __slots__ = ("_mean", "_squares", "_unit", "_xp", "count")
+
+    def __init__(self, count: int, mean: Pair | None, squares: Pair, unit: Array | None, xp: Any) -> None:
+        self.count = count
+        self._mean = mean  # of x * unit, as (high, low); None: taken as zero
+        self._squares = squares  # sum of squared deviations of x * unit from the mean
+        self._unit = unit  # the power of two that keeps squares in range; None: 1
+        self._xp = xp
 
     @property
     def shape(self) -> tuple[int, ...]:
