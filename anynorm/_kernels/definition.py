@@ -15,9 +15,9 @@ from anynorm._moments import Moments
 Array = Any
 
 # NumPy arrays are worked through in blocks of about this many elements, whose float64 temporaries stay in cache; memory
-# beyond the result then stays flat too. layer_norm of 4096 x 1024 float32 on one core of an EPYC 7003 (512 KiB of second,
-# 32 MiB of third level): 57 ms in blocks of 2**13, 31 of 2**15, 30 of 2**17, 57 of 2**20, 81 at once; float64 likewise
-# is best at 2**17. `python -m benchmarks.blocks` measures it.
+# beyond the result then stays flat too. layer_norm of 4096 x 1024 float32 on one core of an EPYC 7003 (512 KiB of L2,
+# 32 MiB of L3): 57 ms in blocks of 2**13, 31 of 2**15, 30 of 2**17, 57 of 2**20, 81 at once; float64 likewise is best
+# at 2**17. `python -m benchmarks.blocks` measures it.
 _BLOCK_ELEMENTS = 1 << 17
 
 
