@@ -106,8 +106,8 @@ def _reduce_pairs(xp: Any, x: Array, axes: tuple[int, ...], count: int, rule: Ru
         mean = near, rest
         x, low = renormalize(x, low - rest)
     # x**2 = high**2 + (x - high) * (x + high): the first is exact, the second small.
-    high, rest = split(x, digits)
-    small = rest * (x + high)
+    high, tail = split(x, digits)
+    small = tail * (x + high)
     if low is not None:
         small = small + 2.0 * x * low
     squares, error = sum_pair(xp, high * high, axes, digits)

@@ -5,6 +5,7 @@ Merging follows Chan, Golub, LeVeque 1983, "Algorithms for computing the sample 
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from anynorm._pairs import Pair, add_pairs, multiply_pairs, ratio_pair
@@ -80,8 +81,26 @@ class Moments:
         """
         return merge(self, other)
 
+    def flatten(self) -> tuple[tuple[Any, ...], tuple[int, Any]]:
+        """Take apart into arrays and what is known without them, as a JAX pytree is."""
+        return (self._mean, self._squares, self._unit), (self.count, self._xp)
+
+    @classmethod
+    def unflatten(cls, known: tuple[int, Any], arrays: tuple[Any, ...]) -> Moments:
+        """Put together again what `flatten` took apart."""
+        mean, squares, unit = arrays
+        return cls(known[0], mean, squares, unit, known[1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A module cannot be pickled; its name finds it again.
+        return _restored, (self.count, self._mean, self._squares, self._unit, self._xp.__name__)
+
     def __repr__(self) -> str:
         return f"Moments(count={self.count}, mean={self.mean!r}, variance={self.variance!r})"
+
+
+def _restored(count: int, mean: Pair | None, squares: Pair, unit: Array | None, namespace: str) -> Moments:
+    return Moments(count, mean, squares, unit, importlib.import_module(namespace))
 
 
 def merge(a: Moments, b: Moments) -> Moments:

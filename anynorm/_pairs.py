@@ -4,8 +4,9 @@ Needed where the widest float a library has is the one the data came in. Everyth
 and comparisons of whole arrays, so it runs under any tracer. Two hazards shaped it:
 
 - Compilers may fuse ``a*b + c`` into one rounding (XLA does on the CPU, every GPU compiler does). Each product that
-  is followed by an addition here is either exact or used twice, so fusing changes nothing; the textbook splitting
-  of Veltkamp is not safe in that respect.
+  is followed by an addition here is either exact, so that fusing changes nothing, or a rounded one that is used twice,
+  which XLA's CPU compiler leaves whole; where it is fused all the same the low half is lost, and no more than that. The
+  textbook splitting of Veltkamp breaks altogether.
 - XLA folds ``(a + c) - c`` to ``a`` where c is a literal, and ``(a * c) * (b * d)`` to ``(a * b) * (c * d)``. Here what
   is added comes from the data, and literal factors stay out of products.
 

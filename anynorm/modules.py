@@ -6,12 +6,14 @@ import contextlib
 import math
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy
 
 from anynorm._check import check_number
 from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_named, library_of, when_found
+from anynorm._moments import Moments
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 
 Array = Any
@@ -281,13 +283,13 @@ def _as_numpy(value: Array) -> Any:
 
 
 def _register_with_jax(library: Library) -> None:
-    """Make the norms pytrees once JAX is in use: parameters are leaves, the rest is configuration."""
+    """Make norms and moments pytrees once JAX is in use: arrays are leaves, the rest is configuration."""
     if library.name != "jax":
         return
+    register = sys.modules["jax"].tree_util.register_pytree_node
     for kind in (LayerNorm, RMSNorm, ScaleNorm):
-        sys.modules["jax"].tree_util.register_pytree_node(
-            kind, _flatten, lambda held, leaves, kind=kind: _unflatten(kind, held, leaves)
-        )
+        register(kind, _flatten, partial(_unflatten, kind))
+    register(Moments, Moments.flatten, Moments.unflatten)
 
 
 def _flatten(norm: _Norm) -> tuple[tuple[Array, ...], tuple[tuple[str, Any], ...]]:

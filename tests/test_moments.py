@@ -1,5 +1,7 @@
 """Moments: exact enough alone, merged, and given to a norm."""
 
+import copy
+import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 import anynorm
 from tests import reference
-from tests.backends import BACKENDS, TORCH, as_dtype
+from tests.backends import BACKENDS, JAX, NUMPY, TORCH, as_dtype
 from tests.strategies import rows
 from tests.tolerances import BOUNDS, assert_exact
 
@@ -137,6 +139,30 @@ def test_what_does_not_merge():
     torch_moments = anynorm.moments(TORCH.make(x))
     with pytest.raises(TypeError, match="of one library"):
         anynorm.moments(x).merge(torch_moments)
+
+
+@pytest.mark.parametrize("backend", [NUMPY, TORCH, JAX], ids=str)
+def test_copies_and_pickles(backend):
+    for dtype in ("float32", backend.dtypes[-1]):
+        x = backend.make(as_dtype(np.random.default_rng(8).standard_normal((2, 5)), dtype))
+        found = anynorm.moments(x)
+        for twin in (copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
+            assert twin.count == 5
+            assert (backend.read(twin.mean) == backend.read(found.mean)).all()
+            assert (backend.read(twin.variance) == backend.read(found.variance)).all()
+            assert twin.merge(found).count == 10
+
+
+def test_moments_pass_through_jit():
+    import jax
+
+    x = JAX.make(np.random.default_rng(9).standard_normal((2, 5)).astype(np.float32))
+    found = jax.jit(anynorm.moments)(x)
+    assert found.count == 5
+    y = jax.jit(lambda x, found: anynorm.layer_norm(x, moments=found))(x, found)
+    assert_exact(
+        y, exact_rows("layer_norm", np.asarray(x), 1e-5), backend="jax, traced", dtype="float32", norm="layer_norm"
+    )
 
 
 def test_repr_shows_the_numbers():
