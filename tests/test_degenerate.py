@@ -33,9 +33,9 @@ def test_zero_rows_give_bias_or_zero(backend, eps):
 
 
 @every_backend
-@every_eps
-@pytest.mark.parametrize("value", [0.1, -3.0, 1e4, 1 / 3])
-@pytest.mark.parametrize("features", [1, 3, 10, 1000])
+@pytest.mark.parametrize("eps", [0.0, 1e-5, 1e-160])
+@pytest.mark.parametrize("value", [0.1, -3.0, 1e4])
+@pytest.mark.parametrize("features", [1, 3, 1000])
 def test_constant_rows_give_exactly_zero_in_layer_norm(backend, eps, value, features):
     for dtype in backend.dtypes:
         y = run(backend, "layer_norm", np.full((2, features), value), dtype, eps)
@@ -45,7 +45,7 @@ def test_constant_rows_give_exactly_zero_in_layer_norm(backend, eps, value, feat
 @every_backend
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("norm", NORMS)
-@every_eps
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
 def test_a_row_with_nan_or_inf_is_nan_throughout(backend, norm, value, eps):
     for dtype in backend.dtypes:
         values = np.ones((3, 5)) * np.arange(1, 6)

@@ -61,7 +61,7 @@ def check(norm, dtype, case, backends):
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("norm", NORMS)
 @given(data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_precision(norm, dtype, data):
     check(norm, dtype, data.draw(cases(dtype)), CPU_BACKENDS)
 
@@ -122,3 +122,23 @@ def test_float32_keeps_every_magnitude(norm, magnitude):
             got = backend.read(getattr(anynorm, norm)(backend.make(x), eps=0.0))
         assert_exact(got, expected, backend=backend.name, dtype="float32", norm=norm)
         assert np.abs(got).max() > 0.5
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "strict", "strict-no-float64"])
+def test_a_large_weight_brings_back_what_is_far_below_its_row(backend):
+    (backend,) = [b for b in CPU_BACKENDS if b.name == backend]
+    cases = {
+        "float64": [([1e300, 1.2345e-10], 1e100), ([1e200, 1.2345e-300], 1e300), ([1e-10, 1e-310, 3.0], 1e290)],
+        "float32": [([1e30, 1.2345e-20, 2.0], 1e30), ([1e38, 1.2345, 1e-12, -3e-30], 27.7), ([1e38, 1e-37], 1e38)],
+    }
+    for dtype in set(cases) & set(backend.dtypes):
+        for values, factor in cases[dtype]:
+            x = as_dtype([values], dtype)
+            weight = as_dtype([1.0] + [factor] * (len(values) - 1), dtype)
+            got = backend.read(anynorm.scale_norm(backend.make(x), factor, eps=0.0))
+            with np.errstate(over="ignore"):
+                expected = [reference.scale_norm(x[0], factor, 0.0)]
+            assert_exact(got, expected, backend=backend.name, dtype=dtype, norm="scale_norm")
+            got = backend.read(anynorm.rms_norm(backend.make(x), backend.make(weight), eps=0.0))
+            expected = [reference.rms_norm(x[0], weight, None, 0.0)]
+            assert_exact(got, expected, backend=backend.name, dtype=dtype, norm="rms_norm")

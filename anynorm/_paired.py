@@ -1,0 +1,191 @@
+"""The three steps of the definition where no wider dtype exists: float64, and float32 in a library that has no more.
+
+Statistics are pairs of floats (see _pairs.py). Rows are first multiplied by their unit, a power of two that keeps
+squares in range, and eps by its square.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from anynorm._moments import Moments, rescaled
+from anynorm._pairs import (
+    Pair,
+    add_pairs,
+    multiply_pairs,
+    renormalize,
+    round_pair,
+    split,
+    sum_pair,
+    two_product,
+    two_sum,
+)
+
+Array = Any
+
+# Rows are multiplied by 2**-exponent: that of the last level whose 2**(exponent + low) their largest element reaches.
+# Its square then neither overflows nor loses bits, and the root mean square is above 1 for rows of up to 2**(2 * low)
+# elements, so that no element with a normal result becomes subnormal on the way.
+_LEVELS = {  # digits: (low, exponents)
+    24: (11, (-126, -96, -60, -24, 12, 48, 84)),
+    53: (20, (-1022, -676, -256, 164, 584)),
+}
+
+# An element smaller than this in the unit of its row may become subnormal when it is multiplied by the factor.
+_FAR_BELOW = {24: 2.0**-60, 53: 2.0**-500}
+
+# A sum of squares below this is that of a row without deviations, and of an eps too small to divide by; the factor is
+# 0 then. The levels see to it that the squares of any real deviation are far above it.
+_EMPTY = {24: 2.0**-110, 53: 2.0**-960}
+
+
+def reduce(xp: Any, x: Array, axes: tuple[int, ...], count: int, centred: bool, digits: int) -> Moments:
+    """Step 1: the moments of each row."""
+
+    def rough_sum(values: Array) -> Array:
+        # For what needs half the digits. A plain sum of float64 has those in any order; one of float32 has not.
+        if digits == 53:
+            return xp.sum(values, axis=axes, keepdims=True)
+        return sum_pair(xp, values, axes, digits)[0]
+
+    unit = _unit(xp, xp.max(xp.abs(x), axis=axes, keepdims=True), digits)
+    x = x * unit
+    mean, low = None, None
+    if centred:
+        near = rough_sum(x) / count
+        x, low = two_sum(x, -near)
+        rest = (sum_pair(xp, x, axes, digits)[0] + rough_sum(low)) / count
+        mean = near, rest
+        x, low = renormalize(x, low - rest)
+    # x**2 = high**2 + (x - high) * (x + high): the first is exact, the second small.
+    high, tail = split(x, digits)
+    small = tail * (x + high)
+    if low is not None:
+        small = small + 2.0 * x * low
+    squares, error = sum_pair(xp, high * high, axes, digits)
+    return Moments(count, mean, renormalize(squares, error + rough_sum(small)), unit, xp)
+
+
+def deviations(x: Array, mean: Pair) -> Pair:
+    """The pair x - mean; its high part is x - mean rounded once."""
+    high, low = two_sum(x, -mean[0])
+    return renormalize(high, low - mean[1])
+
+
+def finish(
+    xp: Any, moments: Moments, own_unit: Array, averaged: bool, eps: float, digits: int
+) -> tuple[Pair, Pair, Array]:
+    """Step 2: shift, factor = sqrt(numerator / energy), and the unit that both are in."""
+    numerator = float(moments.count) if averaged else 1.0
+    # The unit must suit eps as well as the row; below the unit that suits eps, squares vanish beside it.
+    level, eps_pair = _eps_term(eps, moments.count if averaged else 0, digits)
+    unit = xp.where(own_unit > 2.0**-level, 2.0**-level, own_unit)
+    shift, squares = rescaled(moments, unit / own_unit)
+    eps_pair = _eps_in_unit(xp, eps_pair, level, unit, digits)
+    if averaged:
+        energy = add_pairs(squares, eps_pair)
+    else:
+        below = squares[0] < eps_pair[0]
+        energy = xp.where(below, eps_pair[0], squares[0]), xp.where(below, eps_pair[1], squares[1])
+    return shift, _inverse_root(xp, energy, numerator, digits), unit
+
+
+def weighted_early(xp: Any, x: Array, unit: Array, weight: Pair, like: Array, digits: int) -> tuple[Array, Pair]:
+    """Return x * unit, with the weight in those elements whose x_hat would be subnormal before it, and the weight left.
+
+    Only without centring, which leaves an error of the row's own scale in every element.
+    """
+    high = xp.full_like(like, weight[0]) if isinstance(weight[0], float) else weight[0]
+    scaled = x * unit
+    early = (xp.abs(scaled) < _FAR_BELOW[digits]) & (xp.abs(high) > 1.0)
+    # In the order in which nothing underflows, and nothing overflows that does not in the end.
+    weighted = xp.where(xp.abs(x) < 1.0, x * high * unit, scaled * high)
+    low = None if weight[1] is None else xp.where(early, 0.0, weight[1] + xp.zeros_like(high))
+    return xp.where(early, weighted, scaled), (xp.where(early, 1.0, high), low)
+
+
+def apply(
+    xp: Any, x: Array, shift: Pair | None, factor: Pair, weight: Pair | None, bias: Array | None, digits: int
+) -> Array:
+    """Step 3 with every intermediate a pair, rounded once at the end."""
+    # The low half of a small product would be subnormal, which some libraries flush to zero.
+    size = x if shift is None else x - shift[0]
+    size = xp.abs(size * factor[0] if weight is None else size * factor[0] * weight[0])
+    small = size if bias is None else size + xp.abs(bias)
+    boost = xp.where(small < 2.0**60, 2.0**64, xp.ones_like(x))
+    high, low = x, 0.0
+    if shift is not None:
+        high, low = deviations(x, shift)
+    high, low = multiply_pairs((high * boost, low * boost), factor, digits)
+    if weight is not None:
+        product, error = two_product(high, weight[0], digits)
+        error = error + low * weight[0]
+        high, low = product, error if weight[1] is None else error + high * weight[1]
+    if bias is not None:
+        high, error = two_sum(high, bias * boost)
+        low = low + error
+    # Where the product overflows, its error term is meaningless and the infinity stands.
+    return xp.where(xp.isfinite(low), high + low, high) / boost
+
+
+def host_pair(argument: str, value: float, digits: int) -> Pair:
+    """A number of the host as a pair; ValueError where the dtype cannot hold it."""
+    if digits == 24 and abs(value) > 3.4e38:
+        raise ValueError(f"{argument} must be at most 3.4e38 where arrays are computed in float32, got {value}")
+    return round_pair((value, 0.0), digits)
+
+
+def _unit(xp: Any, largest: Array, digits: int) -> Array:
+    """The power of two that brings rows with this largest element into range."""
+    low, exponents = _LEVELS[digits]
+    unit = xp.full_like(largest, 2.0 ** -exponents[0])
+    for exponent in exponents[1:]:
+        unit = xp.where(largest >= 2.0 ** (exponent + low), 2.0**-exponent, unit)
+    return unit
+
+
+def _eps_term(eps: float, count: int, digits: int) -> tuple[int, Pair]:
+    """The level that suits eps, and in its unit count * eps as a pair; for count 0, eps**2."""
+    # Numbers of the host; torch.compile has to fold all of it, so no Fraction and no cache.
+    low, exponents = _LEVELS[digits]
+    largest = 1e76 if count else 3.4e38
+    if digits == 24 and eps > largest:
+        raise ValueError(f"eps must be at most {largest} where arrays are computed in float32, got {eps}")
+    size = math.sqrt(eps) if count else eps
+    exponent = exponents[0]
+    for candidate in exponents:
+        if size >= 2.0 ** (candidate + low):
+            exponent = candidate
+    mantissa, power = math.frexp(eps)
+    power = power - 2 * exponent if count else 2 * (power - exponent)
+    term, error = two_product(mantissa, float(count) if count else mantissa, 53)
+    return exponent, round_pair((math.ldexp(term, power), math.ldexp(error, power)), digits)
+
+
+def _eps_in_unit(xp: Any, pair: Pair, level: int, unit: Array, digits: int) -> Pair:
+    """The term of eps, given in the unit of its own level, in the unit of each row."""
+    # Chosen and not multiplied: XLA would gather the literals of pair * (unit / literal)**2 and square the bare unit.
+    high, low = xp.full_like(unit, pair[0]), xp.full_like(unit, pair[1])
+    for exponent in _LEVELS[digits][1]:
+        if exponent > level:
+            at = unit == 2.0**-exponent
+            smaller = 2.0 ** (2 * (level - exponent))
+            high, low = xp.where(at, pair[0] * smaller, high), xp.where(at, pair[1] * smaller, low)
+    return high, low
+
+
+def _inverse_root(xp: Any, energy: Pair, numerator: float, digits: int) -> Pair:
+    """sqrt(numerator / energy) as a pair; 0 for an empty row, NaN for one that holds NaN or Inf.
+
+    One step of Newton, with the residual formed exactly, after a root whose reciprocal comes last: that of the energy
+    may be out of range, and the derivative of it is sooner.
+    """
+    empty = energy[0] < _EMPTY[digits]
+    high = xp.where(empty, 1.0, energy[0])
+    root = xp.where(xp.isfinite(high), 1.0 / xp.sqrt(high / numerator), xp.nan)
+    square, square_error = two_product(root, root, digits)
+    product, product_error = two_product(square, high, digits)
+    residual = ((numerator - product) - product_error) - square_error * high - square * energy[1]
+    root, step = xp.where(empty, 0.0, root), xp.where(empty, 0.0, root * residual / (2.0 * numerator))
+    return renormalize(root, step)
