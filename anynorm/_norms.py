@@ -284,8 +284,8 @@ def add_rms_norm(
 def moments(x: Array, *, axis: Axis = -1) -> Moments:
     """Return count, mean and sum of squared deviations of each row.
 
-    Moments of pieces merge into those of the whole, so they serve a row that is cut over devices or files and the
-    statistics of a stream. Every norm takes them as ``moments=``.
+    Moments of pieces merge into those of the whole: for rows cut over devices or files, and for streams. Every norm
+    takes them as ``moments=``.
 
     Parameters
     ----------

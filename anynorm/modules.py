@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -82,6 +82,7 @@ class _Norm:
 class _AffineNorm(_Norm):
     """A norm with a weight for each feature and perhaps a bias."""
 
+    _function: Callable[..., Array]
     _parameter_names = ("weight", "bias")
 
     def __init__(
@@ -103,8 +104,12 @@ class _AffineNorm(_Norm):
         self.weight = make(self.shape, 0.0 if weight_offset == 1.0 else 1.0, dtype=dtype, device=device)
         self.bias = make(self.shape, 0.0, dtype=dtype, device=device) if bias else None
 
-    def _axis(self) -> tuple[int, ...]:
-        return tuple(range(-len(self.shape), 0))
+    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+        """Normalize an array of the parameters' library."""
+        axis = tuple(range(-len(self.shape), 0))
+        return self._function(
+            x, self.weight, self.bias, axis=axis, eps=self.eps, weight_offset=self.weight_offset, out=out
+        )
 
     def _config(self) -> tuple[Any, ...]:
         return self.shape, self.eps, self.weight_offset, self.bias is not None, self._dtype_name()
@@ -150,6 +155,8 @@ class LayerNorm(_AffineNorm):
     array([[-1.225,  0.   ,  1.225]], dtype=float32)
     """
 
+    _function = staticmethod(layer_norm)
+
     def __init__(
         self,
         shape: int | tuple[int, ...],
@@ -162,12 +169,6 @@ class LayerNorm(_AffineNorm):
         device: Any = None,
     ) -> None:
         super().__init__(shape, eps, bias, weight_offset, xp, dtype, device)
-
-    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
-        """Normalize an array of the parameters' library."""
-        return layer_norm(
-            x, self.weight, self.bias, axis=self._axis(), eps=self.eps, weight_offset=self.weight_offset, out=out
-        )
 
 
 class RMSNorm(_AffineNorm):
@@ -182,6 +183,8 @@ class RMSNorm(_AffineNorm):
     array([[0.2, 1.4]], dtype=float32)
     """
 
+    _function = staticmethod(rms_norm)
+
     def __init__(
         self,
         shape: int | tuple[int, ...],
@@ -194,12 +197,6 @@ class RMSNorm(_AffineNorm):
         device: Any = None,
     ) -> None:
         super().__init__(shape, eps, bias, weight_offset, xp, dtype, device)
-
-    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
-        """Normalize an array of the parameters' library."""
-        return rms_norm(
-            x, self.weight, self.bias, axis=self._axis(), eps=self.eps, weight_offset=self.weight_offset, out=out
-        )
 
 
 class ScaleNorm(_Norm):
