@@ -99,8 +99,8 @@ def weighted_early(xp: Any, x: Array, unit: Array, weight: Pair, like: Array, di
     high = xp.full_like(like, weight[0]) if isinstance(weight[0], float) else weight[0]
     scaled = x * unit
     early = (xp.abs(scaled) < _FAR_BELOW[digits]) & (xp.abs(high) > 1.0)
-    # In the order in which nothing underflows, and nothing overflows that does not in the end.
-    weighted = xp.where(xp.abs(x) < 1.0, x * high * unit, scaled * high)
+    # In the order in which nothing underflows, and nothing overflows, that does not in the end.
+    weighted = xp.where((xp.abs(x) < 1.0) & (unit < 1.0), x * high * unit, scaled * high)
     low = None if weight[1] is None else xp.where(early, 0.0, weight[1] + xp.zeros_like(high))
     return xp.where(early, weighted, scaled), (xp.where(early, 1.0, high), low)
 

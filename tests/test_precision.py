@@ -128,17 +128,21 @@ def test_float32_keeps_every_magnitude(norm, magnitude):
 def test_a_large_weight_brings_back_what_is_far_below_its_row(backend):
     (backend,) = [b for b in CPU_BACKENDS if b.name == backend]
     cases = {
-        "float64": [([1e300, 1.2345e-10], 1e100), ([1e200, 1.2345e-300], 1e300), ([1e-10, 1e-310, 3.0], 1e290)],
+        "float64": [
+            ([1e300, 1.2345e-10], 1e100),
+            ([1e200, 1.2345e-300], 1e300),
+            ([1e-10, 1e-310, 3.0], 1e290),
+            ([4.08e-311], 1.1),
+        ],
         "float32": [([1e30, 1.2345e-20, 2.0], 1e30), ([1e38, 1.2345, 1e-12, -3e-30], 27.7), ([1e38, 1e-37], 1e38)],
     }
     for dtype in set(cases) & set(backend.dtypes):
         for values, factor in cases[dtype]:
             x = as_dtype([values], dtype)
-            weight = as_dtype([1.0] + [factor] * (len(values) - 1), dtype)
-            got = backend.read(anynorm.scale_norm(backend.make(x), factor, eps=0.0))
-            with np.errstate(over="ignore"):
-                expected = [reference.scale_norm(x[0], factor, 0.0)]
+            weight = as_dtype([*[1.0] * (len(values) - 1), factor], dtype)
+            got = backend.read(anynorm.scale_norm(backend.make(x), factor))
+            expected = [reference.scale_norm(x[0], factor)]
             assert_exact(got, expected, backend=backend.name, dtype=dtype, norm="scale_norm")
-            got = backend.read(anynorm.rms_norm(backend.make(x), backend.make(weight), eps=0.0))
-            expected = [reference.rms_norm(x[0], weight, None, 0.0)]
+            got = backend.read(anynorm.rms_norm(backend.make(x), backend.make(weight), weight_offset=1.0))
+            expected = [reference.rms_norm(x[0], weight, None, 1e-6, 1.0)]
             assert_exact(got, expected, backend=backend.name, dtype=dtype, norm="rms_norm")
