@@ -13,6 +13,7 @@ from anynorm._moments import Moments, rescaled
 from anynorm._pairs import (
     Pair,
     add_pairs,
+    largest,
     multiply_pairs,
     renormalize,
     round_pair,
@@ -49,7 +50,7 @@ def reduce(xp: Any, x: Array, axes: tuple[int, ...], count: int, centred: bool, 
             return xp.sum(values, axis=axes, keepdims=True)
         return sum_pair(xp, values, axes, digits)[0]
 
-    unit = _unit(xp, xp.max(xp.abs(x), axis=axes, keepdims=True), digits)
+    unit = _unit(xp, largest(xp, x, axes), digits)
     x = x * unit
     mean, low = None, None
     if centred:
@@ -136,12 +137,12 @@ def host_pair(argument: str, value: float, digits: int) -> Pair:
     return round_pair((value, 0.0), digits)
 
 
-def _unit(xp: Any, largest: Array, digits: int) -> Array:
-    """The power of two that brings rows with this largest element into range."""
+def _unit(xp: Any, magnitude: Array, digits: int) -> Array:
+    """The power of two that brings rows with this largest magnitude into range."""
     low, exponents = _LEVELS[digits]
-    unit = xp.full_like(largest, 2.0 ** -exponents[0])
+    unit = xp.full_like(magnitude, 2.0 ** -exponents[0])
     for exponent in exponents[1:]:
-        unit = xp.where(largest >= 2.0 ** (exponent + low), 2.0**-exponent, unit)
+        unit = xp.where(magnitude >= 2.0 ** (exponent + low), 2.0**-exponent, unit)
     return unit
 
 

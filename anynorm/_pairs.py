@@ -21,6 +21,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy
+
 Array = Any
 Pair = tuple[Any, Any]
 
@@ -71,7 +73,7 @@ def sum_pair(xp: Any, values: Array, axes: tuple[int, ...], digits: int) -> Pair
     # fall below 2**-(2 * bits + 4) of the largest term before a plain sum of it is harmless.
     bits_per_level = digits - 3 - bits
     levels = -(-(2 * bits + 4) // bits_per_level)
-    boundary = xp.max(xp.abs(values), axis=axes, keepdims=True) * 2.0 ** (bits + 2)
+    boundary = largest(xp, values, axes) * 2.0 ** (bits + 2)
     high, low = None, 0.0
     for _ in range(levels):
         leading = (values + boundary) - boundary
@@ -85,6 +87,16 @@ def sum_pair(xp: Any, values: Array, axes: tuple[int, ...], digits: int) -> Pair
         boundary = boundary * 2.0**-bits_per_level
     high, error = two_sum(high, xp.sum(values, axis=axes, keepdims=True))
     return renormalize(high, low + error)
+
+
+def largest(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
+    """The largest magnitude over ``axes``, which are kept with length 1."""
+    if not xp.__name__.endswith("dask.array"):
+        return xp.max(xp.abs(values), axis=axes, keepdims=True)
+    # The maximum that Dask has fails where any chunk is empty, as filtering makes them.
+    return xp.reduction(
+        xp.abs(values), _largest_in_chunk, _largest_in_chunk, axis=axes, keepdims=True, dtype=values.dtype
+    )
 
 
 def round_pair(value: tuple[float, float], digits: int) -> tuple[float, float]:
@@ -122,6 +134,12 @@ def renormalize(high: Array, low: Array) -> Pair:
     """Move what fits from the low part into the high one; |low| is at most |high|."""
     total = high + low
     return total, low - (total - high)
+
+
+def _largest_in_chunk(magnitudes: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
+    """The maximum; 0 over no elements, which their sum is in any library."""
+    reduce = numpy.max if all(magnitudes.shape[one] for one in axis) else numpy.sum
+    return reduce(magnitudes, axis=axis, keepdims=keepdims)
 
 
 def _halves(values: Array, axis: int) -> Pair:

@@ -193,6 +193,22 @@ def test_dask_stays_lazy(norm):
     assert computed
 
 
+@pytest.mark.parametrize("chunks", [((0, 3, 1), (33,)), ((4, 0), (0, 20, 0, 13)), ((4,), (33, 0))])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_dask_chunks_may_be_empty(norm, dtype, chunks):
+    import dask.array as da
+
+    x = X.astype(dtype)
+    lazy = da.from_array(x, chunks=chunks)
+    parameters = da.from_array(WEIGHT), da.from_array(BIAS)
+    y = call(norm, lazy, *parameters)
+    assert y.chunks == lazy.chunks
+    assert_exact(y.compute(), expected(norm, x), backend="dask, lazy", dtype=dtype, norm=norm)
+    kept = call(norm, lazy[lazy[:, 0] > lazy[1, 0]], *parameters).compute()
+    assert_exact(kept, expected(norm, x[x[:, 0] > x[1, 0]]), backend="dask, lazy", dtype=dtype, norm=norm)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_ndonnx_traces_to_a_graph_that_onnxruntime_runs(norm, dtype):
