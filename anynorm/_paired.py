@@ -41,6 +41,11 @@ _FAR_BELOW = {24: 2.0**-60, 53: 2.0**-500}
 _EMPTY = {24: 2.0**-110, 53: 2.0**-960}
 
 
+# Factors below the first number or from the second on are multiplied by the third or its inverse: two_product is exact
+# for what lies between, no product of two such factors leaves the range of the dtype, and neither do the scales.
+_RANGE = {24: (2.0**-20, 2.0**64, 2.0**62), 53: (2.0**-200, 2.0**500, 2.0**510)}
+
+
 def reduce(xp: Any, x: Array, axes: tuple[int, ...], count: int, centred: bool, digits: int) -> Moments:
     """Step 1: the moments of each row."""
 
@@ -110,24 +115,25 @@ def apply(
     xp: Any, x: Array, shift: Pair | None, factor: Pair, weight: Pair | None, bias: Array | None, digits: int
 ) -> Array:
     """Step 3 with every intermediate a pair, rounded once at the end."""
-    # The low half of a small product would be subnormal, which some libraries flush to zero.
-    size = x if shift is None else x - shift[0]
-    size = xp.abs(size * factor[0] if weight is None else size * factor[0] * weight[0])
-    small = size if bias is None else size + xp.abs(bias)
-    boost = xp.where(small < 2.0**60, 2.0**64, xp.ones_like(x))
-    high, low = x, 0.0
-    if shift is not None:
-        high, low = deviations(x, shift)
+    high, low = (x, 0.0) if shift is None else deviations(x, shift)
+    boost = _boost(xp, high * factor[0], digits)
     high, low = multiply_pairs((high * boost, low * boost), factor, digits)
+    back = 1.0 / boost
     if weight is not None:
-        product, error = two_product(high, weight[0], digits)
-        error = error + low * weight[0]
-        high, low = product, error if weight[1] is None else error + high * weight[1]
+        own = _boost(xp, weight[0], digits)
+        size = weight[0] * own
+        product, error = two_product(high, size, digits)
+        error = error + low * size
+        high, low = product, error if weight[1] is None else error + high * (weight[1] * own)
+        back = back / own
     if bias is not None:
-        high, error = two_sum(high, bias * boost)
-        low = low + error
-    # Where the product overflows, its error term is meaningless and the infinity stands.
-    return xp.where(xp.isfinite(low), high + low, high) / boost
+        # Scaled up together if both are small, for the low half of their sum would be subnormal.
+        boost = xp.where((xp.abs(high * back) < 1.0) & (xp.abs(bias) < 1.0), _RANGE[digits][2], xp.ones_like(high))
+        high, error = two_sum(high * (back * boost), bias * boost)
+        low = low * (back * boost) + error
+        back = 1.0 / boost
+    # Where a parameter is infinite, the low half is NaN and the infinity stands.
+    return xp.where(xp.isfinite(low), high + low, high) * back
 
 
 def host_pair(argument: str, value: float, digits: int) -> Pair:
@@ -135,6 +141,13 @@ def host_pair(argument: str, value: float, digits: int) -> Pair:
     if digits == 24 and abs(value) > 3.4e38:
         raise ValueError(f"{argument} must be at most 3.4e38 where arrays are computed in float32, got {value}")
     return round_pair((value, 0.0), digits)
+
+
+def _boost(xp: Any, factor: Array, digits: int) -> Array:
+    """The power of two by which a factor comes to lie where two_product is exact."""
+    small, large, step = _RANGE[digits]
+    size = xp.abs(factor)
+    return xp.where(size < small, step, xp.where(size < large, xp.ones_like(size), 1.0 / step))
 
 
 def _unit(xp: Any, magnitude: Array, digits: int) -> Array:

@@ -5,7 +5,7 @@ import pytest
 
 import anynorm
 from tests import reference
-from tests.backends import as_dtype
+from tests.backends import CPU_BACKENDS, as_dtype
 from tests.strategies import KINDS
 from tests.tolerances import assert_exact, smallest_normal
 
@@ -96,6 +96,38 @@ def test_jit_keeps_the_precision_over_all_kinds_of_rows():
                 exact = [getattr(reference, norm)(row, WEIGHT, BIAS, eps) for row in x]
             y = compiled(jnp.asarray(x), *weights)
             assert_exact(y, exact, backend="jax, traced", dtype="float32", norm=norm, flushes=True)
+
+
+def weights_far_from_one():
+    """Norm, row, weight, eps: the weight brings elements to the edge of float32, or back from beyond it."""
+    for power in range(-126, 128, 6):
+        yield "layer_norm", [3.0, -1.0, 0.0], np.asarray([1.0, 1.3, 1.7]) * 2.0**power, 1e-5
+        yield "rms_norm", [1.0, 1.3e-26, 2.7e-27], np.full(3, 1.1 * 2.0**power), 0.0
+        yield "scale_norm", [1.3e-26, 1e-5, 1.0], np.full(3, 1.1 * 2.0**power), 1e-5
+    yield "rms_norm", [-6.6e-27, 0.0, 0.0], np.full(3, -1.7e38), 1.0
+    yield "rms_norm", [1e-38, -3e-38, 2e-38], np.full(3, 1e-30), 1e-20
+
+
+@pytest.mark.parametrize("name", ["jax", "jax, traced", "strict-no-float64"])
+@pytest.mark.parametrize("offset", [0.0, 1.5e-33])
+def test_weights_of_every_magnitude_where_float32_is_all_there_is(name, offset):
+    import jax
+
+    traced = name == "jax, traced"
+    (backend,) = [b for b in CPU_BACKENDS if b.name == name.partition(",")[0]]
+    compiled = {norm: jax.jit(getattr(anynorm, norm), static_argnames=["eps", "weight_offset"]) for norm in NORMS[:2]}
+    compiled["scale_norm"] = jax.jit(anynorm.scale_norm, static_argnames=["eps"])
+    for norm, row, weight, eps in weights_far_from_one():
+        x, weight = as_dtype([row], "float32"), as_dtype(weight, "float32")
+        options = {"eps": eps}
+        if norm == "scale_norm":
+            weight, exact = weight[0], [reference.scale_norm(x[0], weight[0], eps)]
+        else:
+            options["weight_offset"] = offset
+            exact = [getattr(reference, norm)(x[0], weight, None, eps, offset)]
+        function = compiled[norm] if traced else getattr(anynorm, norm)
+        got = backend.read(function(backend.make(x), backend.make(np.asarray(weight)), **options))
+        assert_exact(got, exact, backend=name, dtype="float32", norm=norm, flushes=backend.flushes)
 
 
 @pytest.mark.parametrize("eps", [0.0, None])
