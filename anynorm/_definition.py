@@ -54,6 +54,9 @@ class Precision(NamedTuple):
 # The squares of any real deviation of float32 are far above it, at 2**-340 and more.
 _EMPTY = 2.0**-960
 
+# No finite row of float32 is as long.
+_LARGE_LENGTH = 2.0**800
+
 
 def reduce(xp: Any, x: Array, axes: tuple[int, ...], rule: Rule, precision: Precision) -> Moments:
     """Step 1: the moments of each row of ``x``, already of the precision's dtype."""
@@ -80,7 +83,10 @@ def finish(
         return shift if rule.centred else None, factor, unit
     squares = moments._squares[0]
     if not rule.averaged:
-        return None, (_inverse_norm(xp, squares, eps), None), None
+        unit = None
+        if eps > _LARGE_LENGTH:  # 1 / eps and x / eps may be subnormal, whatever the scale makes of them
+            unit, eps = xp.full_like(squares, 2.0**-500), eps * 2.0**-500
+        return None, (_inverse_norm(xp, squares, eps), None), unit
     mean_square = squares / max(moments.count, 1) + eps  # of wide values, so neither quotient nor sum overflows
     if rule.centred and eps > _EMPTY:  # no row is empty, and centring has made NaN of every row that holds Inf
         return moments._mean, (1.0 / xp.sqrt(mean_square), None), None
@@ -132,7 +138,7 @@ def widen_scale(scale: float, precision: Precision) -> Pair:
 def _inverse_norm(xp: Any, squares: Array, eps: float) -> Array:
     """1 / max(sqrt(squares), eps); eps is not squared where it would overflow, and is no divisor where too small."""
     inverse_eps = 1.0 / eps if eps > 1e-300 else 0.0
-    below = squares <= eps * eps
+    below = squares <= min(eps * eps, 2.0**1000)  # past that only rows with Inf are, and eps * eps may be Inf too
     root = 1.0 / xp.sqrt(xp.where(below, 1.0, squares))
     return xp.where(below, inverse_eps, xp.where(xp.isfinite(squares), root, xp.nan))
 

@@ -33,8 +33,9 @@ _LEVELS = {  # digits: (low, exponents)
     53: (20, (-1022, -676, -256, 164, 584)),
 }
 
-# An element smaller than this in the unit of its row may become subnormal when it is multiplied by the factor.
-_FAR_BELOW = {24: 2.0**-60, 53: 2.0**-500}
+# An element smaller than this in the unit of its row may become subnormal when it is multiplied by the factor. With
+# digits to spare, a unit is only there for an eps that is far above any row.
+_FAR_BELOW = {0: math.inf, 24: 2.0**-60, 53: 2.0**-500}
 
 # A sum of squares below this is that of a row without deviations, and of an eps too small to divide by; the factor is
 # 0 then. The levels see to it that the squares of any real deviation are far above it.

@@ -146,3 +146,23 @@ def test_a_large_weight_brings_back_what_is_far_below_its_row(backend):
             got = backend.read(anynorm.rms_norm(backend.make(x), backend.make(weight), weight_offset=1.0))
             expected = [reference.rms_norm(x[0], weight, None, 1e-6, 1.0)]
             assert_exact(got, expected, backend=backend.name, dtype=dtype, norm="rms_norm")
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "strict", "jax-x64", "dask"])
+@pytest.mark.parametrize("eps", [1e200, 1e250, 1e300, 1.7e308])
+def test_scale_and_eps_beyond_any_row(backend, eps):
+    (backend,) = [b for b in CPU_BACKENDS if b.name == backend]
+    values = [[1e-31, 3.3e-31, 0.0, -2e-38], [1e30, 2e38, 3.0, -7e-20]]
+    for dtype in ("float32", "float64"):
+        x = as_dtype(values, dtype)
+        for scale in (eps, eps / 1.3e30, -eps, -1e300):
+            expected = [reference.scale_norm(row, scale, eps) for row in x]
+            with backend.context():
+                for given in (scale, backend.make(np.asarray(scale))):
+                    got = backend.read(anynorm.scale_norm(backend.make(x), given, eps=eps))
+                    assert_exact(
+                        got, expected, backend=backend.name, dtype=dtype, norm="scale_norm", flushes=backend.flushes
+                    )
+        with backend.context():
+            holds_inf = backend.make(as_dtype([[1.0, np.inf, 3.0]], dtype))
+            assert np.isnan(backend.read(anynorm.scale_norm(holds_inf, eps=eps))).all()
