@@ -169,6 +169,9 @@ def test_other_byte_orders_keep_their_dtype(dtype):
     y = anynorm.rms_norm(x, np.ones(40, ">f4"))
     assert y.dtype == np.dtype(dtype)
     assert bits(y.astype(y.dtype.newbyteorder("="))) == bits(anynorm.rms_norm(x.astype(x.dtype.newbyteorder("="))))
+    for count in (3, 4000):
+        y, total = anynorm.add_layer_norm(*[np.ones((count, 40), dtype)] * 2)
+        assert y.dtype == total.dtype == np.dtype(dtype)
 
 
 @every_norm

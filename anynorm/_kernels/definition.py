@@ -96,10 +96,9 @@ def _part_of_moments(moments: Moments, block: tuple[slice, ...]) -> Moments:
 def _normalize(call: Call, x: Array, residual: Array | None, moments: Moments | None) -> tuple[Array, Array | None]:
     """Reduce, finish, apply; in x's dtype at both ends."""
     xp, precision = call.library.namespace, call.precision
-    total = None
+    dtype, total = x.dtype, None
     if residual is not None:
-        x = total = x + residual
-    dtype = x.dtype
+        x = total = xp.astype(x + residual, dtype, copy=False)  # NumPy's sum has this machine's byte order
     wide = xp.astype(x, precision.dtype, copy=False)
     if 0 in x.shape:
         # Keeps an autograd graph whole; with no elements there is nothing to scale, so pairs are not needed.
