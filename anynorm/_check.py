@@ -129,7 +129,7 @@ def _check_odd_axes(axis: Any, x: Array) -> tuple[int, ...]:
     if not shape:
         raise ValueError("x must have at least one axis to normalize over, got shape (); pass x.reshape(1)")
     try:
-        given = tuple(map(operator.index, axis)) if isinstance(axis, (tuple, list)) else (operator.index(axis),)
+        given = tuple(map(_index, axis)) if isinstance(axis, (tuple, list)) else (_index(axis),)
     except TypeError:
         raise TypeError(f"axis must be an int or a tuple of ints, got {axis!r}") from None
     if not given:
@@ -145,10 +145,19 @@ def _check_odd_axes(axis: Any, x: Array) -> tuple[int, ...]:
     return axes
 
 
+def _index(axis: Any) -> int:
+    if isinstance(axis, bool):  # True is 1 to Python, and never meant as that axis
+        raise TypeError
+    return operator.index(axis)
+
+
 def check_number(argument: str, value: Any, least: float = -math.inf) -> float:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{argument} must be a number, got {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int or a fraction past the largest float
+        number = math.inf
     if not (math.isfinite(number) and number >= least):
         must = "finite" if least == -math.inf else "finite and not negative"
         raise ValueError(f"{argument} must be {must}, got {number}")

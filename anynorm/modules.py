@@ -224,7 +224,7 @@ class ScaleNorm(_Norm):
             raise TypeError(f"dim must be an int, got {dim!r}")
         (self.dim,) = _checked_shape(dim)
         self.eps = check_number("eps", eps, least=0.0)
-        self.scale = library.namespace.full((), math.sqrt(self.dim), dtype=dtype, device=device)
+        self.scale = library.namespace.full((), math.sqrt(check_number("dim", dim)), dtype=dtype, device=device)
 
     def __call__(self, x: Array, *, out: Array | None = None) -> Array:
         """Normalize an array of the scale's library."""

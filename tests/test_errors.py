@@ -1,6 +1,7 @@
 """Every rule about arguments, and the words in which its breach is reported."""
 
 import math
+from fractions import Fraction
 from types import SimpleNamespace
 
 import array_api_strict
@@ -85,6 +86,8 @@ def test_long_double_is_refused():
         ("1", TypeError, "an int or a tuple of ints"),
         (None, TypeError, "an int or a tuple of ints"),
         ((0, None), TypeError, "an int or a tuple of ints"),
+        (True, TypeError, "an int or a tuple of ints, got True"),
+        ((0, False), TypeError, "an int or a tuple of ints"),
     ],
 )
 def test_axes_that_do_not_fit(axis, error, words):
@@ -99,6 +102,13 @@ def test_arrays_without_axes():
 @pytest.mark.parametrize("eps", [-1e-9, math.nan, math.inf, -math.inf])
 def test_eps_that_is_negative_or_not_finite(eps):
     refuses(ValueError, ("eps must be finite and not negative", str(eps)), anynorm.layer_norm, X, eps=eps)
+
+
+def test_numbers_past_the_largest_float():
+    for eps in (10**400, Fraction(10**400, 3)):
+        refuses(ValueError, "eps must be finite and not negative, got inf", anynorm.layer_norm, X, eps=eps)
+    refuses(ValueError, "scale must be finite, got inf", anynorm.scale_norm, X, -(10**400))
+    refuses(ValueError, "dim must be finite, got inf", anynorm.ScaleNorm, 10**400)
 
 
 @pytest.mark.parametrize("eps", [None, "1e-5", True, np.ones(1), 1j])
