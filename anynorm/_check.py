@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from anynorm._definition import Precision, Rule
 from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_of
-from anynorm._moments import Moments
+from anynorm._moments import Moments, known, shapes_agree
 from anynorm._overlap import require_separate, require_writable
 
 Array = Any
@@ -114,11 +114,10 @@ def _check_axes(axis: int | tuple[int, ...], x: Array) -> tuple[int, ...]:
         axes: tuple[int, ...] = (axis % ndim,)
     else:
         axes = _check_odd_axes(axis, x)
-    for known in axes:
-        length = x.shape[known]
-        if length is None or length != length:
+    for one in axes:
+        if not known(x.shape[one]):
             raise ValueError(
-                f"the length of the normalized axis {known} must be known, got shape {tuple(x.shape)}; "
+                f"the length of the normalized axis {one} must be known, got shape {tuple(x.shape)}; "
                 "for Dask call x.compute_chunk_sizes() first, for ndonnx declare the length"
             )
     return axes
@@ -203,7 +202,7 @@ def _check_same_place(argument: str, value: Array, x: Array, library: Library) -
 def _check_twin(argument: str, value: Array, x: Array, library: Library) -> None:
     """An array like x: library, device, dtype and shape."""
     _check_same_place(argument, value, x, library)
-    if value.dtype != x.dtype or tuple(value.shape) != tuple(x.shape):
+    if value.dtype != x.dtype or not shapes_agree(tuple(value.shape), tuple(x.shape)):
         raise ValueError(
             f"{argument} must have x's shape and dtype, {tuple(x.shape)} of {x.dtype}, "
             f"got {tuple(value.shape)} of {value.dtype}"
@@ -214,7 +213,7 @@ def _check_moments(moments: Moments, x: Array, library: Library, axes: tuple[int
     if not isinstance(moments, Moments):
         raise TypeError(f"moments must be what anynorm.moments returned, got {type(moments).__name__}")
     expected = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
-    if moments.shape != expected:
+    if not shapes_agree(moments.shape, expected):
         raise ValueError(
             f"moments must have shape {expected}, that of x, {tuple(x.shape)}, with the normalized axes of length 1; "
             f"got {moments.shape}"

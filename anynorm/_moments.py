@@ -109,7 +109,7 @@ def merge(a: Moments, b: Moments) -> Moments:
         raise TypeError(f"Moments merge with Moments, got {type(b).__name__}")
     if a._xp is not b._xp:
         raise TypeError(f"Moments merge with those of one library, got {a._xp.__name__} and {b._xp.__name__}")
-    if a.shape != b.shape or (a._unit is None) != (b._unit is None):
+    if not shapes_agree(a.shape, b.shape) or (a._unit is None) != (b._unit is None):
         kinds = ["float64" if m._unit is not None else "narrower floats" for m in (a, b)]
         raise ValueError(
             "Moments merge with those of another piece of the same rows: "
@@ -133,6 +133,18 @@ def merge(a: Moments, b: Moments) -> Moments:
     between = multiply_pairs(difference, difference, digits)
     between = multiply_pairs(between, ratio_pair(a.count * b.count, count, digits), digits)
     return Moments(count, mean, add_pairs(add_pairs(a_squares, b_squares), between), unit, a._xp)
+
+
+def shapes_agree(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
+    """Whether all lengths that are known are equal."""
+    return a == b or (
+        len(a) == len(b) and all(m == n or not (known(m) and known(n)) for m, n in zip(a, b, strict=True))
+    )
+
+
+def known(length: Any) -> bool:
+    """Whether a lazy array knows this length; Dask writes nan where it does not, ndonnx None."""
+    return length is not None and length == length
 
 
 def rescaled(moments: Moments, ratio: Array) -> tuple[Pair, Pair]:

@@ -241,6 +241,28 @@ def test_dask_chunks_may_be_empty(norm, dtype, chunks):
     assert_exact(kept, expected(norm, x[x[:, 0] > x[1, 0]]), backend="dask, lazy", dtype=dtype, norm=norm)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_number_of_rows_may_be_unknown(dtype):
+    import dask.array as da
+
+    whole = X.astype(dtype)
+    lazy = da.from_array(whole, chunks=(2, 11))
+    some, kept = lazy[lazy[:, 0] > lazy[1, 0]], whole[whole[:, 0] > whole[1, 0]]
+    y, total = anynorm.add_rms_norm(some, some * 2, eps=1e-5)
+    sums = total.compute()
+    np.testing.assert_allclose(sums, kept * 3, rtol=1e-6)
+    exact = [reference.rms_norm(row, eps=1e-5) for row in sums]
+    assert_exact(y.compute(), exact, backend="dask, lazy", dtype=dtype, norm="rms_norm")
+    halves = [anynorm.moments(part) for part in (some[:, :11], some[:, 11:])]
+    y = anynorm.layer_norm(some, moments=halves[0].merge(halves[1]))
+    exact = [reference.layer_norm(row) for row in kept]
+    assert_exact(y.compute(), exact, backend="dask, lazy", dtype=dtype, norm="layer_norm")
+    with pytest.raises(ValueError, match=r"residual must have x's shape and dtype, \(nan, 33\) .* got \(nan, 22\)"):
+        anynorm.add_rms_norm(some, some[:, :22])
+    with pytest.raises(ValueError, match="moments must have shape"):
+        anynorm.layer_norm(some, moments=anynorm.moments(lazy[0]))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_ndonnx_traces_to_a_graph_that_onnxruntime_runs(norm, dtype):
