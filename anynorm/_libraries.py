@@ -26,7 +26,6 @@ class _Entry(NamedTuple):
     writable: bool = False  # arrays can be written in place: `out=` works
     devices: bool = False  # arrays live on devices that a caller can mix up
     refuses_to_fill: bool = False  # centring or a bias would make every stored zero nonzero
-    on_numpy: bool = False  # computes with NumPy as it is called, and so would print NumPy's warnings
 
 
 class Library:
@@ -39,7 +38,6 @@ class Library:
         self.writable = entry.writable
         self.devices = entry.devices
         self.refuses_to_fill = entry.refuses_to_fill
-        self.on_numpy = entry.on_numpy
         self._precisions: dict[Any, Precision] = {}
 
     def precision(self, x: Any) -> Precision:
@@ -68,13 +66,13 @@ class Library:
 
 
 _ENTRIES = (
-    _Entry("numpy", "ndarray", "numpy", writable=True, on_numpy=True),
+    _Entry("numpy", "ndarray", "numpy", writable=True),
     _Entry("torch", "Tensor", "array_api_compat.torch", writable=True, devices=True),
     _Entry("cupy", "ndarray", "array_api_compat.cupy", writable=True, devices=True),
     _Entry("jax", "Array", "jax.numpy"),
     _Entry("dask.array", "Array", "array_api_compat.dask.array"),
-    _Entry("array_api_strict._array_object", "Array", "array_api_strict", writable=True, devices=True, on_numpy=True),
-    _Entry("sparse", "SparseArray", "sparse", refuses_to_fill=True, on_numpy=True),
+    _Entry("array_api_strict._array_object", "Array", "array_api_strict", writable=True, devices=True),
+    _Entry("sparse", "SparseArray", "sparse", refuses_to_fill=True),
     _Entry("ndonnx", "Array", "ndonnx"),
 )
 

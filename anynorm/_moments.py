@@ -6,11 +6,17 @@ Merging follows Chan, Golub, LeVeque 1983, "Algorithms for computing the sample 
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+
+import numpy
 
 from anynorm._pairs import Pair, add_pairs, multiply_pairs, ratio_pair
 
 Array = Any
+
+# They compute with NumPy as they are called, and so would print its warnings.
+_ON_NUMPY = ("numpy", "array_api_strict", "sparse")
 
 
 class Moments:
@@ -46,17 +52,20 @@ class Moments:
     @property
     def mean(self) -> Array:
         """The mean of each row; normalized axes are kept with length 1."""
-        return self._in_units(_mean_of(self)[0], 1)
+        with quietly(self._xp):
+            return self._in_units(_mean_of(self)[0], 1)
 
     @property
     def variance(self) -> Array:
         """The population variance of each row, sum((x - mean)**2) / count."""
-        return self._in_units(self._squares[0] / self.count, 2)
+        with quietly(self._xp):
+            return self._in_units(self._squares[0] / self.count, 2)
 
     @property
     def mean_square(self) -> Array:
         """The mean square of each row, sum(x**2) / count."""
-        return self._in_units(sum_of_squares(self)[0] / self.count, 2)
+        with quietly(self._xp):
+            return self._in_units(sum_of_squares(self)[0] / self.count, 2)
 
     def _in_units(self, values: Array, power: int) -> Array:
         """Undo the scaling by the unit; a step at a time, for unit**2 may be out of range."""
@@ -79,7 +88,8 @@ class Moments:
         ValueError
             If the shapes do not agree.
         """
-        return merge(self, other)
+        with quietly(self._xp):
+            return merge(self, other)
 
     def flatten(self) -> tuple[tuple[Any, ...], tuple[int, Any]]:
         """Take apart into arrays and what is known without them, as a JAX pytree is."""
@@ -133,6 +143,11 @@ def merge(a: Moments, b: Moments) -> Moments:
     between = multiply_pairs(difference, difference, digits)
     between = multiply_pairs(between, ratio_pair(a.count * b.count, count, digits), digits)
     return Moments(count, mean, add_pairs(add_pairs(a_squares, b_squares), between), unit, a._xp)
+
+
+def quietly(xp: Any) -> AbstractContextManager[Any]:
+    """Have NumPy say nothing of NaN, Inf and overflow, which are results here; torch.compile cannot trace that."""
+    return numpy.errstate(all="ignore") if xp.__name__ in _ON_NUMPY else nullcontext()
 
 
 def shapes_agree(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:

@@ -140,9 +140,10 @@ def test_empty_array(shape, axis):
     assert_same_bits(np.load("y.npy"), np.empty(shape))
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_nan_and_inf_make_their_rows_nan(blocks, norm, capsys):
-    x = save_x((30, 6))
+def test_nan_and_inf_make_their_rows_nan(blocks, norm, dtype, capsys):
+    x = save_x((30, 6), dtype)
     x[3, 0], x[20, 1], x[4, 2], x[25, 2] = np.inf, np.nan, np.inf, -np.inf
     np.save("x.npy", x)
     assert normalize("--norm", norm, "--axis", "0") == 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import anynorm
 from tests import reference
-from tests.backends import BACKENDS, JAX, NUMPY, TORCH, as_dtype
+from tests.backends import BACKENDS, JAX, NUMPY, STRICT, TORCH, as_dtype
 from tests.strategies import rows
 from tests.tolerances import BOUNDS, assert_exact
 
@@ -126,6 +126,18 @@ def test_a_row_with_nan_stays_nan_through_a_merge():
     y = anynorm.layer_norm(x, moments=merged(x, [2], [1, 0]))
     assert np.isnan(y[0]).all()
     assert np.isfinite(y[1]).all()
+
+
+@pytest.mark.parametrize("backend", [NUMPY, STRICT], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_nan_and_inf_are_results_and_no_warnings(backend, dtype):
+    x = as_dtype([[1.0, np.inf, -np.inf, 2.0], [np.nan, 1.0, 2.0, 3.0], [3e38, 1.0, 2.0, 5.0]], dtype)
+    found = [anynorm.moments(backend.make(part)) for part in (x, x[:, :0], x[:, 1:])]
+    for one in (found[0], found[1], found[0].merge(found[2])):
+        for values in (one.mean, one.variance, one.mean_square):
+            assert np.isnan(backend.read(values)[1, 0]) or not one.count
+    for values in (found[1].variance, found[1].mean_square):
+        assert np.isnan(backend.read(values)).all()
 
 
 def test_what_does_not_merge():

@@ -180,6 +180,20 @@ def test_torch_compile_without_a_break(norm, dtype):
     torch.testing.assert_close(compiled(*arguments), call(norm, *arguments), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_torch_compile_follows_moments(dtype):
+    import torch
+
+    def by_halves(x):
+        both = anynorm.moments(x[:, :20]).merge(anynorm.moments(x[:, 20:]))
+        return anynorm.layer_norm(x, moments=both), both.variance
+
+    x = torch.from_numpy(X).to(getattr(torch, dtype))
+    torch.compiler.reset()
+    compiled = torch.compile(by_halves, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), by_halves(x), rtol=0, atol=0)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
 def test_torch_inductor_keeps_the_precision():
     import torch

@@ -10,7 +10,7 @@ import numpy
 
 from anynorm import _definition as definition
 from anynorm._check import Call
-from anynorm._moments import Moments
+from anynorm._moments import Moments, quietly
 
 Array = Any
 
@@ -28,10 +28,7 @@ def refuses(call: Call) -> str | None:
 
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
-    if not call.library.on_numpy:
-        return _run_whole(call)
-    # NaN, Inf and overflow are results here, not warnings.
-    with numpy.errstate(all="ignore"):
+    with quietly(call.library.namespace):
         return _run_blocks(call) if call.library.name == "numpy" else _run_whole(call)
 
 
@@ -47,8 +44,8 @@ def _run_whole(call: Call) -> Any:
 
 def run_moments(call: Call) -> Moments:
     """Return the moments of the call's array."""
-    with numpy.errstate(all="ignore"):  # touches NumPy alone
-        xp, precision = call.library.namespace, call.precision
+    xp, precision = call.library.namespace, call.precision
+    with quietly(xp):
         x = xp.astype(call.x, precision.dtype)
         if 0 in call.x.shape:
             return _no_moments(call, x)
