@@ -33,11 +33,8 @@ def require_writable(argument: str, out: Array, library: str) -> None:
     if library == "torch" and out.requires_grad and out.is_leaf:
         raise ValueError(f"{argument} is a leaf that requires a gradient, which autograd does not let be written")
     extent = _extent(out, library)
-    repeats = extent is not None and any(
-        stride == 0 and length > 1 for stride, length in zip(extent.strides, extent.shape, strict=True)
-    )
-    if repeats and extent.size:
-        raise ValueError(f"{argument} has elements that share memory (a broadcast view); pass a whole array")
+    if extent is not None and not extent.flags.forc and _overlaps_itself(extent):
+        raise ValueError(f"{argument} has elements that share memory (a broadcast view, windows); pass a whole array")
 
 
 def require_separate(
@@ -74,6 +71,15 @@ def _extent(array: Array, library: str) -> Any:
 def _same(a: Any, b: Any) -> bool:
     pointers = [array.__array_interface__["data"][0] for array in (a, b)]
     return bool(pointers[0] == pointers[1] and a.shape == b.shape and a.strides == b.strides)
+
+
+def _overlaps_itself(array: Any) -> bool:
+    """Whether two elements share memory: moved along, two such are the first along some axis and one behind it."""
+    for axis in range(array.ndim):
+        before = (slice(None),) * axis
+        if _overlap(array[(*before, slice(0, 1))], array[(*before, slice(1, None))]):
+            return True
+    return False
 
 
 def _overlap(a: Any, b: Any) -> bool:

@@ -124,6 +124,43 @@ def test_outs_that_cannot_be_written():
         anynorm.add_rms_norm(x, x, out=x)
 
 
+def test_elements_that_share_memory_are_refused():
+    import torch
+
+    windows = np.lib.stride_tricks.sliding_window_view
+    flat = np.arange(40, dtype=np.float32)
+    tensor = torch.arange(40.0)
+    for x in (
+        windows(flat, 3, writeable=True),
+        windows(flat, 3, writeable=True)[::2],
+        windows(flat.reshape(5, 8), (2, 3), writeable=True)[:, ::-1],
+        np.lib.stride_tricks.as_strided(flat, (3, 4), (12, 8)),
+        np.lib.stride_tricks.as_strided(flat, (40, 3), (4, 0)),
+        torch.as_strided(tensor, (8, 3), (1, 1)),
+        tensor.unfold(0, 3, 1),
+    ):
+        before = (flat.copy(), tensor.clone())
+        with pytest.raises(ValueError, match="out has elements that share memory"):
+            anynorm.rms_norm(x, out=x)
+        assert (flat == before[0]).all()
+        assert (tensor == before[1]).all()
+
+
+def test_views_whose_elements_are_apart_are_taken():
+    base = random((4, 6, 5, 7))
+    interlaced = np.lib.stride_tricks.as_strided(base, (2, 3), (12, 8))  # neither axis spans the other
+    windows = np.lib.stride_tricks.sliding_window_view(base.ravel(), 7, writeable=True)[::7]
+    views = [
+        base.T, base[::-1, ::2, ::-3, 1::2], base.transpose(2, 0, 3, 1)[:, ::2], base[:, None, :, 2], base[1:1],
+        base[:1, :, :1], base.ravel()[::-1], np.diagonal(base).copy().T, interlaced, windows,
+    ]  # fmt: skip
+    for view in views:
+        x = base.copy()
+        expected = anynorm.rms_norm(view)
+        assert (anynorm.rms_norm(view, out=view) == expected).all()
+        base[...] = x
+
+
 def test_a_refused_call_writes_nothing():
     x, out = random(), np.full((5, 7), 3, np.float32)
     with pytest.raises(ValueError, match="weight must have"):
