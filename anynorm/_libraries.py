@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy
 
 from anynorm._definition import Precision
+from anynorm._pytrees import register
 
 REAL_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -87,7 +87,6 @@ _ADVICE = {
 
 _by_type: dict[type, Library] = {}
 _by_namespace: dict[str, Library] = {}
-_when_found: list[Callable[[Library], None]] = []
 
 
 def library_of(x: Any) -> Library:
@@ -116,13 +115,6 @@ def dtype_name(dtype: Any) -> str:
     return name if isinstance(name, str) else str(dtype).rpartition(".")[2].lower()
 
 
-def when_found(callback: Callable[[Library], None]) -> None:
-    """Call back with each library, once, when its first array is seen."""
-    for library in _by_namespace.values():
-        callback(library)
-    _when_found.append(callback)
-
-
 def _find(x: Any) -> Library:
     kind = type(x)
     for entry in _ENTRIES:
@@ -148,11 +140,9 @@ def _make(entry: _Entry) -> Library:
 
 def _kept(library: Library) -> Library:
     """One Library for each namespace, so that two arrays of one library compare by identity."""
-    kept = _by_namespace.setdefault(library.name, library)
-    if kept is library:
-        for callback in _when_found:
-            callback(library)
-    return kept
+    if library.name == "jax":  # in no other case, for torch.compile cannot trace it
+        register()
+    return _by_namespace.setdefault(library.name, library)
 
 
 def _refusal(kind: type) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy
 
 from anynorm._pairs import Pair, add_pairs, multiply_pairs, ratio_pair
+from anynorm._pytrees import pytree, register
 
 Array = Any
 
@@ -110,7 +111,11 @@ class Moments:
 
 
 def _restored(count: int, mean: Pair | None, squares: Pair, unit: Array | None, namespace: str) -> Moments:
+    register()
     return Moments(count, mean, squares, unit, importlib.import_module(namespace))
+
+
+pytree(Moments, Moments.flatten, Moments.unflatten)
 
 
 def merge(a: Moments, b: Moments) -> Moments:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import numpy
 
 from anynorm._check import check_number
-from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_named, library_of, when_found
-from anynorm._moments import Moments
+from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_named, library_of
 from anynorm._norms import layer_norm, rms_norm, scale_norm
+from anynorm._pytrees import pytree, register
 
 Array = Any
 
@@ -23,6 +22,10 @@ class _Norm:
     """Parameters by name, and what can be done with them whichever norm they belong to."""
 
     _parameter_names: tuple[str, ...] = ()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        register()
 
     def state_dict(self) -> dict[str, Array]:
         """Return the parameters by name, the arrays themselves and no copies."""
@@ -241,6 +244,7 @@ class ScaleNorm(_Norm):
 
 
 def _library_and_dtype(xp: Any, dtype: Any) -> tuple[Library, Any]:
+    register()
     library = library_named(xp)
     dtype = library.namespace.float32 if dtype is None else dtype
     with contextlib.suppress(TypeError):  # libraries that share NumPy's dtypes take classes and names for them
@@ -279,16 +283,6 @@ def _as_numpy(value: Array) -> Any:
     return numpy.asarray(value)
 
 
-def _register_with_jax(library: Library) -> None:
-    """Make norms and moments pytrees once JAX is in use: arrays are leaves, the rest is configuration."""
-    if library.name != "jax":
-        return
-    register = sys.modules["jax"].tree_util.register_pytree_node
-    for kind in (LayerNorm, RMSNorm, ScaleNorm):
-        register(kind, _flatten, partial(_unflatten, kind))
-    register(Moments, Moments.flatten, Moments.unflatten)
-
-
 def _flatten(norm: _Norm) -> tuple[tuple[Array, ...], tuple[tuple[str, Any], ...]]:
     held = {name: value for name, value in vars(norm).items() if name not in norm._parameter_names}
     return tuple(getattr(norm, name) for name in norm._parameter_names), tuple(held.items())
@@ -301,4 +295,5 @@ def _unflatten(kind: type[_Norm], held: tuple[tuple[str, Any], ...], leaves: tup
     return norm
 
 
-when_found(_register_with_jax)
+for _kind in (LayerNorm, RMSNorm, ScaleNorm):
+    pytree(_kind, _flatten, partial(_unflatten, _kind))

@@ -11,6 +11,7 @@ import pytest
 
 import anynorm
 from tests.backends import TORCH, as_dtype
+from tests.test_imports import fresh
 
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 
@@ -178,3 +179,26 @@ def test_norms_are_pytrees():
         stepped = jax.tree.map(lambda p, g: p - 0.1 * g, norm, gradient)
         assert stepped == norm
         assert len(jax.tree.leaves(norm)) == len(norm.state_dict())
+
+
+PICKLED = """
+import pickle, sys
+thing = pickle.loads({pickled!r})
+import jax
+print(type(jax.jit(lambda thing: thing)(thing)).__name__)
+"""
+MADE_BEFORE_ANY_ARRAY = """
+import jax, anynorm
+norm = anynorm.{name}(3)
+print(type(jax.tree.map(jax.numpy.asarray, norm)).__name__)
+"""
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm", "ScaleNorm", "Moments"])
+def test_norms_are_pytrees_in_a_process_that_has_seen_no_array_of_jax(name):
+    import jax.numpy as jnp
+
+    thing = anynorm.moments(jnp.asarray(X)) if name == "Moments" else getattr(anynorm, name)(3, xp=jnp)
+    assert fresh(PICKLED.format(pickled=pickle.dumps(thing))) == [name]
+    if name != "Moments":
+        assert fresh(MADE_BEFORE_ANY_ARRAY.format(name=name)) == [name]

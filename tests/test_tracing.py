@@ -7,6 +7,7 @@ import anynorm
 from tests import reference
 from tests.backends import CPU_BACKENDS, as_dtype
 from tests.strategies import KINDS
+from tests.test_imports import fresh
 from tests.tolerances import assert_exact, smallest_normal
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
@@ -178,6 +179,13 @@ def test_torch_compile_without_a_break(norm, dtype):
     torch.compiler.reset()
     compiled = torch.compile(lambda *arguments: call(norm, *arguments), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*arguments), call(norm, *arguments), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("imported", ["torch", "torch, jax"])
+def test_torch_compile_follows_the_first_call_of_a_process(imported):
+    compiled = "torch.compile(anynorm.rms_norm, fullgraph=True, backend='eager')"
+    code = f"import anynorm, {imported}; print(*{compiled}(torch.asarray([3.0, -3.0]), eps=0.0).tolist())"
+    assert fresh(code) == ["1.0", "-1.0"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
