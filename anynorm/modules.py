@@ -11,7 +11,8 @@ from typing import Any
 import numpy
 
 from anynorm._check import check_number
-from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_named, library_of
+from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_named
+from anynorm._loading import converted
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 from anynorm._pytrees import pytree, register
 
@@ -45,8 +46,10 @@ class _Norm:
         ValueError
             If a name is missing or unknown, or a shape differs. Nothing is changed then.
         TypeError
-            If a value is not an array.
+            If a value is not an array with a real floating dtype. Nothing is changed then either.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be a mapping from name to array, got {type(state).__name__}")
         present = self.state_dict()
         missing, unknown = sorted(present.keys() - state.keys()), sorted(state.keys() - present.keys())
         if missing or unknown:
@@ -56,7 +59,7 @@ class _Norm:
             raise ValueError(
                 f"the state {' and '.join(problems)}; {self!r} holds {', '.join(present) or 'no parameters'}"
             )
-        loaded = {name: _converted(name, state[name], like) for name, like in present.items()}
+        loaded = {name: converted(name, state[name], like) for name, like in present.items()}
         for name, value in loaded.items():
             setattr(self, name, value)
 
@@ -261,26 +264,6 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
     if min(lengths) < 1:
         raise ValueError(f"shape must be made of positive lengths, got {shape!r}")
     return tuple(lengths)
-
-
-def _converted(name: str, value: Array, like: Array) -> Array:
-    """A loaded value as an array like the present parameter."""
-    library = library_of(like)
-    if not hasattr(value, "shape"):
-        raise TypeError(f"{name} must be an array, got {type(value).__name__}")
-    if tuple(value.shape) != tuple(like.shape):
-        raise ValueError(f"{name} must have shape {tuple(like.shape)}, got {tuple(value.shape)}")
-    if type(value) is not type(like):
-        value = library.namespace.asarray(_as_numpy(value), device=like.device)
-    return library.namespace.astype(value, like.dtype, copy=True)
-
-
-def _as_numpy(value: Array) -> Any:
-    """Read an array of any library on the host; bfloat16 of torch, which NumPy lacks, by way of float32."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.float() if dtype_name(value.dtype) == "bfloat16" else value
-    return numpy.asarray(value)
 
 
 def _flatten(norm: _Norm) -> tuple[tuple[Array, ...], tuple[tuple[str, Any], ...]]:

@@ -37,8 +37,8 @@ def test_every_public_name_is_listed_and_there():
 
 # Each module may import those after it; see "Layout" in the README.
 ORDER = [
-    "cli", "_files", "modules", "_norms", "_explain", "_choose", "_kernels", "_check", "_overlap", "_libraries",
-    "_definition", "_paired", "_moments", "_pairs", "_pytrees",
+    "cli", "_files", "modules", "_norms", "_explain", "_choose", "_kernels", "_check", "_overlap", "_loading",
+    "_libraries", "_definition", "_paired", "_moments", "_pairs", "_pytrees",
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.backends import TORCH, as_dtype
+from tests.backends import CPU_BACKENDS, TORCH, as_dtype, needs_gpu
 from tests.test_imports import fresh
 
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
@@ -119,6 +119,91 @@ def test_a_loaded_state_is_a_copy():
     assert norm.weight.tolist() == [0, 1, 2, 3]
 
 
+def loaded(norm, **values):
+    before = norm.state_dict()
+    norm.load_state_dict(values)
+    for name, value in norm.state_dict().items():
+        assert value is not values[name]
+        assert type(value) is type(before[name])
+        assert (value.dtype, tuple(value.shape)) == (before[name].dtype, tuple(values[name].shape))
+        if hasattr(value, "device"):
+            assert value.device == before[name].device
+    return norm
+
+
+def test_values_move_to_the_device_of_the_parameters():
+    import torch
+
+    xp = array_api_strict
+    here, there = xp.Device("CPU_DEVICE"), xp.Device("device1")
+    weight = xp.asarray([1.5, 2.5], device=there)
+    assert np.asarray(loaded(anynorm.RMSNorm(2, xp=xp), weight=weight).weight).tolist() == [1.5, 2.5]
+    loaded(anynorm.RMSNorm(2, xp=xp, device=there), weight=xp.asarray([1.5, 2.5], device=here))
+    loaded(anynorm.RMSNorm(2, xp=torch, device="meta"), weight=torch.ones(2))
+
+
+TWO_DEVICES = """
+import os
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+import jax, anynorm
+norm = anynorm.RMSNorm(2, xp=jax.numpy, device=jax.devices()[1])
+norm.load_state_dict({"weight": jax.numpy.asarray([1.5, 2.5], dtype="bfloat16", device=jax.devices()[0])})
+print(norm.weight.devices() == {jax.devices()[1]}, norm.weight.dtype, *norm.weight.tolist())
+"""
+
+
+def test_values_move_between_two_devices_of_jax():
+    assert fresh(TWO_DEVICES) == ["True", "float32", "1.5", "2.5"]
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_values_move_to_and_from_a_gpu():
+    import torch
+
+    loaded(anynorm.RMSNorm(2, xp=torch, device="cuda"), weight=torch.ones(2))
+    loaded(anynorm.RMSNorm(2, xp=torch), weight=torch.ones(2, device="cuda"))
+    assert loaded(anynorm.RMSNorm(2), weight=torch.ones(2, device="cuda") / 4).weight.tolist() == [0.25, 0.25]
+
+
+def test_values_leave_their_graph_behind():
+    import torch
+
+    theirs = torch.nn.RMSNorm(2)
+    for weight in (theirs.weight, theirs.weight * 2, torch.ones(2, requires_grad=True)):
+        assert not loaded(anynorm.RMSNorm(2, xp=torch), weight=weight).weight.requires_grad
+
+
+@pytest.mark.parametrize("to", CPU_BACKENDS, ids=str)
+@pytest.mark.parametrize("source", CPU_BACKENDS, ids=str)
+def test_values_of_every_library_and_dtype(source, to):
+    if source.name.startswith("strict-") and not to.name.startswith("strict"):
+        pytest.skip("array-api-strict lets nobody read what is on its other devices")
+    values = [0.5, 1.5, -2.0]
+    for dtype_there in source.dtypes:
+        with source.context():
+            weight = source.make(as_dtype(values, dtype_there))
+        for dtype in to.dtypes:
+            with to.context():
+                norm = anynorm.RMSNorm(3)
+                norm.weight = to.make(as_dtype(np.zeros(3), dtype))
+                assert to.read(loaded(norm, weight=weight).weight).tolist() == values
+
+
+def test_a_scale_that_arithmetic_made_a_number():
+    for dtype in ("float32", ml_dtypes.bfloat16):
+        norm, twin = anynorm.ScaleNorm(4, dtype=dtype), anynorm.ScaleNorm(4, dtype=dtype)
+        norm.scale = norm.scale * 2
+        assert isinstance(norm.scale, np.generic)
+        twin.load_state_dict(norm.state_dict())
+        assert (type(twin.scale), float(twin.scale)) == (np.ndarray, 4.0)
+        norm.load_state_dict(anynorm.ScaleNorm(4, dtype=dtype).state_dict())
+        assert (norm.scale.dtype, float(norm.scale)) == (np.dtype(dtype), 2.0)
+    norm.scale = 3
+    norm.load_state_dict(twin.state_dict())
+    assert norm.scale == 4.0
+
+
 @pytest.mark.parametrize(
     ("state", "error", "words"),
     [
@@ -127,6 +212,10 @@ def test_a_loaded_state_is_a_copy():
         ({}, ValueError, "misses bias, weight"),
         ({"weight": np.zeros(4), "bias": np.ones(5)}, ValueError, "bias must have shape (4,), got (5,)"),
         ({"weight": np.zeros(4), "bias": [1, 2, 3, 4]}, TypeError, "bias must be an array, got list"),
+        ({"weight": np.zeros(4), "bias": np.ones(4) * 1j}, TypeError, "real floating dtype"),
+        ({"weight": np.zeros(4), "bias": np.asarray(["1"] * 4)}, TypeError, "real floating dtype"),
+        ({"weight": np.zeros(4), "bias": np.ma.masked_array(np.ones(4), [0, 0, 0, 1])}, TypeError, "without a mask"),
+        (None, TypeError, "state must be a mapping from name to array, got NoneType"),
     ],
 )
 def test_a_wrong_state_changes_nothing(state, error, words):
