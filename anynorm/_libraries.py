@@ -100,7 +100,10 @@ def library_of(x: Any) -> Library:
 
 def library_named(namespace: Any) -> Library:
     """Return the library that a namespace such as ``torch`` or ``jax.numpy`` belongs to."""
-    name = namespace.__name__.removeprefix("array_api_compat.")
+    name = getattr(namespace, "__name__", None)
+    if not isinstance(name, str):
+        raise TypeError(f"xp must be an array namespace, the module such as numpy or torch itself, got {namespace!r}")
+    name = name.removeprefix("array_api_compat.")
     for entry in _ENTRIES:
         if name in (entry.module, entry.namespace.removeprefix("array_api_compat.")):
             return _make(entry)

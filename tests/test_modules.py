@@ -74,6 +74,7 @@ def test_several_axes_and_options():
         (lambda: anynorm.RMSNorm(4, dtype=np.int32), TypeError, "real floating dtype"),
         (lambda: anynorm.ScaleNorm((3, 4)), TypeError, "dim must be an int"),
         (lambda: anynorm.LayerNorm(4, xp=math), TypeError, "array namespace"),
+        (lambda: anynorm.LayerNorm(4, xp="torch"), TypeError, "the module such as numpy or torch itself, got 'torch'"),
         (lambda: anynorm.LayerNorm(5)(X), ValueError, "(5,)"),
         (lambda: anynorm.LayerNorm((2, 4))(X), ValueError, "(2, 4)"),
         (
