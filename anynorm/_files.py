@@ -7,6 +7,7 @@ import math
 import os
 import secrets
 import shutil
+import stat
 import tokenize
 import warnings
 from collections.abc import Callable, Iterator
@@ -52,8 +53,12 @@ class _Piece:
 
 def open_npy(path: Path) -> Any:
     """Map an .npy file; ValueError where it is none, OSError where it cannot be read."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # opening a pipe waits for whoever writes into it
+        raise ValueError(f"{path} is not a regular file; give the data in a file")
     try:
         with warnings.catch_warnings(action="error"):  # of headers that NumPy takes in spite of what is odd in them
+            _refuse_elements_that_are_arrays(path)
             # Not numpy.load, which takes archives and pickles for what they are.
             return numpy.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, TypeError, OverflowError, SyntaxError, tokenize.TokenError, Warning) as error:
@@ -61,6 +66,17 @@ def open_npy(path: Path) -> Any:
         if "magic" in reason:
             reason = "it holds another format"
         raise ValueError(f"{path} is not a readable .npy file: {reason}") from None
+
+
+def _refuse_elements_that_are_arrays(path: Path) -> None:
+    """Raise ValueError for a dtype such as ('<f4', (2,)), which numpy.load refuses and open_memmap does not."""
+    with path.open("rb") as file:
+        version = numpy.lib.format.read_magic(file)
+        # 3.0 differs from 2.0 in the names of fields alone.
+        read = numpy.lib.format.read_array_header_1_0 if version == (1, 0) else numpy.lib.format.read_array_header_2_0
+        dtype = read(file)[2]
+    if dtype.subdtype is not None:
+        raise ValueError(f"its elements are arrays, of dtype {dtype}")
 
 
 def normalize_npy(

@@ -194,6 +194,7 @@ def save_bad_files():
         "cut": npy[:-1],
         "unclosed": npy.replace(shape, b"(9, 6" + b" " * 24),
         "immense": npy.replace(shape, b"(9" + b"0" * 20 + b", 6), }"),
+        "nested": npy.replace(b"'<f4'", b"('<f4',(2,))").replace(shape, b"(9, 3), }" + b" " * 13),
     }.items():
         Path(f"{name}.npy").write_bytes(content)
     np.savez("archive.npz", x)
@@ -205,7 +206,16 @@ def save_bad_files():
     Path("folder").mkdir()
 
 
-UNREADABLE = ["text.npy", "nothing.npy", "cut.npy", "archive.npz", "objects.npy", "unclosed.npy", "immense.npy"]
+UNREADABLE = [
+    "text.npy",
+    "nothing.npy",
+    "cut.npy",
+    "archive.npz",
+    "objects.npy",
+    "unclosed.npy",
+    "immense.npy",
+    "nested.npy",
+]
 
 
 @pytest.mark.parametrize(
@@ -314,6 +324,16 @@ def test_version(capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--version"])
     assert capsys.readouterr().out == f"anynorm {anynorm.__version__}\n"
+
+
+@posix
+def test_an_input_that_is_no_regular_file_is_not_waited_for(capsys, folder):
+    save_x()
+    os.mkfifo("pipe.npy")
+    for arguments in ("pipe.npy y.npy", "x.npy y.npy --weight pipe.npy"):
+        assert cli.main(["normalize", *arguments.split(), "--norm", "layer"]) == 1
+        assert_one_line(capsys.readouterr().err, "pipe.npy is not a regular file")
+    assert sorted(path.name for path in folder.iterdir()) == ["pipe.npy", "x.npy"]
 
 
 @posix
