@@ -149,7 +149,7 @@ def _progress(source: Path) -> Iterator[Callable[[int], Any]]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Clean up on SIGTERM as on Ctrl-C."""
+    """Clean up on SIGTERM and SIGHUP as on Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():  # the only one that may set signal handlers
         yield
         return
@@ -157,11 +157,17 @@ def _terminable() -> Iterator[None]:
     def interrupt(*_: Any) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # SIGHUP, where there is one, comes when the terminal closes; nohup has it ignored.
+    stopping = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in stopping}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _fail(message: str, status: int) -> int:

@@ -250,10 +250,11 @@ def start(*options, first="", stderr=subprocess.PIPE):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
 
 
-# Ctrl-C is given back its meaning, which a shell takes from jobs in its background.
+# Ctrl-C is given back its meaning, which a shell takes from jobs in its background, and SIGHUP, which nohup takes.
 SLOW = """
 import signal, time, anynorm._files as files
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 files._Work._write = lambda work, y: (print("ready", flush=True), time.sleep(60))
 """
 # Set by the child itself: preexec_fn would fork a process that may have threads.
@@ -266,10 +267,11 @@ LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 409
     [
         (SLOW, "SIGINT", 130, "interrupted; nothing was written"),
         (SLOW, "SIGTERM", 130, "interrupted; nothing was written"),
+        (SLOW, "SIGHUP", 130, "interrupted; nothing was written"),
         (LIMITED, None, 1, "File too large"),
         (LIMITED + "; import os; vars(os).pop('posix_fallocate', None)", None, 1, "File too large"),
     ],
-    ids=["SIGINT", "SIGTERM", "no space", "no space, unreserved"],
+    ids=["SIGINT", "SIGTERM", "SIGHUP", "no space", "no space, unreserved"],
 )
 def test_stopped_on_the_way(folder, force, first, sent, status, message):
     save_x((1000, 6))
@@ -334,6 +336,16 @@ def test_an_input_that_is_no_regular_file_is_not_waited_for(capsys, folder):
         assert cli.main(["normalize", *arguments.split(), "--norm", "layer"]) == 1
         assert_one_line(capsys.readouterr().err, "pipe.npy is not a regular file")
     assert sorted(path.name for path in folder.iterdir()) == ["pipe.npy", "x.npy"]
+
+
+@posix
+def test_sighup_stays_ignored_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with cli._terminable():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @posix
