@@ -32,6 +32,8 @@ def require_writable(argument: str, out: Array, library: str) -> None:
         raise ValueError(f"{argument} is read-only; pass an array that may be written")
     if library == "torch" and out.requires_grad and out.is_leaf:
         raise ValueError(f"{argument} is a leaf that requires a gradient, which autograd does not let be written")
+    if library == "torch" and out.is_contiguous():
+        return
     extent = _extent(out, library)
     if extent is not None and not extent.flags.forc and _overlaps_itself(extent):
         raise ValueError(f"{argument} has elements that share memory (a broadcast view, windows); pass a whole array")
@@ -41,15 +43,24 @@ def require_separate(
     argument: str, out: Array, inputs: dict[str, Array], others: dict[str, Array], library: str
 ) -> None:
     """Raise ValueError where ``out`` shares memory with an input, unless it is exactly that input, or with another."""
-    mine = _extent(out, library)
-    if mine is None:
-        return
     for name, other in (inputs | others).items():
-        theirs = None if other is None else _extent(other, library)
-        if theirs is None or (name in inputs and _same(mine, theirs)) or not _overlap(mine, theirs):
+        if other is None or (other is out and name in inputs) or _are_apart(out, other, library):
+            continue
+        mine, theirs = _extent(out, library), _extent(other, library)
+        if mine is None or (name in inputs and _same(mine, theirs)) or not _overlap(mine, theirs):
             continue
         allowed = f"; pass {argument}={name} itself to work in place" if name in inputs else ""
         raise ValueError(f"{argument} and {name} overlap in memory{allowed}, or pass an array of its own")
+
+
+def _are_apart(a: Array, b: Array, library: str) -> bool:
+    """Whether a glance tells that two arrays share nothing, as it mostly does."""
+    if library == "numpy":
+        return not numpy.may_share_memory(a, b)
+    if library == "torch" and a.is_cpu and a.is_contiguous() and b.is_contiguous() and type(a) is type(b):
+        first, second = a.data_ptr(), b.data_ptr()
+        return bool(first + a.nbytes <= second or second + b.nbytes <= first)
+    return False
 
 
 def _extent(array: Array, library: str) -> Any:
