@@ -1,0 +1,269 @@
+"""What `compiled` and `compiled_memory` do, said in NumPy: lanes are an array of LANES numbers.
+
+They take their place under NUMBA_DISABLE_JIT=1 and give the same bits, but for the sign and payload of NaN, a few
+thousand times slower. A number is a numpy.float64, whose division by zero is not an exception.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+
+from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, LANES
+
+Lanes = Any  # an array of LANES float32 or float64
+Number = Any  # numpy.float64
+Tag = Any  # a NumPy scalar of which only the type counts, as in tags.py
+Address = Any  # an int; None where there is nothing
+
+_HALF, _BFLOAT = numpy.uint16, numpy.int16
+
+
+class _Stack(threading.local):
+    """What `buffer` handed out, for as long as the kernel runs."""
+
+    def __init__(self) -> None:
+        self.buffers: list[Any] = []
+
+
+_stack = _Stack()
+
+
+def as_compiled(kernel: Callable[..., int]) -> Callable[..., int]:
+    """Run a kernel as compiled code does: a stack of its own, and not a word about NaN and infinity."""
+
+    @functools.wraps(kernel)
+    def run(*arguments: Any) -> int:
+        held = len(_stack.buffers)
+        try:
+            with numpy.errstate(all="ignore"):
+                return kernel(*arguments)
+        finally:
+            del _stack.buffers[held:]
+
+    return run
+
+
+# --- between memory and lanes
+
+
+def _memory(address: int, dtype: Any, count: int) -> numpy.ndarray:
+    """What lies at an address, as an array."""
+    nbytes = count * numpy.dtype(dtype).itemsize
+    return numpy.frombuffer((ctypes.c_char * nbytes).from_address(address), dtype)
+
+
+def _widened(raw: numpy.ndarray, tag: Tag, wide: type) -> Any:
+    """Elements as they lie in memory in another dtype; exact in a wider one."""
+    if type(tag) is _HALF:
+        raw = raw.view(numpy.float16)
+    elif type(tag) is _BFLOAT:  # the upper half of a float32
+        raw = (raw.view(numpy.uint16).astype(numpy.uint32) << 16).view(numpy.float32)
+    return raw.astype(wide)
+
+
+def _narrowed(value: Any, tag: Tag) -> Any:
+    """Lanes rounded to elements as they lie in memory."""
+    if type(tag) is numpy.float64:
+        return numpy.asarray(value, numpy.float64)
+    value = numpy.asarray(value).astype(numpy.float32)  # float64 reaches 16 bits by way of float32 too
+    if type(tag) is _HALF:
+        return value.astype(numpy.float16).view(numpy.uint16)
+    if type(tag) is not _BFLOAT:
+        return value
+    bits = value.view(numpy.uint32)
+    rounded = bits + (bits >> 16 & 1) + numpy.uint32(0x7FFF)  # to nearest even
+    rounded = numpy.where(numpy.isnan(value), numpy.uint32(0x7FC00000), rounded)
+    return (rounded >> 16).astype(numpy.uint16).view(numpy.int16)
+
+
+def _elements(address: int, other: Address, tag: Tag, count: int) -> numpy.ndarray:
+    """What lies at an address, or the rounded sum of that and what lies at another one."""
+    raw = _memory(address, type(tag), count)
+    if other is None:
+        return raw
+    wide = numpy.float64 if type(tag) is numpy.float64 else numpy.float32
+    return _narrowed(_widened(raw, tag, wide) + _widened(_memory(other, type(tag), count), tag, wide), tag)
+
+
+def load(address: int, other: Address, tag: Tag, wide: Tag, count: int | None, fill: float) -> Lanes:
+    """LANES elements from an address; given another address, the sums of both, rounded to their dtype.
+
+    Given a count, only so many elements, and ``fill`` for the rest, whose memory is not touched.
+    """
+    lanes = numpy.full(LANES, fill, type(wide))
+    count = LANES if count is None else count
+    lanes[:count] = _widened(_elements(address, other, tag, count), tag, type(wide))
+    return lanes
+
+
+def store(address: int, tag: Tag, value: Lanes, count: int | None) -> None:
+    """Round lanes into elements at an address; given a count, only so many, and other memory is not touched."""
+    count = LANES if count is None else count
+    _memory(address, type(tag), count)[:] = _narrowed(value, tag)[:count]
+
+
+def stream(address: int, tag: Tag, value: Lanes) -> None:
+    """`store` past the caches; the address must be a multiple of a cache line."""
+    if address % CACHE_LINE_NBYTES:
+        raise ValueError(f"streamed to {address:#x}, which is not the beginning of a cache line")
+    store(address, tag, value, None)
+
+
+def prefetch(address: int) -> None:
+    """Have a cache line brought near, which only takes time here."""
+
+
+def fence() -> None:
+    """Make streamed stores seen before whatever is stored next, as they are anyway here."""
+
+
+def buffer(nbytes: int) -> int:
+    """The address of so many bytes, on a cache line of their own, for as long as the kernel runs."""
+    memory = ctypes.create_string_buffer(nbytes + CACHE_LINE_NBYTES)
+    _stack.buffers.append(memory)
+    ctypes.memset(memory, 0xFF, len(memory))  # NaN in each dtype, so that what is read before it is written shows
+    return -(-ctypes.addressof(memory) // CACHE_LINE_NBYTES) * CACHE_LINE_NBYTES
+
+
+def peek(address: int, other: Address, tag: Tag) -> Number:
+    """One element from an address, or the rounded sum of two, as float64."""
+    return _widened(_elements(address, other, tag, 1), tag, numpy.float64)[0]
+
+
+def integer(address: int) -> int:
+    """An int64 from an address."""
+    return ctypes.c_int64.from_address(address).value
+
+
+def poke(address: int, tag: Tag, value: Number) -> None:
+    """Round a float64 into one element."""
+    _memory(address, type(tag), 1)[:] = _narrowed(numpy.asarray([value], numpy.float64), tag)
+
+
+def further(address: Address, nbytes: int) -> Address:
+    """An address so many bytes on; None where there is none."""
+    return None if address is None else address + nbytes
+
+
+def instead(address: Address, replacement: int) -> Address:
+    """Another address for this one; None where there is none."""
+    return None if address is None else replacement
+
+
+def size_of(tag: Tag) -> int:
+    """The number of bytes of an element."""
+    return int(tag.itemsize)
+
+
+def copy(target: int, source: int, tag: Tag) -> None:
+    """Copy one element from address to address."""
+    ctypes.memmove(target, source, size_of(tag))
+
+
+# --- lanes alone
+
+
+def splat(value: float, wide: Tag) -> Lanes:
+    """A number in all lanes."""
+    return numpy.full(LANES, value, type(wide))
+
+
+def _halves(lanes: Lanes) -> tuple[Lanes, Lanes]:
+    half = len(lanes) // 2
+    return lanes[:half], lanes[half:]
+
+
+def total(lanes: Lanes) -> Number:
+    """The sum of all lanes as float64: halves are added until one number is left."""
+    while len(lanes) > 1:
+        a, b = _halves(lanes)
+        lanes = a + b
+    return numpy.float64(lanes[0])
+
+
+def total_pair(high: Lanes, low: Lanes) -> tuple[Number, Number]:
+    """The sum of all lanes of a pair, high + low, as a pair; in halves, with what each addition rounds off."""
+    while len(high) > 1:
+        (a, b), (c, d) = _halves(high), _halves(low)
+        high = a + b
+        b_seen = high - a
+        low = (c + d) + ((a - (high - b_seen)) + (b - b_seen))
+    return high[0], low[0]
+
+
+def as_lanes(lanes: Lanes, wide: Tag) -> Lanes:
+    """The same numbers in another dtype."""
+    return lanes.astype(type(wide))
+
+
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c`` of lanes or of float64, rounded once."""
+    if not isinstance(a, numpy.ndarray):
+        return _fused(float(a), float(b), float(c))
+    if a.dtype == numpy.float32:
+        return _fused_singles(a, b, c)
+    return numpy.asarray([_fused(*numbers) for numbers in zip(a.tolist(), b.tolist(), c.tolist(), strict=True)])
+
+
+def _fused(a: float, b: float, c: float) -> Number:
+    if not (math.isfinite(a) and math.isfinite(b)) or 0.0 in (a, b):
+        return numpy.float64(a) * b + c  # the product is exact
+    if not math.isfinite(c):
+        return numpy.float64(c)  # even where the rounded product is infinite
+    (p, q), (r, s), (t, u) = (number.as_integer_ratio() for number in (a, b, c))
+    numerator, denominator = p * r * u + t * q * s, q * s * u
+    if numerator == 0:
+        return numpy.float64(0.0)  # a zero that comes of numbers which are none is positive
+    try:
+        return numpy.float64(numerator / denominator)  # Python rounds the quotient of integers once
+    except OverflowError:
+        return numpy.float64(math.inf if numerator > 0 else -math.inf)
+
+
+def _fused_singles(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
+    """`fma` of float32: the product is exact in float64, and the sum is rounded to odd there.
+
+    That keeps the second rounding from being another one (Boldo and Melquiond 2008, "Emulation of FMA").
+    """
+    product, c = a.astype(numpy.float64) * b, c.astype(numpy.float64)
+    nearest = product + c
+    c_seen = nearest - product
+    error = (product - (nearest - c_seen)) + (c - c_seen)
+    is_even = nearest.view(numpy.int64) & 1 == 0
+    odd = numpy.nextafter(nearest, numpy.copysign(math.inf, error))
+    # Errors of infinities are NaN, and so are not less than 0 nor more.
+    return numpy.where(is_even & (numpy.abs(error) > 0.0), odd, nearest).astype(numpy.float32)
+
+
+def root(a: Any) -> Any:
+    """The square root of lanes or of a float64, rounded once."""
+    return numpy.sqrt(a)
+
+
+def alike(value: float, like: Any) -> Any:
+    """A float64 as it is, or in all lanes, whichever ``like`` is."""
+    return numpy.full(LANES, value, numpy.float64) if isinstance(like, numpy.ndarray) else numpy.float64(value)
+
+
+def magnitude(a: Lanes) -> Lanes:
+    """The absolute value."""
+    return numpy.abs(a)
+
+
+def where_less(a: Any, b: Any, then: Any, otherwise: Any) -> Any:
+    """``then`` in lanes in which a < b, else ``otherwise``; NaN is less than nothing."""
+    return numpy.where(a < b, then, otherwise)[()]
+
+
+def weighted(value: Lanes, factor: Lanes, weight: Lanes, bias: Lanes) -> Lanes:
+    """``value * factor * weight + bias``, in the order in which nothing leaves the range of the wide dtype."""
+    if value.dtype == numpy.float64:
+        return fma(value * factor, weight, bias)
+    return fma(weight * factor, value, bias)

@@ -1,0 +1,27 @@
+"""Constants that the CPU kernels and those who call them share; imports no compiler."""
+
+from __future__ import annotations
+
+import numpy
+
+LANES = 32
+CACHE_LINE_NBYTES = 64
+CHUNK = 1024  # features whose parameters are widened at a time
+WIDEST_BLOCK = 256  # rows that are taken side by side
+
+# A dtype as a number of which only the type counts: Numba compiles each kernel anew for each type of tag. NumPy's own
+# float16 is not used, for Numba has no arithmetic for it, and NumPy has no bfloat16.
+TAGS = {
+    "float16": numpy.uint16(0),
+    "bfloat16": numpy.int16(0),
+    "float32": numpy.float32(0),
+    "float64": numpy.float64(0),
+}
+# The same where it is known only when the kernel runs.
+CODES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
+
+LAYER, RMS, SCALE = 0, 1, 2
+OVERLAP = -2  # what a kernel returns in place of a row
+RULES = {"layer_norm": LAYER, "rms_norm": RMS, "scale_norm": SCALE}
+
+WIDE32, WIDE64 = TAGS["float32"], TAGS["float64"]
