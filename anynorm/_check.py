@@ -87,7 +87,7 @@ def _check_array(argument: str, value: Array) -> Library:
     library = _accepted.get((type(value), getattr(value, "dtype", None)))
     if library is None:
         library = _check_new_kind(argument, value)
-    if library.name == "torch" and str(value.layout) != "torch.strided":
+    if library.dense is not None and value.layout != library.dense:
         raise TypeError(f"{argument} must be a dense tensor, got layout {value.layout}; pass {argument}.to_dense()")
     return library
 

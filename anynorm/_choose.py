@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from anynorm._check import Call
-from anynorm._kernels import definition
+from anynorm._kernels import cpu, definition
 
 
 class Kernel(NamedTuple):
@@ -23,7 +23,21 @@ class Kernel(NamedTuple):
     run: Callable[[Call], Any]
 
 
+def _run_on_cpu(call: Call) -> Any:
+    # Imported with the first call, as whoever has no use for the kernels should not wait for them.
+    from anynorm._kernels.cpu.call import run
+
+    return run(call)
+
+
 KERNELS = (
+    Kernel(
+        "cpu",
+        "fused, compiled by Numba: NumPy arrays and torch tensors on the CPU",
+        cpu.missing,
+        cpu.refuses,
+        _run_on_cpu,
+    ),
     Kernel(
         "definition",
         "the array API definition: any library, any device",
@@ -49,6 +63,11 @@ def choose(call: Call) -> Kernel:
         if kernel.missing() is None and kernel.refuses(call) is None:
             return kernel
     raise AssertionError("the definition takes every call")
+
+
+def is_forced() -> bool:
+    """Whether some kernel is forced, here or in another thread."""
+    return _open_blocks != 0 or _forced_everywhere is not None
 
 
 @contextmanager

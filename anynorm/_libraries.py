@@ -38,6 +38,7 @@ class Library:
         self.writable = entry.writable
         self.devices = entry.devices
         self.refuses_to_fill = entry.refuses_to_fill
+        self.dense = namespace.strided if name == "torch" else None  # the layout that arrays must have
         self._precisions: dict[Any, Precision] = {}
 
     def precision(self, x: Any) -> Precision:

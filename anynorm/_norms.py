@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from anynorm._check import check
-from anynorm._choose import choose
-from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM
+from anynorm._choose import choose, is_forced
+from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels import definition
+from anynorm._kernels.cpu.repeat import repeat
 from anynorm._moments import Moments
 
 Array = Any
@@ -73,8 +74,7 @@ def layer_norm(
     >>> anynorm.layer_norm(numpy.asarray([[1.0, 2.0, 3.0]]), eps=0.0).round(4)
     array([[-1.2247,  0.    ,  1.2247]])
     """
-    call = check(LAYER_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments, out=out)
-    return choose(call).run(call)
+    return _run(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, moments, out)
 
 
 def rms_norm(
@@ -133,8 +133,7 @@ def rms_norm(
     >>> anynorm.rms_norm(numpy.asarray([[1.0, 7.0]]), eps=0.0)
     array([[0.2, 1.4]])
     """
-    call = check(RMS_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments, out=out)
-    return choose(call).run(call)
+    return _run(RMS_NORM, x, weight, bias, axis, eps, weight_offset, moments, out)
 
 
 def scale_norm(
@@ -189,7 +188,26 @@ def scale_norm(
     >>> anynorm.scale_norm(numpy.asarray([[3.0, 4.0]]))
     array([[0.6, 0.8]])
     """
-    call = check(SCALE_NORM, x, scale, None, axis, eps, moments=moments, out=out)
+    return _run(SCALE_NORM, x, scale, None, axis, eps, 0.0, moments, out)
+
+
+def _run(
+    rule: Rule,
+    x: Array,
+    weight: Array | float | None,
+    bias: Array | None,
+    axis: Axis,
+    eps: float,
+    weight_offset: float,
+    moments: Moments | None,
+    out: Array | None,
+) -> Array:
+    """Check, choose, run, unless a call was like one before."""
+    if type(axis) is int and axis == -1 and moments is None and not is_forced():
+        y = repeat(rule, x, weight, bias, eps, weight_offset, out)
+        if y is not None:
+            return y
+    call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments, out=out)
     return choose(call).run(call)
 
 

@@ -10,6 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import anynorm
+
 ALL = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -112,11 +114,19 @@ def _cupy_read(array):
     return array.get()
 
 
+def _definition():
+    return anynorm.use_kernel("definition")
+
+
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+needs_numba = pytest.mark.skipif(not HAS_NUMBA, reason="needs Numba, which compiles the kernel")
+KERNELS = (pytest.param("cpu", marks=needs_numba), "definition")  # those that take NumPy arrays
 needs_gpu = pytest.mark.skipif(not has_cuda(), reason="needs an NVIDIA GPU")
 needs_cupy = pytest.mark.skipif(
     importlib.util.find_spec("cupy") is None or not has_cuda(), reason="needs CuPy and an NVIDIA GPU"
 )
 
+# Where Numba is installed these two run the kernel "cpu", else the definition; test_choose.py makes sure of it.
 NUMPY = Backend("numpy", np.array, np.asarray, ALL, writable=True)
 TORCH = Backend("torch", _torch_make("cpu"), _torch_read, ALL, writable=True)
 JAX = Backend("jax", _jax_make, np.asarray, ("float16", "bfloat16", "float32"), flushes=True)
@@ -126,12 +136,14 @@ STRICT = Backend("strict", *_strict("CPU_DEVICE"), ("float32", "float64"), writa
 
 CPU_BACKENDS = (
     NUMPY,
+    Backend("numpy, definition", np.array, np.asarray, ALL, writable=True, context=_definition),
     Backend("numpy-read-only", _read_only, np.asarray, ALL),
     Backend("numpy-reversed", lambda v: np.array(v)[..., ::-1].copy()[..., ::-1], np.asarray, ALL, writable=True),
     STRICT,
     Backend("strict-device2", *_strict("device2"), ("float32", "float64"), writable=True),
     Backend("strict-no-float64", *_strict("no_float64"), ("float32",), writable=True),
     TORCH,
+    Backend("torch, definition", _torch_make("cpu"), _torch_read, ALL, writable=True, context=_definition),
     JAX,
     JAX_X64,
     DASK,

@@ -1,14 +1,24 @@
 """Hypothesis settings, the strictest flags of array-api-strict, and the table of the largest errors seen."""
 
+from pathlib import Path
+
 import array_api_strict
 import pytest
 from hypothesis import settings
 
+import anynorm
 from tests import tolerances
+from tests.backends import HAS_NUMBA
 
 # Compiling libraries make single examples slow, and shared machines make any deadline flaky.
 settings.register_profile("default", deadline=None, print_blob=True)
 settings.load_profile("default")
+
+
+def pytest_configure(config):
+    if not HAS_NUMBA:  # without which the modules that it compiles cannot be searched for examples
+        kernels = Path(anynorm.__file__).parent / "_kernels" / "cpu" / "*.py"
+        config.option.ignore_glob = [*(config.option.ignore_glob or []), str(kernels)]
 
 
 @pytest.fixture(autouse=True, scope="session")

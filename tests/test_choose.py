@@ -7,6 +7,7 @@ import pytest
 
 import anynorm
 from anynorm import _choose, _explain
+from tests.backends import CPU_BACKENDS, HAS_NUMBA, needs_numba
 
 X = np.ones((2, 4), np.float32)
 
@@ -24,13 +25,32 @@ def with_kernels(monkeypatch, *kernels):
         monkeypatch.setattr(module, "KERNELS", (*kernels, *_choose.KERNELS[-1:]))
 
 
+@needs_numba
 def test_explain_names_the_kernel():
     explained = anynorm.explain(X, norm="rms_norm")
-    assert explained.kernel == "definition"
+    assert explained.kernel == "cpu"
     assert explained.refused == {}
-    assert str(explained) == "definition runs this call"
-    assert anynorm.explain(X, 2.0, norm="scale_norm").kernel == "definition"
-    assert anynorm.explain(X, residual=X, out=(X, X.copy())).kernel == "definition"
+    assert str(explained) == "cpu runs this call"
+    assert anynorm.explain(X, 2.0, norm="scale_norm").kernel == "cpu"
+    assert anynorm.explain(X, residual=X, out=(X, X.copy())).kernel == "cpu"
+    with anynorm.use_kernel("definition"):
+        assert str(anynorm.explain(X)) == "definition runs this call"
+
+
+def test_the_definition_refuses_nothing():
+    for x in (X, X.astype(">f4"), X[:0], X.T):
+        with anynorm.use_kernel("definition"):
+            explained = anynorm.explain(x)
+        assert explained.kernel == "definition"
+        assert "definition" not in explained.refused
+
+
+@pytest.mark.parametrize("backend", [b for b in CPU_BACKENDS if b.name.startswith(("numpy", "torch"))], ids=str)
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "scale_norm"])
+def test_the_backends_of_these_tests_run_what_their_names_say(norm, backend):
+    with backend.context():
+        kernel = anynorm.explain(backend.make(X), norm=norm).kernel
+    assert kernel == ("cpu" if HAS_NUMBA and "definition" not in backend.name else "definition")
 
 
 def test_explain_checks_the_arguments():
@@ -68,7 +88,7 @@ def test_a_forced_kernel_that_refuses_raises(monkeypatch):
 
 def test_an_unknown_kernel_is_an_error():
     with (
-        pytest.raises(ValueError, match="there is no kernel 'fast'; the kernels are definition"),
+        pytest.raises(ValueError, match="there is no kernel 'fast'; the kernels are cpu, definition"),
         anynorm.use_kernel("fast"),
     ):
         pass

@@ -1,6 +1,7 @@
 """What importing anynorm costs, and what it leaves alone."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,18 +15,29 @@ HEAVY = ["torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api
 PACKAGE = Path(anynorm.__file__).parent
 
 
-def fresh(code):
-    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+def fresh(code, **environment):
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True, text=True, check=False, env=os.environ | environment,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result.stdout.split()
 
 
 @pytest.mark.parametrize(
-    "then", ["pass", "anynorm.layer_norm(numpy.ones((2, 3), numpy.float32))", "anynorm.LayerNorm(3)"]
+    "then",
+    ["pass", "anynorm.LayerNorm(3)", "anynorm.explain(numpy.ones((2, 3), numpy.float32))", "anynorm.get_threads()"],
 )
 def test_no_heavy_import(then):
     loaded = fresh(f"import sys, numpy, anynorm\n{then}\nprint(*(m for m in {HEAVY} if m in sys.modules))")
     assert loaded == []
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "scale_norm"])
+def test_the_definition_needs_no_heavy_import(norm):
+    # The first call of a compiled kernel brings the compiler, so it is kept away from this one.
+    then = f"anynorm.{norm}(numpy.ones((2, 3), numpy.float32))\nprint(*(m for m in {HEAVY} if m in sys.modules))"
+    assert fresh(f"import sys, numpy, anynorm\n{then}", ANYNORM_KERNEL="definition") == []
 
 
 def test_every_public_name_is_listed_and_there():
@@ -35,26 +47,51 @@ def test_every_public_name_is_listed_and_there():
         assert getattr(anynorm, name).__doc__
 
 
-# Each module may import those after it; see "Layout" in the README.
+# Each module may import those after it; see "Development" in the README.
 ORDER = [
-    "cli", "_files", "modules", "_norms", "_explain", "_choose", "_kernels", "_check", "_overlap", "_loading",
-    "_libraries", "_definition", "_paired", "_moments", "_pairs", "_pytrees",
+    "cli", "_files", "modules", "_norms", "_explain", "_choose", "_kernels", "_kernels.cpu", "_kernels.cpu.call",
+    "_kernels.cpu.rescue", "_kernels.cpu.repeat", "_kernels.cpu.layout", "_kernels.cpu.memory",
+    "_kernels.cpu.torch_state", "_kernels.cpu.columns", "_kernels.cpu.paired", "_kernels.cpu.rows",
+    "_kernels.cpu.chunks", "_kernels.cpu.finish", "_kernels.cpu.scatter", "_kernels.cpu.jit", "_kernels.cpu.lanes",
+    "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled", "_kernels.cpu.task",
+    "_kernels.cpu.tags", "_kernels.definition", "_threads", "_check", "_overlap", "_loading", "_libraries",
+    "_definition", "_paired", "_moments", "_pairs", "_pytrees",
 ]  # fmt: skip
+# What Numba compiles, and what it needs for that; imported by name, with the first call.
+COMPILED = [
+    f"_kernels.cpu.{name}"
+    for name in (
+        "columns", "paired", "rows", "chunks", "finish", "scatter", "lanes", "interpreted", "compiled",
+        "compiled_memory", "jit",
+    )
+]  # fmt: skip
+
+
+def module_name(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+def imported_modules(path):
+    """The modules of the package that a file imports, without the package's name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "anynorm":
+            inside = node.module.removeprefix("anynorm").removeprefix(".")
+            for alias in node.names:
+                deeper = f"{inside}.{alias.name}".removeprefix(".")
+                yield deeper if deeper in ORDER else inside
 
 
 def test_imports_run_one_way():
     for path in PACKAGE.rglob("*.py"):
-        inside = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if inside == "__init__":
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            modules = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            if modules == ["anynorm"]:
-                modules = [f"anynorm.{alias.name}" for alias in node.names]
-            for module in modules:
-                if module.startswith("anynorm."):
-                    other = module.split(".")[1]
-                    assert ORDER.index(inside) < ORDER.index(other), f"{path.name} imports {module}"
+        name = module_name(path)
+        for other in imported_modules(path) if name else ():
+            assert ORDER.index(name) < ORDER.index(other), f"{name} imports {other}"
+
+
+def test_the_compiler_is_only_behind_the_kernels():
+    for path in PACKAGE.rglob("*.py"):
+        if module_name(path) not in COMPILED:
+            assert not set(imported_modules(path)) & set(COMPILED), f"{path.name} imports what imports Numba"
 
 
 def test_one_version_number():

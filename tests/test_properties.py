@@ -8,13 +8,19 @@ from hypothesis import strategies as st
 import anynorm
 from anynorm._libraries import library_of
 from tests import reference
-from tests.backends import ALL, BACKENDS, NUMPY, as_dtype
+from tests.backends import ALL, BACKENDS, KERNELS, NUMPY, as_dtype
 from tests.strategies import cases, rows
 from tests.tolerances import BOUNDS
 
 NORMS = {"layer_norm": anynorm.layer_norm, "rms_norm": anynorm.rms_norm, "scale_norm": anynorm.scale_norm}
 every_norm = pytest.mark.parametrize("norm", NORMS)
+every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def run(norm, kernel, x, **options):
+    with anynorm.use_kernel(kernel):
+        return NORMS[norm](x, **options)
 
 
 def bits(array):
@@ -81,48 +87,51 @@ def test_rms_norm_and_scale_norm_give_length_1(backend, seed, features):
     assert np.abs(lengths / 4 - 1).max() <= slack
 
 
+@every_kernel
 @every_norm
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @given(data=st.data(), power=st.integers(-20, 20))
 @settings(max_examples=40)
-def test_scaling_a_row_scales_eps_by_the_square(norm, dtype, data, power):
+def test_scaling_a_row_scales_eps_by_the_square(norm, kernel, dtype, data, power):
     # By a power of two nothing rounds differently, so the bits are the same: norm(c x, c^2 eps) = norm(x, eps).
     x = as_dtype(spread_rows(np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))), (2, 33)), dtype)
     eps = data.draw(st.sampled_from([0.0, 1e-5, 1.0]))
     scaled_eps = eps * 2.0 ** (power if norm == "scale_norm" else 2 * power)
-    y = NORMS[norm](x, eps=eps)
-    scaled = NORMS[norm](np.ldexp(x, power), eps=scaled_eps)
+    y = run(norm, kernel, x, eps=eps)
+    scaled = run(norm, kernel, np.ldexp(x, power), eps=scaled_eps)
     assert bits(y) == bits(scaled)
 
 
+@every_kernel
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @given(data=st.data())
 @settings(max_examples=40)
-def test_shifting_a_row_changes_nothing_in_layer_norm(dtype, data):
+def test_shifting_a_row_changes_nothing_in_layer_norm(kernel, dtype, data):
     # Small integers and a power of two add without rounding, so exact shift invariance is owed up to the bound.
     seed, power = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.integers(0, 18))
     x = np.random.default_rng(seed).integers(-16, 17, (2, 33)).astype(dtype)
     exact = [reference.layer_norm(row) for row in x]
-    shifted = anynorm.layer_norm(x + np.asarray(2.0**power, dtype))
+    shifted = run("layer_norm", kernel, x + np.asarray(2.0**power, dtype))
     for row, expected in zip(shifted, exact, strict=True):
         assert max(reference.error_in_ulp(v, e, dtype) for v, e in zip(row, expected, strict=True)) <= BOUNDS[dtype]
 
 
+@every_kernel
 @every_norm
 @pytest.mark.parametrize("dtype", ALL)
 @given(data=st.data())
 @settings(max_examples=40)
-def test_bits_of_a_row_depend_on_the_row_alone(norm, dtype, data):
+def test_bits_of_a_row_depend_on_the_row_alone(norm, kernel, dtype, data):
     row = data.draw(rows(dtype, features=(1, 5, 64, 768)))[0][:1]
-    alone = NORMS[norm](row)
+    alone = run(norm, kernel, row)
     batch = np.repeat(as_dtype(np.random.default_rng(0).standard_normal((1, row.shape[1])), dtype), 300, axis=0)
     for place in (0, 1, 171, 299):
         batch[place] = row[0]
-        assert bits(NORMS[norm](batch)[place]) == bits(alone[0])
+        assert bits(run(norm, kernel, batch)[place]) == bits(alone[0])
     in_place = batch.copy()
-    NORMS[norm](in_place, out=in_place)
+    run(norm, kernel, in_place, out=in_place)
     assert bits(in_place[299]) == bits(alone[0])
-    assert bits(NORMS[norm](batch.reshape(3, 100, -1))[2, 99]) == bits(alone[0])
+    assert bits(run(norm, kernel, batch.reshape(3, 100, -1))[2, 99]) == bits(alone[0])
 
 
 @every_backend
@@ -140,13 +149,15 @@ def test_rows_never_touch_each_other(norm, backend):
 
 @given(case=cases("float32"))
 @settings(max_examples=30)
-def test_numpy_and_torch_agree_to_a_rounding(case):
+def test_the_definition_on_numpy_and_torch_agrees_to_a_rounding(case):
     # Sums run in another order, so float64 statistics may differ in their last bit, and float32 results by one ulp.
+    # Through the kernel they are the same bits, see test_kernels_layout.py.
     import torch
 
     arguments = [None if a is None else a for a in (case.x, case.weight, case.bias)]
-    ours = anynorm.layer_norm(*arguments, eps=case.eps)
-    theirs = anynorm.layer_norm(*(None if a is None else torch.from_numpy(a) for a in arguments), eps=case.eps)
+    with anynorm.use_kernel("definition"):
+        ours = anynorm.layer_norm(*arguments, eps=case.eps)
+        theirs = anynorm.layer_norm(*(None if a is None else torch.from_numpy(a) for a in arguments), eps=case.eps)
     np.testing.assert_array_max_ulp(ours, theirs.numpy(), maxulp=1)
 
 
@@ -168,16 +179,18 @@ def test_other_byte_orders_keep_their_dtype(dtype):
     x = np.random.default_rng(4).standard_normal((3, 40)).astype(dtype)
     y = anynorm.rms_norm(x, np.ones(40, ">f4"))
     assert y.dtype == np.dtype(dtype)
-    assert bits(y.astype(y.dtype.newbyteorder("="))) == bits(anynorm.rms_norm(x.astype(x.dtype.newbyteorder("="))))
+    native = run("rms_norm", "definition", x.astype(x.dtype.newbyteorder("=")))
+    assert bits(y.astype(y.dtype.newbyteorder("="))) == bits(native)
     for count in (3, 4000):
         y, total = anynorm.add_layer_norm(*[np.ones((count, 40), dtype)] * 2)
         assert y.dtype == total.dtype == np.dtype(dtype)
 
 
+@every_kernel
 @every_norm
-def test_large_arrays_in_blocks_give_the_bits_of_single_rows(norm):
+def test_large_arrays_in_blocks_give_the_bits_of_single_rows(norm, kernel):
     x = np.random.default_rng(7).standard_normal((700, 1000)).astype(np.float32)
-    y = NORMS[norm](x)
+    y = run(norm, kernel, x)
     for row in (0, 130, 131, 262, 699):
-        assert bits(y[row]) == bits(NORMS[norm](x[row]))
+        assert bits(y[row]) == bits(run(norm, kernel, x[row]))
     assert NUMPY.read(y).flags.c_contiguous

@@ -1,0 +1,94 @@
+"""Fused kernels for NumPy arrays and CPU tensors, compiled by Numba: which calls they take.
+
+Nothing here imports Numba, which takes half a second; the first call that a kernel takes does.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import platform
+from typing import Any
+
+from anynorm._check import Call
+from anynorm._kernels.cpu.torch_state import is_followed
+
+_ADVICE = "Numba is not installed; pip install 'anynorm[cpu]'"
+
+
+def _is_installed() -> bool:
+    try:
+        return importlib.util.find_spec("numba") is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _lacks_instructions() -> bool:
+    """Whether this is an x86 processor of before 2013, without what the kernels are compiled to."""
+    try:
+        from numpy._core._multiarray_umath import __cpu_features__ as features  # type: ignore[import-not-found]
+    except ImportError:
+        return False
+    return platform.machine().lower() in ("x86_64", "amd64", "i686") and not (
+        features.get("F16C", True) and features.get("FMA3", True)
+    )
+
+
+_MISSING = None if _is_installed() else _ADVICE
+if _MISSING is None and _lacks_instructions():
+    _MISSING = "this processor has no instructions for float16 (F16C) or for fused multiplication and addition (FMA)"
+
+
+def missing() -> str | None:
+    """What to install before the kernels can run."""
+    return _MISSING
+
+
+def refuses(call: Call) -> str | None:
+    """Why the kernels do not take a call; None: they do."""
+    name = call.library.name
+    if name == "numpy":
+        reason = _refuses_numpy(call)
+    elif name == "torch":
+        reason = _refuses_torch(call)
+    else:
+        return f"it takes NumPy arrays and torch tensors on the CPU, and x is an array of {name}"
+    if reason is not None:
+        return reason
+    if call.moments is not None:
+        return "it forms statistics of its own, and these are given"
+    if 0 in call.x.shape:
+        return "x is empty"
+    if not call.rule.averaged and call.weight is not None and not math.isfinite(float(call.weight)):
+        return "the scale is not finite"
+    return None
+
+
+def _refuses_numpy(call: Call) -> str | None:
+    arrays: tuple[Any, ...] = (call.x, call.weight, call.bias)
+    for array in arrays:
+        if array is not None and type(array) is not float and not array.dtype.isnative:
+            return f"{array.dtype} is in the byte order of another machine"
+    return None
+
+
+def _refuses_torch(call: Call) -> str | None:
+    import torch
+
+    # First, for no other question can be asked while a graph is being traced.
+    if torch.compiler.is_compiling():
+        return "torch.compile traces the definition"
+    given = (call.x, call.residual, call.weight, call.bias, *(call.out or ()))
+    arrays = [array for array in given if isinstance(array, torch.Tensor)]
+    for tensor in arrays:
+        if not tensor.is_cpu:
+            return f"it takes tensors on the CPU, and x is on {tensor.device}"
+        if type(tensor) is not torch.Tensor and type(tensor) is not torch.nn.Parameter:
+            return f"it takes plain tensors, got {type(tensor).__name__}"
+        if tensor.is_neg():
+            return "a tensor is a negated view, whose memory holds other numbers"
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arrays):
+        return "a gradient is wanted, which goes through the definition"
+    if is_followed(torch):
+        return "torch follows each operation (torch.func, forward-mode derivatives, a dispatch mode, tracing)"
+    return None

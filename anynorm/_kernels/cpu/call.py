@@ -1,0 +1,191 @@
+"""A checked call -> a fused kernel on the CPU, for NumPy arrays and torch tensors alike.
+
+Kernels are handed addresses, so both libraries run the same machine code and get the same bits.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+from anynorm._check import Call
+from anynorm._kernels.cpu import rescue
+from anynorm._kernels.cpu.layout import Layout, plan
+from anynorm._kernels.cpu.memory import NumPy, Torch, last_cache_nbytes
+from anynorm._kernels.cpu.repeat import LEAST_SHARED_NBYTES, Recipe, remember
+from anynorm._kernels.cpu.tags import CHUNK, CODES, RULES, TAGS, WIDE32, WIDE64
+from anynorm._libraries import dtype_name
+from anynorm._threads import get_threads, share
+
+Array = Any
+
+_ACCESS: dict[str, Any] = {"numpy": NumPy, "torch": Torch}
+_RESIDUAL = 5  # among the arguments of a kernel
+_FEW_ROWS = 4  # for which it does not pay to widen the parameters beforehand
+
+
+class _Kind(NamedTuple):
+    """How a kernel is told of a dtype."""
+
+    code: int
+    in_float64: bool  # or in float32
+    itemsize: int
+
+
+_kinds: dict[Any, _Kind] = {}
+
+
+def _kind(dtype: Any) -> _Kind:
+    kind = _kinds.get(dtype)
+    if kind is None:
+        name = dtype_name(dtype)
+        itemsize = {"float32": 4, "float64": 8}.get(name, 2)
+        kind = _kinds[dtype] = _Kind(CODES[name], itemsize > 2, itemsize)
+    return kind
+
+
+@cache
+def kernel(name: str, code: int, in_float64: bool, has_residual: bool) -> Callable[..., int]:
+    """A compiled kernel; the compiler is imported with the first one."""
+    tag = list(TAGS.values())[code]
+    module = importlib.import_module(f"anynorm._kernels.cpu.{name}")
+    jit = importlib.import_module("anynorm._kernels.cpu.jit")
+    compiled = jit.entry(getattr(module, f"normalize_{name}"), tag, WIDE64 if in_float64 else WIDE32, has_residual)
+    return partial(compiled, tag, WIDE64 if in_float64 else WIDE32)
+
+
+def run(call: Call) -> Any:
+    """Return y, or (y, total) where the call has a residual."""
+    access, x, residual = _ACCESS[call.library.name], call.x, call.residual
+    shape, kind = x.shape, _kind(x.dtype)
+    features = shape[call.axes[0]] if len(call.axes) == 1 else math.prod([shape[axis] for axis in call.axes])
+    size = math.prod(shape)
+    nbytes = size * kind.itemsize
+    if call.out is None:
+        y = access.empty_like(x, nbytes)
+        added = None if residual is None else access.empty_like(x, nbytes)
+    else:
+        y, added = call.out if len(call.out) == 2 else (call.out[0], None)
+    # Past the caches where x and y together do not fit there: streaming stores then save reading what they overwrite.
+    streaming = 2 * nbytes >= last_cache_nbytes() and y is not x and y is not residual
+    # What is streamed fills cache lines, which elements that are not aligned never do.
+    streaming = streaming and access.address(y) % kind.itemsize == 0
+    layout = None
+    arrays = (x, y) if residual is None else (x, residual, y, added)
+    if call.axes[0] != len(shape) - len(call.axes) or not all(map(access.is_contiguous, arrays)):
+        layout = _plan(call, access, y, added, kind.itemsize, streaming)
+        streaming = layout.streaming
+    rows = size // features
+    held, arguments = _arguments(call, access, kind, features, rows, y, added, layout, streaming)
+    name = "paired" if kind.itemsize == 8 else "columns" if layout is not None and layout.in_columns else "rows"
+    units = rows if layout is None else layout.units
+    threads = get_threads() if nbytes >= LEAST_SHARED_NBYTES and units > 1 else 1
+    if threads == 1:
+        normalize(call, name, kind, layout, arguments, 0, units)
+    else:
+
+        def work(first: int, last: int, held: Any = held) -> None:
+            # Holds the memory too: a call may be interrupted, and leave, while other threads are still at work.
+            normalize(call, name, kind, layout, arguments, first, last)
+
+        share(work, units, threads)
+    if layout is None and residual is None and nbytes < LEAST_SHARED_NBYTES:
+        _remember(call, kind, arguments)
+    del held  # until here, what the addresses are of
+    if call.out is not None:
+        for one in call.out:
+            access.written(one)
+    return y if residual is None else (y, added)
+
+
+def _remember(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> None:
+    """Let calls like this one take the short way."""
+    weight = call.weight
+    alike = weight is None or call.rule.averaged or type(weight) is float
+    if len(call.axes) != 1 or not alike or kind.itemsize == 8:
+        return
+
+    kept = call._replace(x=None, weight=None, bias=None, out=None)  # no array is to live on because of this
+
+    def resume(x: Array, y: Array, weight: Any, bias: Array | None, first: int) -> None:
+        again = kept._replace(x=x, weight=weight, bias=bias)
+        rows = math.prod(x.shape[:-1])
+        held, arguments = _arguments(again, _ACCESS[call.library.name], kind, x.shape[-1], rows, y, None, None, False)
+        normalize(again, "rows", kind, None, arguments, max(first, 0), rows)
+        del held
+
+    rule, _, scale = arguments[:3]
+    recipe = Recipe(
+        kernel("rows", kind.code, kind.in_float64, False), LEAST_SHARED_NBYTES // kind.itemsize, rule, scale,
+        arguments[10], arguments[12], arguments[14], resume,
+    )  # fmt: skip
+    remember(call, recipe)
+
+
+def normalize(
+    call: Call, name: str, kind: _Kind, layout: Layout | None, arguments: tuple[Any, ...], first: int, last: int
+) -> None:
+    """Run a kernel on rows, or blocks of columns, first to last."""
+    has_residual = arguments[_RESIDUAL] is not None
+    while first < last:
+        done = kernel(name, kind.code, kind.in_float64, has_residual)(first, last, *arguments)
+        if done == last:
+            return
+        # A row, or a block of them, is out of the range of the kernel; or, with such weights, all are.
+        end = done + 1 if done >= 0 else last
+        done = max(done, first)
+        if name == "paired":
+            for row in range(done, end):
+                rescue.normalize_row(call, layout, arguments[3], arguments[4:8], row)
+        elif name == "columns" and layout is not None and end == done + 1:
+            rows = layout.rows_of(done)
+            normalize(call, "rows", kind, layout, arguments, rows.start, rows.stop)
+        else:
+            kernel(name, kind.code, True, has_residual)(done, end, *arguments)
+        first = end
+
+
+def _arguments(
+    call: Call,
+    access: Any,
+    kind: _Kind,
+    features: int,
+    rows: int,
+    y: Array,
+    added: Array,
+    layout: Layout | None,
+    streaming: bool,
+) -> tuple[Any, tuple[Any, ...]]:
+    """What a kernel is called with, behind the range; and what must live as long as that."""
+    weight: Any = call.weight
+    bias, scale = call.bias, 1.0
+    if not call.rule.averaged:
+        weight, scale = None, 1.0 if weight is None else float(weight)
+    weight_code = bias_code = kind.code
+    if weight is not None:
+        weight_code = _kind(weight.dtype).code
+        weight = weight if access.is_contiguous(weight) else access.contiguous(weight)
+    if bias is not None:
+        bias_code = _kind(bias.dtype).code
+        bias = bias if access.is_contiguous(bias) else access.contiguous(bias)
+    alike = weight_code == bias_code == kind.code and not call.weight_offset
+    direct = alike and (features > CHUNK or rows < _FEW_ROWS)
+    arguments = (
+        RULES[call.rule.name], call.eps, scale, features,
+        access.address(call.x), None if call.residual is None else access.address(call.residual),
+        access.address(y), None if added is None else access.address(added),
+        0 if layout is None else NumPy.address(layout.numbers),
+        0 if weight is None else access.address(weight), weight_code,
+        0 if bias is None else access.address(bias), bias_code, call.weight_offset,
+        direct, streaming, 0 if layout is None else layout.block, 0 if layout is None else layout.head, False,
+    )  # fmt: skip
+    return (call, weight, bias, y, added, layout), arguments
+
+
+def _plan(call: Call, access: Any, y: Array, added: Array, itemsize: int, streaming: bool) -> Layout:
+    of_x = access.strides(call.x)
+    others = [of_x if array is None else access.strides(array) for array in (call.residual, y, added)]
+    return plan(call.x.shape, list(zip(of_x, *others, strict=True)), call.axes, itemsize, access.address(y), streaming)

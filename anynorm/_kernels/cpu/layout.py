@@ -1,0 +1,117 @@
+"""How an array becomes rows: lengths and strides, for the CPU kernels.
+
+Axes of length 1 are left out, and axes that follow each other in memory are made one, so that most arrays end up with
+one free and one normalized axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy
+
+from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, LANES, WIDEST_BLOCK
+
+# Bytes of x that a block of neighbouring rows takes: they are to stay in the second cache between reduce and apply.
+_BLOCK_NBYTES = 256 << 10
+_Y = 2  # among the strides
+
+Strides = tuple[int, ...]  # of x, residual, y and their sum; those of x where there is no such array
+
+
+class Layout(NamedTuple):
+    """What the kernels have to know of arrays that are not simply one row after the other."""
+
+    numbers: numpy.ndarray  # what scatter.py reads
+    in_columns: bool  # whether neighbours in memory belong to different rows
+    units: int  # rows, or blocks of columns
+    streaming: bool  # whether results may be stored past the caches
+    neighbours: int = 0  # columns side by side
+    block: int = 0  # columns in each block
+    head: int = 0  # columns before the first of them
+
+    def rows_of(self, unit: int) -> range:
+        """The rows in a block of columns."""
+        blocks = 1 + -(-(self.neighbours - self.head) // self.block)
+        first, number = unit // blocks * self.neighbours, unit % blocks
+        start = self.head + (number - 1) * self.block if number else 0
+        return range(first + start, first + min(self.neighbours, self.head + number * self.block))
+
+    def row(self, index: int) -> tuple[tuple[int, ...], list[Strides], list[int]]:
+        """Of one row: its shape, and for each array its strides and how far into memory it begins."""
+        numbers = self.numbers.tolist()
+        ndim = numbers[1]
+        lengths, normalized = numbers[2 : 2 + ndim], numbers[2 + 5 * ndim :]
+        offsets = [0] * 4
+        for axis in reversed(range(ndim)):
+            index, place = divmod(index, lengths[axis])
+            for which in range(4):
+                offsets[which] += place * numbers[2 + (1 + which) * ndim + axis]
+        ndim = normalized[0]
+        strides = [tuple(normalized[1 + (1 + which) * ndim :][:ndim]) for which in range(4)]
+        return tuple(normalized[1 : 1 + ndim]), strides, offsets
+
+
+class _Axis(NamedTuple):
+    length: int
+    strides: Strides
+
+
+def plan(
+    shape: Sequence[int],
+    strides: Sequence[Strides],
+    axes: Sequence[int],
+    itemsize: int,
+    y_address: int,
+    streaming: bool,
+) -> Layout:
+    """Lay out arrays of one shape, from their strides on each axis in bytes; no length is 0.
+
+    Rows of float64 are not taken side by side: there is no kernel for that.
+    """
+    free = [_Axis(shape[i], strides[i]) for i in range(len(shape)) if i not in axes and shape[i] > 1]
+    normalized = [_Axis(shape[i], strides[i]) for i in axes if shape[i] > 1]
+    # Rows may be taken in any order: that of memory, the axis with the smallest strides last.
+    free.sort(key=lambda axis: max(map(abs, axis.strides)), reverse=True)
+    free, normalized = _merged(free), _merged(normalized)
+    rows = math.prod(axis.length for axis in free)
+    contiguous = not normalized or (len(normalized) == 1 and _is_contiguous(normalized[0], itemsize))
+    side_by_side = len(normalized) == 1 and free and free[-1].length >= LANES // 2
+    if contiguous or not side_by_side or itemsize == 8 or not _is_contiguous(free[-1], itemsize):
+        streaming &= contiguous and all(axis.strides[_Y] % itemsize == 0 for axis in free)
+        return Layout(_numbers(not contiguous, free, normalized), False, rows, streaming)
+    neighbours = free[-1].length
+    # Each feature of a block must begin a cache line of its own.
+    streaming &= all(axis.strides[_Y] % CACHE_LINE_NBYTES == 0 for axis in (*free[:-1], *normalized))
+    block = _BLOCK_NBYTES // (normalized[0].length * itemsize) // LANES * LANES
+    block = max(LANES, min(WIDEST_BLOCK, block))
+    head = min(neighbours, -y_address % CACHE_LINE_NBYTES // itemsize) if streaming else 0
+    units = rows // neighbours * (1 + -(-(neighbours - head) // block))
+    return Layout(_numbers(True, free, normalized), True, units, streaming, neighbours, block, head)
+
+
+def _is_contiguous(axis: _Axis, itemsize: int) -> bool:
+    return all(stride == itemsize for stride in axis.strides)
+
+
+def _merged(axes: list[_Axis]) -> list[_Axis]:
+    """Make one of neighbouring axes wherever a single stride leads through both, in every array."""
+    done: list[_Axis] = []
+    for axis in axes:
+        if done and done[-1].strides == tuple(axis.length * stride for stride in axis.strides):
+            done[-1] = _Axis(done[-1].length * axis.length, axis.strides)
+        else:
+            done.append(axis)
+    return done
+
+
+def _numbers(scattered: bool, free: list[_Axis], normalized: list[_Axis]) -> numpy.ndarray:
+    numbers = [int(scattered)]
+    for axes in (free, normalized or [_Axis(1, (0, 0, 0, 0))]):
+        numbers.append(len(axes))
+        numbers += [axis.length for axis in axes]
+        for which in range(4):
+            numbers += [axis.strides[which] for axis in axes]
+    return numpy.asarray(numbers, dtype=numpy.int64)

@@ -1,0 +1,53 @@
+"""Rows of float64 whose magnitude leaves the range in which pairs are exact: the definition takes them, one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+from anynorm._check import Call
+from anynorm._kernels import definition
+from anynorm._kernels.cpu.layout import Layout
+from anynorm._libraries import library_of
+
+Array = Any
+
+
+class _Memory:
+    """Shows NumPy the elements of a row where they lie, in whichever library's array that is."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        self.__array_interface__ = {
+            "version": 3, "data": (address, False), "shape": shape, "strides": strides, "typestr": "=f8",
+        }  # fmt: skip
+
+
+def normalize_row(
+    call: Call, layout: Layout | None, features: int, addresses: tuple[int | None, ...], row: int
+) -> None:
+    """Normalize one row by the definition; addresses are those of x, the residual, y and their sum."""
+    shape: tuple[int, ...] = (features,)
+    strides: list[tuple[int, ...]] = [(8,)] * 4
+    offsets = [row * features * 8] * 4
+    if layout is not None:
+        shape, strides, offsets = layout.row(row)
+    x, residual, y, added = (
+        None if address is None else numpy.asarray(_Memory(address + offset, shape, steps))
+        for address, offset, steps in zip(addresses, offsets, strides, strict=True)
+    )
+    library = library_of(x)
+    weight = call.weight if call.rule.averaged or call.weight is None else float(call.weight)
+    weight, bias = (_in_numpy(parameter, shape) for parameter in (weight, call.bias))
+    one = call._replace(library=library, precision=library.precision(x), x=x, axes=tuple(range(len(shape))))
+    out = (y,) if added is None else (y, added)
+    definition.run(one._replace(residual=residual, weight=weight, bias=bias, out=out))
+
+
+def _in_numpy(parameter: Array | float | None, shape: tuple[int, ...]) -> Array | float | None:
+    """A parameter as a NumPy array that fits a row whose axes are merged; float64 holds each exactly."""
+    if parameter is None or isinstance(parameter, float):
+        return parameter
+    if isinstance(parameter, numpy.ndarray):
+        return parameter.astype(numpy.float64).reshape(shape)
+    return parameter.detach().double().numpy().reshape(shape)

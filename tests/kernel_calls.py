@@ -1,0 +1,249 @@
+"""Calls that between them run every line of the CPU kernels, and digests of what they return.
+
+As a program it prints the digests and the lines that were not run, for which NUMBA_DISABLE_JIT must be 1.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import sys
+from pathlib import Path
+from types import CodeType
+from unittest import mock
+
+import ml_dtypes
+import numpy as np
+
+import anynorm
+
+FEATURES = (1, 2, 3, 7, 31, 32, 33, 127, 1030)
+DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
+OTHER = {"float16": "float32", "bfloat16": "float64", "float32": "float16", "float64": "bfloat16"}
+# Columns are of bfloat16 and float32: each dtype takes seconds to compile. For float64 there are none.
+ROWS_ONLY = ("float16", "float64")
+NORMS = {"layer": anynorm.layer_norm, "rms": anynorm.rms_norm}
+ADDS = {"layer": anynorm.add_layer_norm, "rms": anynorm.add_rms_norm}
+LARGEST = {"float16": 6e4, "bfloat16": 1e30, "float32": 1e30, "float64": 1e300}
+SMALLEST = {"float16": 1e-7, "bfloat16": 1e-39, "float32": 1e-45, "float64": 1e-323}
+CPU = Path(anynorm.__file__).parent / "_kernels" / "cpu"
+KERNEL_FILES = [str(CPU / f"{name}.py") for name in ("rows", "columns", "paired", "chunks", "scatter", "finish")]
+
+
+def numbers(shape, dtype, seed, mean=0.5):
+    """Numbers of one sign, mostly, so that sums do not depend on luck."""
+    return (np.random.default_rng(seed).standard_normal(shape) + mean).astype(DTYPES[dtype])
+
+
+@np.errstate(all="ignore")
+def extreme_rows(n, dtype):
+    x = numbers((8, n), dtype, n)
+    x[0], x[1], x[2, n // 2], x[3, n - 1] = 0, 3, np.nan, np.inf
+    x[4] *= np.asarray(LARGEST[dtype] / 8, x.dtype)
+    x[5], x[6] = LARGEST[dtype], SMALLEST[dtype]
+    return x
+
+
+def placed(shape, dtype, elements_from_line):
+    """An array to write to that begins so many elements behind the beginning of a cache line."""
+    nbytes = int(np.prod(shape)) * np.dtype(DTYPES[dtype]).itemsize
+    memory = np.zeros(nbytes + 192, np.uint8)
+    start = -memory.ctypes.data % 64 + elements_from_line * np.dtype(DTYPES[dtype]).itemsize
+    return memory[start : start + nbytes].view(DTYPES[dtype]).reshape(shape)
+
+
+def rows(dtype):
+    """One row after the other, by each rule and with each kind of parameters."""
+    for n in FEATURES:
+        few, some = numbers((2, n), dtype, n), numbers((5, n), dtype, n + 1)
+        weight, bias = numbers(n, dtype, n + 2), numbers(n, dtype, n + 3)
+        other = numbers(n, OTHER[dtype], n + 4)
+        for rule, norm in NORMS.items():
+            yield f"{rule} {n} plain", norm(few)
+            yield f"{rule} {n} bias, as it is", norm(few, None, bias)
+            yield f"{rule} {n} weight and bias", norm(some, weight, bias)
+            yield f"{rule} {n} weight of another dtype, and an offset", norm(some, other, weight_offset=1.0, eps=0.0)
+        yield f"scale {n}", anynorm.scale_norm(some, 3.0)
+        yield f"scale {n} plain", anynorm.scale_norm(few)
+
+
+def overlapping(x, weight, bias):
+    """Outs that begin within x, and that hold the weight, are refused; nothing is written."""
+    memory = np.concatenate([x.ravel(), x[0]])
+    inside, begun = memory[: x.size].reshape(x.shape), memory[x.shape[1] :].reshape(x.shape)
+    for data, factors, out in ((inside, weight, begun), (x, memory[: x.shape[1]], inside)):
+        try:
+            anynorm.layer_norm(data, factors, bias, eps=0.25, out=out)
+        except ValueError:
+            continue
+        raise AssertionError("an out that overlaps was taken")
+    return memory
+
+
+def repeated(dtype):
+    """The same call once more goes a shorter way."""
+    for n in (3, 33):
+        x, weight, bias = numbers((3, n), dtype, 1), numbers(n, dtype, 2), numbers(n, dtype, 3)
+        for turn in ("first", "second"):
+            yield f"{n} {turn}", anynorm.layer_norm(x, weight, bias, eps=0.25)
+            yield f"{n} plain {turn}", anynorm.rms_norm(x, eps=0.25)
+            out = np.empty_like(x)
+            yield f"{n} out {turn}", anynorm.layer_norm(x, weight, bias, eps=0.25, out=out)
+            yield f"{n} in place {turn}", anynorm.layer_norm(out, weight, bias, eps=0.25, out=out)
+            yield f"{n} overlaps {turn}", overlapping(x, weight, bias)
+        # It stops at such rows, and at such weights before the first one; what is left goes the longer way.
+        x, weight = extreme_rows(n, dtype), weight.copy()
+        yield f"{n} extreme rows", anynorm.layer_norm(x, weight, bias, eps=0.25)
+        yield f"{n} extreme rows, plain", anynorm.rms_norm(x, eps=0.25)
+        weight[1] = LARGEST[dtype]
+        yield f"{n} extreme weight", anynorm.layer_norm(x, weight, bias, eps=0.25)
+
+
+def residuals(dtype):
+    """The norm of a sum, laid out in each way."""
+    for rule, add in ADDS.items():
+        for n in FEATURES:
+            x, residual, weight = numbers((3, n), dtype, n), numbers((3, n), dtype, n + 1), numbers(n, dtype, n + 2)
+            yield f"{rule} {n}", add(x, residual, weight)
+        yield f"{rule} scattered", add(numbers((9, 3), dtype, 1), numbers((9, 3), dtype, 2), axis=0)
+        if dtype not in ROWS_ONLY:
+            x, residual, bias = numbers((9, 37), dtype, 1), numbers((9, 37), dtype, 2), numbers(9, dtype, 3)
+            yield f"{rule} columns", add(x, residual, None, bias, axis=0)
+
+
+def scattered(dtype):
+    """Rows whose elements do not lie one after the other."""
+    for n in (2, 33, 1030):
+        x, weight = numbers((3, n, 2), dtype, n), numbers(n, dtype, n + 1)
+        yield f"layer {n}", anynorm.layer_norm(x, weight, axis=1)
+        yield f"scale {n}", anynorm.scale_norm(x, axis=1)
+        wide = numbers((3, 2 * n), dtype, n)
+        yield f"each second of {n}", anynorm.rms_norm(wide[:, ::2], weight)
+        yield f"reversed {n}", anynorm.layer_norm(wide[::-1, ::-1])
+    x, weight = numbers((3, 4, 5, 6), dtype, 1), numbers((4, 6), dtype, 2)
+    yield "two axes", anynorm.layer_norm(x, weight, axis=(1, 3))
+    yield "two axes, in place", in_place(anynorm.rms_norm, x, weight, axis=(1, 3))
+
+
+def columns(dtype):
+    """Rows side by side."""
+    for n, neighbours in ((1, 16), (2, 33), (7, 300), (33, 20), (1030, 17)):
+        x = numbers((n, neighbours), dtype, n)
+        weight, bias, other = numbers(n, dtype, 1), numbers(n, dtype, 2), numbers(n, OTHER[dtype], 3)
+        for rule, norm in NORMS.items():
+            yield f"{rule} {n}", norm(x, axis=0)
+            yield f"{rule} {n} weight and bias", norm(x, weight, bias, axis=0)
+        yield f"{n} offset", anynorm.rms_norm(x, other, axis=0, weight_offset=1.0)
+        yield f"scale {n}", anynorm.scale_norm(x, -2.0, axis=0)
+    yield "channels first", anynorm.layer_norm(numbers((2, 7, 5, 7), dtype, 3), axis=1)
+
+
+def in_place(norm, x, *parameters, **options):
+    x = x.copy()
+    return norm(x, *parameters, out=x, **options)
+
+
+def outs(dtype):
+    """Results put where asked; past the caches too, from each place in a cache line."""
+    for n in (3, 33, 127, 1030):
+        x, weight = numbers((4, n), dtype, n), numbers(n, dtype, n + 1)
+        for rule, norm in NORMS.items():
+            yield f"{rule} {n} in place", in_place(norm, x, weight)
+            for at in (0, 1):
+                yield f"{rule} {n} streamed to {at}", streamed(norm, x, weight, at=at)
+    for at in (0, 1):
+        if dtype not in ROWS_ONLY:
+            x = numbers((9, 128), dtype, at)
+            yield f"columns streamed to {at}", streamed(anynorm.layer_norm, x, at=at, axis=0)
+
+
+def streamed(norm, x, *parameters, at, **options):
+    from anynorm._kernels.cpu import call
+
+    with mock.patch.object(call, "last_cache_nbytes", return_value=1):
+        return norm(x, *parameters, out=placed(x.shape, x.dtype.name, at), **options)
+
+
+def extremes(dtype):
+    """Rows that a kernel cannot hold, or has to take notice of."""
+    for n in (1, 3, 33, 1030):
+        x = extreme_rows(n, dtype)
+        for rule, norm in NORMS.items():
+            yield f"{rule} {n}", norm(x)
+            yield f"{rule} {n} eps 0", norm(x, eps=0.0)
+            yield f"{rule} {n} scattered", norm(np.stack([x, x], -1), axis=1)
+            if dtype not in ROWS_ONLY:
+                yield f"{rule} {n} columns", norm(np.concatenate([x] * 4).T.copy(), axis=0, eps=0.0)
+        yield f"scale {n} eps", anynorm.scale_norm(x)
+        for scale in (1.0, 1e30, -1e300, 1e-300, 0.0):
+            yield f"scale {n} {scale}", anynorm.scale_norm(x, scale, eps=0.0)
+
+
+def extreme_weights(dtype):
+    """Weights with which a product may leave the range, and some that only look so."""
+    for weight in (LARGEST[dtype], SMALLEST[dtype], 0.0):
+        weights = numbers(33, dtype, 1)
+        weights[7] = weight
+        yield f"{weight}", anynorm.rms_norm(numbers((5, 33), dtype, 2), weights)
+        yield f"{weight} scattered", anynorm.layer_norm(numbers((33, 3), dtype, 2), weights, axis=0)
+        if dtype not in ROWS_ONLY:
+            yield f"{weight} columns", anynorm.rms_norm(numbers((33, 20), dtype, 2), weights, axis=0)
+
+
+KINDS = (rows, repeated, residuals, scattered, columns, outs, extremes, extreme_weights)
+
+
+def digest(array):
+    """Of the bits; but a NaN is a NaN, for its own bits depend on which operand an instruction names first."""
+    array = np.array(array)
+    array[np.isnan(array)] = np.nan
+    return hashlib.blake2b(array.tobytes(), digest_size=8).hexdigest()
+
+
+def digests():
+    """Of the results of all calls, by name."""
+    found = {}
+    for dtype, kind in itertools.product(DTYPES, KINDS):
+        if kind is columns and dtype in ROWS_ONLY:
+            continue
+        # A forced kernel cannot refuse a call unseen, but no call goes the shorter way then.
+        with contextlib.nullcontext() if kind is repeated else anynorm.use_kernel("cpu"):
+            for name, result in kind(dtype):
+                name = f"{dtype} {kind.__name__}: {name}"
+                assert name not in found, f"two calls are named {name}"
+                found[name] = " ".join(map(digest, result if isinstance(result, tuple) else (result,)))
+    return found
+
+
+def lines_of(path):
+    """The lines that hold something to run."""
+
+    def lines(code):
+        yield from (line for _, _, line in code.co_lines() if line)
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                yield from lines(constant)
+
+    return set(lines(compile(Path(path).read_text(), path, "exec")))
+
+
+def main():
+    run = {path: set() for path in KERNEL_FILES}
+
+    def trace(frame, event, _):
+        lines = run.get(frame.f_code.co_filename)
+        if lines is None:
+            return None
+        lines.add(frame.f_lineno)
+        return trace
+
+    sys.settrace(trace)
+    found = digests()
+    sys.settrace(None)
+    missed = {Path(path).name: sorted(lines_of(path) - run[path]) for path in KERNEL_FILES}
+    counts = {Path(path).name: len(lines_of(path)) for path in KERNEL_FILES}
+    print(json.dumps({"digests": found, "missed": missed, "lines": counts}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Python in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import anynorm
+from tests.tolerances import BOUNDS
+
+PACKAGE = Path(anynorm.__file__).parent
+
+# What a script may begin with: a large array, and a check of the norms of that and of a small part of it.
+# Results lie between -8 and 8.
+PREPARE = f"""
+import os, sys, threading, numpy, anynorm
+x = numpy.random.default_rng(0).standard_normal((2000, 300)).astype(numpy.float32)
+assert x.nbytes > 1 << 20
+def check():
+    for dtype in (numpy.float32, numpy.float64):
+        wide = x.astype(numpy.float64)
+        centred = wide - wide.mean(axis=1, keepdims=True)
+        y = centred / numpy.sqrt((centred ** 2).mean(axis=1, keepdims=True) + 1e-5)
+        for rows in (slice(2), slice(None)):
+            error = numpy.abs(anynorm.layer_norm(x[rows].astype(dtype)) - y[rows]).max()
+            assert error <= {BOUNDS["float32"] * 2.0**-21}, error
+"""
+
+
+def script(code, *, path=PACKAGE.parent, **environment):
+    """Run Python in a process of its own, which finds packages at a path first; return the words it prints."""
+    paths = [str(path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False, timeout=300,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()

@@ -1,0 +1,241 @@
+"""Calls like one before take a short way: the same bits, and arguments that are checked as strictly."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+
+import anynorm
+from tests.backends import ALL, as_dtype, needs_numba
+
+pytestmark = needs_numba
+NORMS = ("layer_norm", "rms_norm", "scale_norm")
+every_dtype = pytest.mark.parametrize("dtype", ALL)
+every_norm = pytest.mark.parametrize("norm", NORMS)
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+    from anynorm._kernels.cpu import repeat
+
+    repeat._recipes.clear()
+
+
+def recipes():
+    from anynorm._kernels.cpu import repeat
+
+    return len(repeat._recipes)
+
+
+def case(norm, dtype, shape=(6, 33)):
+    rng = np.random.default_rng(0)
+    x, weight, bias = (as_dtype(rng.standard_normal(s), dtype) for s in (shape, shape[-1], shape[-1]))
+    return (x, 0.7) if norm == "scale_norm" else (x, weight, bias)
+
+
+def forced(norm, *arguments, kernel="cpu", **options):
+    """The long way, which is always taken where a kernel is forced."""
+    with anynorm.use_kernel(kernel):
+        return getattr(anynorm, norm)(*arguments, **options)
+
+
+def assert_twice(norm, *arguments, **options):
+    function, expected = getattr(anynorm, norm), forced(norm, *arguments, **options)
+    for _ in range(3):
+        assert function(*arguments, **options).tobytes() == expected.tobytes()
+
+
+@every_dtype
+@every_norm
+def test_the_short_way_gives_the_bits_of_the_first_call(norm, dtype):
+    arguments = case(norm, dtype)
+    assert_twice(norm, *arguments)
+    # float64 and ScaleNorm's scale as an array keep to the long way; everything else is remembered.
+    assert recipes() == (0 if dtype == "float64" else 1)
+    for _ in range(3):  # other arrays, batches and shapes of the same kind
+        for shape in ((1, 33), (33,), (2, 3, 33), (200, 33), (0, 33), (2, 0, 33)):
+            x = as_dtype(np.random.default_rng(1).standard_normal(shape) * 1e4, dtype)
+            got = getattr(anynorm, norm)(x, *arguments[1:])
+            assert got.tobytes() == forced(norm, x, *arguments[1:], kernel="cpu" if x.size else "definition").tobytes()
+            assert (got.shape, got.dtype) == (x.shape, x.dtype)
+
+
+@every_dtype
+@every_norm
+def test_the_short_way_with_extreme_rows(norm, dtype):
+    arguments = case(norm, dtype)
+    getattr(anynorm, norm)(*arguments)
+    largest = {"float16": 6e4, "bfloat16": 3e38, "float32": 3e38, "float64": 1e308}[dtype]
+    x = arguments[0].astype(np.float64)
+    for place in (0, 3, 5):
+        extreme = x.copy()
+        extreme[place] *= largest / 8
+        extreme[(place + 1) % 6] /= largest
+        extreme[(place + 2) % 6, 3] = np.inf
+        assert_twice(norm, as_dtype(extreme, dtype), *arguments[1:])
+    if norm != "scale_norm":
+        weight = as_dtype(np.full(33, largest), dtype)
+        assert_twice(norm, *arguments[:1], weight, *arguments[2:])
+
+
+@every_dtype
+@pytest.mark.parametrize("other", ALL)
+def test_each_kind_of_parameters_is_its_own(other, dtype):
+    x, weight, bias = case("layer_norm", dtype)
+    alike = [weight, bias, as_dtype(weight, other), as_dtype(bias, other), None]
+    for w in alike:
+        for b in alike:
+            for offset in (0.0, 1.0, -0.0) if w is not None else (0.0,):
+                assert_twice("layer_norm", x, w, b, weight_offset=offset)
+                assert_twice("rms_norm", x, w, b, weight_offset=offset, eps=1e-5)
+    for eps in (0.0, -0.0, 1e-5, 1e-300, 1.0, 1, np.float64(1.0), np.float32(1.0)):
+        assert_twice("layer_norm", x, eps=eps)
+
+
+def test_scales_of_either_zero_differ():
+    x = np.ones((2, 3), np.float32)
+    for scale in (0.0, -0.0, 0.0, 1.0, -1.0, -0.0):
+        got = anynorm.scale_norm(x, scale)
+        assert (np.signbit(got) == np.signbit(scale)).all()
+
+
+def test_a_scale_in_an_array_is_read_anew():
+    x, scale = np.ones((2, 4), np.float32), np.asarray(1.0, np.float32)
+    for value in (1.0, 2.0, -3.0):
+        scale[...] = value
+        assert (anynorm.scale_norm(x, scale) == value / 2).all()
+
+
+def test_parameters_are_read_anew():
+    x, weight, bias = case("layer_norm", "float32")
+    anynorm.layer_norm(x, weight, bias)
+    weight *= 2
+    bias += 1
+    assert_twice("layer_norm", x, weight, bias)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_arguments_are_checked_as_strictly(norm):
+    x, weight, bias = case(norm, "float32")
+    function = getattr(anynorm, norm)
+    for _ in range(2):
+        function(x, weight, bias, eps=1.0, weight_offset=1.0)
+        function(x, weight, eps=1.0, weight_offset=1.0)
+        function(x, eps=1.0)
+    assert recipes() == 3
+    wrong = [
+        (TypeError, (x, weight, bias), {"eps": True}),
+        (TypeError, (x, weight, bias), {"eps": "1.0"}),
+        (TypeError, (x, weight, bias), {"eps": np.asarray(1.0)}),
+        (ValueError, (x, weight, bias), {"eps": -1.0}),
+        (ValueError, (x, weight, bias), {"eps": float("nan")}),
+        (TypeError, (x, weight, bias), {"eps": 1.0, "weight_offset": True}),
+        (TypeError, (x, weight, bias), {"eps": 1.0, "weight_offset": [1.0]}),
+        (ValueError, (x, weight, bias), {"eps": 1.0, "weight_offset": float("inf")}),
+        (ValueError, (x,), {"eps": 1.0, "weight_offset": 1.0}),
+        (ValueError, (x, weight[:-1], bias), {"eps": 1.0}),
+        (ValueError, (x, weight[None], bias), {"eps": 1.0}),
+        (ValueError, (x, weight, bias[1:]), {"eps": 1.0}),
+        (ValueError, (x, np.ones((), np.float32)), {"eps": 1.0}),
+        (ValueError, (x[:, :-1], weight, bias), {"eps": 1.0}),
+        (ValueError, (x[0, 0, ...], None), {"eps": 1.0}),
+        (TypeError, (x, weight.tolist(), bias), {"eps": 1.0}),
+        (TypeError, (x, 1.0), {"eps": 1.0}),
+        (TypeError, (x, weight, 1.0), {"eps": 1.0}),
+        (TypeError, (x, weight.astype(np.int32), bias), {"eps": 1.0}),
+        (TypeError, (x.astype(np.int32), weight, bias), {"eps": 1.0}),
+        (TypeError, (x.astype(np.complex64), weight, bias), {"eps": 1.0}),
+        (TypeError, (np.ma.masked_array(x), weight, bias), {"eps": 1.0}),
+        (TypeError, (x, np.ma.masked_array(weight), bias), {"eps": 1.0}),
+        (TypeError, (x.view(np.recarray), weight, bias), {"eps": 1.0}),
+        (TypeError, (x, weight.view(np.recarray), bias), {"eps": 1.0}),
+        (TypeError, (x.tolist(), weight, bias), {"eps": 1.0}),
+        (TypeError, (x, weight, bias), {"eps": 1.0, "axis": 1.0}),
+        (ValueError, (x, weight, bias), {"eps": 1.0, "axis": 2}),
+    ]
+    for error, arguments, options in wrong:
+        with pytest.raises(error):
+            function(*arguments, **options)
+    for error, scale in ((TypeError, True), (TypeError, "1"), (ValueError, float("nan")), (ValueError, np.ones(1))):
+        anynorm.scale_norm(x, 1.0)
+        with pytest.raises(error):
+            anynorm.scale_norm(x, scale)
+
+
+@every_norm
+def test_what_lies_otherwise_takes_the_long_way(norm):
+    arguments = case(norm, "float32")
+    x = arguments[0]
+    getattr(anynorm, norm)(*arguments)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    for held in (np.asfortranarray(x), x[::-1], x[:, ::-1], np.repeat(x, 2, axis=1)[:, ::2], frozen):
+        assert_twice(norm, held, *arguments[1:])
+    swapped = getattr(anynorm, norm)(x.astype(">f4"), *arguments[1:])
+    assert swapped.dtype == np.dtype(">f4")
+    if norm != "scale_norm":
+        for w, b in ((np.repeat(arguments[1], 2)[::2], arguments[2]), (arguments[1], arguments[2][::-1])):
+            assert_twice(norm, x, w, b)
+        big = getattr(anynorm, norm)(x, arguments[1].astype(">f4"), arguments[2])
+        np.testing.assert_array_max_ulp(big, getattr(anynorm, norm)(*arguments), maxulp=1)
+
+
+def test_a_forced_kernel_is_honoured(monkeypatch):
+    from anynorm import _choose
+
+    x = np.random.default_rng(0).standard_normal((4, 40)).astype(np.float32)
+    anynorm.layer_norm(x)
+    ran = []
+    kernels = [k._replace(run=lambda call, k=k: ran.append(k.name) or k.run(call)) for k in _choose.KERNELS]
+    monkeypatch.setattr(_choose, "KERNELS", tuple(kernels))
+    with anynorm.use_kernel("definition"):
+        anynorm.layer_norm(x)
+    assert ran == ["definition"]
+    anynorm.layer_norm(x)
+    assert ran == ["definition"]  # the short way again, which asks nobody
+    monkeypatch.setattr(_choose, "_forced_everywhere", "definition")
+    anynorm.layer_norm(x)
+    assert ran == ["definition", "definition"]
+
+
+def test_large_arrays_take_the_long_way(monkeypatch):
+    from anynorm._kernels.cpu import call
+
+    x = np.ones((1 << 18, 4), np.float32)
+    x[:, 0] = 3
+    anynorm.rms_norm(x[:2])
+    shared = []
+    monkeypatch.setattr(call, "share", lambda work, units, threads: shared.append(units) or work(0, units))
+    anynorm.set_threads(2)
+    try:
+        y = anynorm.rms_norm(x)
+    finally:
+        anynorm.set_threads(None)
+    assert shared == [len(x)]
+    assert y[:2].tobytes() == forced("rms_norm", x[:2]).tobytes()
+
+
+def test_nothing_lives_on_because_it_was_remembered():
+    class Owner(np.ndarray):
+        pass
+
+    owners = [np.ones(33, np.float32).view(Owner) for _ in range(3)]
+    dead = [weakref.ref(owner) for owner in owners]
+    arrays = [np.asarray(owner) for owner in owners]  # each holds its owner
+    assert all(type(array) is np.ndarray for array in arrays)
+    anynorm.layer_norm(arrays[0][None], arrays[1], arrays[2])
+    assert recipes() == 1
+    del owners, arrays
+    gc.collect()
+    assert [reference() for reference in dead] == [None] * 3
+
+
+def test_only_so_much_is_remembered(monkeypatch):
+    from anynorm._kernels.cpu import repeat
+
+    monkeypatch.setattr(repeat, "_MOST_RECIPES", 5)
+    x = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)
+    for eps in np.linspace(0.1, 1, 23).tolist():
+        assert_twice("layer_norm", x, eps=eps)
+        assert recipes() <= 5

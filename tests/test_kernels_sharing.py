@@ -1,0 +1,247 @@
+"""Neither the number of threads nor stores past the caches change a bit, or write what is not theirs."""
+
+import gc
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+
+import anynorm
+from anynorm import _threads
+from tests.backends import ALL, TORCH, as_dtype, needs_numba
+from tests.test_kernels_layout import assert_bits, normalize, parameters_of, rows_of
+
+pytestmark = needs_numba
+NORMS = ("layer_norm", "rms_norm", "scale_norm")
+GUARD = 0xA5
+
+every_dtype = pytest.mark.parametrize("dtype", ALL)
+every_norm = pytest.mark.parametrize("norm", NORMS)
+
+
+@pytest.fixture(autouse=True)
+def forced():
+    with anynorm.use_kernel("cpu"):
+        yield
+
+
+@pytest.fixture
+def shared(monkeypatch):
+    """Arrays of any size are shared among threads."""
+    from anynorm._kernels.cpu import call
+
+    monkeypatch.setattr(call, "LEAST_SHARED_NBYTES", 1)
+    yield
+    anynorm.set_threads(None)
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """Results of any size are stored past the caches."""
+    from anynorm._kernels.cpu import call
+
+    monkeypatch.setattr(call, "last_cache_nbytes", lambda: 1)
+
+
+def guarded(shape, dtype, offset):
+    """An array at an address of ``offset`` modulo a cache line, and a check that nothing around it was written."""
+    itemsize = as_dtype(0, dtype).itemsize
+    nbytes = int(np.prod(shape)) * itemsize
+    memory = np.full(nbytes + 4 * 64, GUARD, np.uint8)
+    start = -memory.ctypes.data % 64 + 64 + offset
+    array = np.frombuffer(memory.data, as_dtype(0, dtype).dtype, nbytes // itemsize, offset=start).reshape(shape)
+
+    def assert_untouched():
+        assert (memory[:start] == GUARD).all()
+        assert (memory[start + nbytes :] == GUARD).all()
+
+    return array, assert_untouched
+
+
+LAYOUTS = {"rows": lambda x: x, "columns": np.asfortranarray, "scattered": lambda x: np.repeat(x, 2, axis=1)[:, ::2]}
+
+
+@every_dtype
+@every_norm
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(1, 33), (2, 5000), (7, 64), (1000, 33), (2000, 3)], ids=str)
+def test_the_number_of_threads_does_not_matter(shape, layout, norm, dtype, shared):
+    x = rows_of(dtype, shape[1], shape[0])
+    parameters = parameters_of(norm, dtype, shape[1])
+    anynorm.set_threads(1)
+    expected = normalize(norm, x, *parameters)
+    for threads in (1, 2, 5):
+        anynorm.set_threads(threads)
+        assert_bits(normalize(norm, LAYOUTS[layout](x), *parameters), expected)
+        out = LAYOUTS[layout](np.zeros_like(x))
+        normalize(norm, x, *parameters, out=out)
+        assert_bits(out, expected)
+        if norm != "scale_norm":
+            zeros = np.full_like(x, -0.0)
+            y, total = getattr(anynorm, f"add_{norm}")(LAYOUTS[layout](x), zeros, *parameters, eps=1e-5)
+            assert_bits(y, expected)
+            assert_bits(total, x)
+
+
+@every_dtype
+@every_norm
+@pytest.mark.parametrize("features", [1, 7, 33, 100, 1030])
+def test_streaming_to_any_address(features, norm, dtype, streamed):
+    x = rows_of(dtype, features, 5)
+    parameters = parameters_of(norm, dtype, features)
+    expected = normalize(norm, x.repeat(2, axis=1)[:, ::2], *parameters)  # scattered rows are never streamed
+    for offset in range(64):
+        out, assert_untouched = guarded(x.shape, dtype, offset)
+        normalize(norm, x, *parameters, out=out)
+        assert_bits(out, expected)
+        assert_untouched()
+
+
+@every_dtype
+@every_norm
+@pytest.mark.parametrize("columns", [16, 31, 64, 300])
+def test_streaming_columns_to_any_address(columns, norm, dtype, streamed):
+    x = rows_of(dtype, 9, columns)
+    parameters = parameters_of(norm, dtype, 9)
+    expected = normalize(norm, x, *parameters)
+    itemsize = x.itemsize
+    for offset in [*range(0, 64, itemsize), 1, 33, 63]:
+        # The features of a column begin a cache line each where that is a multiple of one, and elsewhere do not.
+        for width in (columns, -(-columns * itemsize // 64) * 64 // itemsize):
+            memory, assert_untouched = guarded((9, width), dtype, offset)
+            memory[:, columns:] = 1
+            out = memory[:, :columns]
+            normalize(norm, np.ascontiguousarray(x.T), *parameters, axis=0, out=out)
+            assert_bits(np.ascontiguousarray(out.T), expected)
+            assert (memory[:, columns:] == 1).all()
+            assert_untouched()
+
+
+@every_dtype
+@every_norm
+@pytest.mark.parametrize("gap", [1, 2, 5, 64])
+def test_streaming_leaves_the_gaps_between_rows_alone(gap, norm, dtype, streamed):
+    x = rows_of(dtype, 100, 6)
+    parameters = parameters_of(norm, dtype, 100)
+    expected = normalize(norm, x, *parameters)
+    for offset in (0, 1, 4, 32, 60):
+        memory, assert_untouched = guarded((6, 100 + gap), dtype, offset)
+        memory[:, 100:] = 1
+        normalize(norm, x, *parameters, out=memory[:, :100])
+        assert_bits(memory[:, :100], expected)
+        assert (memory[:, 100:] == 1).all()
+        assert_untouched()
+
+
+@every_dtype
+@pytest.mark.parametrize("first", [True, False])
+def test_streaming_rows_at_odd_distances(first, dtype, streamed):
+    # A byte before or after each row; in the latter case the first row is aligned, and the next is not.
+    x = rows_of(dtype, 100, 6)
+    parameters = parameters_of("layer_norm", dtype, 100)
+    fields = [("flag", np.int8), ("row", x.dtype, 100)]
+    records = np.zeros(6, fields if first else fields[::-1])
+    records["flag"] = 7
+    normalize("layer_norm", x, *parameters, out=records["row"])
+    assert_bits(records["row"], normalize("layer_norm", x, *parameters))
+    assert (records["flag"] == 7).all()
+
+
+@every_dtype
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_streaming_with_a_residual(norm, dtype, streamed):
+    x, residual = rows_of(dtype, 100, 6), np.flip(rows_of(dtype, 100, 6)).copy()
+    parameters = parameters_of(norm, dtype, 100)
+    function = getattr(anynorm, f"add_{norm}")
+    expected = function(x, residual, *parameters, eps=1e-5)
+    for y_offset, total_offset in ((0, 0), (4, 8), (1, 3), (60, 0)):
+        (y, y_untouched), (total, total_untouched) = (
+            guarded(x.shape, dtype, offset) for offset in (y_offset, total_offset)
+        )
+        function(x, residual, *parameters, eps=1e-5, out=(y, total))
+        for got, exact in zip((y, total), expected, strict=True):
+            assert_bits(got, exact)
+        y_untouched()
+        total_untouched()
+
+
+@every_dtype
+@every_norm
+def test_streaming_and_threads_and_torch_at_once(norm, dtype, streamed, shared):
+    x = rows_of(dtype, 257, 200)
+    parameters = parameters_of(norm, dtype, 257)
+    expected = np.concatenate([normalize(norm, row[None], *parameters) for row in x])
+    anynorm.set_threads(3)
+    assert_bits(normalize(norm, x, *parameters), expected)
+    held = [p if norm == "scale_norm" else TORCH.make(p) for p in parameters]
+    assert_bits(TORCH.read(normalize(norm, TORCH.make(x), *held)), expected)
+    in_place = x.copy()
+    normalize(norm, in_place, *parameters, out=in_place)
+    assert_bits(in_place, expected)
+
+
+def test_an_interrupted_call_leaves_the_memory_to_those_still_at_work(shared, monkeypatch):
+    from anynorm._kernels.cpu import call
+
+    at_work, results = [], []
+
+    def interrupted(work, units, threads):
+        at_work.append(work)
+        raise KeyboardInterrupt
+
+    def remembered(x, nbytes):
+        y = np.empty_like(x)
+        results.append(weakref.ref(y))
+        return y
+
+    monkeypatch.setattr(call, "share", interrupted)
+    monkeypatch.setattr(call.NumPy, "empty_like", staticmethod(remembered))
+    anynorm.set_threads(2)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        anynorm.layer_norm(np.ones((20, 33), np.float32), np.ones(66, np.float32)[::2])
+    del caught
+    gc.collect()
+    assert results[0]() is not None
+    at_work[0](0, 20)
+    assert (results[0]() == 0).all()
+    at_work.clear()
+    gc.collect()
+    assert results[0]() is None
+
+
+@every_norm
+def test_large_arrays_as_they_are(norm):
+    # Beyond the last cache of most machines and the share of one thread, and nothing is patched.
+    x = np.random.default_rng(0).standard_normal((20_000, 1024)).astype(np.float32)
+    parameters = parameters_of(norm, "float32", 1024)
+    out = np.empty_like(x)
+    normalize(norm, x, *parameters, out=out)
+    for first in range(0, len(x), 999):
+        assert_bits(out[first : first + 3], normalize(norm, x[first : first + 3], *parameters))
+    y = normalize(norm, x, *parameters)
+    assert y.tobytes() == out.tobytes()
+
+
+def test_a_thread_that_cannot_be_started_leaves_no_work_undone(monkeypatch):
+    start, started, begun, done = threading.Thread.start, [], threading.Event(), []
+
+    def start_one(thread):
+        started.append(thread)
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def work(first, last):
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            time.sleep(0.2)
+        else:
+            begun.wait(2)
+        done.extend(range(first, last))
+
+    monkeypatch.setattr(_threads, "_pool", None)
+    monkeypatch.setattr(threading.Thread, "start", start_one)
+    _threads.share(work, 12, 3)
+    assert sorted(done) == list(range(12))
