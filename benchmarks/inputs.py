@@ -1,0 +1,77 @@
+"""Inputs of a case, made from a seed, and the check of a result against the formula in float64."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import Case
+
+# Largest error allowed before a rival is timed, relative to max(|y|, root mean square of y's row). It tells a wrong
+# result from a rounded one: some rivals round twice or sum in float32. anynorm's own bounds are in the test suite.
+TOLERANCE = {"float32": 1e-5, "float16": 2.0**-9, "bfloat16": 2.0**-6}
+
+# A prime, so that rows differ although the deviates repeat; drawing each element anew would take longer than timing.
+_DEVIATES = 1_000_003
+_BLOCK_ELEMENTS = 1 << 20
+
+
+def make_inputs(case: Case, library: str, seed: int = 0) -> tuple[Any, Any, Any]:
+    """Return x, weight, bias in "numpy" or "torch"; torch's own allocator holds its tensors."""
+    random = np.random.default_rng(seed)
+    deviates = random.standard_normal(_DEVIATES, dtype=np.float32)
+    weight = 1 + 0.1 * random.standard_normal(case.features, dtype=np.float32)
+    bias = 0.1 * random.standard_normal(case.features, dtype=np.float32)
+    if library == "numpy":
+        x = np.resize(deviates.astype(case.dtype), case.shape)
+        return x, weight.astype(case.dtype), bias.astype(case.dtype)
+    return _torch_inputs(case, deviates, weight, bias)
+
+
+def _torch_inputs(case: Case, deviates: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> tuple[Any, Any, Any]:
+    import torch
+
+    dtype = getattr(torch, case.dtype)
+    source, weight, bias = (torch.tensor(array).to(dtype) for array in (deviates, weight, bias))
+    x = torch.empty(case.shape, dtype=dtype)
+    flat = x.view(-1)
+    for first in range(0, flat.numel(), _DEVIATES):
+        part = flat[first : first + _DEVIATES]
+        part.copy_(source[: part.numel()])
+    return x, weight, bias
+
+
+def largest_error(case: Case, x: Any, weight: Any, bias: Any, y: Any) -> float:
+    """Compare y with the formula in float64, a block of the first axis at a time."""
+    if tuple(y.shape) != case.shape or case.dtype not in str(y.dtype):
+        raise ValueError(f"expected {case.dtype} {case.shape}, got {y.dtype} {tuple(y.shape)}")
+    weight, bias = as_float64(weight), as_float64(bias)
+    step = max(1, _BLOCK_ELEMENTS // math.prod(case.shape[1:]))
+    worst = 0.0
+    for first in range(0, case.shape[0], step):
+        block = slice(first, first + step)
+        expected = formula(case, as_float64(x[block]), weight, bias)
+        scale = np.maximum(np.abs(expected), np.sqrt(np.mean(expected**2, axis=case.axis, keepdims=True)))
+        error = np.max(np.abs(as_float64(y[block]) - expected) / scale)
+        if not error <= worst:  # NaN too
+            worst = float(error)
+        if math.isnan(worst):
+            break
+    return worst
+
+
+def formula(case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return the norm of x as the formula stands; numbers near 1 need no more care in float64."""
+    if case.norm == "scale_norm":
+        return x / np.maximum(np.sqrt(np.sum(x**2, axis=case.axis, keepdims=True)), case.eps)
+    along_axis = tuple(-1 if axis == case.axis % x.ndim else 1 for axis in range(x.ndim))
+    weight, bias = weight.reshape(along_axis), bias.reshape(along_axis)
+    if case.norm == "rms_norm":
+        return x / np.sqrt(np.mean(x**2, axis=case.axis, keepdims=True) + case.eps) * weight
+    centred = x - np.mean(x, axis=case.axis, keepdims=True)
+    return centred / np.sqrt(np.mean(centred**2, axis=case.axis, keepdims=True) + case.eps) * weight + bias
+
+
+def as_float64(array: Any) -> np.ndarray:
+    """Widen a NumPy, JAX or torch array."""
+    return array.double().numpy() if hasattr(array, "double") else np.asarray(array).astype(np.float64)

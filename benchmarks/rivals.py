@@ -1,0 +1,172 @@
+"""The rivals: how each is set up for a case, and the call that is timed.
+
+A rival imports its library when it is set up, in a process of its own whose environment holds the number of threads.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import anynorm
+from benchmarks.cases import Case
+
+Array = Any
+Call = Callable[[], Array]
+
+
+class Rival(NamedTuple):
+    """How a rival is set up: make(case, threads, x, weight, bias) -> the timed call, which returns the result."""
+
+    make: Callable[[Case, int, Array, Array, Array], Call]
+    library: str = "numpy"  # of the inputs
+    packages: tuple[str, ...] = ()  # that must be installed, beyond what anynorm requires
+    environment: Mapping[str, str] = {}
+    copies: bool = False  # the result is x itself
+
+
+def anynorm_call(case: Case, threads: int, x: Array, weight: Array, bias: Array, into: bool = False) -> Call:
+    keywords = {"axis": case.axis, "eps": case.eps} | ({"out": np.empty_like(x)} if into else {})
+    norm = getattr(anynorm, case.norm)
+    if case.norm == "layer_norm":
+        return lambda: norm(x, weight, bias, **keywords)
+    if case.norm == "rms_norm":
+        return lambda: norm(x, weight, **keywords)
+    return lambda: norm(x, **keywords)
+
+
+def numpy_expression(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
+    eps = case.eps
+    if case.norm == "layer_norm":
+        return lambda: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps) * weight + bias
+    if case.norm == "rms_norm":
+        return lambda: x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+    return lambda: x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def numpy_copy(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
+    out = np.empty_like(x)
+
+    def copy() -> Array:
+        np.copyto(out, x)
+        return out
+
+    return copy
+
+
+def torch_copy(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
+    """Copy between NumPy's buffers as torch does: on all threads, where NumPy has one."""
+    import torch
+
+    torch.set_num_threads(threads)
+    out = torch.from_numpy(np.empty_like(x))
+    source = torch.from_numpy(x)
+    return lambda: out.copy_(source)
+
+
+def torch_eager(case: Case, threads: int, x: Array, weight: Array, bias: Array, contiguous: bool = False) -> Call:
+    import torch
+    from torch.nn import functional
+
+    torch.set_num_threads(threads)
+    shape, eps = (case.features,), case.eps
+    if case.axis != -1:
+        if contiguous:
+            return lambda: functional.layer_norm(x.movedim(1, -1), shape, weight, bias, eps).movedim(-1, 1).contiguous()
+        return lambda: functional.layer_norm(x.movedim(1, -1), shape, weight, bias, eps).movedim(-1, 1)
+    if case.norm == "layer_norm":
+        return lambda: functional.layer_norm(x, shape, weight, bias, eps)
+    if case.norm == "rms_norm":
+        return lambda: functional.rms_norm(x, shape, weight, eps)
+    return lambda: functional.normalize(x, dim=-1)
+
+
+def anynorm_on_torch(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
+    import torch
+
+    torch.set_num_threads(threads)
+    return anynorm_call(case, threads, x, weight, bias)
+
+
+def onnx_runtime(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
+    """One node, parameters as initializers, input and output bound to NumPy's buffers: nothing is copied."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    model = _onnx_model(case, [weight, bias] if case.norm == "layer_norm" else [weight])
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    out = np.empty_like(x)
+    binding = session.io_binding()
+    binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(x))
+    binding.bind_output("y", "cpu", 0, out.dtype, out.shape, out.ctypes.data)
+
+    def run(x: Array = x) -> Array:  # x is bound by its address, so it must live as long as the call
+        session.run_with_iobinding(binding)
+        return out
+
+    return run
+
+
+def _onnx_model(case: Case, parameters: list[np.ndarray]) -> bytes:
+    from onnx import helper, numpy_helper
+
+    operator, opset = {"layer_norm": ("LayerNormalization", 17), "rms_norm": ("RMSNormalization", 23)}[case.norm]
+    names = ["weight", "bias"][: len(parameters)]
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(case.dtype))
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x", *names], ["y"], axis=-1, epsilon=case.eps)],
+        case.norm,
+        [helper.make_tensor_value_info("x", element, case.shape)],
+        [helper.make_tensor_value_info("y", element, case.shape)],
+        [numpy_helper.from_array(array, name) for array, name in zip(parameters, names, strict=True)],
+    )
+    # An IR version that ONNX Runtime of the last years reads; onnx writes its newest one by default.
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    return model.SerializeToString()
+
+
+def jitted_jax(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
+    import jax
+
+    numpy = jax.numpy
+
+    @jax.jit
+    def norm(x: Array, weight: Array, bias: Array) -> Array:
+        if case.norm == "rms_norm":
+            return x * jax.lax.rsqrt(numpy.mean(x * x, -1, keepdims=True) + case.eps) * weight
+        centred = x - numpy.mean(x, -1, keepdims=True)
+        variance = numpy.mean(centred * centred, -1, keepdims=True)
+        return centred * jax.lax.rsqrt(variance + case.eps) * weight + bias
+
+    arguments = [numpy.asarray(array) for array in (x, weight, bias)]
+    return lambda: norm(*arguments).block_until_ready()
+
+
+def scikit_learn(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
+    from sklearn.preprocessing import normalize
+
+    return lambda: normalize(x)
+
+
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # torch asks for huge pages only then; NumPy always does
+TORCH = {"library": "torch", "packages": ("torch",)}
+
+RIVALS = {
+    "anynorm": Rival(anynorm_call),
+    "anynorm out=": Rival(partial(anynorm_call, into=True)),
+    "anynorm on torch": Rival(anynorm_on_torch, **TORCH),
+    "anynorm on torch, huge pages": Rival(anynorm_on_torch, **TORCH, environment=HUGE_PAGES),
+    "copy": Rival(numpy_copy, copies=True),
+    "copy by torch": Rival(torch_copy, packages=("torch",), copies=True),
+    "NumPy": Rival(numpy_expression),
+    "torch": Rival(torch_eager, **TORCH),
+    "torch, huge pages": Rival(torch_eager, **TORCH, environment=HUGE_PAGES),
+    "torch contiguous": Rival(partial(torch_eager, contiguous=True), **TORCH),
+    "torch contiguous, huge pages": Rival(partial(torch_eager, contiguous=True), **TORCH, environment=HUGE_PAGES),
+    "ONNX Runtime": Rival(onnx_runtime, packages=("onnx", "onnxruntime")),
+    "JAX": Rival(jitted_jax, packages=("jax",)),
+    "scikit-learn": Rival(scikit_learn, packages=("sklearn",)),
+}

@@ -1,0 +1,161 @@
+"""The process of one rival: sets up a case, checks its result, then times one sample whenever it is told to."""
+
+import contextlib
+import gc
+import itertools
+import math
+import os
+import signal
+import time
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import Case
+
+SAMPLE_SECONDS = 0.005  # a sample holds as many calls as take this long
+WARM_UP_SECONDS = 0.1  # slower calls run through more memory than caches hold: there is nothing to warm
+
+
+class WorkerError(Exception):
+    """A rival could not do a case; the message says why."""
+
+
+class Worker:
+    """The runner's end of a rival's process, which starts with the first case."""
+
+    def __init__(self, rival: str, threads: int, environment: dict[str, str]):
+        self.rival, self._threads, self._environment = rival, threads, environment
+        self._process: Any = None
+        self._pipe: Any = None
+
+    def prepare(self, case: Case) -> dict[str, Any]:
+        """Set up a case and check the result; returns what was found."""
+        return self._ask("prepare", case)
+
+    def sample(self) -> tuple[float, float]:
+        """Time one sample: seconds a call, and cores that were busy."""
+        return self._ask("sample")
+
+    def release(self) -> None:
+        """Let go of the arrays; a process that has died has done so."""
+        if self._process is not None:
+            with contextlib.suppress(WorkerError):
+                self._ask("release")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._pipe.close()  # ends the process's loop
+            self._process.join()
+            self._process = None
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(theirs, self.rival, self._threads), daemon=True)
+        before = dict(os.environ)
+        os.environ.update(self._environment)  # libraries read their settings while they are imported
+        try:
+            self._process.start()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        theirs.close()
+
+    def _ask(self, *message: Any) -> Any:
+        if self._process is None:
+            self._start()
+        try:
+            self._pipe.send(message)
+            failed, answer = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            code, self._process = self._process.exitcode, None
+            raise WorkerError(f"its process ended with exit code {code}") from None
+        if failed:
+            raise WorkerError(answer)
+        return answer
+
+
+def serve(pipe: Connection, rival: str, threads: int) -> None:
+    """Answer (failed, answer) to each message until the runner hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's, which then hangs up
+    server = _Server(rival, threads)
+    gc.disable()  # a collection within a sample would be charged to the rival
+    while True:
+        try:
+            command, *arguments = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer = (False, getattr(server, command)(*arguments))
+        except Exception as error:
+            answer = (True, f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}")
+        with contextlib.suppress(OSError):  # the next recv finds that nobody listens
+            pipe.send(answer)
+
+
+class _Server:
+    """What a rival's process does for each message."""
+
+    def __init__(self, rival: str, threads: int):
+        from benchmarks.rivals import RIVALS
+
+        self._name, self._rival, self._threads = rival, RIVALS[rival], threads
+        self._call: Any = None
+        self._times = 1
+
+    def prepare(self, case: Case) -> dict[str, Any]:
+        from benchmarks.inputs import TOLERANCE, largest_error, make_inputs
+
+        inputs = make_inputs(case, self._rival.library)
+        self._call = self._rival.make(case, self._threads, *inputs)
+        y = self._call()
+        if self._rival.copies:
+            found = {"error": 0.0 if np.array_equal(np.asarray(y), inputs[0]) else math.nan}
+        else:
+            found = {"error": largest_error(case, *inputs, y)}
+        del y
+        found["tolerance"] = TOLERANCE[case.dtype]
+        if self._name.startswith("anynorm"):
+            found["kernel"] = _kernel(case, *inputs)
+        self._times = self._calibrate()
+        return found
+
+    def sample(self) -> tuple[float, float]:
+        if self._calls(1)[0] < WARM_UP_SECONDS:
+            self._calls(self._times // 10)
+        return self._calls(self._times)
+
+    def release(self) -> None:
+        self._call = None
+        gc.collect()
+
+    def _calibrate(self) -> int:
+        times = 1
+        while True:
+            seconds = self._calls(times)[0] * times
+            if seconds >= SAMPLE_SECONDS:
+                return times
+            # Early calls are slow, so the number grows in steps rather than at once.
+            times = min(times * 8, max(times + 1, int(times * 1.2 * SAMPLE_SECONDS / seconds)))
+
+    def _calls(self, times: int) -> tuple[float, float]:
+        if not times:
+            return 0.0, 0.0
+        call = self._call
+        busy, start = time.process_time(), time.perf_counter()
+        for _ in itertools.repeat(None, times):
+            call()
+        seconds = time.perf_counter() - start
+        return seconds / times, (time.process_time() - busy) / seconds
+
+
+def _kernel(case: Case, x: Any, weight: Any, bias: Any) -> str:
+    """Name the kernel that anynorm chooses for the case."""
+    import anynorm
+
+    parameters = {"layer_norm": (weight, bias), "rms_norm": (weight,), "scale_norm": ()}[case.norm]
+    return anynorm.explain(x, *parameters, norm=case.norm, axis=case.axis, eps=case.eps).kernel
