@@ -23,6 +23,7 @@ _DEFAULT_EPS = {"layer": 1e-5, "rms": 1e-6, "scale": 1e-5}
 # Module, the distribution that holds it, and how to get it.
 _BACKENDS = (
     ("numpy", ("numpy",), ""),
+    ("numba", ("numba",), "pip install 'anynorm[cpu]' (fused kernels on the CPU)"),
     ("torch", ("torch",), "pip install torch"),
     ("cupy", ("cupy-cuda12x", "cupy-cuda13x", "cupy"), "pip install 'anynorm[cuda12]' or 'anynorm[cuda13]'"),
     ("jax", ("jax",), "pip install 'anynorm[jax]'"),
