@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.backends import ALL, as_dtype, needs_numba
+from tests.backends import ALL, NUMPY, TORCH, as_dtype, needs_numba
 
 pytestmark = needs_numba
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
@@ -239,3 +239,14 @@ def test_only_so_much_is_remembered(monkeypatch):
     for eps in np.linspace(0.1, 1, 23).tolist():
         assert_twice("layer_norm", x, eps=eps)
         assert recipes() <= 5
+
+
+@pytest.mark.parametrize("backend", [NUMPY, TORCH], ids=str)
+def test_no_array_lives_on(backend):
+    x, weight = (backend.make(np.ones(shape, np.float32)) for shape in ((2, 11), (11,)))
+    dead = [weakref.ref(x), weakref.ref(weight)]
+    y = anynorm.layer_norm(x, weight)
+    dead.append(weakref.ref(y))
+    del x, weight, y
+    gc.collect()
+    assert [one() for one in dead] == [None] * 3

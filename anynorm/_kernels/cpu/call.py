@@ -108,12 +108,13 @@ def _remember(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> None:
     if len(call.axes) != 1 or not alike or kind.itemsize == 8:
         return
 
-    kept = call._replace(x=None, weight=None, bias=None, out=None)  # no array is to live on because of this
+    # No array is to live on because of this.
+    kept, access = call._replace(x=None, weight=None, bias=None, out=None), _ACCESS[call.library.name]
 
     def resume(x: Array, y: Array, weight: Any, bias: Array | None, first: int) -> None:
         again = kept._replace(x=x, weight=weight, bias=bias)
         rows = math.prod(x.shape[:-1])
-        held, arguments = _arguments(again, _ACCESS[call.library.name], kind, x.shape[-1], rows, y, None, None, False)
+        held, arguments = _arguments(again, access, kind, x.shape[-1], rows, y, None, None, False)
         normalize(again, "rows", kind, None, arguments, max(first, 0), rows)
         del held
 
