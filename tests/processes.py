@@ -14,8 +14,8 @@ PACKAGE = Path(anynorm.__file__).parent
 # Results lie between -8 and 8.
 PREPARE = f"""
 import os, sys, threading, numpy, anynorm
-x = numpy.random.default_rng(0).standard_normal((2000, 300)).astype(numpy.float32)
-assert x.nbytes > 1 << 20
+x = numpy.random.default_rng(0).standard_normal((2000, 1200)).astype(numpy.float32)
+assert x.nbytes > 8 << 20
 def check():
     for dtype in (numpy.float32, numpy.float64):
         wide = x.astype(numpy.float64)

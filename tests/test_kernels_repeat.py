@@ -206,6 +206,7 @@ def test_large_arrays_take_the_long_way(monkeypatch):
     x[:, 0] = 3
     anynorm.rms_norm(x[:2])
     shared = []
+    monkeypatch.setattr(call, "LEAST_SHARED_NBYTES", x.nbytes)
     monkeypatch.setattr(call, "share", lambda work, units, threads: shared.append(units) or work(0, units))
     anynorm.set_threads(2)
     try:

@@ -21,8 +21,8 @@ from anynorm._kernels.cpu.torch_state import is_followed
 Array = Any
 Key = tuple[Any, ...]
 
-# Handing work to another thread takes about 50 microseconds, in which one core normalizes some 200 KB.
-LEAST_SHARED_NBYTES = 1 << 20
+# Larger arrays may be stored past the caches, or shared among threads, and what is saved here is nothing to them.
+MOST_NBYTES = 1 << 20
 _MOST_RECIPES = 1000
 _ndarray = numpy.ndarray
 _empty = numpy.empty
