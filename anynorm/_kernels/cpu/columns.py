@@ -6,6 +6,7 @@ its features lie one after the other: all of a lane's elements, then those of th
 
 from __future__ import annotations
 
+from anynorm._kernels.cpu.chunks import prefetch_chunk
 from anynorm._kernels.cpu.finish import finish
 from anynorm._kernels.cpu.jit import inlined, inner, kernel, merged
 from anynorm._kernels.cpu.lanes import (
@@ -16,7 +17,6 @@ from anynorm._kernels.cpu.lanes import (
     further,
     load,
     peek,
-    prefetch,
     size_of,
     splat,
     store,
@@ -31,7 +31,7 @@ from anynorm._kernels.cpu.rows import (
     widen_parameters,
 )
 from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, axis_length, axis_stride, place
-from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, CHUNK, LANES, LAYER, WIDE64, WIDEST_BLOCK
+from anynorm._kernels.cpu.tags import CHUNK, LANES, LAYER, WIDE64, WIDEST_BLOCK
 from anynorm._kernels.cpu.task import Task
 
 # For each lane of a sum, LANES rows in the wide dtype; two sums.
@@ -148,8 +148,7 @@ def _apply_feature(task, tag, wide, x, other, y, added, found, weight, bias, col
     whole = columns - columns % LANES
     for column in range(0, whole, LANES):
         i = column * size
-        for line in range(0, LANES * size, CACHE_LINE_NBYTES):
-            prefetch(x + ahead + i + line)
+        prefetch_chunk(x + ahead + i, LANES * size)
         _apply(
             task, tag, wide, x + i, further(other, i), y + i, further(added, i), found + column * wide_size,
             weights, biases, None, task.streaming,
@@ -183,7 +182,7 @@ def _normalize_block(task, tag, wide, rooms, first, columns, room):
     for start in range(0, features, CHUNK):
         length = min(CHUNK, features - start)
         if task.affine and features > CHUNK:
-            widen_parameters(task, wide, rooms, start, length)
+            widen_parameters(task, wide, rooms, start, length, task.weight_offset)
         for k in range(length):
             i = start + k
             _apply_feature(
@@ -213,7 +212,7 @@ def normalize_columns(
     if not are_weights_safe(task, wide, rooms):
         return -1
     if task.affine and features <= CHUNK:
-        widen_parameters(task, wide, rooms, min(first, 0), features)
+        widen_parameters(task, wide, rooms, min(first, 0), features, weight_offset)
     neighbours = axis_length(task)
     blocks = 1 + (neighbours - head + block - 1) // block
     for unit in range(first, last):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from anynorm._kernels.cpu.chunks import fill_chunk, prefetch_chunk, widen_chunk
+from anynorm._kernels.cpu.chunks import prefetch_chunk
 from anynorm._kernels.cpu.jit import inlined, inner, kernel, merged
 from anynorm._kernels.cpu.lanes import (
     alike,
@@ -29,7 +29,7 @@ from anynorm._kernels.cpu.lanes import (
     total_pair,
     where_less,
 )
-from anynorm._kernels.cpu.rows import ROOMS_NBYTES, furnish
+from anynorm._kernels.cpu.rows import ROOMS_NBYTES, furnish, widen_parameters
 from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_scattered, place, scatter
 from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, CHUNK, LANES, LAYER, SCALE, WIDE64
 from anynorm._kernels.cpu.task import Task
@@ -51,7 +51,7 @@ def two_product(a, b):
 
 
 @inlined
-def _add_lanes(wide, sums, sums_low, squares, squares_low, value, shift, centred):
+def _add_lanes(sums, sums_low, squares, squares_low, value, shift, centred):
     """Add deviations from the shift and their squares to sums that are pairs."""
     if centred:
         value, low = two_sum(value, shift)
@@ -74,13 +74,13 @@ def _moments_chunk(tag, x, other, count, shift, centred):
     for i in range(0, whole * size, LANES * size):
         value = load(x + i, further(other, i), tag, WIDE64, None, 0.0)
         sums, sums_low, squares, squares_low = _add_lanes(
-            WIDE64, sums, sums_low, squares, squares_low, value, minus_shift, centred
+            sums, sums_low, squares, squares_low, value, minus_shift, centred
         )
     if whole < count:
         i = whole * size
         value = load(x + i, further(other, i), tag, WIDE64, count - whole, shift)
         sums, sums_low, squares, squares_low = _add_lanes(
-            WIDE64, sums, sums_low, squares, squares_low, value, minus_shift, centred
+            sums, sums_low, squares, squares_low, value, minus_shift, centred
         )
     return total_pair(sums, sums_low), total_pair(squares, squares_low)
 
@@ -204,27 +204,18 @@ def _apply_chunk(task, tag, rooms, x, other, y, added, count, mean, mean_low, fa
 @inner
 def _widen_parameters(task, rooms, start, count):
     """A chunk of weight + weight_offset as pairs, and of bias."""
-    if task.weight:
-        source = task.weight + start * (2 if task.weight_code < 2 else 4 * (task.weight_code - 1))
-        widen_chunk(task.weight_code, WIDE64, source, count, -0.0, rooms.weights)
-    else:
-        fill_chunk(WIDE64, 1.0, count, rooms.weights)
+    widen_parameters(task, WIDE64, rooms, start, count, 0.0)
     if task.weight_offset != 0.0:
         offset = splat(task.weight_offset, WIDE64)
         for i in range(0, count * 8, LANES * 8):
             high, low = two_sum(load(rooms.weights + i, None, WIDE64, WIDE64, None, 0.0), offset)
             store(rooms.weights + i, WIDE64, high, None)
             store(rooms.lows + i, WIDE64, low, None)
-    if task.bias:
-        source = task.bias + start * (2 if task.bias_code < 2 else 4 * (task.bias_code - 1))
-        widen_chunk(task.bias_code, WIDE64, source, count, -0.0, rooms.biases)
-    else:
-        fill_chunk(WIDE64, -0.0, count, rooms.biases)
 
 
 @inner
 def _are_weights_safe(task, rooms):
-    """Whether all weights lie within 2**-500 and 2**500 or are 0."""
+    """Whether all weights lie within 2**-500 and 2**500 or are 0; the last chunk of parameters is left in the rooms."""
     zero, one = splat(0.0, WIDE64), splat(1.0, WIDE64)
     least, most = splat(2.0**-500, WIDE64), splat(2.0**500, WIDE64)
     outside = zero
@@ -281,8 +272,6 @@ def normalize_paired(
     rooms = furnish(buffer(ROOMS_NBYTES))
     if task.affine and not _are_weights_safe(task, rooms):
         return -1
-    if task.affine and features <= CHUNK:
-        _widen_parameters(task, rooms, min(first, 0), features)
     for row in range(first, last):
         if not _normalize_row(task, tag, rooms, row):
             return row

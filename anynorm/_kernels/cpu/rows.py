@@ -132,14 +132,14 @@ def count_safe(task, tag, wide, rooms, first, count):
 
 
 @inner
-def widen_parameters(task, wide, rooms, start, count):
+def widen_parameters(task, wide, rooms, start, count, weight_offset):
     """A chunk of weight + weight_offset and of bias in the wide dtype, where there is one of them.
 
     -0.0 is added to what is to stay as it is: 0.0 would turn a parameter of -0.0 into 0.0.
     """
     if task.weight:
         source = task.weight + start * (2 if task.weight_code < 2 else 4 * (task.weight_code - 1))
-        widen_chunk(task.weight_code, wide, source, count, task.weight_offset or -0.0, rooms.weights)
+        widen_chunk(task.weight_code, wide, source, count, weight_offset or -0.0, rooms.weights)
     else:
         fill_chunk(wide, 1.0, count, rooms.weights)
     if task.bias:
@@ -156,7 +156,7 @@ def are_weights_safe(task, wide, rooms):
         return True
     for start in range(0, task.features, CHUNK):
         count = min(CHUNK, task.features - start)
-        widen_parameters(task, wide, rooms, start, count)
+        widen_parameters(task, wide, rooms, start, count, task.weight_offset)
         if not is_near_one(rooms.weights, count):
             return False
     return True
@@ -186,7 +186,7 @@ def _normalize_group(task, tag, wide, rooms, first, count):
         if task.direct:
             weight, bias = task.weight + i if task.weight else 0, task.bias + i if task.bias else 0
         elif task.features > CHUNK and task.affine:
-            widen_parameters(task, wide, rooms, start, length)
+            widen_parameters(task, wide, rooms, start, length, task.weight_offset)
         for k in range(count):
             _apply_row(task, tag, wide, rooms, first + k, count, start, length, weight, bias, 8 * k)
     return count
@@ -246,7 +246,7 @@ def normalize_rows(
     if not are_weights_safe(task, wide, rooms):
         return -1
     if task.affine and not direct and features <= CHUNK:
-        widen_parameters(task, wide, rooms, min(first, 0), features)
+        widen_parameters(task, wide, rooms, min(first, 0), features, weight_offset)
     step = max(1, min(LANES, _GROUP_NBYTES // max(1, features * size_of(tag))))
     start, done = first, 1
     while start < last and done:
