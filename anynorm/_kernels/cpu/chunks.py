@@ -152,25 +152,20 @@ def apply_chunk(task, tag, wide, x, other, y, added, weight, bias, count, shift,
 
 
 @inner
-def _widen(tag, wide, source, count, offset, target):
-    offsets = splat(offset, WIDE64)  # float32 would lose what is left where a weight and the offset cancel
-    for i in range(0, count, LANES):
-        left = count - i
-        value = load(source + i * size_of(tag), None, tag, WIDE64, min(left, LANES), 0.0) + offsets
-        store(target + i * size_of(wide), wide, value, None)
-
-
-@inner
 def widen_chunk(code, wide, source, count, offset, target):
     """Source + offset in the wide dtype, for a source whose dtype is known by its code."""
-    if code == 0:
-        _widen(_HALF, wide, source, count, offset, target)
-    elif code == 1:
-        _widen(_BFLOAT, wide, source, count, offset, target)
-    elif code == 2:
-        _widen(_SINGLE, wide, source, count, offset, target)
-    else:
-        _widen(WIDE64, wide, source, count, offset, target)
+    offsets = splat(offset, WIDE64)  # float32 would lose what is left where a weight and the offset cancel
+    for i in range(0, count, LANES):
+        left = min(count - i, LANES)
+        if code == 0:
+            value = load(source + i * 2, None, _HALF, WIDE64, left, 0.0)
+        elif code == 1:
+            value = load(source + i * 2, None, _BFLOAT, WIDE64, left, 0.0)
+        elif code == 2:
+            value = load(source + i * 4, None, _SINGLE, WIDE64, left, 0.0)
+        else:
+            value = load(source + i * 8, None, WIDE64, WIDE64, left, 0.0)
+        store(target + i * size_of(wide), wide, value + offsets, None)
 
 
 @inner

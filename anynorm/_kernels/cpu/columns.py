@@ -30,7 +30,7 @@ from anynorm._kernels.cpu.rows import (
     furnish,
     widen_parameters,
 )
-from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, axis_length, axis_stride, place
+from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, axis_length, axis_stride, place, place_results
 from anynorm._kernels.cpu.tags import CHUNK, LANES, LAYER, WIDE64, WIDEST_BLOCK
 from anynorm._kernels.cpu.task import Task
 
@@ -165,8 +165,8 @@ def _apply_feature(task, tag, wide, x, other, y, added, found, weight, bias, col
 def _normalize_block(task, tag, wide, rooms, first, columns, room):
     """Normalize up to WIDEST_BLOCK neighbouring rows; return False and leave them alone where one is not safe."""
     size, wide_size, features = size_of(tag), size_of(wide), task.features
-    x, other = place(task, tag, task.x, X, first), place(task, tag, task.other, OTHER, first)
-    y, added = place(task, tag, task.y, Y, first), place(task, tag, task.added, ADDED, first)
+    x, other = place(task, tag, first)
+    y, added = place_results(task, tag, first)
     step, other_step = axis_stride(task, X), axis_stride(task, OTHER)
     y_step, added_step = axis_stride(task, Y), axis_stride(task, ADDED)
     found = room + 2 * _SUMS_NBYTES

@@ -17,7 +17,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 from anynorm._kernels.cpu.tags import LANES
 
@@ -214,17 +214,15 @@ def weighted(context, value, factor, weight, bias):
 
 
 def _operation(operation: Callable[..., Any], instruction: str) -> None:
-    """Let an operator of Python's act on lanes."""
+    """Let an operator of Python's act on lanes; as an instruction, for a function would have to be compiled."""
 
-    @intrinsic
-    def lowered(context, a, b):
-        return a(a, a), lambda _, builder, signature, arguments: getattr(builder, instruction)(*arguments)
+    @type_callable(operation)
+    def type_of_lanes(context):
+        return lambda a, b: a if isinstance(a, LanesType) and a == b else None
 
-    @overload(operation)
-    def of_lanes(a, b):
-        if isinstance(a, LanesType) and a == b:
-            return lambda a, b: lowered(a, b)
-        return None
+    @lower_builtin(operation, LanesType, LanesType)
+    def lowered(context, builder, signature, arguments):
+        return getattr(builder, instruction)(*arguments)
 
 
 for _operator, _instruction in (

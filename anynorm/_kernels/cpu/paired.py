@@ -30,7 +30,7 @@ from anynorm._kernels.cpu.lanes import (
     where_less,
 )
 from anynorm._kernels.cpu.rows import ROOMS_NBYTES, furnish, widen_parameters
-from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_scattered, place, scatter
+from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_scattered, place, place_results, scatter
 from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, CHUNK, LANES, LAYER, SCALE, WIDE64
 from anynorm._kernels.cpu.task import Task
 
@@ -232,14 +232,14 @@ def _are_weights_safe(task, rooms):
 @merged
 def _normalize_row(task, tag, rooms, row):
     """Normalize a row; return whether that was safe."""
-    x, other = place(task, tag, task.x, X, row), place(task, tag, task.other, OTHER, row)
-    y, added = place(task, tag, task.y, Y, row), place(task, tag, task.added, ADDED, row)
+    x, other = place(task, tag, row)
+    y, added = place_results(task, tag, row)
     shift, sums, sums_low, squares, squares_low = _reduce_row(task, tag, rooms, x, other)
     mean, mean_low, factor, factor_low = _finish(task, shift, sums, sums_low, squares, squares_low)
     if factor != factor:
         return False
     scattered = is_scattered(task)
-    ahead = 0 if scattered else place(task, tag, task.x, X, row + 1) - x
+    ahead = 0 if scattered else place(task, tag, row + 1)[0] - x
     for start in range(0, task.features, CHUNK):
         count, i = min(CHUNK, task.features - start), start * 8
         if task.affine and task.features > CHUNK:

@@ -19,7 +19,7 @@ from anynorm._kernels.cpu.chunks import (
 from anynorm._kernels.cpu.finish import finish
 from anynorm._kernels.cpu.jit import inner, kernel, merged
 from anynorm._kernels.cpu.lanes import buffer, fence, further, instead, integer, load, peek, poke, size_of, store
-from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_scattered, place, scatter
+from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_scattered, place, place_results, scatter
 from anynorm._kernels.cpu.tags import CHUNK, LANES, LAYER, OVERLAP, WIDE64
 from anynorm._kernels.cpu.task import Rooms, Task
 
@@ -122,7 +122,7 @@ def count_safe(task, tag, wide, rooms, first, count):
         squares, factor = peek(rooms.squares + 8 * k, None, WIDE64), peek(rooms.factors + 8 * k, None, WIDE64)
         if 2.0**-80 < squares < 2.0**100 and 2.0**-60 < abs(factor) < 2.0**60:
             continue
-        x, other = place(task, tag, task.x, X, first + k), place(task, tag, task.other, OTHER, first + k)
+        x, other = place(task, tag, first + k)
         shift = peek(rooms.shifts + 8 * k, None, WIDE64)
         if not (squares == 0.0 and _is_flat(task, tag, wide, rooms, x, other, shift)):
             return k
@@ -167,10 +167,10 @@ def _normalize_group(task, tag, wide, rooms, first, count):
     """Normalize up to LANES rows; return how many, which is less where one is not safe for float32."""
     # Two loops, so that the processor need not wait for the shift of a row: it can go on with the next.
     for k in range(count):
-        x, other = place(task, tag, task.x, X, first + k), place(task, tag, task.other, OTHER, first + k)
+        x, other = place(task, tag, first + k)
         poke(rooms.shifts + 8 * k, WIDE64, _shift_of(task, tag, wide, rooms, x, other, rooms.shifts + 8 * k))
     for k in range(count):
-        x, other = place(task, tag, task.x, X, first + k), place(task, tag, task.other, OTHER, first + k)
+        x, other = place(task, tag, first + k)
         shift = peek(rooms.shifts + 8 * k, None, WIDE64)
         sums, squares = _moments_of(task, tag, wide, rooms, x, other, shift)
         poke(rooms.sums + 8 * k, WIDE64, sums)
@@ -196,11 +196,11 @@ def _normalize_group(task, tag, wide, rooms, first, count):
 def _apply_row(task, tag, wide, rooms, row, behind, start, count, weight, bias, i):
     """Apply a chunk of a row, and fetch that of the row so many behind it."""
     size = size_of(tag)
-    x, other = place(task, tag, task.x, X, row), place(task, tag, task.other, OTHER, row)
-    y, added = place(task, tag, task.y, Y, row), place(task, tag, task.added, ADDED, row)
+    x, other = place(task, tag, row)
+    y, added = place_results(task, tag, row)
     a, b = _gathered(task, tag, rooms, x, other, start, count)
     scattered = is_scattered(task)
-    ahead = 0 if scattered else place(task, tag, task.x, X, row + behind) - x
+    ahead = 0 if scattered else place(task, tag, row + behind)[0] - x
     to = rooms.y if scattered else y + start * size
     sum_to = instead(added, rooms.added) if scattered else further(added, start * size)
     shift, constant = peek(rooms.shifts + i, None, WIDE64), peek(rooms.constants + i, None, WIDE64)
