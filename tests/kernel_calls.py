@@ -17,7 +17,7 @@ import numpy as np
 
 import anynorm
 
-FEATURES = (1, 2, 3, 7, 31, 32, 33, 127, 1030)
+FEATURES = (1, 2, 3, 7, 31, 32, 33, 127, 1060)
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
 OTHER = {"float16": "float32", "bfloat16": "float64", "float32": "float16", "float64": "bfloat16"}
 # Columns are of bfloat16 and float32: each dtype takes seconds to compile. For float64 there are none.
@@ -27,7 +27,9 @@ ADDS = {"layer": anynorm.add_layer_norm, "rms": anynorm.add_rms_norm}
 LARGEST = {"float16": 6e4, "bfloat16": 1e30, "float32": 1e30, "float64": 1e300}
 SMALLEST = {"float16": 1e-7, "bfloat16": 1e-39, "float32": 1e-45, "float64": 1e-323}
 CPU = Path(anynorm.__file__).parent / "_kernels" / "cpu"
-KERNEL_FILES = [str(CPU / f"{name}.py") for name in ("rows", "columns", "paired", "chunks", "scatter", "finish")]
+KERNEL_FILES = [
+    str(CPU / f"{name}.py") for name in ("rows", "columns", "paired", "parameters", "chunks", "scatter", "finish")
+]
 
 
 def numbers(shape, dtype, seed, mean=0.5):
@@ -63,8 +65,16 @@ def rows(dtype):
             yield f"{rule} {n} bias, as it is", norm(few, None, bias)
             yield f"{rule} {n} weight and bias", norm(some, weight, bias)
             yield f"{rule} {n} weight of another dtype, and an offset", norm(some, other, weight_offset=1.0, eps=0.0)
+        yield f"far {n}", anynorm.layer_norm(far_rows(n, dtype), weight, bias)
         yield f"scale {n}", anynorm.scale_norm(some, 3.0)
         yield f"scale {n} plain", anynorm.scale_norm(few)
+
+
+def far_rows(n, dtype):
+    """Rows whose first elements tell little of the mean of all."""
+    x = numbers((5, n), dtype, n)
+    x[1, :33], x[2, 0], x[3] = 20, 200, x[3] + np.asarray(8, x.dtype)
+    return x
 
 
 def overlapping(x, weight, bias):
@@ -113,7 +123,7 @@ def residuals(dtype):
 
 def scattered(dtype):
     """Rows whose elements do not lie one after the other."""
-    for n in (2, 33, 1030):
+    for n in (2, 33, 1060):
         x, weight = numbers((3, n, 2), dtype, n), numbers(n, dtype, n + 1)
         yield f"layer {n}", anynorm.layer_norm(x, weight, axis=1)
         yield f"scale {n}", anynorm.scale_norm(x, axis=1)
@@ -127,7 +137,7 @@ def scattered(dtype):
 
 def columns(dtype):
     """Rows side by side."""
-    for n, neighbours in ((1, 16), (2, 33), (7, 300), (33, 20), (1030, 17)):
+    for n, neighbours in ((1, 32), (2, 33), (7, 300), (33, 40), (1060, 37)):
         x = numbers((n, neighbours), dtype, n)
         weight, bias, other = numbers(n, dtype, 1), numbers(n, dtype, 2), numbers(n, OTHER[dtype], 3)
         for rule, norm in NORMS.items():
@@ -136,6 +146,7 @@ def columns(dtype):
         yield f"{n} offset", anynorm.rms_norm(x, other, axis=0, weight_offset=1.0)
         yield f"scale {n}", anynorm.scale_norm(x, -2.0, axis=0)
     yield "channels first", anynorm.layer_norm(numbers((2, 7, 5, 7), dtype, 3), axis=1)
+    yield "far from their first features", anynorm.layer_norm(far_rows(70, dtype).repeat(8, 0).T.copy(), axis=0)
 
 
 def in_place(norm, x, *parameters, **options):
@@ -145,7 +156,7 @@ def in_place(norm, x, *parameters, **options):
 
 def outs(dtype):
     """Results put where asked; past the caches too, from each place in a cache line."""
-    for n in (3, 33, 127, 1030):
+    for n in (3, 33, 127, 1060):
         x, weight = numbers((4, n), dtype, n), numbers(n, dtype, n + 1)
         for rule, norm in NORMS.items():
             yield f"{rule} {n} in place", in_place(norm, x, weight)
@@ -166,7 +177,7 @@ def streamed(norm, x, *parameters, at, **options):
 
 def extremes(dtype):
     """Rows that a kernel cannot hold, or has to take notice of."""
-    for n in (1, 3, 33, 1030):
+    for n in (1, 3, 33, 1060):
         x = extreme_rows(n, dtype)
         for rule, norm in NORMS.items():
             yield f"{rule} {n}", norm(x)
@@ -187,7 +198,7 @@ def extreme_weights(dtype):
         yield f"{weight}", anynorm.rms_norm(numbers((5, 33), dtype, 2), weights)
         yield f"{weight} scattered", anynorm.layer_norm(numbers((33, 3), dtype, 2), weights, axis=0)
         if dtype not in ROWS_ONLY:
-            yield f"{weight} columns", anynorm.rms_norm(numbers((33, 20), dtype, 2), weights, axis=0)
+            yield f"{weight} columns", anynorm.rms_norm(numbers((33, 40), dtype, 2), weights, axis=0)
 
 
 KINDS = (rows, repeated, residuals, scattered, columns, outs, extremes, extreme_weights)

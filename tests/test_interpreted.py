@@ -1,5 +1,7 @@
 """The CPU kernels run as plain Python too: with the bits of the compiled ones, and not a line of them is never run."""
 
+from __future__ import annotations
+
 import json
 import os
 import subprocess
@@ -14,7 +16,7 @@ if numba.config.DISABLE_JIT:
     pytest.skip("nothing is compiled here to compare with", allow_module_level=True)
 
 from anynorm._kernels.cpu import interpreted, lanes  # noqa: E402
-from anynorm._kernels.cpu.tags import LANES, TAGS, WIDE64  # noqa: E402
+from anynorm._kernels.cpu.tags import TAGS, WIDE64, Tag, lanes_of  # noqa: E402
 from tests import kernel_calls  # noqa: E402
 
 # The dtype in memory and that in lanes, as the kernels pair them.
@@ -57,7 +59,12 @@ def test_a_digest_tells_bits_apart():
 
 
 def test_lanes_names_all_that_is_interpreted():
-    listed = {name for name in vars(lanes) if not name.startswith("_")} - {"annotations", "compiled", "compiled_memory"}
+    listed = {name for name in vars(lanes) if not name.startswith("_")} - {
+        "annotations",
+        "compiled",
+        "compiled_memory",
+        "tracing",
+    }
     for name in listed - {"Any", "config"}:
         assert callable(getattr(interpreted, name)), name
 
@@ -74,49 +81,68 @@ def hard_bits(dtype, count, seed):
 
 
 def arithmetic(words):
-    """What is done to LANES elements at each of three addresses, in the words of compiled or of interpreted lanes."""
-    fma, load, root, splat, store = words.fma, words.load, words.root, words.splat, words.store
-    total, weighted, where_less, magnitude = words.total, words.weighted, words.where_less, words.magnitude
-    peek, poke, total_pair, as_lanes = words.peek, words.poke, words.total_pair, words.as_lanes
+    """What is done to elements at each of three addresses, in the words of compiled or of interpreted lanes."""
+    load, splat, store, total = words.load, words.splat, words.store, words.total
 
-    def compute(tag, wide, x, y, z, to, nbytes):
-        a, b = load(x, None, tag, wide, None, 0.0), load(y, None, tag, wide, None, 0.0)
-        c = load(z, None, tag, wide, None, 0.0)
-        store(to, tag, fma(a, b, c), None)
-        store(to + nbytes, tag, weighted(a, b, c, a), None)
-        store(to + 2 * nbytes, tag, where_less(a, b, root(magnitude(c)), a / b - c), None)
-        store(to + 3 * nbytes, tag, load(x, y, tag, wide, 5, 2.5), None)
-        store(to + 4 * nbytes, tag, splat(peek(x, y, tag), wide) * splat(total(a), wide), 7)
-        poke(to + 5 * nbytes, tag, fma(total(a), total(b), total(c)))
-        high, low = total_pair(as_lanes(a, WIDE64), as_lanes(b, WIDE64))
-        store(to + 6 * nbytes, tag, splat(high, wide) + splat(low, wide), None)
+    def compute(tag: Tag, wide: Tag, x, y, z, to, nbytes) -> None:
+        lanes = lanes_of(tag)
+        a, b, c = (load(address, None, tag, wide) for address in (x, y, z))
+        sums = words.cell(splat(0.0, wide, lanes))
+        for turn in words.loop(0, 3, 1):
+            sums[...] = sums + words.fma(a, b, splat(words.number(turn), wide, lanes))
+        high, low = words.total_pair(words.as_lanes(a, WIDE64), words.as_lanes(b, WIDE64))
+        number = words.fma(total(a), total(b), sum(words.split(total(c))))
+        least = words.where(total(a) < total(b), words.smaller(nbytes, 40), words.larger(nbytes, 40))
+        for flag in words.cases(total(b) > total(c)):
+            words.poke(to + 7 * nbytes, tag, number + (1.0 if flag else 2.0))
+        for step, value in enumerate(
+            (
+                words.fma(a, b, c),
+                words.weighted(a, b, c, a) - words.weighted(a, b, c, None),
+                words.where_less(a, b, words.root(words.magnitude(c)), a / b - c),
+                words.part(load(x, y, tag, wide), 1, 5, splat(2.5, wide, lanes)),
+                splat(words.peek(x, y, tag), wide, lanes) * splat(total(a), wide, lanes),
+                words.alike(high, words.as_lanes(a, WIDE64)) + splat(low, WIDE64, lanes),
+                sums * splat(words.number(least), wide, lanes),
+            )
+        ):
+            store(to + step * nbytes, tag, value)
 
-    return compute
+    return words.traced(compute)
 
 
 @pytest.mark.parametrize(("dtype", "wide"), PAIRS)
 def test_words_agree_on_hard_bits(dtype, wide):
-    compiled = numba.njit(error_model="numpy")(arithmetic(lanes))
-    plain = interpreted.as_compiled(arithmetic(interpreted))
-    count = 200 * LANES
+    traced = arithmetic(lanes)
+    compiled = numba.njit(error_model="numpy")(lambda *arguments: traced(*arguments))
+    plain = interpreted.as_compiled(lambda *arguments: arithmetic(interpreted)(*arguments) or 0)
+    count, at_once = 3200, lanes_of(TAGS[dtype])
     x, y, z = (hard_bits(dtype, count, seed) for seed in range(3))
-    nbytes = LANES * x.itemsize
-    with np.errstate(all="ignore"):
-        for start in range(0, count, LANES):
-            results = []
-            for compute in (compiled, plain):
-                to = np.zeros(7 * LANES, x.dtype)
-                addresses = [array[start:].ctypes.data for array in (x, y, z)]
-                compute(TAGS[dtype], TAGS[wide], *addresses, to.ctypes.data, nbytes)
-                results.append(to)
-            assert [kernel_calls.digest(part) for part in results[0].reshape(7, -1)] == [
-                kernel_calls.digest(part) for part in results[1].reshape(7, -1)
-            ], start
+    nbytes = at_once * x.itemsize
+    for start in range(0, count, at_once):
+        results = []
+        for compute in (compiled, plain):
+            to = np.zeros(8 * at_once, x.dtype)
+            addresses = [array[start:].ctypes.data for array in (x, y, z)]
+            compute(TAGS[dtype], TAGS[wide], *addresses, to.ctypes.data, nbytes)
+            results.append(to)
+        assert [kernel_calls.digest(part) for part in results[0].reshape(8, -1)] == [
+            kernel_calls.digest(part) for part in results[1].reshape(8, -1)
+        ], start
+
+
+def test_what_a_value_is_cannot_decide_while_compiling():
+    def compute(x) -> int:
+        return 1 if x > 0 else 0
+
+    traced = lanes.traced(compute)
+    with pytest.raises(TypeError, match="branch with cases"):
+        numba.njit(lambda x: traced(x))(3)
 
 
 def test_streaming_to_the_middle_of_a_cache_line_is_an_error():
-    memory = np.zeros(LANES + 16, np.float32)
+    memory = np.zeros(64, np.float32)
     address = -(-memory.ctypes.data // 64) * 64
-    interpreted.stream(address, TAGS["float32"], np.ones(LANES, np.float32))
+    interpreted.stream(address, TAGS["float32"], np.ones(16, np.float32))
     with pytest.raises(ValueError, match="cache line"):
-        interpreted.stream(address + 4, TAGS["float32"], np.ones(LANES, np.float32))
+        interpreted.stream(address + 4, TAGS["float32"], np.ones(16, np.float32))

@@ -16,7 +16,7 @@ from anynorm._kernels.cpu import rescue
 from anynorm._kernels.cpu.layout import Layout, plan
 from anynorm._kernels.cpu.memory import NumPy, Torch, last_cache_nbytes
 from anynorm._kernels.cpu.repeat import MOST_NBYTES, Recipe, remember
-from anynorm._kernels.cpu.tags import CHUNK, CODES, RULES, TAGS, WIDE32, WIDE64
+from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, CHUNK, CODES, RULES, TAGS, WIDE32, WIDE64
 from anynorm._libraries import dtype_name
 from anynorm._threads import get_threads, share
 
@@ -46,24 +46,36 @@ def _kind(dtype: Any) -> _Kind:
     if kind is None:
         name = dtype_name(dtype)
         itemsize = {"float32": 4, "float64": 8}.get(name, 2)
-        kind = _kinds[dtype] = _Kind(CODES[name], itemsize > 2, itemsize)
+        kind = _kinds[dtype] = _Kind(CODES[name], itemsize > 4, itemsize)
+    return kind
+
+
+def _kind_of_call(call: Call) -> _Kind:
+    kind = _kind(call.x.dtype)
+    if kind.itemsize == 4 and call.rule.averaged:
+        # Pairs of float32 are formed of factors alone: what float32 does not hold of a parameter needs float64.
+        parameters: tuple[Any, ...] = (call.weight, call.bias)
+        wider = [one for one in parameters if one is not None and _kind(one.dtype).itemsize > 4]
+        if wider or call.weight_offset:
+            return kind._replace(in_float64=True)
     return kind
 
 
 @cache
-def kernel(name: str, code: int, in_float64: bool, has_residual: bool) -> Callable[..., int]:
+def kernel(name: str, code: int, in_float64: bool, has_residual: bool, has_layout: bool) -> Callable[..., int]:
     """A compiled kernel; the compiler is imported with the first one."""
     tag = list(TAGS.values())[code]
     module = importlib.import_module(f"anynorm._kernels.cpu.{name}")
     jit = importlib.import_module("anynorm._kernels.cpu.jit")
-    compiled = jit.entry(getattr(module, f"normalize_{name}"), tag, WIDE64 if in_float64 else WIDE32, has_residual)
-    return partial(compiled, tag, WIDE64 if in_float64 else WIDE32)
+    wide = WIDE64 if in_float64 else WIDE32
+    compiled = jit.entry(getattr(module, f"normalize_{name}"), tag, wide, has_residual, has_layout)
+    return partial(compiled, tag, wide)
 
 
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
     access, x, residual = _ACCESS[call.library.name], call.x, call.residual
-    shape, kind = x.shape, _kind(x.dtype)
+    shape, kind = x.shape, _kind_of_call(call)
     features = shape[call.axes[0]] if len(call.axes) == 1 else math.prod([shape[axis] for axis in call.axes])
     size = math.prod(shape)
     nbytes = size * kind.itemsize
@@ -123,7 +135,7 @@ def _remember(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> None:
 
     rule, _, scale = arguments[:3]
     recipe = Recipe(
-        kernel("rows", kind.code, kind.in_float64, False), MOST_NBYTES // kind.itemsize, rule, scale,
+        kernel("rows", kind.code, kind.in_float64, False, False), MOST_NBYTES // kind.itemsize, rule, scale,
         arguments[10], arguments[12], arguments[14], resume,
     )  # fmt: skip
     remember(call, recipe)
@@ -133,9 +145,9 @@ def normalize(
     call: Call, name: str, kind: _Kind, layout: Layout | None, arguments: tuple[Any, ...], first: int, last: int
 ) -> None:
     """Run a kernel on rows, or blocks of columns, first to last."""
-    has_residual = arguments[_RESIDUAL] is not None
+    variant = arguments[_RESIDUAL] is not None, layout is not None
     while first < last:
-        done = kernel(name, kind.code, kind.in_float64, has_residual)(first, last, *arguments)
+        done = kernel(name, kind.code, kind.in_float64, *variant)(first, last, *arguments)
         if done == last:
             return
         # A row, or a block of them, is out of the range of the kernel; or, with such weights, all are.
@@ -148,7 +160,7 @@ def normalize(
             rows = layout.rows_of(done)
             normalize(call, "rows", kind, layout, arguments, rows.start, rows.stop)
         else:
-            kernel(name, kind.code, True, has_residual)(done, end, *arguments)
+            kernel(name, kind.code, True, *variant)(done, end, *arguments)
         first = end
 
 
@@ -176,12 +188,17 @@ def _arguments(
         bias_code = _kind(bias.dtype).code
         bias = bias if access.is_contiguous(bias) else access.contiguous(bias)
     alike = weight_code == bias_code == kind.code and not call.weight_offset
-    direct = alike and (features > CHUNK or rows < _FEW_ROWS)
+    # Read where they lie, unless something is to be made of them or lanes would reach behind them.
+    direct = (
+        alike
+        and kind.itemsize * features >= CACHE_LINE_NBYTES
+        and (kind.itemsize == 4 or features > CHUNK or rows < _FEW_ROWS)
+    )
     arguments = (
         RULES[call.rule.name], call.eps, scale, features,
         access.address(call.x), None if call.residual is None else access.address(call.residual),
         access.address(y), None if added is None else access.address(added),
-        0 if layout is None else NumPy.address(layout.numbers),
+        None if layout is None else NumPy.address(layout.numbers),
         0 if weight is None else access.address(weight), weight_code,
         0 if bias is None else access.address(bias), bias_code, call.weight_offset,
         direct, streaming, 0 if layout is None else layout.block, 0 if layout is None else layout.head, False,

@@ -1,4 +1,4 @@
-"""Many rows side by side, where neighbours in memory belong to different rows: LANES rows in the lanes of a vector.
+"""Many rows side by side, where neighbours in memory belong to different rows: as many as there are lanes at a time.
 
 So it is along the first axis, or along the channels of (N, C, H, W). The sums of a row run in the same order as where
 its features lie one after the other: all of a lane's elements, then those of the next lane, then the lanes in halves.
@@ -6,191 +6,289 @@ its features lie one after the other: all of a lane's elements, then those of th
 
 from __future__ import annotations
 
-from anynorm._kernels.cpu.chunks import prefetch_chunk
-from anynorm._kernels.cpu.finish import finish
-from anynorm._kernels.cpu.jit import inlined, inner, kernel, merged
+from typing import NamedTuple
+
+from anynorm._kernels.cpu.chunks import (
+    Numbers,
+    apply_lanes,
+    chunks_of,
+    further,
+    numbers_of,
+    prefetch_chunk,
+    statistics_in,
+    to_line,
+    uses_pairs,
+)
+from anynorm._kernels.cpu.finish import finish_group
+from anynorm._kernels.cpu.jit import kernel
 from anynorm._kernels.cpu.lanes import (
     as_lanes,
     buffer,
+    cases,
+    cell,
     fence,
     fma,
-    further,
+    larger,
     load,
+    loop,
+    number,
     peek,
     size_of,
+    smaller,
     splat,
     store,
     stream,
-    weighted,
+    total,
+    traced,
+    when,
+    where,
+    where_less,
 )
-from anynorm._kernels.cpu.rows import (
-    ROOMS_NBYTES,
-    are_weights_safe,
-    count_safe,
-    furnish,
-    widen_parameters,
+from anynorm._kernels.cpu.parameters import are_weights_safe, widen_parameters
+from anynorm._kernels.cpu.rows import NEAR, ROOMS_NBYTES, count_safe, furnish
+from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, axis_length, axis_stride, place
+from anynorm._kernels.cpu.tags import (
+    CHUNK,
+    LAYER,
+    WIDE64,
+    WIDEST_BLOCK,
+    Address,
+    Lanes,
+    Number,
+    Tag,
+    lanes_of,
 )
-from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, axis_length, axis_stride, place, place_results
-from anynorm._kernels.cpu.tags import CHUNK, LANES, LAYER, WIDE64, WIDEST_BLOCK
-from anynorm._kernels.cpu.task import Task
+from anynorm._kernels.cpu.task import Rooms, Task
 
-# For each lane of a sum, LANES rows in the wide dtype; two sums.
-_SUMS_NBYTES = LANES * LANES * 8
-# For each row of the widest block: shift, factor, constant, in the wide dtype.
-_ROOM_NBYTES = 2 * _SUMS_NBYTES + 3 * WIDEST_BLOCK * 8
+# For each lane of a sum, lanes of rows; two sums.
+_SUMS_NBYTES = 32 * 32 * 8
+# For each row of the widest block one of the numbers that x is multiplied and moved by.
+_FOUND_NBYTES = (WIDEST_BLOCK + 128) * 8
+_ROOM_NBYTES = 2 * _SUMS_NBYTES + len(Numbers._fields) * _FOUND_NBYTES
 
 
-@inlined
-def _fold(wide, sums, count):
-    """Add up the lanes of sums in halves, as `total` does."""
-    stride = LANES * size_of(wide)
-    half = LANES // 2
-    while half:
-        for lane in range(half):
-            if lane + half < count:
-                i = sums + lane * stride
-                a, b = load(i, None, wide, wide, None, 0.0), load(i + half * stride, None, wide, wide, None, 0.0)
-                store(i, wide, a + b, None)
-        count = min(count, half)
+class _Place(NamedTuple):
+    """Where a feature of neighbouring rows lies in an array, and how far behind it the next one."""
+
+    address: Address
+    step: int
+
+    def at(self, feature: int, nbytes: int = 0) -> Address:
+        return further(self.address, feature * self.step + nbytes)
+
+
+def _fold(tag: Tag, sums_in: Tag, sums: int, count: int) -> Lanes:
+    """Add up the lanes of sums, of which so many are not empty, in halves, as `total` does."""
+    lanes = half = lanes_of(tag)
+    nbytes = lanes * size_of(sums_in)
+    while half > 1:
         half //= 2
-    return as_lanes(load(sums, None, wide, wide, None, 0.0), WIDE64)
+        for lane in loop(0, smaller(half, count - half), 1):
+            i = sums + lane * nbytes
+            a, b = (load(at, None, sums_in, sums_in, lanes) for at in (i, i + half * nbytes))
+            store(i, sums_in, a + b)
+        count = smaller(count, half)
+    return as_lanes(load(sums, None, sums_in, sums_in, lanes), WIDE64)
 
 
-@inlined
-def _sum_chunk(tag, wide, x, other, step, other_step, features, count, shift, squared, sums, squares):
-    """For each lane the sums of a chunk of LANES rows, or of the first ``count`` of them."""
-    for lane in range(min(LANES, features)):
-        total = total_of_squares = splat(0.0, wide)
-        for i in range(lane, features, LANES):
-            value = load(x + i * step, further(other, i * other_step), tag, wide, count, 0.0) - shift
-            total = total + value
-            if squared:
-                total_of_squares = fma(value, value, total_of_squares)
-        store(sums + lane * LANES * size_of(wide), wide, total, None)
-        store(squares + lane * LANES * size_of(wide), wide, total_of_squares, None)
+def _sum_up(
+    tag: Tag, sums_in: Tag, x: _Place, other: _Place, start: int, count: int, shift: Lanes, room: int
+) -> tuple[Lanes, Lanes]:
+    """The sums of a chunk of deviations and of their squares, for as many rows as there are lanes."""
+    lanes = lanes_of(tag)
+    whole, rest = count - count % lanes, larger(count - lanes, 0)
+    for lane in loop(0, smaller(lanes, count), 1):
+        sums, squares = cell(splat(0.0, sums_in, lanes)), cell(splat(0.0, sums_in, lanes))
+
+        def add(i: int, sums: Lanes = sums, squares: Lanes = squares) -> None:
+            value = load(x.at(start + i), other.at(start + i), tag, sums_in) - shift
+            sums[...] = sums + value
+            squares[...] = fma(value, value, squares)
+
+        for i in loop(lane, whole, lanes):
+            add(i)
+        for _ in when(rest + lane >= whole):
+            add(rest + lane)
+        i = room + lane * lanes * size_of(sums_in)
+        store(i, sums_in, sums)
+        store(i + _SUMS_NBYTES, sums_in, squares)
+    count = smaller(lanes, count)
+    return _fold(tag, sums_in, room, count), _fold(tag, sums_in, room + _SUMS_NBYTES, count)
 
 
-@inlined
-def _reduce(task, tag, wide, x, other, step, other_step, count, shift, squared, room):
-    """The sums of deviations from a shift, and those of their squares, of LANES rows."""
-    sums, squares = splat(0.0, WIDE64), splat(0.0, WIDE64)
-    for start in range(0, task.features, CHUNK):
-        features = min(CHUNK, task.features - start)
-        _sum_chunk(
-            tag, wide, x + start * step, further(other, start * other_step), step, other_step, features, count, shift,
-            squared, room, room + _SUMS_NBYTES,
-        )  # fmt: skip
-        sums = sums + _fold(wide, room, min(LANES, features))
-        if squared:
-            squares = squares + _fold(wide, room + _SUMS_NBYTES, min(LANES, features))
-    return sums, squares
+def _rounded(tag: Tag, value: Lanes, rooms: Rooms) -> Lanes:
+    """Lanes as the dtype of the rows has them, by way of some memory."""
+    store(rooms.x, tag, value)
+    return load(rooms.x, None, tag, WIDE64)
 
 
-@inlined
-def _moments(task, tag, wide, rooms, x, other, step, other_step, count, room):
-    """Leave shifts, sums of deviations and sums of their squares of LANES rows in the rooms."""
-    shift = splat(0.0, wide)
-    if task.rule == LAYER:
-        if size_of(wide) == 8:
-            shift = load(x, other, tag, wide, count, 0.0)
-        else:
-            sums, _ = _reduce(task, tag, wide, x, other, step, other_step, count, shift, False, room)
-            store(rooms.x, tag, sums / splat(task.features * 1.0, WIDE64), None)
-            shift = load(rooms.x, None, tag, wide, None, 0.0)
-    sums, squares = _reduce(task, tag, wide, x, other, step, other_step, count, shift, True, room)
-    if task.rule != LAYER:
-        sums = splat(0.0, WIDE64)
-    store(rooms.shifts, WIDE64, as_lanes(shift, WIDE64), None)
-    store(rooms.sums, WIDE64, sums, None)
-    store(rooms.squares, WIDE64, squares, None)
-    factors, constants = finish(task.rule, sums, squares, task.features, task.eps, task.scale)
-    store(rooms.factors, WIDE64, factors, None)
-    store(rooms.constants, WIDE64, constants, None)
+def _shift_of(task: Task, tag: Tag, wide: Tag, rooms: Rooms, x: _Place, other: _Place, room: int) -> Lanes:
+    """Numbers near the means of the rows, as in rows.py."""
+    sums_in = statistics_in(tag, wide)
+    if sums_in is WIDE64:
+        return load(x.at(0), other.at(0), tag, WIDE64)
+    count = smaller(task.features, lanes_of(tag))
+    sums, _ = _sum_up(tag, sums_in, x, other, 0, count, splat(0.0, sums_in, lanes_of(tag)), room)
+    return _rounded(tag, sums / splat(number(count), WIDE64, lanes_of(tag)), rooms)
 
 
-@inlined
-def _apply(task, tag, wide, x, other, y, added, found, weight, bias, count, streaming):
-    """One feature of LANES rows, or of the first ``count`` of them."""
-    value = load(x, other, tag, wide, count, 0.0)
-    if added is not None:
-        store(added, tag, value, count)
-    size = WIDEST_BLOCK * size_of(wide)
-    factor = load(found + size, None, wide, wide, None, 0.0)
-    if task.rule == LAYER:
-        shift, constant = load(found, None, wide, wide, None, 0.0), load(found + 2 * size, None, wide, wide, None, 0.0)
-        value = fma(value - shift, factor, constant)
-        if task.affine:
-            value = fma(value, weight, bias)
-    elif task.affine:
-        value = weighted(value, factor, weight, bias)
-    else:
-        value = value * factor
+def _reduce(task: Task, tag: Tag, wide: Tag, rooms: Rooms, x: _Place, other: _Place, room: int) -> None:
+    """Leave shifts, sums of deviations and sums of their squares in the rooms, of as many rows as there are lanes."""
+    lanes, sums_in = lanes_of(tag), statistics_in(tag, wide)
+    zero = splat(0.0, WIDE64, lanes)
+    for centred in cases(task.rule == LAYER):
+        shift = cell(_shift_of(task, tag, wide, rooms, x, other, room) if centred else zero)
+        ended = cell(False)
+        for _ in loop(0, 2, 1, ended):
+            sums, squares = cell(zero), cell(zero)
+            for start, count in chunks_of(task, tag):
+                more, more_squares = _sum_up(tag, sums_in, x, other, start, count, as_lanes(shift, sums_in), room)
+                sums[...] = sums + more
+                squares[...] = squares + more_squares
+            for at, value in ((rooms.shifts, shift), (rooms.sums, sums if centred else zero), (rooms.squares, squares)):
+                store(at, WIDE64, value)
+            ended[...] = True
+            if centred and sums_in is not WIDE64:
+                between = sums / splat(number(task.features), WIDE64, lanes)
+                far, moved = sums * between, _rounded(tag, shift + between, rooms)
+                near = squares * splat(NEAR, WIDE64, lanes)
+                shift[...] = where_less(near, far, moved, shift)
+                ended[...] = total(where_less(near, far, splat(1.0, WIDE64, lanes), zero)) == 0.0
+
+
+def _keep(tag: Tag, wide: Tag, centred: bool, rooms: Rooms, found: int, column: int) -> None:
+    """Put what rows are multiplied and moved by where `_numbers_at` finds it."""
+    lanes = lanes_of(tag)
+    shift, factor, constant = (
+        load(room, None, WIDE64, WIDE64, lanes) for room in (rooms.shifts, rooms.factors, rooms.constants)
+    )
+    for at, value in enumerate(numbers_of(tag, wide, centred, shift, factor, constant)):
+        if value is not None:
+            store(found + at * _FOUND_NBYTES + column * size_of(wide), wide, value)
+
+
+def _numbers_at(tag: Tag, wide: Tag, centred: bool, found: int, column: int) -> Numbers:
+    """What the rows from a column on are multiplied and moved by."""
+    paired = uses_pairs(tag, wide)
+    needed = Numbers(True, paired, centred, paired and centred, centred and not paired)
+    return Numbers(
+        *(
+            load(found + at * _FOUND_NBYTES + column * size_of(wide), None, wide, wide, lanes_of(tag)) if one else None
+            for at, one in enumerate(needed)
+        )
+    )
+
+
+def _reduce_block(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, columns: int, room: int) -> bool:
+    """Find what each row of a block is multiplied and moved by; whether all are safe for float32."""
+    lanes, size = lanes_of(tag), size_of(tag)
+    safe = cell(True)
+    x, other = (place(task, tag, which, first) for which in (X, OTHER))
+    for at in loop(0, columns, lanes):
+        column = smaller(at, columns - lanes)
+        places = [
+            _Place(further(address, column * size), axis_stride(task, which))
+            for address, which in ((x, X), (other, OTHER))
+        ]
+        _reduce(task, tag, wide, rooms, *places, room)
+        finish_group(task, tag, wide, rooms, lanes)
+        safe[...] = safe & (count_safe(task, tag, wide, rooms, first + column, lanes) == lanes)
+        for centred in cases(task.rule == LAYER):
+            _keep(tag, wide, centred, rooms, room + 2 * _SUMS_NBYTES, column)
+    return safe
+
+
+def _apply_feature(
+    task: Task, tag: Tag, wide: Tag, places: list[_Place], feature: int, parameters: tuple[Lanes | None, Lanes | None],
+    found: int, columns: int, centred: bool, streaming: bool,
+) -> None:  # fmt: skip
+    """One feature of a block of rows, as `chunks.apply_chunk` does a row."""
+    lanes, size = lanes_of(tag), size_of(tag)
+    x, other, y, added = (place_of.at(feature) for place_of in places)
+
+    def read(column: int) -> Lanes:
+        return load(x + column * size, further(other, column * size), tag, wide)
+
+    def put(column: int, value: Lanes, streaming: bool) -> None:
+        if added is not None:
+            store(added + column * size, tag, value)
+        value = apply_lanes(value, _numbers_at(tag, wide, centred, found, column), *parameters)
+        (stream if streaming else store)(y + column * size, tag, value)
+
+    rest = columns - lanes
+    last, head = read(rest), 0
     if streaming:
-        stream(y, tag, value)
-    else:
-        store(y, tag, value, count)
+        head = to_line(y) // size
+        for _ in loop(0, head, lanes):
+            put(0, read(0), False)
+    for column in loop(head, rest + 1, lanes):
+        prefetch_chunk(x + (columns + column) * size, lanes * size)
+        put(column, read(column), streaming)
+    for _ in loop(0, (columns - head) % lanes, lanes):
+        put(rest, last, False)
 
 
-@inner
-def _moments_of(task, tag, wide, rooms, x, other, step, other_step, count, room):
-    """`_moments`, compiled for whole vectors and for what is left."""
-    if count == LANES:
-        _moments(task, tag, wide, rooms, x, other, step, other_step, None, room)
-    else:
-        _moments(task, tag, wide, rooms, x, other, step, other_step, count, room)
-
-
-@inner
-def _apply_feature(task, tag, wide, x, other, y, added, found, weight, bias, columns, ahead):
-    """One feature of a block of rows."""
-    size, wide_size = size_of(tag), size_of(wide)
-    weights, biases = splat(weight, wide), splat(bias, wide)
-    whole = columns - columns % LANES
-    for column in range(0, whole, LANES):
-        i = column * size
-        prefetch_chunk(x + ahead + i, LANES * size)
-        _apply(
-            task, tag, wide, x + i, further(other, i), y + i, further(added, i), found + column * wide_size,
-            weights, biases, None, task.streaming,
-        )  # fmt: skip
-    if whole < columns:
-        i = whole * size
-        _apply(
-            task, tag, wide, x + i, further(other, i), y + i, further(added, i), found + whole * wide_size,
-            weights, biases, columns - whole, False,
-        )  # fmt: skip
-
-
-@merged
-def _normalize_block(task, tag, wide, rooms, first, columns, room):
-    """Normalize up to WIDEST_BLOCK neighbouring rows; return False and leave them alone where one is not safe."""
-    size, wide_size, features = size_of(tag), size_of(wide), task.features
-    x, other = place(task, tag, first)
-    y, added = place_results(task, tag, first)
-    step, other_step = axis_stride(task, X), axis_stride(task, OTHER)
-    y_step, added_step = axis_stride(task, Y), axis_stride(task, ADDED)
-    found = room + 2 * _SUMS_NBYTES
-    for column in range(0, columns, LANES):
-        count, i = min(LANES, columns - column), column * size
-        _moments_of(task, tag, wide, rooms, x + i, further(other, i), step, other_step, count, room)
-        if count_safe(task, tag, wide, rooms, first + column, count) < count:
-            return False
-        to, k = found + column * wide_size, WIDEST_BLOCK * wide_size
-        store(to, wide, load(rooms.shifts, None, WIDE64, WIDE64, None, 0.0), None)
-        store(to + k, wide, load(rooms.factors, None, WIDE64, WIDE64, None, 0.0), None)
-        store(to + 2 * k, wide, load(rooms.constants, None, WIDE64, WIDE64, None, 0.0), None)
-    for start in range(0, features, CHUNK):
-        length = min(CHUNK, features - start)
-        if task.affine and features > CHUNK:
+def _apply_block(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, columns: int, found: int) -> None:
+    size, lanes = size_of(wide), lanes_of(tag)
+    places = [_Place(place(task, tag, which, first), axis_stride(task, which)) for which in (X, OTHER, Y, ADDED)]
+    for start, length in chunks_of(task, tag):
+        for _ in when(task.widened & (length != task.features)):
             widen_parameters(task, wide, rooms, start, length, task.weight_offset)
-        for k in range(length):
-            i = start + k
-            _apply_feature(
-                task, tag, wide, x + i * step, further(other, i * other_step), y + i * y_step,
-                further(added, i * added_step), found, peek(rooms.weights + k * wide_size, None, wide),
-                peek(rooms.biases + k * wide_size, None, wide), columns, columns * size,
-            )  # fmt: skip
-    return True
+        for centred in cases(task.rule == LAYER):
+            for has_weight in cases(task.weight != 0):
+                for has_bias in cases(task.bias != 0):
+                    for streaming in cases(task.streaming):
+                        for k in loop(0, length, 1):
+                            parameters = (
+                                splat(peek(room + k * size, None, wide), wide, lanes) if given else None
+                                for room, given in ((rooms.weights, has_weight), (rooms.biases, has_bias))
+                            )
+                            _apply_feature(
+                                task,
+                                tag,
+                                wide,
+                                places,
+                                start + k,
+                                tuple(parameters),
+                                found,
+                                columns,
+                                centred,
+                                streaming,
+                            )
+
+
+@traced
+def _normalize(
+    tag: Tag, wide: Tag, first: int, last: int, rule: int, eps: Number, scale: Number, features: int,
+    x: int, other: Address, y: int, added: Address, layout: Address, weight: int, weight_code: int,
+    bias: int, bias_code: int, weight_offset: Number, streaming: bool, block: int, head: int, rooms_at: int, room: int,
+) -> int:  # fmt: skip
+    task = Task(
+        rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code, weight_offset,
+        (weight != 0) | (bias != 0), False, streaming,
+    )  # fmt: skip
+    rooms, lanes = furnish(rooms_at), lanes_of(tag)
+    following, ended = cell(-1), cell(False)
+    for _ in when(are_weights_safe(task, tag, wide, rooms)):
+        for _ in when(task.widened & (features < CHUNK + lanes)):
+            widen_parameters(task, wide, rooms, 0, features, weight_offset)
+        neighbours = axis_length(task)
+        blocks = 1 + larger(0, neighbours - head - lanes) // block
+        following[...] = last
+        for unit in loop(first, last, 1, ended):
+            i = unit % blocks
+            start = where(i == 0, 0, head + i * block)
+            end = where(i == blocks - 1, neighbours, head + (i + 1) * block)
+            row, columns = unit // blocks * neighbours + start, end - start
+            safe = _reduce_block(task, tag, wide, rooms, row, columns, room)
+            for is_safe in cases(safe):
+                if is_safe:
+                    _apply_block(task, tag, wide, rooms, row, columns, room + 2 * _SUMS_NBYTES)
+                else:
+                    following[...], ended[...] = unit, True
+        for _ in when(streaming):
+            fence()
+    return following
 
 
 @kernel
@@ -201,28 +299,10 @@ def normalize_columns(
     """Normalize blocks of rows first to last, or up to one that float32 cannot hold; return which is the next.
 
     That is -1 where it cannot hold the weights. The last free axis of the layout is that of the neighbours; it is cut
-    into a block of ``head`` rows, which brings the rest to cache lines of y, and then blocks of ``block``. The other
-    arguments are those of Task, and the dtypes of x and of what is computed in.
+    into blocks as layout.py says. The other arguments are those of Task, and the dtypes of x and of what is computed
+    in.
     """
-    task = Task(
-        rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code, weight_offset,
-        weight != 0 or bias != 0, direct, streaming, block, head,
+    return _normalize(
+        tag, wide, first, last, rule, eps, scale, features, x, other, y, added, layout, weight, weight_code,
+        bias, bias_code, weight_offset, streaming, block, head, buffer(ROOMS_NBYTES), buffer(_ROOM_NBYTES),
     )  # fmt: skip
-    rooms, room = furnish(buffer(ROOMS_NBYTES)), buffer(_ROOM_NBYTES)
-    if not are_weights_safe(task, wide, rooms):
-        return -1
-    if task.affine and features <= CHUNK:
-        widen_parameters(task, wide, rooms, min(first, 0), features, weight_offset)
-    neighbours = axis_length(task)
-    blocks = 1 + (neighbours - head + block - 1) // block
-    for unit in range(first, last):
-        i = unit % blocks
-        start = head + (i - 1) * block if i else 0
-        end = min(neighbours, head + i * block)
-        if start < end and not _normalize_block(
-            task, tag, wide, rooms, unit // blocks * neighbours + start, end - start, room
-        ):
-            return unit
-    if streaming:
-        fence()
-    return last

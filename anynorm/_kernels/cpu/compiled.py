@@ -1,8 +1,8 @@
-"""Vectors of LANES numbers: the instructions that the CPU kernels are compiled to.
+"""Vectors of numbers: the LLVM instructions that the CPU kernels are compiled to.
 
-Numba has no vector type, and leaving vectorization to the compiler would leave it the order of the sums too. Here each
-function is an LLVM instruction or a few on a vector of fixed length. LLVM cuts that to the width of the processor at
-hand, and the order of the sums, and so the bits, stay the same on each.
+Leaving vectorization to the compiler would leave it the order of the sums too. Here each function writes an instruction
+or a few on a vector of fixed length. LLVM cuts that to the width of the processor at hand, and the order of the sums,
+and so the bits, stay the same on each.
 
 The functions between memory and lanes are in `compiled_memory`. `interpreted` says in NumPy what each function does,
 and `lanes` is where the kernels get them from.
@@ -10,225 +10,180 @@ and `lanes` is where the kernels get them from.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import Any
 
+import numpy
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-from anynorm._kernels.cpu.tags import LANES
+from anynorm._kernels.cpu.tags import Lanes, Tag
+from anynorm._kernels.cpu.tracing import DOUBLE, FLOAT, HALF, INT16, INT32, INT64, Value, as_llvm, builder, call, spread
 
-HALF, FLOAT, DOUBLE = ir.HalfType(), ir.FloatType(), ir.DoubleType()
-INT16, INT32 = ir.IntType(16), ir.IntType(32)
-IN_MEMORY = {types.uint16: HALF, types.int16: INT16, types.float32: FLOAT, types.float64: DOUBLE}
+IN_MEMORY = {numpy.uint16: HALF, numpy.int16: INT16, numpy.float32: FLOAT, numpy.float64: DOUBLE}
 
 
-class LanesType(types.Type):
-    """LANES numbers of one floating dtype."""
-
-    def __init__(self, element: types.Float) -> None:
-        super().__init__(name=f"Lanes({element})")
-        self.element = element
+def in_memory(tag: Tag) -> ir.Type:
+    """The LLVM type of an element."""
+    return IN_MEMORY[type(tag)]
 
 
-LANES_TYPES = {element: LanesType(element) for element in (types.float32, types.float64)}
-
-
-@register_model(LanesType)
-class _LanesModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, lanes: LanesType) -> None:
-        super().__init__(manager, lanes, vector(IN_MEMORY[lanes.element]))
-
-
-def vector(element: ir.Type, length: int = LANES) -> ir.VectorType:
+def vector(element: ir.Type, length: int) -> ir.VectorType:
     return ir.VectorType(element, length)
 
 
-def constant(element: ir.Type, value: Any) -> ir.Constant:
-    return ir.Constant(vector(element), [value] * LANES)
+def constant(element: ir.Type, value: Any, length: int) -> ir.Constant:
+    return ir.Constant(vector(element, length), [value] * length)
 
 
-def spread(builder: Any, value: Any) -> Any:
-    undefined = ir.Constant(vector(value.type), ir.Undefined)
-    first = builder.insert_element(undefined, value, INT32(0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(vector(INT32), [0] * LANES))
+def suffix_of(kind: ir.Type) -> str:
+    """How the name of an LLVM intrinsic ends."""
+    names = {FLOAT: "f32", DOUBLE: "f64", INT16: "i16"}
+    return f"v{kind.count}{names[kind.element]}" if isinstance(kind, ir.VectorType) else names[kind]
 
 
-def call(builder: Any, name: str, result: ir.Type, *arguments: Any) -> Any:
-    """Call an LLVM intrinsic whose name ends in the type of its vectors."""
-    kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
-
-
-def suffix_of(element: ir.Type) -> str:
-    return f"v{LANES}{ {FLOAT: 'f32', DOUBLE: 'f64', INT16: 'i16'}[element] }"
-
-
-def widened(builder: Any, raw: Any, tag: types.Type, element: ir.Type) -> Any:
+def widened(raw: Any, tag: Tag, element: ir.Type) -> Any:
     """Elements as they lie in memory in another dtype; exact in a wider one."""
-    if tag == types.uint16:
-        raw = builder.fpext(builder.bitcast(raw, vector(HALF)), vector(FLOAT))
-    elif tag == types.int16:  # bfloat16 is the upper half of a float32
-        bits = builder.shl(builder.zext(raw, vector(INT32)), constant(INT32, 16))
-        raw = builder.bitcast(bits, vector(FLOAT))
+    write, length = builder(), raw.type.count
+    if type(tag) is numpy.uint16:
+        raw = write.fpext(write.bitcast(raw, vector(HALF, length)), vector(FLOAT, length))
+    elif type(tag) is numpy.int16:  # bfloat16 is the upper half of a float32
+        bits = write.shl(write.zext(raw, vector(INT32, length)), constant(INT32, 16, length))
+        raw = write.bitcast(bits, vector(FLOAT, length))
     if raw.type.element == element:
         return raw
-    return (builder.fpext if element == DOUBLE else builder.fptrunc)(raw, vector(element))
+    return (write.fpext if element == DOUBLE else write.fptrunc)(raw, vector(element, length))
 
 
-@intrinsic
-def splat(context, value, wide):
+def _unary(name: str, a: Value) -> Value:
+    return Value(call(f"llvm.{name}.{suffix_of(a.llvm.type)}", a.llvm.type, a.llvm))
+
+
+def splat(value: Any, wide: Tag, lanes: int) -> Lanes:
     """A number in all lanes."""
-
-    def generate(_, builder, signature, arguments):
-        element = IN_MEMORY[wide]
-        value = arguments[0] if element == DOUBLE else builder.fptrunc(arguments[0], element)
-        return spread(builder, value)
-
-    return LANES_TYPES[wide](types.float64, wide), generate
+    element, number = in_memory(wide), as_llvm(value, DOUBLE)
+    return Value(spread(number if element == DOUBLE else builder().fptrunc(number, element), lanes))
 
 
-@intrinsic
-def total(context, lanes):
+def total(lanes: Lanes) -> Value:
     """The sum of all lanes as float64: halves are added until one number is left."""
-
-    def generate(_, builder, signature, arguments):
-        value, length = arguments[0], LANES
-        while length > 1:
-            length //= 2
-            undefined = ir.Constant(value.type, ir.Undefined)
-            halves = (ir.Constant(vector(INT32, length), list(range(start, start + length))) for start in (0, length))
-            value = builder.fadd(*(builder.shuffle_vector(value, undefined, half) for half in halves))
-        number = builder.extract_element(value, INT32(0))
-        return number if number.type == DOUBLE else builder.fpext(number, DOUBLE)
-
-    return types.float64(lanes), generate
+    write, value = builder(), lanes.llvm
+    while value.type.count > 1:
+        value = write.fadd(*_halves(value))
+    number = write.extract_element(value, INT32(0))
+    return Value(number if number.type == DOUBLE else write.fpext(number, DOUBLE))
 
 
-@intrinsic
-def total_pair(context, high, low):
+def _halves(value: Any) -> list[Any]:
+    length = value.type.count // 2
+    undefined = ir.Constant(value.type, ir.Undefined)
+    masks = (ir.Constant(vector(INT32, length), list(range(at, at + length))) for at in (0, length))
+    return [builder().shuffle_vector(value, undefined, mask) for mask in masks]
+
+
+def total_pair(high: Lanes, low: Lanes) -> tuple[Value, Value]:
     """The sum of all lanes of a pair, high + low, as a pair; in halves, with what each addition rounds off."""
-
-    def generate(compiler, builder, signature, arguments):
-        (high, low), length = arguments, LANES
-        while length > 1:
-            length //= 2
-            undefined = ir.Constant(high.type, ir.Undefined)
-            halves = [ir.Constant(vector(INT32, length), list(range(at, at + length))) for at in (0, length)]
-            a, b = (builder.shuffle_vector(high, undefined, half) for half in halves)
-            low = builder.fadd(*(builder.shuffle_vector(low, undefined, half) for half in halves))
-            high = builder.fadd(a, b)
-            b_seen = builder.fsub(high, a)
-            error = builder.fadd(builder.fsub(a, builder.fsub(high, b_seen)), builder.fsub(b, b_seen))
-            low = builder.fadd(low, error)
-        numbers = [builder.extract_element(part, INT32(0)) for part in (high, low)]
-        return compiler.make_tuple(builder, signature.return_type, numbers)
-
-    return types.UniTuple(types.float64, 2)(high, low), generate
+    write, sums, errors = builder(), high.llvm, low.llvm
+    while sums.type.count > 1:
+        a, b = _halves(sums)
+        errors = write.fadd(*_halves(errors))
+        sums = write.fadd(a, b)
+        b_seen = write.fsub(sums, a)
+        error = write.fadd(write.fsub(a, write.fsub(sums, b_seen)), write.fsub(b, b_seen))
+        errors = write.fadd(errors, error)
+    return Value(write.extract_element(sums, INT32(0))), Value(write.extract_element(errors, INT32(0)))
 
 
-@intrinsic
-def as_lanes(context, lanes, wide):
+def as_lanes(lanes: Lanes, wide: Tag) -> Lanes:
     """The same numbers in another dtype."""
+    element, kind = in_memory(wide), lanes.llvm.type
+    if kind.element == element:
+        return lanes
+    change = builder().fpext if element == DOUBLE else builder().fptrunc
+    return Value(change(lanes.llvm, vector(element, kind.count)))
 
-    def generate(_, builder, signature, arguments):
-        return widened(builder, arguments[0], lanes.element, IN_MEMORY[wide])
 
-    return LANES_TYPES[wide](lanes, wide), generate
+def split(value: Value) -> tuple[Value, Value]:
+    """What float32 holds of float64 when it is cut off, and the rest, with the same sign; of lanes or of numbers.
+
+    The signs being the same, a pair times 0.0 or -0.0 has the sign of the product.
+    """
+    write, kind = builder(), value.llvm.type
+    bits = ir.VectorType(INT64, kind.count) if isinstance(kind, ir.VectorType) else INT64
+    kept = ~((1 << 29) - 1)
+    mask = constant(INT64, kept, kind.count) if isinstance(kind, ir.VectorType) else INT64(kept)
+    high = write.bitcast(write.and_(write.bitcast(value.llvm, bits), mask), kind)
+    low = write.fsub(value.llvm, high)
+    return Value(high), Value(call(f"llvm.copysign.{suffix_of(kind)}", kind, low, value.llvm))
 
 
-@intrinsic
-def fma(context, a, b, c):
+def fma(a: Value, b: Value, c: Value) -> Value:
     """``a * b + c`` of lanes or of float64, rounded once."""
-
-    def generate(_, builder, signature, arguments):
-        kind = arguments[0].type
-        suffix = suffix_of(kind.element) if isinstance(kind, ir.VectorType) else "f64"
-        return call(builder, f"llvm.fma.{suffix}", kind, *arguments)
-
-    return a(a, a, a), generate
+    kind = a.llvm.type
+    return Value(call(f"llvm.fma.{suffix_of(kind)}", kind, a.llvm, b.llvm, c.llvm))
 
 
-@intrinsic
-def root(context, a):
+def root(a: Value) -> Value:
     """The square root of lanes or of a float64, rounded once."""
-
-    def generate(_, builder, signature, arguments):
-        kind = arguments[0].type
-        suffix = suffix_of(kind.element) if isinstance(kind, ir.VectorType) else "f64"
-        return call(builder, f"llvm.sqrt.{suffix}", kind, *arguments)
-
-    return a(a), generate
+    return _unary("sqrt", a)
 
 
-@intrinsic
-def alike(context, value, like):
-    """A float64 as it is, or in all lanes, whichever ``like`` is."""
-
-    def generate(_, builder, signature, arguments):
-        return arguments[0] if like == types.float64 else spread(builder, arguments[0])
-
-    return like(types.float64, like), generate
-
-
-@intrinsic
-def magnitude(context, a):
+def magnitude(a: Value) -> Value:
     """The absolute value."""
-
-    def generate(_, builder, signature, arguments):
-        kind = vector(IN_MEMORY[a.element])
-        return call(builder, f"llvm.fabs.{suffix_of(kind.element)}", kind, *arguments)
-
-    return a(a), generate
+    return _unary("fabs", a)
 
 
-@intrinsic
-def where_less(context, a, b, then, otherwise):
-    """``then`` in lanes in which a < b, else ``otherwise``; NaN is less than nothing."""
-
-    def generate(_, builder, signature, arguments):
-        less = builder.fcmp_ordered("<", *arguments[:2])
-        return builder.select(less, *arguments[2:])
-
-    return then(a, a, then, then), generate
+def alike(value: Any, like: Value) -> Value:
+    """A float64 as it is, or in all lanes, whichever ``like`` is."""
+    number, kind = as_llvm(value, DOUBLE), like.llvm.type
+    return Value(spread(number, kind.count) if isinstance(kind, ir.VectorType) else number)
 
 
-@intrinsic
-def weighted(context, value, factor, weight, bias):
+def where_less(a: Value, b: Value, then: Any, otherwise: Any) -> Value:
+    """``then`` where a < b, else ``otherwise``, lane by lane; NaN is less than nothing."""
+    kind = then.llvm.type if isinstance(then, Value) else None
+    less = builder().fcmp_ordered("<", a.llvm, as_llvm(b, a.llvm.type))
+    return Value(builder().select(less, as_llvm(then, kind), as_llvm(otherwise, kind)))
+
+
+def where(condition: Value, then: Value, otherwise: Value) -> Value:
+    """One of two numbers."""
+    kind = next((one.llvm.type for one in (then, otherwise) if isinstance(one, Value)), None)
+    return Value(builder().select(as_llvm(condition), as_llvm(then, kind), as_llvm(otherwise, kind)))
+
+
+def number(a: Any) -> Value:
+    """An integer as a float64."""
+    return Value(builder().sitofp(as_llvm(a), DOUBLE))
+
+
+def smaller(a: Any, b: Any) -> Value:
+    """The smaller one of two integers."""
+    a, b = Value(as_llvm(a)), Value(as_llvm(b))
+    return where(a < b, a, b)
+
+
+def larger(a: Any, b: Any) -> Value:
+    """The larger one of two integers."""
+    a, b = Value(as_llvm(a)), Value(as_llvm(b))
+    return where(a < b, b, a)
+
+
+def part(value: Lanes, first: Any, last: Any, rest: Lanes) -> Lanes:
+    """Lanes from the first up to the last, and others in place of the rest."""
+    write, length = builder(), value.llvm.type.count
+    numbers = ir.Constant(vector(INT32, length), list(range(length)))
+    inside = []
+    for how, bound in ((">=", first), ("<", last)):
+        narrow = write.trunc(as_llvm(bound), INT32)
+        inside.append(write.icmp_signed(how, numbers, spread(narrow, length)))
+    return Value(write.select(write.and_(*inside), value.llvm, rest.llvm))
+
+
+def weighted(value: Lanes, factor: Lanes, weight: Lanes, bias: Lanes | None) -> Lanes:
     """``value * factor * weight + bias``, in the order in which nothing leaves the range of the wide dtype.
 
     In float64 value * factor first: both come from narrower data, so neither product can. In float32 factor * weight
     first: both are known to be near 1, as a subnormal value need not be.
     """
-
-    def generate(_, builder, signature, arguments):
-        kind = vector(IN_MEMORY[value.element])
-        first = (arguments[0], arguments[2]) if value.element == types.float64 else (arguments[2], arguments[0])
-        product = builder.fmul(first[0], arguments[1])
-        return call(builder, f"llvm.fma.{suffix_of(kind.element)}", kind, product, first[1], arguments[3])
-
-    return value(value, value, value, value), generate
-
-
-def _operation(operation: Callable[..., Any], instruction: str) -> None:
-    """Let an operator of Python's act on lanes; as an instruction, for a function would have to be compiled."""
-
-    @type_callable(operation)
-    def type_of_lanes(context):
-        return lambda a, b: a if isinstance(a, LanesType) and a == b else None
-
-    @lower_builtin(operation, LanesType, LanesType)
-    def lowered(context, builder, signature, arguments):
-        return getattr(builder, instruction)(*arguments)
-
-
-for _operator, _instruction in (
-    (operator.add, "fadd"),
-    (operator.sub, "fsub"),
-    (operator.mul, "fmul"),
-    (operator.truediv, "fdiv"),
-):
-    _operation(_operator, _instruction)
+    first, second = (value, weight) if value.llvm.type.element == DOUBLE else (weight, value)
+    product = first * factor
+    return product * second if bias is None else fma(product, second, bias)

@@ -1,4 +1,4 @@
-"""What `compiled` and `compiled_memory` do, said in NumPy: lanes are an array of LANES numbers.
+"""What `compiled`, `compiled_memory` and `tracing` do, said in NumPy: lanes are an array of numbers.
 
 They take their place under NUMBA_DISABLE_JIT=1 and give the same bits, but for the sign and payload of NaN, a few
 thousand times slower. A number is a numpy.float64, whose division by zero is not an exception.
@@ -10,17 +10,12 @@ import ctypes
 import functools
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
 
-from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, LANES
-
-Lanes = Any  # an array of LANES float32 or float64
-Number = Any  # numpy.float64
-Tag = Any  # a NumPy scalar of which only the type counts, as in tags.py
-Address = Any  # an int; None where there is nothing
+from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, Address, Lanes, Number, Tag, lanes_of
 
 _HALF, _BFLOAT = numpy.uint16, numpy.int16
 
@@ -43,11 +38,43 @@ def as_compiled(kernel: Callable[..., int]) -> Callable[..., int]:
         held = len(_stack.buffers)
         try:
             with numpy.errstate(all="ignore"):
-                return kernel(*arguments)
+                return int(kernel(*arguments))
         finally:
             del _stack.buffers[held:]
 
     return run
+
+
+# --- what is run when
+
+
+def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Nothing has to be traced."""
+    return function
+
+
+def cell(start: Any) -> numpy.ndarray:
+    """What changes from turn to turn, set by ``cell[...] = value``."""
+    return numpy.array(start)
+
+
+def loop(start: Any, stop: Any, step: Any, ended: Any = None) -> Iterator[int]:
+    """Numbers from start, until stop or until the body of the loop has set ``ended``."""
+    for index in range(int(start), int(stop), int(step)):
+        if ended is not None and ended:
+            return
+        yield index
+
+
+def cases(condition: Any) -> Iterator[bool]:
+    """The one that is the case."""
+    yield bool(condition)
+
+
+def when(condition: Any) -> Iterator[None]:
+    """Once, where that is the case."""
+    if condition:
+        yield
 
 
 # --- between memory and lanes
@@ -56,7 +83,7 @@ def as_compiled(kernel: Callable[..., int]) -> Callable[..., int]:
 def _memory(address: int, dtype: Any, count: int) -> numpy.ndarray:
     """What lies at an address, as an array."""
     nbytes = count * numpy.dtype(dtype).itemsize
-    return numpy.frombuffer((ctypes.c_char * nbytes).from_address(address), dtype)
+    return numpy.frombuffer((ctypes.c_char * nbytes).from_address(int(address)), dtype)
 
 
 def _widened(raw: numpy.ndarray, tag: Tag, wide: type) -> Any:
@@ -92,28 +119,21 @@ def _elements(address: int, other: Address, tag: Tag, count: int) -> numpy.ndarr
     return _narrowed(_widened(raw, tag, wide) + _widened(_memory(other, type(tag), count), tag, wide), tag)
 
 
-def load(address: int, other: Address, tag: Tag, wide: Tag, count: int | None, fill: float) -> Lanes:
-    """LANES elements from an address; given another address, the sums of both, rounded to their dtype.
-
-    Given a count, only so many elements, and ``fill`` for the rest, whose memory is not touched.
-    """
-    lanes = numpy.full(LANES, fill, type(wide))
-    count = LANES if count is None else count
-    lanes[:count] = _widened(_elements(address, other, tag, count), tag, type(wide))
-    return lanes
+def load(address: int, other: Address, tag: Tag, wide: Tag, lanes: int | None = None) -> Lanes:
+    """Elements from an address, a cache line of them unless told; given another address, the sums of both, rounded."""
+    return _widened(_elements(address, other, tag, lanes or lanes_of(tag)), tag, type(wide))
 
 
-def store(address: int, tag: Tag, value: Lanes, count: int | None) -> None:
-    """Round lanes into elements at an address; given a count, only so many, and other memory is not touched."""
-    count = LANES if count is None else count
-    _memory(address, type(tag), count)[:] = _narrowed(value, tag)[:count]
+def store(address: int, tag: Tag, value: Lanes) -> None:
+    """Round lanes into elements at an address."""
+    _memory(address, type(tag), len(value))[:] = _narrowed(value, tag)
 
 
 def stream(address: int, tag: Tag, value: Lanes) -> None:
     """`store` past the caches; the address must be a multiple of a cache line."""
     if address % CACHE_LINE_NBYTES:
         raise ValueError(f"streamed to {address:#x}, which is not the beginning of a cache line")
-    store(address, tag, value, None)
+    store(address, tag, value)
 
 
 def prefetch(address: int) -> None:
@@ -139,22 +159,12 @@ def peek(address: int, other: Address, tag: Tag) -> Number:
 
 def integer(address: int) -> int:
     """An int64 from an address."""
-    return ctypes.c_int64.from_address(address).value
+    return ctypes.c_int64.from_address(int(address)).value
 
 
 def poke(address: int, tag: Tag, value: Number) -> None:
     """Round a float64 into one element."""
     _memory(address, type(tag), 1)[:] = _narrowed(numpy.asarray([value], numpy.float64), tag)
-
-
-def further(address: Address, nbytes: int) -> Address:
-    """An address so many bytes on; None where there is none."""
-    return None if address is None else address + nbytes
-
-
-def instead(address: Address, replacement: int) -> Address:
-    """Another address for this one; None where there is none."""
-    return None if address is None else replacement
 
 
 def size_of(tag: Tag) -> int:
@@ -164,15 +174,15 @@ def size_of(tag: Tag) -> int:
 
 def copy(target: int, source: int, tag: Tag) -> None:
     """Copy one element from address to address."""
-    ctypes.memmove(target, source, size_of(tag))
+    ctypes.memmove(int(target), int(source), size_of(tag))
 
 
 # --- lanes alone
 
 
-def splat(value: float, wide: Tag) -> Lanes:
+def splat(value: float, wide: Tag, lanes: int) -> Lanes:
     """A number in all lanes."""
-    return numpy.full(LANES, value, type(wide))
+    return numpy.full(lanes, value, type(wide))
 
 
 def _halves(lanes: Lanes) -> tuple[Lanes, Lanes]:
@@ -205,7 +215,7 @@ def as_lanes(lanes: Lanes, wide: Tag) -> Lanes:
 
 def fma(a: Any, b: Any, c: Any) -> Any:
     """``a * b + c`` of lanes or of float64, rounded once."""
-    if not isinstance(a, numpy.ndarray):
+    if not numpy.ndim(a):
         return _fused(float(a), float(b), float(c))
     if a.dtype == numpy.float32:
         return _fused_singles(a, b, c)
@@ -249,7 +259,7 @@ def root(a: Any) -> Any:
 
 def alike(value: float, like: Any) -> Any:
     """A float64 as it is, or in all lanes, whichever ``like`` is."""
-    return numpy.full(LANES, value, numpy.float64) if isinstance(like, numpy.ndarray) else numpy.float64(value)
+    return numpy.full(len(like), value, numpy.float64) if numpy.ndim(like) else numpy.float64(value)
 
 
 def magnitude(a: Lanes) -> Lanes:
@@ -262,8 +272,41 @@ def where_less(a: Any, b: Any, then: Any, otherwise: Any) -> Any:
     return numpy.where(a < b, then, otherwise)[()]
 
 
-def weighted(value: Lanes, factor: Lanes, weight: Lanes, bias: Lanes) -> Lanes:
+def where(condition: Any, then: Any, otherwise: Any) -> Any:
+    """One of two numbers."""
+    return then if condition else otherwise
+
+
+def part(value: Lanes, first: int, last: int, rest: Lanes) -> Lanes:
+    """Lanes from the first up to the last, and others in place of the rest."""
+    numbers = numpy.arange(len(value))
+    return numpy.where((numbers >= first) & (numbers < last), value, rest)
+
+
+def number(a: int) -> Number:
+    """An integer as a float64."""
+    return numpy.float64(a)
+
+
+def split(value: Any) -> tuple[Any, Any]:
+    """What float32 holds of float64 when it is cut off, and the rest, with the same sign; of lanes or of numbers."""
+    value = numpy.asarray(value)
+    high = (value.view(numpy.int64) & ~((1 << 29) - 1)).view(numpy.float64)
+    return high[()], numpy.copysign(value - high, value)[()]
+
+
+def smaller(a: int, b: int) -> int:
+    """The smaller one of two integers."""
+    return min(a, b)
+
+
+def larger(a: int, b: int) -> int:
+    """The larger one of two integers."""
+    return max(a, b)
+
+
+def weighted(value: Lanes, factor: Lanes, weight: Lanes, bias: Lanes | None) -> Lanes:
     """``value * factor * weight + bias``, in the order in which nothing leaves the range of the wide dtype."""
-    if value.dtype == numpy.float64:
-        return fma(value * factor, weight, bias)
-    return fma(weight * factor, value, bias)
+    first, second = (value, weight) if value.dtype == numpy.float64 else (weight, value)
+    product = first * factor
+    return product * second if bias is None else fma(product, second, bias)

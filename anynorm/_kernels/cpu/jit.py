@@ -13,13 +13,6 @@ from numba.core.caching import FunctionCache
 
 from anynorm._kernels.cpu.interpreted import as_compiled
 
-# Called from compiled code alone, so nothing is made that Python could call: that halves the time to compile.
-inner = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-# Put in the place of the call before anything is compiled, for what is not worth a compilation of its own.
-merged = njit(error_model="numpy", inline="always")
-# Where lanes are passed, and where rows are short, a call would cost more than it does.
-inlined = njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
-
 
 def _fingerprint_of_sources() -> str:
     sources = sorted(Path(__file__).parent.glob("*.py"))
@@ -65,7 +58,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
-def entry(compiled: Any, tag: Any, wide: Any, has_residual: bool) -> Callable[..., int]:
+def entry(compiled: Any, tag: Any, wide: Any, has_residual: bool, has_layout: bool) -> Callable[..., int]:
     """A kernel for the dtypes of x and of what is computed in, without the search for its types in each call.
 
     That search takes 0.5 microseconds for these 23 arguments, twice as long as the kernel does for 768 numbers.
@@ -74,10 +67,10 @@ def entry(compiled: Any, tag: Any, wide: Any, has_residual: bool) -> Callable[..
         found: Callable[..., int] = compiled
         return found
     address, number = types.int64, types.float64
-    residual = address if has_residual else types.none
+    residual, layout = (address if has else types.none for has in (has_residual, has_layout))
     signature = (
         typeof(tag), typeof(wide), types.int64, types.int64, types.int64, number, number, types.int64,
-        address, residual, address, residual, address,
+        address, residual, address, residual, layout,
         address, types.int64, address, types.int64, number, types.boolean, types.boolean, types.int64, types.int64,
         types.boolean,
     )  # fmt: skip

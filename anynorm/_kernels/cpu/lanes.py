@@ -12,20 +12,25 @@ from numba import config
 
 _arithmetic: Any
 _memory: Any
+_flow: Any
 if config.DISABLE_JIT:
     from anynorm._kernels.cpu import interpreted
 
-    _arithmetic = _memory = interpreted
+    _arithmetic = _memory = _flow = interpreted
 else:
-    from anynorm._kernels.cpu import compiled, compiled_memory
+    from anynorm._kernels.cpu import compiled, compiled_memory, tracing
 
-    _arithmetic, _memory = compiled, compiled_memory
+    _arithmetic, _memory, _flow = compiled, compiled_memory, tracing
+
+cases = _flow.cases
+cell = _flow.cell
+loop = _flow.loop
+traced = _flow.traced
+when = _flow.when
 
 buffer = _memory.buffer
 copy = _memory.copy
 fence = _memory.fence
-further = _memory.further
-instead = _memory.instead
 integer = _memory.integer
 load = _memory.load
 peek = _memory.peek
@@ -38,10 +43,16 @@ stream = _memory.stream
 alike = _arithmetic.alike
 as_lanes = _arithmetic.as_lanes
 fma = _arithmetic.fma
+larger = _arithmetic.larger
 magnitude = _arithmetic.magnitude
+number = _arithmetic.number
+part = _arithmetic.part
 root = _arithmetic.root
+smaller = _arithmetic.smaller
 splat = _arithmetic.splat
+split = _arithmetic.split
 total = _arithmetic.total
 total_pair = _arithmetic.total_pair
 weighted = _arithmetic.weighted
+where = _arithmetic.where
 where_less = _arithmetic.where_less

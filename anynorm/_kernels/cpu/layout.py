@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy
 
-from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, LANES, WIDEST_BLOCK
+from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, WIDEST_BLOCK
 
 # Bytes of x that a block of neighbouring rows takes: they are to stay in the second cache between reduce and apply.
 _BLOCK_NBYTES = 256 << 10
@@ -29,15 +29,16 @@ class Layout(NamedTuple):
     units: int  # rows, or blocks of columns
     streaming: bool  # whether results may be stored past the caches
     neighbours: int = 0  # columns side by side
-    block: int = 0  # columns in each block
-    head: int = 0  # columns before the first of them
+    block: int = 0  # columns in each block, but for the first and the last one
+    head: int = 0  # columns that the first one has more, so that others begin a cache line
+    blocks: int = 0  # of neighbours
 
     def rows_of(self, unit: int) -> range:
         """The rows in a block of columns."""
-        blocks = 1 + -(-(self.neighbours - self.head) // self.block)
-        first, number = unit // blocks * self.neighbours, unit % blocks
-        start = self.head + (number - 1) * self.block if number else 0
-        return range(first + start, first + min(self.neighbours, self.head + number * self.block))
+        first, number = unit // self.blocks * self.neighbours, unit % self.blocks
+        start = self.head + number * self.block if number else 0
+        end = self.neighbours if number == self.blocks - 1 else self.head + (number + 1) * self.block
+        return range(first + start, first + end)
 
     def row(self, index: int) -> tuple[tuple[int, ...], list[Strides], list[int]]:
         """Of one row: its shape, and for each array its strides and how far into memory it begins."""
@@ -78,18 +79,21 @@ def plan(
     free, normalized = _merged(free), _merged(normalized)
     rows = math.prod(axis.length for axis in free)
     contiguous = not normalized or (len(normalized) == 1 and _is_contiguous(normalized[0], itemsize))
-    side_by_side = len(normalized) == 1 and free and free[-1].length >= LANES // 2
+    lanes = CACHE_LINE_NBYTES // itemsize
+    side_by_side = len(normalized) == 1 and free and free[-1].length >= lanes
     if contiguous or not side_by_side or itemsize == 8 or not _is_contiguous(free[-1], itemsize):
         streaming &= contiguous and all(axis.strides[_Y] % itemsize == 0 for axis in free)
         return Layout(_numbers(not contiguous, free, normalized), False, rows, streaming)
     neighbours = free[-1].length
     # Each feature of a block must begin a cache line of its own.
     streaming &= all(axis.strides[_Y] % CACHE_LINE_NBYTES == 0 for axis in (*free[:-1], *normalized))
-    block = _BLOCK_NBYTES // (normalized[0].length * itemsize) // LANES * LANES
-    block = max(LANES, min(WIDEST_BLOCK, block))
-    head = min(neighbours, -y_address % CACHE_LINE_NBYTES // itemsize) if streaming else 0
-    units = rows // neighbours * (1 + -(-(neighbours - head) // block))
-    return Layout(_numbers(True, free, normalized), True, units, streaming, neighbours, block, head)
+    block = _BLOCK_NBYTES // (normalized[0].length * itemsize) // lanes * lanes
+    block = max(lanes, min(WIDEST_BLOCK, block))
+    head = -y_address % CACHE_LINE_NBYTES // itemsize if streaming else 0
+    # None is narrower than lanes: what is left over goes to the last one.
+    blocks = 1 + max(0, neighbours - head - lanes) // block
+    units = rows // neighbours * blocks
+    return Layout(_numbers(True, free, normalized), True, units, streaming, neighbours, block, head, blocks)
 
 
 def _is_contiguous(axis: _Axis, itemsize: int) -> bool:

@@ -8,251 +8,285 @@ from __future__ import annotations
 
 import math
 
-from anynorm._kernels.cpu.chunks import prefetch_chunk
-from anynorm._kernels.cpu.jit import inlined, inner, kernel, merged
+from anynorm._kernels.cpu.chunks import chunks_of, prefetch_chunk, read, read_rest, to_line
+from anynorm._kernels.cpu.jit import kernel
 from anynorm._kernels.cpu.lanes import (
     alike,
     buffer,
+    cases,
+    cell,
     fence,
     fma,
-    further,
-    instead,
+    larger,
     load,
+    loop,
     magnitude,
+    number,
     peek,
     root,
-    size_of,
     splat,
     store,
     stream,
     total,
     total_pair,
+    traced,
+    when,
+    where,
     where_less,
 )
-from anynorm._kernels.cpu.rows import ROOMS_NBYTES, furnish, widen_parameters
-from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_scattered, place, place_results, scatter
-from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, CHUNK, LANES, LAYER, SCALE, WIDE64
-from anynorm._kernels.cpu.task import Task
+from anynorm._kernels.cpu.parameters import fill_chunk, widen_parameters
+from anynorm._kernels.cpu.rows import ROOMS_NBYTES, furnish
+from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_gathered, place, scatter, target
+from anynorm._kernels.cpu.tags import CHUNK, LAYER, SCALE, WIDE64, Address, Lanes, Number, lanes_of
+from anynorm._kernels.cpu.task import Rooms, Task
+
+_LANES = lanes_of(WIDE64)
 
 
-@inlined
-def two_sum(a, b):
+def two_sum(a: Lanes, b: Lanes) -> tuple[Lanes, Lanes]:
     """The rounded sum and what it rounds off, exactly; of lanes or of numbers."""
     high = a + b
     b_seen = high - a
     return high, (a - (high - b_seen)) + (b - b_seen)
 
 
-@inlined
-def two_product(a, b):
+def two_product(a: Lanes, b: Lanes) -> tuple[Lanes, Lanes]:
     """The rounded product and what it rounds off; exact while nothing underflows."""
     high = a * b
     return high, fma(a, b, alike(0.0, a) - high)
 
 
-@inlined
-def _add_lanes(sums, sums_low, squares, squares_low, value, shift, centred):
-    """Add deviations from the shift and their squares to sums that are pairs."""
-    if centred:
-        value, low = two_sum(value, shift)
-        sums, error = two_sum(sums, value)
-        sums_low = sums_low + (error + low)
-        square, error = two_product(value, value)
-        error = fma(value + value, low, error)
-    else:
-        square, error = two_product(value, value)
-    squares, more = two_sum(squares, square)
-    return sums, sums_low, squares, squares_low + (more + error)
+class _Sums:
+    """Sums of deviations from a shift and of their squares, as pairs."""
+
+    def __init__(self, like: Lanes) -> None:
+        zero = alike(0.0, like)
+        self.sums, self.sums_low, self.squares, self.squares_low = (cell(zero) for _ in range(4))
+
+    def add(self, value: Lanes, shift: Lanes, centred: bool) -> None:
+        """Add numbers that are to be centred, or squared as they are."""
+        if centred:
+            value, low = two_sum(value, -shift)
+            sums, error = two_sum(self.sums, value)
+            self.sums[...] = sums
+            self.sums_low[...] = self.sums_low + (error + low)
+            square, error = two_product(value, value)
+            error = fma(value + value, low, error)
+        else:
+            square, error = two_product(value, value)
+        squares, more = two_sum(self.squares, square)
+        self.squares[...] = squares
+        self.squares_low[...] = self.squares_low + (more + error)
+
+    def merge(self, sums: tuple[Number, Number], squares: tuple[Number, Number]) -> None:
+        """Add sums that have been formed."""
+        high, error = two_sum(self.sums, sums[0])
+        self.sums[...] = high
+        self.sums_low[...] = self.sums_low + (sums[1] + error)
+        high, error = two_sum(self.squares, squares[0])
+        self.squares[...] = high
+        self.squares_low[...] = self.squares_low + (squares[1] + error)
 
 
-@inlined
-def _moments_chunk(tag, x, other, count, shift, centred):
-    """The sums of deviations from the shift and of their squares, as pairs."""
-    size, whole = size_of(tag), count - count % LANES
-    zero, minus_shift = splat(0.0, WIDE64), splat(-shift, WIDE64)
-    sums, sums_low, squares, squares_low = zero, zero, zero, zero
-    for i in range(0, whole * size, LANES * size):
-        value = load(x + i, further(other, i), tag, WIDE64, None, 0.0)
-        sums, sums_low, squares, squares_low = _add_lanes(
-            sums, sums_low, squares, squares_low, value, minus_shift, centred
-        )
-    if whole < count:
-        i = whole * size
-        value = load(x + i, further(other, i), tag, WIDE64, count - whole, shift)
-        sums, sums_low, squares, squares_low = _add_lanes(
-            sums, sums_low, squares, squares_low, value, minus_shift, centred
-        )
-    return total_pair(sums, sums_low), total_pair(squares, squares_low)
+def _gathered(task: Task, rooms: Rooms, x: int, other: Address, start: int, count: int) -> tuple[int, Address]:
+    return (
+        gather(task, WIDE64, X, x, start, count, rooms.x),
+        gather(task, WIDE64, OTHER, other, start, count, rooms.other),
+    )
 
 
-@merged
-def _reduce_row(task, tag, rooms, x, other):
+def _reduce_row(task: Task, rooms: Rooms, x: int, other: Address, centred: bool) -> tuple[Number, _Sums]:
     """The shift, and as pairs the sum of deviations from it and the sum of their squares."""
-    centred = task.rule == LAYER
     # Any element will do for a shift: none is further from the mean than sqrt(features) standard deviations (Samuelson
     # 1968), and pairs have the bits to spare. A constant row has no deviations then.
-    shift = peek(x, other, tag) if centred else 0.0
-    sums, sums_low, squares, squares_low = 0.0, 0.0, 0.0, 0.0
-    for start in range(0, task.features, CHUNK):
-        count = min(CHUNK, task.features - start)
-        a = gather(task, tag, x, X, start, count, rooms.x)
-        b = gather(task, tag, other, OTHER, start, count, rooms.other)
-        of_sums, of_squares = _moments_chunk(tag, a, b, count, shift, centred)
-        sums, error = two_sum(sums, of_sums[0])
-        sums_low += of_sums[1] + error
-        squares, error = two_sum(squares, of_squares[0])
-        squares_low += of_squares[1] + error
-    return shift, sums, sums_low, squares, squares_low
+    shift = peek(x, other, WIDE64) if centred else alike(0.0, task.eps)
+    near = splat(shift, WIDE64, _LANES)
+    row = _Sums(shift)
+    for start, count in chunks_of(task, WIDE64):
+        a, b = _gathered(task, rooms, x, other, start, count)
+        chunk = _Sums(near)
+        for i in loop(0, count - _LANES + 1, _LANES):
+            chunk.add(read(WIDE64, WIDE64, a, b, i), near, centred)
+        for _ in loop(0, count % _LANES, _LANES):
+            chunk.add(read_rest(WIDE64, WIDE64, a, b, count, near), near, centred)
+        row.merge(total_pair(chunk.sums, chunk.sums_low), total_pair(chunk.squares, chunk.squares_low))
+    return shift, row
 
 
-@inner
-def _finish(task, shift, sums, sums_low, squares, squares_low):
+def _finish(task: Task, shift: Number, row: _Sums, is_scale: bool) -> tuple[Number, Number, Number, Number]:
     """The mean and the factor as pairs; NaN for a factor that is out of the range in which apply is exact."""
-    count = task.features * 1.0
+    sums, sums_low, squares, squares_low = (one + 0.0 for one in (row.sums, row.sums_low, row.squares, row.squares_low))
+    count = number(task.features)
     # mean - shift = sums / count, and n times the variance = squares - sums * (mean - shift).
     between = sums / count
     product, error = two_product(between, count)
     between_low = (((sums - product) - error) + sums_low) / count
     mean, mean_low = two_sum(shift, between)
-    mean_low += between_low
+    mean_low = mean_low + between_low
     product, error = two_product(sums, between)
     energy, low = two_sum(squares, -product)
-    low += (squares_low - error) - (sums * between_low + sums_low * between)
-    numerator = count
-    if task.rule == SCALE:
-        numerator = 1.0
-        of_eps, of_eps_low = two_product(task.eps, task.eps)
-        if energy < of_eps:
-            energy, low = of_eps, of_eps_low
+    low = low + ((squares_low - error) - (sums * between_low + sums_low * between))
+    eps, numerator = alike(task.eps, count), alike(1.0, count) if is_scale else count
+    if is_scale:
+        of_eps, of_eps_low = two_product(eps, eps)
+        is_empty = energy < of_eps
+        energy, low = where(is_empty, of_eps, energy), where(is_empty, of_eps_low, low)
     else:
-        of_eps, of_eps_low = two_product(task.eps, count)
+        of_eps, of_eps_low = two_product(eps, count)
         energy, error = two_sum(energy, of_eps)
-        low += of_eps_low + error
-    if not 2.0**-400 < energy < 2.0**400:
-        return mean, mean_low, math.nan, 0.0
+        low = low + (of_eps_low + error)
     # One step of Newton from the rounded root, with the residual formed exactly.
-    factor = 1.0 / root(energy / numerator)
+    factor = alike(1.0, count) / root(energy / numerator)
     square, square_error = two_product(factor, factor)
     product, product_error = two_product(square, energy)
     residual = ((numerator - product) - product_error) - square_error * energy - square * low
-    factor_low = factor * residual / (2.0 * numerator)
-    if task.rule == SCALE:
-        product, error = two_product(factor, task.scale)
-        factor, factor_low = product, error + factor_low * task.scale
-        if not 2.0**-700 < abs(factor) < 2.0**700:
-            return mean, mean_low, math.nan, 0.0
-    return mean, mean_low, factor, factor_low
+    factor_low = factor * residual / (numerator + numerator)
+    safe = (energy > 2.0**-400) & (energy < 2.0**400)
+    if is_scale:
+        scale = alike(task.scale, count)
+        product, error = two_product(factor, scale)
+        factor, factor_low = product, error + factor_low * scale
+        safe = safe & (magnitude(factor) > 2.0**-700) & (magnitude(factor) < 2.0**700)
+    return mean, mean_low, where(safe, factor, math.nan), factor_low
 
 
-@inlined
-def _apply_lanes(task, tag, rooms, x, other, y, added, i, count, mean, mean_low, factor, factor_low, streaming):
-    """LANES elements of a chunk, or the first ``count`` of them."""
-    j = i * 8
-    value = load(x + j, further(other, j), tag, WIDE64, count, 0.0)
-    if added is not None:
-        store(added + j, tag, value, count)
-    if task.rule == LAYER:
-        value = (value - mean) - mean_low
-        value = fma(value, factor, value * factor_low)
-        if task.affine:
-            weights = load(rooms.weights + j, None, WIDE64, WIDE64, None, 0.0)
-            biases = load(rooms.biases + j, None, WIDE64, WIDE64, None, 0.0)
-            if task.weight_offset != 0.0:
-                biases = fma(value, load(rooms.lows + j, None, WIDE64, WIDE64, None, 0.0), biases)
-            value = fma(value, weights, biases)
-    elif task.affine:
-        # The factor and the weight first: neither their product nor that with the element leaves its range.
-        weights = load(rooms.weights + j, None, WIDE64, WIDE64, None, 0.0)
-        low = weights * factor_low
-        if task.weight_offset != 0.0:
-            low = fma(load(rooms.lows + j, None, WIDE64, WIDE64, None, 0.0), factor, low)
-        biases = load(rooms.biases + j, None, WIDE64, WIDE64, None, 0.0)
-        value = fma(value, fma(weights, factor, low), biases)
-    else:
-        value = fma(value, factor, value * factor_low)
+class _Numbers:
+    """What a row is moved by and multiplied by, in all lanes."""
+
+    def __init__(self, centred: bool, *numbers: Number) -> None:
+        self.centred = centred
+        self.mean, self.mean_low, self.factor, self.factor_low = (splat(one, WIDE64, _LANES) for one in numbers)
+
+
+def _apply_lanes(value: Lanes, row: _Numbers, weight: Lanes | None, low: Lanes | None, bias: Lanes | None) -> Lanes:
+    """``(x - mean) * factor * weight + bias``; ``low`` is what rounding the weight left behind."""
+    if row.centred:
+        value = (value - row.mean) - row.mean_low
+        value = fma(value, row.factor, value * row.factor_low)
+        if weight is None:
+            return value
+        return fma(value, weight, bias if low is None else fma(value, low, bias))
+    if weight is None:
+        return fma(value, row.factor, value * row.factor_low)
+    # The factor and the weight first: neither their product nor that with the element leaves its range.
+    rest = weight * row.factor_low
+    if low is not None:
+        rest = fma(low, row.factor, rest)
+    return fma(value, fma(weight, row.factor, rest), bias)
+
+
+def _apply_chunk(
+    task: Task, rooms: Rooms, x: int, other: Address, y: int, added: Address, count: int, row: _Numbers,
+    ahead: int, has_parameters: bool, has_offset: bool, streaming: bool,
+) -> None:  # fmt: skip
+    """Step 3 of the definition, with mean and factor as pairs; as `chunks.apply_chunk`."""
+
+    def put(i: int, value: Lanes, streaming: bool) -> None:
+        j = i * 8
+        if added is not None:
+            store(added + j, WIDE64, value)
+        needed = ((rooms.weights, has_parameters), (rooms.lows, has_offset), (rooms.biases, has_parameters))
+        parameters = (load(room + j, None, WIDE64, WIDE64) if one else None for room, one in needed)
+        (stream if streaming else store)(y + j, WIDE64, _apply_lanes(value, row, *parameters))
+
+    rest, head = count - _LANES, 0
+    last = read(WIDE64, WIDE64, x, other, rest)
     if streaming:
-        stream(y + j, tag, value)
-    else:
-        store(y + j, tag, value, count)
+        head = to_line(y) // 8
+        for _ in loop(0, head, _LANES):
+            put(0, read(WIDE64, WIDE64, x, other, 0), False)
+    for i in loop(head, rest + 1, _LANES):
+        prefetch_chunk(x + ahead + i * 8, _LANES * 8)
+        put(i, read(WIDE64, WIDE64, x, other, i), streaming)
+    for _ in loop(0, (count - head) % _LANES, _LANES):
+        put(rest, last, False)
 
 
-@inlined
-def _apply_chunk(task, tag, rooms, x, other, y, added, count, mean, mean_low, factor, factor_low, ahead):
-    """Step 3 of the definition, with mean and factor as pairs."""
-    mean, mean_low = splat(mean, WIDE64), splat(mean_low, WIDE64)
-    factor, factor_low = splat(factor, WIDE64), splat(factor_low, WIDE64)
-    i, left = 0, 0
-    if task.streaming:  # which fills whole cache lines
-        left = min(count, (-y % CACHE_LINE_NBYTES) // 8)
-    while True:
-        if left:
-            _apply_lanes(task, tag, rooms, x, other, y, added, i, left, mean, mean_low, factor, factor_low, False)
-            i += left
-        if i == count:
-            break
-        left = (count - i) % LANES
-        for k in range(i, count - left, LANES):
-            prefetch_chunk(x + ahead + k * 8, LANES * 8)
-            _apply_lanes(
-                task, tag, rooms, x, other, y, added, k, None, mean, mean_low, factor, factor_low, task.streaming
-            )
-        i = count - left
-        if not left:
-            break
-
-
-@inner
-def _widen_parameters(task, rooms, start, count):
+def _widen_parameters(task: Task, rooms: Rooms, start: int, count: int) -> None:
     """A chunk of weight + weight_offset as pairs, and of bias."""
-    widen_parameters(task, WIDE64, rooms, start, count, 0.0)
-    if task.weight_offset != 0.0:
-        offset = splat(task.weight_offset, WIDE64)
-        for i in range(0, count * 8, LANES * 8):
-            high, low = two_sum(load(rooms.weights + i, None, WIDE64, WIDE64, None, 0.0), offset)
-            store(rooms.weights + i, WIDE64, high, None)
-            store(rooms.lows + i, WIDE64, low, None)
+    widen_parameters(task, WIDE64, rooms, start, count, alike(0.0, task.eps))
+    for _ in when(task.weight_offset != 0.0):
+        offset = splat(task.weight_offset, WIDE64, _LANES)
+        for i in loop(0, count * 8, _LANES * 8):
+            high, low = two_sum(load(rooms.weights + i, None, WIDE64, WIDE64), offset)
+            store(rooms.weights + i, WIDE64, high)
+            store(rooms.lows + i, WIDE64, low)
 
 
-@inner
-def _are_weights_safe(task, rooms):
+def _are_weights_safe(task: Task, rooms: Rooms) -> bool:
     """Whether all weights lie within 2**-500 and 2**500 or are 0; the last chunk of parameters is left in the rooms."""
-    zero, one = splat(0.0, WIDE64), splat(1.0, WIDE64)
-    least, most = splat(2.0**-500, WIDE64), splat(2.0**500, WIDE64)
-    outside = zero
-    for start in range(0, task.features, CHUNK):
-        count = min(CHUNK, task.features - start)
+    zero, one, least, most = (splat(value, WIDE64, 1) for value in (0.0, 1.0, 2.0**-500, 2.0**500))
+    outside = cell(zero)
+    for start, count in chunks_of(task, WIDE64):
         _widen_parameters(task, rooms, start, count)
-        for i in range(0, count, LANES):
-            size = magnitude(load(rooms.weights + i * 8, None, WIDE64, WIDE64, min(count - i, LANES), 1.0))
+        for i in loop(0, count * 8, 8):
+            size = magnitude(load(rooms.weights + i, None, WIDE64, WIDE64, 1))
             small = where_less(size, least, where_less(zero, size, one, zero), zero)
-            outside = outside + where_less(size, most, small, one)
+            outside[...] = outside + where_less(size, most, small, one)
     return total(outside) == 0.0
 
 
-@merged
-def _normalize_row(task, tag, rooms, row):
-    """Normalize a row; return whether that was safe."""
-    x, other = place(task, tag, row)
-    y, added = place_results(task, tag, row)
-    shift, sums, sums_low, squares, squares_low = _reduce_row(task, tag, rooms, x, other)
-    mean, mean_low, factor, factor_low = _finish(task, shift, sums, sums_low, squares, squares_low)
-    if factor != factor:
-        return False
-    scattered = is_scattered(task)
-    ahead = 0 if scattered else place(task, tag, row + 1)[0] - x
-    for start in range(0, task.features, CHUNK):
-        count, i = min(CHUNK, task.features - start), start * 8
-        if task.affine and task.features > CHUNK:
+def _normalize_row(task: Task, rooms: Rooms, row: int) -> bool:
+    """Normalize a row; whether that was safe."""
+    x, other, y, added = (place(task, WIDE64, which, row) for which in (X, OTHER, Y, ADDED))
+    safe = cell(True)
+    for centred in cases(task.rule == LAYER):
+        shift, sums = _reduce_row(task, rooms, x, other, centred)
+        numbers = [cell(shift) for _ in range(4)]
+        for is_scale in (False,) if centred else cases(task.rule == SCALE):
+            for one, found in zip(numbers, _finish(task, shift, sums, is_scale), strict=True):
+                one[...] = found
+        safe[...] = numbers[2] == numbers[2]
+        for _ in when(safe):
+            _apply_row(task, rooms, row, x, other, y, added, _Numbers(centred, *numbers))
+    return safe
+
+
+def _apply_row(
+    task: Task, rooms: Rooms, row: int, x: int, other: Address, y: int, added: Address, numbers: _Numbers
+) -> None:
+    ahead = where(is_gathered(task, WIDE64), 0, place(task, WIDE64, X, row + 1) - x)
+    for start, count in chunks_of(task, WIDE64):
+        for _ in when(task.widened & (count != task.features)):
             _widen_parameters(task, rooms, start, count)
-        _apply_chunk(
-            task, tag, rooms,
-            gather(task, tag, x, X, start, count, rooms.x), gather(task, tag, other, OTHER, start, count, rooms.other),
-            rooms.y if scattered else y + i, instead(added, rooms.added) if scattered else further(added, i),
-            count, mean, mean_low, factor, factor_low, ahead,
-        )  # fmt: skip
-        scatter(task, tag, y, Y, start, count, rooms.y)
-        scatter(task, tag, added, ADDED, start, count, rooms.added)
-    return True
+        a, b = _gathered(task, rooms, x, other, start, count)
+        to, sum_to = (target(task, WIDE64, array, start, room) for array, room in ((y, rooms.y), (added, rooms.added)))
+        for widened in cases(task.widened):
+            for has_offset in cases(task.weight_offset != 0.0) if widened else (False,):
+                for streaming in cases(task.streaming):
+                    _apply_chunk(
+                        task, rooms, a, b, to, sum_to, larger(count, _LANES), numbers, ahead, widened, has_offset,
+                        streaming,
+                    )  # fmt: skip
+        scatter(task, WIDE64, Y, y, start, count, rooms.y)
+        scatter(task, WIDE64, ADDED, added, start, count, rooms.added)
+
+
+@traced
+def _normalize(
+    first: int, last: int, rule: int, eps: Number, scale: Number, features: int, x: int, other: Address, y: int,
+    added: Address, layout: Address, weight: int, weight_code: int, bias: int, bias_code: int, weight_offset: Number,
+    streaming: bool, room: int,
+) -> int:  # fmt: skip
+    widened = (weight != 0) | (bias != 0)
+    task = Task(
+        rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code, weight_offset,
+        widened, False, streaming,
+    )  # fmt: skip
+    rooms = furnish(room)
+    safe, following = cell(True), cell(-1)
+    for _ in when(widened):
+        fill_chunk(WIDE64, 1.0, CHUNK + _LANES, rooms.weights)
+        fill_chunk(WIDE64, -0.0, CHUNK + _LANES, rooms.biases)  # 0.0 would turn a result of -0.0 into 0.0
+        safe[...] = _are_weights_safe(task, rooms)
+    for _ in when(safe):
+        following[...], ended = last, cell(False)
+        for row in loop(first, last, 1, ended):
+            for _ in when(_normalize_row(task, rooms, row) == False):  # noqa: E712
+                following[...], ended[...] = row, True
+        for _ in when(streaming):
+            fence()
+    return following
 
 
 @kernel
@@ -265,16 +299,7 @@ def normalize_paired(
     That is -1 where weights are extreme. The arguments are those of `normalize_rows`, but none is ``indirect``, as no
     call on float64 goes the short way; tag and wide are float64.
     """
-    task = Task(
-        rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code, weight_offset,
-        weight != 0 or bias != 0, False, streaming, block, head,
+    return _normalize(
+        first, last, rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code,
+        weight_offset, streaming, buffer(ROOMS_NBYTES),
     )  # fmt: skip
-    rooms = furnish(buffer(ROOMS_NBYTES))
-    if task.affine and not _are_weights_safe(task, rooms):
-        return -1
-    for row in range(first, last):
-        if not _normalize_row(task, tag, rooms, row):
-            return row
-    if streaming:
-        fence()
-    return last

@@ -83,7 +83,7 @@ def repeat(
         return None
     rows = size // row[0]
     done = kernel(
-        0, rows, code, eps, scale, row[0], id(x) + _BEHIND_HEAD, None, id(y) + _BEHIND_HEAD, None, 0,
+        0, rows, code, eps, scale, row[0], id(x) + _BEHIND_HEAD, None, id(y) + _BEHIND_HEAD, None, None,
         weight_address, weight_code, bias_address, bias_code, offset, direct, False, 0, 0, True,
     )  # fmt: skip
     if done != rows:
@@ -126,7 +126,7 @@ def _repeat_torch(rule: Rule, x: Array, weight: Any, bias: Array | None, eps: fl
     y = _torch.empty_like(x)  # a third of the time of empty
     rows = size // features
     done = kernel(
-        0, rows, code, eps, scale, features, x.data_ptr(), None, y.data_ptr(), None, 0,
+        0, rows, code, eps, scale, features, x.data_ptr(), None, y.data_ptr(), None, None,
         weight_address, weight_code, bias_address, bias_code, offset, direct, False, 0, 0, False,
     )  # fmt: skip
     if done != rows:

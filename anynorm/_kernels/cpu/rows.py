@@ -6,216 +6,266 @@ is fetched, so that reading and writing overlap.
 
 from __future__ import annotations
 
+import math
+
 from anynorm._kernels.cpu.chunks import (
     apply_chunk,
-    fill_chunk,
+    chunks_of,
     is_flat_chunk,
-    is_near_one,
     moments_chunk,
     squares_chunk,
-    sum_chunk,
-    widen_chunk,
+    statistics_in,
+    sum_first,
+    uses_pairs,
 )
-from anynorm._kernels.cpu.finish import finish
-from anynorm._kernels.cpu.jit import inner, kernel, merged
-from anynorm._kernels.cpu.lanes import buffer, fence, further, instead, integer, load, peek, poke, size_of, store
-from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_scattered, place, place_results, scatter
-from anynorm._kernels.cpu.tags import CHUNK, LANES, LAYER, OVERLAP, WIDE64
+from anynorm._kernels.cpu.finish import finish_group
+from anynorm._kernels.cpu.jit import kernel
+from anynorm._kernels.cpu.lanes import (
+    buffer,
+    cases,
+    cell,
+    fence,
+    integer,
+    larger,
+    loop,
+    magnitude,
+    number,
+    peek,
+    poke,
+    size_of,
+    smaller,
+    traced,
+    when,
+    where,
+)
+from anynorm._kernels.cpu.parameters import are_weights_safe, widen_parameters
+from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_gathered, place, scatter, target
+from anynorm._kernels.cpu.tags import CHUNK, GROUP, LAYER, OVERLAP, WIDE32, WIDE64, Address, Number, Tag, lanes_of
 from anynorm._kernels.cpu.task import Rooms, Task
 
-# Room for a chunk; parameters are read in whole lanes from wherever a result begins a cache line.
-_CHUNK_NBYTES = (CHUNK + LANES) * 8
-_LANES_NBYTES = LANES * 8
-ROOMS_NBYTES = 7 * _CHUNK_NBYTES + 5 * _LANES_NBYTES
+# Room for a chunk, which may have some lanes more than CHUNK elements, and for what is read behind it.
+_CHUNK_NBYTES = (CHUNK + 64) * 8
+_GROUP_NBYTES = GROUP * 8
+ROOMS_NBYTES = 7 * _CHUNK_NBYTES + 6 * _GROUP_NBYTES
 # Short rows go in groups, which share the latency of their roots and divisions, and stay in the first cache between
 # reduce and apply. 64 features of float32: 0.44 ns an element one by one, 0.27 in groups of 32 (EPYC 9005, one core).
-_GROUP_NBYTES = 8 << 10
+_MOST_NBYTES = 8 << 10
+# In float32 the square of what lies between shift and mean may be this part of the mean square about the shift.
+NEAR = 0.25
 
 
-@merged
-def furnish(address):
+def furnish(address: int) -> Rooms:
     """Divide up the memory that a kernel works in."""
-    chunk, lanes = _CHUNK_NBYTES, _LANES_NBYTES
-    numbers = address + 7 * chunk
+    numbers = address + 7 * _CHUNK_NBYTES
     return Rooms(
-        address, address + chunk, address + 2 * chunk, address + 3 * chunk, address + 4 * chunk, address + 5 * chunk,
-        address + 6 * chunk,
-        numbers, numbers + lanes, numbers + 2 * lanes, numbers + 3 * lanes, numbers + 4 * lanes,
-    )  # fmt: skip
+        *(address + room * _CHUNK_NBYTES for room in range(7)), *(numbers + room * _GROUP_NBYTES for room in range(6))
+    )
 
 
-@merged
-def _shift_of(task, tag, wide, rooms, x, other, room):
-    """A number near the mean of a row; 0 where nothing is centred."""
-    if task.rule != LAYER:
-        return 0.0
-    if size_of(wide) == 8:
-        # Any element will do: none is further from the mean than sqrt(features) standard deviations (Samuelson 1968,
-        # "How deviant can you be?"), and float64 has the bits to spare.
-        return peek(x, other, tag)
-    sums = 0.0
-    for start in range(0, task.features, CHUNK):
-        count = min(CHUNK, task.features - start)
-        a, b = _gathered(task, tag, rooms, x, other, start, count)
-        sums += sum_chunk(tag, wide, a, b, count)
-    # Rounded to the dtype of the row, so that a constant row has no deviations.
-    poke(room, tag, sums / task.features)
+def _gathered(
+    task: Task, tag: Tag, rooms: Rooms, x: int, other: Address, start: int, count: int
+) -> tuple[int, Address]:
+    """A chunk of a row and of its residual."""
+    return (
+        gather(task, tag, X, x, start, count, rooms.x),
+        gather(task, tag, OTHER, other, start, count, rooms.other),
+    )
+
+
+def rounded(value: Number, tag: Tag, room: int) -> Number:
+    """A number as its dtype has it, by way of some memory."""
+    poke(room, tag, value)
     return peek(room, None, tag)
 
 
-@merged
-def _moments_of(task, tag, wide, rooms, x, other, shift):
-    """The sum of deviations from the shift and the sum of their squares; of the squares alone without centring."""
-    sums = squares = 0.0
-    for start in range(0, task.features, CHUNK):
-        count = min(CHUNK, task.features - start)
+def _shift_of(task: Task, tag: Tag, wide: Tag, rooms: Rooms, x: int, other: Address) -> Number:
+    """A number near the mean of a row."""
+    if statistics_in(tag, wide) is WIDE64:
+        # Any element will do: none is further from the mean than sqrt(features) standard deviations (Samuelson 1968,
+        # "How deviant can you be?"), and float64 has the bits to spare.
+        return peek(x, other, tag)
+    count = smaller(task.features, lanes_of(tag))
+    a, b = _gathered(task, tag, rooms, x, other, 0, count)
+    # Rounded to the dtype of the row, so that a constant row has no deviations.
+    return rounded(sum_first(tag, wide, a, b, count) / number(count), tag, rooms.mean)
+
+
+def _add_up(
+    task: Task, tag: Tag, wide: Tag, rooms: Rooms, x: int, other: Address, centred: bool, shift: Number, k: int
+) -> None:
+    """Leave in the rooms the sum of deviations from the shift and that of their squares."""
+    sums, squares = cell(0.0), cell(0.0)
+    for start, count in chunks_of(task, tag):
         a, b = _gathered(task, tag, rooms, x, other, start, count)
-        if task.rule == LAYER:
-            more = moments_chunk(tag, wide, a, b, count, shift)
-            sums += more[0]
-            squares += more[1]
+        if centred:
+            more, more_squares = moments_chunk(tag, statistics_in(tag, wide), a, b, count, shift)
+            sums[...] = sums + more
         else:
-            squares += squares_chunk(tag, wide, a, b, count)
-    return sums, squares
+            more_squares = squares_chunk(tag, statistics_in(tag, wide), a, b, count)
+        squares[...] = squares + more_squares
+    poke(rooms.shifts + k, WIDE64, shift)
+    poke(rooms.sums + k, WIDE64, sums)
+    poke(rooms.squares + k, WIDE64, squares)
 
 
-@merged
-def _gathered(task, tag, rooms, x, other, start, count):
-    """A chunk of a row and of its residual."""
-    return gather(task, tag, x, X, start, count, rooms.x), gather(task, tag, other, OTHER, start, count, rooms.other)
+def is_far(sums: Number, squares: Number, between: Number) -> bool:
+    """Whether the mean lies so far from the shift that float32 would lose the deviations from it."""
+    return sums * between > squares * NEAR
 
 
-@merged
-def finish_group(task, rooms, count):
-    """Turn sums and squares of each row into factors and constants."""
-    if count < LANES // 2:
-        for i in range(0, count * 8, 8):
-            sums, squares = peek(rooms.sums + i, None, WIDE64), peek(rooms.squares + i, None, WIDE64)
-            factor, constant = finish(task.rule, sums, squares, task.features, task.eps, task.scale)
-            poke(rooms.factors + i, WIDE64, factor)
-            poke(rooms.constants + i, WIDE64, constant)
-    else:
-        sums = load(rooms.sums, None, WIDE64, WIDE64, None, 0.0)
-        squares = load(rooms.squares, None, WIDE64, WIDE64, None, 0.0)
-        factors, constants = finish(task.rule, sums, squares, task.features, task.eps, task.scale)
-        store(rooms.factors, WIDE64, factors, None)
-        store(rooms.constants, WIDE64, constants, None)
-
-
-@inner
-def _is_flat(task, tag, wide, rooms, x, other, shift):
-    """Whether a row has no deviations at all, rather than such as have squares of 0."""
-    for start in range(0, task.features, CHUNK):
-        count = min(CHUNK, task.features - start)
-        a, b = _gathered(task, tag, rooms, x, other, start, count)
-        if not is_flat_chunk(tag, wide, a, b, count, shift):
-            return False
-    return True
-
-
-@inner
-def count_safe(task, tag, wide, rooms, first, count):
-    """How many rows there are before the first on which float32 would leave its range."""
-    if size_of(wide) == 8:
-        return count
-    for k in range(count):
-        squares, factor = peek(rooms.squares + 8 * k, None, WIDE64), peek(rooms.factors + 8 * k, None, WIDE64)
-        if 2.0**-80 < squares < 2.0**100 and 2.0**-60 < abs(factor) < 2.0**60:
+def _reduce_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, row: int, k: int) -> None:
+    """Leave the moments of a row in the rooms."""
+    x, other = place(task, tag, X, row), place(task, tag, OTHER, row)
+    for centred in cases(task.rule == LAYER):
+        if not centred:
+            _add_up(task, tag, wide, rooms, x, other, False, 0.0, k)
             continue
-        x, other = place(task, tag, first + k)
-        shift = peek(rooms.shifts + 8 * k, None, WIDE64)
-        if not (squares == 0.0 and _is_flat(task, tag, wide, rooms, x, other, shift)):
-            return k
-        poke(rooms.factors + 8 * k, WIDE64, 0.0)
-        poke(rooms.constants + 8 * k, WIDE64, 0.0)
-    return count
+        shift = _shift_of(task, tag, wide, rooms, x, other)
+        if statistics_in(tag, wide) is WIDE64:
+            _add_up(task, tag, wide, rooms, x, other, True, shift, k)
+            continue
+        near, ended = cell(shift), cell(False)
+        for _ in loop(0, 2, 1, ended):
+            _add_up(task, tag, wide, rooms, x, other, True, near, k)
+            sums, squares = peek(rooms.sums + k, None, WIDE64), peek(rooms.squares + k, None, WIDE64)
+            between = sums / number(task.features)
+            ended[...] = where(is_far(sums, squares, between), False, True)
+            near[...] = rounded(near + between, tag, rooms.mean)
 
 
-@inner
-def widen_parameters(task, wide, rooms, start, count, weight_offset):
-    """A chunk of weight + weight_offset and of bias in the wide dtype, where there is one of them.
-
-    -0.0 is added to what is to stay as it is: 0.0 would turn a parameter of -0.0 into 0.0.
-    """
-    if task.weight:
-        source = task.weight + start * (2 if task.weight_code < 2 else 4 * (task.weight_code - 1))
-        widen_chunk(task.weight_code, wide, source, count, weight_offset or -0.0, rooms.weights)
-    else:
-        fill_chunk(wide, 1.0, count, rooms.weights)
-    if task.bias:
-        source = task.bias + start * (2 if task.bias_code < 2 else 4 * (task.bias_code - 1))
-        widen_chunk(task.bias_code, wide, source, count, -0.0, rooms.biases)
-    else:
-        fill_chunk(wide, -0.0, count, rooms.biases)  # 0.0 would turn a result of -0.0 into 0.0
-
-
-@inner
-def are_weights_safe(task, wide, rooms):
-    """Whether products with the weights keep their range in the wide dtype."""
-    if size_of(wide) == 8 or not task.affine:
-        return True
-    for start in range(0, task.features, CHUNK):
-        count = min(CHUNK, task.features - start)
-        widen_parameters(task, wide, rooms, start, count, task.weight_offset)
-        if not is_near_one(rooms.weights, count):
-            return False
-    return True
+def count_safe(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, count: int) -> int:
+    """How many rows there are before the first on which float32 would leave its range."""
+    if wide is WIDE64:
+        return count
+    safe, ended = cell(0), cell(False)
+    for k in loop(0, count, 1, ended):
+        squares, factor, constant = (
+            peek(room + 8 * k, None, WIDE64) for room in (rooms.squares, rooms.factors, rooms.constants)
+        )
+        size = magnitude(factor)
+        near_one = (size > 2.0**-60) & (size < 2.0**60)
+        if uses_pairs(tag, wide):
+            near_one = (near_one & (magnitude(constant) < 2.0**20)) | (factor == 0.0)
+            safe_row = cell(where(squares < math.inf, near_one, True))  # rows that hold NaN or Inf come out as NaN
+        else:
+            safe_row = cell(near_one & (squares > 2.0**-80) & (squares < 2.0**100))
+            for _ in when(squares == 0.0):
+                safe_row[...] = _flatten(task, tag, rooms, first + k, 8 * k)
+        ended[...] = where(safe_row, False, True)
+        safe[...] = where(safe_row, k + 1, safe)
+    return safe
 
 
-@merged
-def _normalize_group(task, tag, wide, rooms, first, count):
-    """Normalize up to LANES rows; return how many, which is less where one is not safe for float32."""
-    # Two loops, so that the processor need not wait for the shift of a row: it can go on with the next.
-    for k in range(count):
-        x, other = place(task, tag, first + k)
-        poke(rooms.shifts + 8 * k, WIDE64, _shift_of(task, tag, wide, rooms, x, other, rooms.shifts + 8 * k))
-    for k in range(count):
-        x, other = place(task, tag, first + k)
-        shift = peek(rooms.shifts + 8 * k, None, WIDE64)
-        sums, squares = _moments_of(task, tag, wide, rooms, x, other, shift)
-        poke(rooms.sums + 8 * k, WIDE64, sums)
-        poke(rooms.squares + 8 * k, WIDE64, squares)
-    finish_group(task, rooms, count)
+def _flatten(task: Task, tag: Tag, rooms: Rooms, row: int, k: int) -> bool:
+    """Whether a row has no deviations at all, rather than such as have squares of 0; it is one of zeros then."""
+    x, other = place(task, tag, X, row), place(task, tag, OTHER, row)
+    flat = cell(True)
+    for start, count in chunks_of(task, tag):
+        a, b = _gathered(task, tag, rooms, x, other, start, count)
+        flat[...] = flat & is_flat_chunk(tag, a, b, count, peek(rooms.shifts + k, None, WIDE64))
+    for room in (rooms.factors, rooms.constants):
+        poke(room + k, WIDE64, where(flat, 0.0, peek(room + k, None, WIDE64)))
+    return flat
+
+
+def _normalize_group(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, count: int) -> int:
+    """Normalize up to GROUP rows; return how many, which is less where one is not safe for float32."""
+    for k in loop(0, count, 1):
+        _reduce_row(task, tag, wide, rooms, first + k, 8 * k)
+    finish_group(task, tag, wide, rooms, count)
     count = count_safe(task, tag, wide, rooms, first, count)
-    # At once where nothing has to be widened or gathered: each chunk begins and ends within a cache line.
-    in_chunks = is_scattered(task) or (task.affine and not task.direct)
-    step = CHUNK if in_chunks else task.features
-    for start in range(0, task.features, step):
-        length, i = min(step, task.features - start), start * size_of(tag)
-        weight, bias = rooms.weights, rooms.biases
-        if task.direct:
-            weight, bias = task.weight + i if task.weight else 0, task.bias + i if task.bias else 0
-        elif task.features > CHUNK and task.affine:
-            widen_parameters(task, wide, rooms, start, length, task.weight_offset)
-        for k in range(count):
-            _apply_row(task, tag, wide, rooms, first + k, count, start, length, weight, bias, 8 * k)
+    for direct in cases(task.direct):
+        parameter = tag if direct else wide
+        # At once where nothing has to be widened or gathered: each chunk begins and ends within a cache line.
+        step = task.features if direct else where(task.widened, CHUNK, task.features)
+        step = where(is_gathered(task, tag), CHUNK, step)
+        for start, length in chunks_of(task, tag, step):
+            weight, bias = rooms.weights, rooms.biases
+            if direct:
+                weight, bias = (one + start * size_of(tag) for one in (task.weight, task.bias))
+            else:
+                for _ in when(task.widened & (length != task.features)):
+                    widen_parameters(task, wide, rooms, start, length, task.weight_offset)
+            weight, bias = where(task.weight == 0, 0, weight), where(task.bias == 0, 0, bias)
+            for k in loop(0, count, 1):
+                _apply_row(task, tag, wide, parameter, rooms, first + k, count, start, length, weight, bias, 8 * k)
     return count
 
 
-@merged
-def _apply_row(task, tag, wide, rooms, row, behind, start, count, weight, bias, i):
+def _apply_row(
+    task: Task, tag: Tag, wide: Tag, parameter: Tag, rooms: Rooms, row: int, behind: int, start: int, count: int,
+    weight: int, bias: int, k: int,
+) -> None:  # fmt: skip
     """Apply a chunk of a row, and fetch that of the row so many behind it."""
-    size = size_of(tag)
-    x, other = place(task, tag, row)
-    y, added = place_results(task, tag, row)
+    x, other, y, added = (place(task, tag, which, row) for which in (X, OTHER, Y, ADDED))
     a, b = _gathered(task, tag, rooms, x, other, start, count)
-    scattered = is_scattered(task)
-    ahead = 0 if scattered else place(task, tag, row + behind)[0] - x
-    to = rooms.y if scattered else y + start * size
-    sum_to = instead(added, rooms.added) if scattered else further(added, start * size)
-    shift, constant = peek(rooms.shifts + i, None, WIDE64), peek(rooms.constants + i, None, WIDE64)
-    factor = peek(rooms.factors + i, None, WIDE64)
-    if task.direct:
-        apply_chunk(task, tag, wide, a, b, to, sum_to, weight, bias, count, shift, factor, constant, ahead, True)
-    else:
-        apply_chunk(task, tag, wide, a, b, to, sum_to, weight, bias, count, shift, factor, constant, ahead, None)
-    scatter(task, tag, y, Y, start, count, rooms.y)
-    scatter(task, tag, added, ADDED, start, count, rooms.added)
+    ahead = where(is_gathered(task, tag), 0, place(task, tag, X, row + behind) - x)
+    shift, factor, constant = (peek(room + k, None, WIDE64) for room in (rooms.shifts, rooms.factors, rooms.constants))
+    apply_chunk(
+        task, tag, wide, parameter, a, b,
+        target(task, tag, y, start, rooms.y), target(task, tag, added, start, rooms.added),
+        weight, bias, larger(count, lanes_of(tag)), shift, factor, constant, ahead,
+    )  # fmt: skip
+    scatter(task, tag, Y, y, start, count, rooms.y)
+    scatter(task, tag, ADDED, added, start, count, rooms.added)
 
 
-@merged
-def _overlap(a, a_nbytes, b, b_nbytes):
-    return a < b + b_nbytes and b < a + a_nbytes
+def _overlap(a: int, a_nbytes: int, b: int, b_nbytes: int) -> bool:
+    return (a < b + b_nbytes) & (b < a + a_nbytes)
+
+
+def _resolve(tag: Tag, rows: int, features: int, addresses: list[int], codes: tuple[int, int]) -> bool:
+    """Replace the addresses of addresses; whether y shares memory with another array and is not x."""
+    for address in addresses:
+        for _ in when(address != 0):
+            address[...] = integer(address)
+    x, y, *parameters = addresses
+    nbytes = rows * features * size_of(tag)
+    overlap = (y != x) & _overlap(y, nbytes, x, nbytes)
+    for parameter, code in zip(parameters, codes, strict=True):
+        itemsize = where(code < 2, 2, 4 * (code - 1))
+        overlap = overlap | (parameter != 0) & _overlap(y, nbytes, parameter, features * itemsize)
+    return overlap
+
+
+def normalize_all(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, last: int) -> int:
+    """Normalize rows in groups; return which is the next, or -1."""
+    following, ended = cell(-1), cell(False)
+    for _ in when(are_weights_safe(task, tag, wide, rooms)):
+        for _ in when(task.widened & (task.features < CHUNK + lanes_of(tag))):
+            widen_parameters(task, wide, rooms, 0, task.features, task.weight_offset)
+        step = larger(1, smaller(GROUP, _MOST_NBYTES // (task.features * size_of(tag))))
+        following[...] = first
+        for start in loop(first, last, step, ended):
+            count = smaller(step, last - start)
+            done = _normalize_group(task, tag, wide, rooms, start, count)
+            following[...] = start + done
+            ended[...] = done < count
+        for _ in when(task.streaming):
+            fence()
+    return following
+
+
+@traced
+def _normalize(
+    tag: Tag, wide: Tag, first: int, last: int, rule: int, eps: Number, scale: Number, features: int,
+    x: int, other: Address, y: int, added: Address, layout: Address, weight: int, weight_code: int,
+    bias: int, bias_code: int, weight_offset: Number, direct: bool, streaming: bool, indirect: bool, room: int,
+) -> int:  # fmt: skip
+    addresses, following = [cell(one) for one in (x, y, weight, bias)], cell(OVERLAP)
+    overlap = cell(False)
+    for _ in when(indirect):
+        overlap[...] = _resolve(tag, last, features, addresses, (weight_code, bias_code))
+    x, y, weight, bias = addresses
+    for _ in when(overlap == False):  # noqa: E712
+        direct = direct if wide is WIDE32 else False  # rows that are taken up again in float64 come with it
+        widened = where(direct, False, (weight != 0) | (bias != 0))
+        task = Task(
+            rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code,
+            weight_offset, widened, direct, streaming,
+        )  # fmt: skip
+        following[...] = normalize_all(task, tag, wide, furnish(room), first, last)
+    return following
 
 
 @kernel
@@ -229,29 +279,7 @@ def normalize_rows(
     computed in; ``indirect``, the addresses are those at which the addresses of x, y, weight and bias are, and it is
     OVERLAP, with nothing written, where y shares memory with one of the others and is not x.
     """
-    if indirect:
-        x, y = integer(x), integer(y)
-        weight, bias = integer(weight) if weight else 0, integer(bias) if bias else 0
-        nbytes = last * features * size_of(tag)
-        if y != x and _overlap(y, nbytes, x, nbytes):
-            return OVERLAP
-        for parameter, code in ((weight, weight_code), (bias, bias_code)):
-            if parameter and _overlap(y, nbytes, parameter, features * (2 if code < 2 else 4 * (code - 1))):
-                return OVERLAP
-    task = Task(
-        rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code, weight_offset,
-        weight != 0 or bias != 0, direct, streaming, block, head,
+    return _normalize(
+        tag, wide, first, last, rule, eps, scale, features, x, other, y, added, layout,
+        weight, weight_code, bias, bias_code, weight_offset, direct, streaming, indirect, buffer(ROOMS_NBYTES),
     )  # fmt: skip
-    rooms = furnish(buffer(ROOMS_NBYTES))
-    if not are_weights_safe(task, wide, rooms):
-        return -1
-    if task.affine and not direct and features <= CHUNK:
-        widen_parameters(task, wide, rooms, min(first, 0), features, weight_offset)
-    step = max(1, min(LANES, _GROUP_NBYTES // max(1, features * size_of(tag))))
-    start, done = first, 1
-    while start < last and done:
-        done = _normalize_group(task, tag, wide, rooms, start, min(step, last - start))
-        start += done
-    if streaming:
-        fence()
-    return start

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy
 
-LANES = 32
+Tag = Any  # one of TAGS
+Number = Any  # a float64
+Lanes = Any  # a vector of numbers
+Address = Any  # an int, or None where there is nothing
+
 CACHE_LINE_NBYTES = 64
+GROUP = 32  # rows at most that go through each step together
 CHUNK = 1024  # features whose parameters are widened at a time
 WIDEST_BLOCK = 256  # rows that are taken side by side
 
@@ -25,3 +32,8 @@ OVERLAP = -2  # what a kernel returns in place of a row
 RULES = {"layer_norm": LAYER, "rms_norm": RMS, "scale_norm": SCALE}
 
 WIDE32, WIDE64 = TAGS["float32"], TAGS["float64"]
+
+
+def lanes_of(tag: Tag) -> int:
+    """How many elements are taken at a time: as many as fill a cache line."""
+    return CACHE_LINE_NBYTES // int(tag.itemsize)

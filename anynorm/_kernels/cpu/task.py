@@ -16,17 +16,15 @@ class Task(NamedTuple):
     other: int | None  # the residual
     y: int
     added: int | None  # where x + residual goes
-    layout: int  # of the arrays, see layout.py; 0: one row after the other, in each
+    layout: int | None  # of the arrays, see layout.py
     weight: int
     weight_code: int
     bias: int
     bias_code: int
     weight_offset: float
-    affine: bool  # whether there is a weight or a bias
-    direct: bool  # parameters are of x's dtype, and widened where they are used rather than beforehand
+    widened: bool  # parameters are widened into rooms beforehand
+    direct: bool  # they are of x's dtype, and widened where they are used
     streaming: bool  # past the caches
-    block: int  # for columns: how many are taken at a time
-    head: int  # for columns: how many come before the first block
 
 
 class Rooms(NamedTuple):
@@ -45,3 +43,4 @@ class Rooms(NamedTuple):
     squares: int  # of deviations from the shift
     factors: int
     constants: int
+    mean: int
