@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 from anynorm._check import Call
 from anynorm._kernels.cpu import rescue
+from anynorm._kernels.cpu.crew import Job, job_of, share
 from anynorm._kernels.cpu.layout import Layout, plan
 from anynorm._kernels.cpu.memory import NumPy, Torch, last_cache_nbytes
 from anynorm._kernels.cpu.repeat import MOST_NBYTES, Recipe, remember
 from anynorm._kernels.cpu.tags import CHUNK, CODES, RULES, TAGS, WIDE32, WIDE64
 from anynorm._libraries import dtype_name
-from anynorm._threads import get_threads, share
+from anynorm._threads import get_threads
 
 Array = Any
 
@@ -53,11 +54,25 @@ def _kind(dtype: Any) -> _Kind:
 @cache
 def kernel(name: str, code: int, in_float64: bool, has_residual: bool) -> Callable[..., int]:
     """A compiled kernel; the compiler is imported with the first one."""
-    tag = list(TAGS.values())[code]
+    jit, types = _jit(), _types(name, code, in_float64)
+    return partial(jit.entry(*types, has_residual), *types[1:])
+
+
+@cache
+def _job(name: str, code: int, in_float64: bool, has_residual: bool) -> Job | None:
+    """The same, to be shared among threads."""
+    kernel(name, code, in_float64, has_residual)
+    return job_of(_jit().native(*_types(name, code, in_float64), has_residual))
+
+
+def _jit() -> Any:
+    return importlib.import_module("anynorm._kernels.cpu.jit")
+
+
+def _types(name: str, code: int, in_float64: bool) -> tuple[Any, Any, Any]:
+    """A kernel, and the numbers by whose types it is compiled."""
     module = importlib.import_module(f"anynorm._kernels.cpu.{name}")
-    jit = importlib.import_module("anynorm._kernels.cpu.jit")
-    compiled = jit.entry(getattr(module, f"normalize_{name}"), tag, WIDE64 if in_float64 else WIDE32, has_residual)
-    return partial(compiled, tag, WIDE64 if in_float64 else WIDE32)
+    return getattr(module, f"normalize_{name}"), list(TAGS.values())[code], WIDE64 if in_float64 else WIDE32
 
 
 def run(call: Call) -> Any:
@@ -94,7 +109,8 @@ def run(call: Call) -> Any:
             # Holds the memory too: a call may be interrupted, and leave, while other threads are still at work.
             normalize(call, name, kind, layout, arguments, first, last)
 
-        share(work, units, threads)
+        job = _job(name, kind.code, kind.in_float64, residual is not None)
+        share(job, arguments, work, units, threads)
     if layout is None and residual is None and nbytes < MOST_NBYTES:
         _remember(call, kind, arguments)
     del held  # until here, what the addresses are of

@@ -73,12 +73,25 @@ def entry(compiled: Any, tag: Any, wide: Any, has_residual: bool) -> Callable[..
     if config.DISABLE_JIT:
         found: Callable[..., int] = compiled
         return found
+    return compiled.compile(_signature(tag, wide, has_residual))  # type: ignore[no-any-return]
+
+
+def native(compiled: Any, tag: Any, wide: Any, has_residual: bool) -> tuple[int, tuple[str, ...]] | None:
+    """Where a kernel can be called that `entry` has returned, and the types of its arguments in LLVM's words."""
+    if config.DISABLE_JIT:
+        return None
+    found = compiled.overloads[_signature(tag, wide, has_residual)]
+    address = found.library.get_pointer_to_function(found.fndesc.llvm_cfunc_wrapper_name)
+    kinds = [found.target_context.get_value_type(kind) for kind in found.signature.args]
+    return address, tuple("ptr" if kind.is_pointer else str(kind) for kind in kinds)
+
+
+def _signature(tag: Any, wide: Any, has_residual: bool) -> tuple[Any, ...]:
     address, number = types.int64, types.float64
     residual = address if has_residual else types.none
-    signature = (
+    return (
         typeof(tag), typeof(wide), types.int64, types.int64, types.int64, number, number, types.int64,
         address, residual, address, residual, address,
         address, types.int64, address, types.int64, number, types.boolean, types.boolean, types.int64, types.int64,
         types.boolean,
     )  # fmt: skip
-    return compiled.compile(signature)  # type: ignore[no-any-return]
