@@ -11,13 +11,15 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import numpy
+
 from anynorm._check import Call
 from anynorm._kernels.cpu import rescue
 from anynorm._kernels.cpu.crew import Job, job_of, share
 from anynorm._kernels.cpu.layout import Layout, plan
 from anynorm._kernels.cpu.memory import NumPy, Torch, last_cache_nbytes
 from anynorm._kernels.cpu.repeat import MOST_NBYTES, Recipe, remember
-from anynorm._kernels.cpu.tags import CHUNK, CODES, RULES, TAGS, WIDE32, WIDE64
+from anynorm._kernels.cpu.tags import CHUNK, CODES, OVERLAP, RULES, TAGS, WIDE32, WIDE64
 from anynorm._libraries import dtype_name
 from anynorm._threads import get_threads
 
@@ -110,8 +112,8 @@ def run(call: Call) -> Any:
             normalize(call, name, kind, layout, arguments, first, last)
 
         job = _job(name, kind.code, kind.in_float64, residual is not None)
-        share(job, arguments, work, units, threads)
-    if layout is None and residual is None and nbytes < MOST_NBYTES:
+        share(job, arguments, work, units, nbytes, threads)
+    if layout is None and residual is None and nbytes < MOST_NBYTES and not streaming:
         _remember(call, kind, arguments)
     del held  # until here, what the addresses are of
     if call.out is not None:
@@ -130,17 +132,33 @@ def _remember(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> None:
     # No array is to live on because of this.
     kept, access = call._replace(x=None, weight=None, bias=None, out=None), _ACCESS[call.library.name]
 
-    def resume(x: Array, y: Array, weight: Any, bias: Array | None, first: int) -> None:
+    def resume(x: Array, y: Array, weight: Any, bias: Array | None, first: int, last: int) -> None:
         again = kept._replace(x=x, weight=weight, bias=bias)
         rows = math.prod(x.shape[:-1])
         held, arguments = _arguments(again, access, kind, x.shape[-1], rows, y, None, None, False)
-        normalize(again, "rows", kind, None, arguments, max(first, 0), rows)
+        normalize(again, "rows", kind, None, arguments, max(first, 0), last)
         del held
 
+    alone = kernel("rows", kind.code, kind.in_float64, False)
+
+    def share_rows(x: Array, y: Array, weight: Any, bias: Array | None, first: int, last: int, *arguments: Any) -> int:
+        """Do what a kernel does, which is passed the same arguments behind the arrays."""
+        threads = get_threads() if last > 1 else 1
+        if threads == 1:
+            return alone(first, last, *arguments)
+        # Where the kernel is to find that out, each piece would see its own rows alone.
+        indirect, others = arguments[-1], (x, weight, bias)
+        if indirect and y is not x and any(type(a) is numpy.ndarray and numpy.may_share_memory(y, a) for a in others):
+            return OVERLAP
+        job, work = _job("rows", kind.code, kind.in_float64, False), partial(resume, x, y, weight, bias)
+        share(job, arguments, work, last, last * arguments[3] * kind.itemsize, threads)
+        return last
+
+    most_nbytes = min(MOST_NBYTES, last_cache_nbytes() // 2) - 1  # beyond, results are stored past the caches
     rule, _, scale = arguments[:3]
     recipe = Recipe(
-        kernel("rows", kind.code, kind.in_float64, False), MOST_NBYTES // kind.itemsize, rule, scale,
-        arguments[10], arguments[12], arguments[14], resume,
+        alone, most_nbytes // kind.itemsize, (LEAST_SHARED_NBYTES - 1) // kind.itemsize, rule, scale,
+        arguments[10], arguments[12], arguments[14], resume, share_rows,
     )  # fmt: skip
     remember(call, recipe)
 

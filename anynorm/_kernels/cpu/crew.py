@@ -17,6 +17,10 @@ from typing import Any, NamedTuple
 from anynorm import _threads
 from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES
 
+# A kernel looks at its parameters before it begins, a piece as well as the whole: 0.5 microseconds for 768 float32
+# features, 2.5 for float16.
+_LEAST_PIECE_NBYTES = 128 << 10
+
 
 class Crew:
     """The threads that help a caller."""
@@ -74,14 +78,19 @@ def job_of(kernel: tuple[int, tuple[str, ...]] | None) -> Job | None:
 
 
 def share(
-    job: Job | None, arguments: tuple[Any, ...], work: Callable[[int, int], None], units: int, threads: int
+    job: Job | None,
+    arguments: tuple[Any, ...],
+    work: Callable[[int, int], None],
+    units: int,
+    nbytes: int,
+    threads: int,
 ) -> None:
     """Run a kernel in up to so many threads, and ``work(first, last)`` on the units that it leaves undone."""
     if job is None:
         _threads.share(work, units, threads)
         return
     crew = _threads.helpers(Crew, threads - 1)
-    pieces = min(units, threads * _threads.PIECES_A_THREAD)
+    pieces = min(units, threads * min(_threads.PIECES_A_THREAD, 1 + nbytes // (threads * _LEAST_PIECE_NBYTES)))
     outcome = 0
     if crew is not None and crew.helpers:
         passed = [0 if argument is None else argument for argument in arguments]

@@ -11,7 +11,6 @@ touches nothing but the crew's own memory, and nobody waits for it.
 from __future__ import annotations
 
 import ctypes
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -22,15 +21,13 @@ from llvmlite import binding as llvm
 
 # A helper that has nothing to do looks for more for so long before it sleeps, and the caller for the last piece to be
 # done. Waking a sleeper takes 5 to 50 microseconds (EPYC 7003, a virtual machine).
-_SPIN_NANOSECONDS = 20_000
+_SPIN_NANOSECONDS = 50_000
 # Where things are in the memory of a crew; what different threads write is on cache lines of its own.
 BUSY, LEFT, UNDONE, ASLEEP, RETIRED, JOB, RESULTS, WORK, DONE, NBYTES = 0, 64, 128, 136, 192, 256, 264, 320, 384, 448
 BEGINNING_OF_JOB = "qqq"  # the function, the number of pieces, the number of units
 RAN, STOPPED = 1, 2  # what `run` returns; 0: the crew is at work for another caller
 
 _PROGRAM = """
-declare void @{pause}({pause_type})
-
 define internal i64 @now() {{
   %time = alloca [2 x i64]
   %seconds_at = getelementptr i64, ptr %time, i64 0
@@ -120,9 +117,9 @@ rest:
 spin:
   %missed = call i32 inttoptr (i64 {sem_trywait} to ptr)(ptr %work)
   %called = icmp eq i32 %missed, 0
-  br i1 %called, label %look, label %pause
-pause:
-  call void @{pause}({pause_argument})
+  br i1 %called, label %look, label %yield
+yield:
+  call i32 inttoptr (i64 {sched_yield} to ptr)()
   %now = call i64 @now()
   %elapsed = sub i64 %now, %start
   %goes_on = icmp ult i64 %elapsed, {spin}
@@ -174,9 +171,9 @@ take_part:
 spin:
   %missing = load atomic i64, ptr %undone seq_cst, align 8
   %complete = icmp eq i64 %missing, 0
-  br i1 %complete, label %leave, label %pause
-pause:
-  call void @{pause}({pause_argument})
+  br i1 %complete, label %leave, label %yield
+yield:
+  call i32 inttoptr (i64 {sched_yield} to ptr)()
   %now = call i64 @now()
   %elapsed = sub i64 %now, %start
   %goes_on = icmp ult i64 %elapsed, {spin}
@@ -199,14 +196,7 @@ leave:
 }}
 """
 
-# Tells the processor that a thread waits: the instruction, its argument's type, its argument.
-_PAUSES = {
-    "x86_64": ("llvm.x86.sse2.pause", "", ""),
-    "amd64": ("llvm.x86.sse2.pause", "", ""),
-    "aarch64": ("llvm.aarch64.hint", "i32", "i32 1"),
-    "arm64": ("llvm.aarch64.hint", "i32", "i32 1"),
-}
-_CALLED = ("sem_post", "sem_wait", "sem_trywait", "clock_gettime")
+_CALLED = ("sem_post", "sem_wait", "sem_trywait", "sched_yield", "clock_gettime")
 
 
 class Program(NamedTuple):
@@ -231,10 +221,9 @@ def program() -> Program | None:
         return None
     if begin(ctypes.create_string_buffer(NBYTES), 0, 0) or sys.maxsize < 1 << 32:
         return None
-    pause, pause_type, pause_argument = _PAUSES.get(platform.machine().lower(), ("llvm.donothing", "", ""))
     text = _PROGRAM.format(
         **addresses, **{name: value for name, value in globals().items() if name.isupper() and type(value) is int},
-        clock=clock, spin=_SPIN_NANOSECONDS, pause=pause, pause_type=pause_type, pause_argument=pause_argument,
+        clock=clock, spin=_SPIN_NANOSECONDS,
     )  # fmt: skip
     helping, running = _compiled(text, "help", "run")
     return Program(
