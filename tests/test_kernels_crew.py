@@ -219,7 +219,7 @@ def test_each_unit_is_done_once_whoever_does_it(program, monkeypatch):
     job = Job(ctypes.cast(kind, ctypes.c_void_p).value, struct.Struct(_words().BEGINNING_OF_JOB).pack)
     crew = crew_of(2, monkeypatch, 2)
     left = []
-    share(job, (), lambda first, last: left.append((first, last)), 12, 1 << 30, 3)
+    share(job, (), lambda first, last: left.append((first, last)), 12, 1 << 20, 1 << 30, 3)
     assert sorted(done) == [(i, i + 1) for i in range(12)]
     assert left == [(i, i + 1) for i in range(0, 12, 2)]
     assert len(threads_seen) == 3

@@ -187,7 +187,7 @@ def test_an_interrupted_call_leaves_the_memory_to_those_still_at_work(shared, mo
 
     at_work, results = [], []
 
-    def interrupted(job, arguments, work, units, nbytes, threads):
+    def interrupted(job, arguments, work, units, rows, nbytes, threads):
         at_work.append(work)
         raise KeyboardInterrupt
 

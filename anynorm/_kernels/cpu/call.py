@@ -26,9 +26,11 @@ from anynorm._threads import get_threads
 Array = Any
 
 _ACCESS: dict[str, Any] = {"numpy": NumPy, "torch": Torch}
-# Handing work to another thread takes some 50 microseconds, and threads share caches and memory. layer_norm of float32
-# on two cores of an EPYC 9005, one thread and two: 1.5 MB 124 and 189 us, 12 MB 1.21 and 1.15 ms, 128 MB 9.1 and 8.3.
-LEAST_SHARED_NBYTES = 8 << 20
+# To wake a thread that sleeps takes the caller 3 microseconds, all of the sharing 7, and the thread some 10 to come.
+# layer_norm on two cores of an EPYC 7003, time of one thread by that of two, for rows of 64, 768 and 8192 numbers:
+# float32 256 KB 0.8, 1.3, 1.0; 512 KB 1.5, 1.2, 1.04; 1 MB 1.2, 1.3, 1.1;
+# float16 256 KB 1.4, 1.0, 0.9; 512 KB 1.3, 1.2, 1.1; 1 MB 1.8, 1.3, 1.4.
+LEAST_SHARED_NBYTES = 512 << 10
 _RESIDUAL = 5  # among the arguments of a kernel
 _FEW_ROWS = 4  # for which it does not pay to widen the parameters beforehand
 
@@ -112,7 +114,7 @@ def run(call: Call) -> Any:
             normalize(call, name, kind, layout, arguments, first, last)
 
         job = _job(name, kind.code, kind.in_float64, residual is not None)
-        share(job, arguments, work, units, nbytes, threads)
+        share(job, arguments, work, units, rows, nbytes, threads)
     if layout is None and residual is None and nbytes < MOST_NBYTES and not streaming:
         _remember(call, kind, arguments)
     del held  # until here, what the addresses are of
@@ -151,7 +153,7 @@ def _remember(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> None:
         if indirect and y is not x and any(type(a) is numpy.ndarray and numpy.may_share_memory(y, a) for a in others):
             return OVERLAP
         job, work = _job("rows", kind.code, kind.in_float64, False), partial(resume, x, y, weight, bias)
-        share(job, arguments, work, last, last * arguments[3] * kind.itemsize, threads)
+        share(job, arguments, work, last, last, last * arguments[3] * kind.itemsize, threads)
         return last
 
     most_nbytes = min(MOST_NBYTES, last_cache_nbytes() // 2) - 1  # beyond, results are stored past the caches
