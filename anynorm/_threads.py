@@ -9,11 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 _asked: int | None = None
-_pool: Any = None  # of concurrent.futures, which is imported with the first large array
-_pool_threads = 0
-_lock = threading.Lock()
+_helpers: tuple[Any, int, Any] | None = None  # what started them, how many, and they themselves
+_lock = threading.RLock()  # a signal may come at any time, and its handler use any of this
 # Each thread takes a piece of the work after the other, so that one that is held up does not hold up the rest.
-_PIECES_A_THREAD = 4
+PIECES_A_THREAD = 4
 
 
 def set_threads(threads: int | None) -> None:
@@ -41,14 +40,15 @@ def set_threads(threads: int | None) -> None:
     1
     >>> anynorm.set_threads(None)
     """
-    global _asked, _pool
+    global _asked
     if threads is not None:
         if not isinstance(threads, int) or isinstance(threads, bool):
             raise TypeError(f"threads must be an int or None, got {type(threads).__name__}")
         if threads < 1:
             raise ValueError(f"threads must be 1 or more, got {threads}")
     with _lock:
-        _asked, _pool = threads, None  # threads of the old pool end with the work they have
+        _asked = threads
+        _dismiss()
 
 
 def get_threads() -> int:
@@ -72,9 +72,38 @@ def get_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def helpers(start: Callable[[int], Any], count: int) -> Any:
+    """What ``start(count)`` has started, kept for the next call; None while another thread starts something.
+
+    It has a method ``shutdown(wait=False)``, by which it is told to end with the work it has before others take its
+    place.
+    """
+    global _helpers
+    held, lock = _helpers, _lock
+    if held is not None and held[:2] == (start, count):
+        return held[2]
+    if not lock.acquire(blocking=False):
+        return None
+    try:
+        _dismiss()
+        started = start(count)
+        _dismiss()  # of a signal's handler
+        _helpers = (start, count, started)
+        return started
+    finally:
+        lock.release()
+
+
+def _dismiss() -> None:
+    global _helpers
+    held, _helpers = _helpers, None
+    if held is not None:
+        held[2].shutdown(wait=False)
+
+
 def share(work: Callable[[int, int], None], units: int, threads: int) -> None:
-    """Call ``work(first, last)`` until all units are done, in up to so many threads, this one among them."""
-    pieces = min(units, threads * _PIECES_A_THREAD)
+    """Call ``work(first, last)`` until all units are done, in up to so many of Python's threads, this one included."""
+    pieces = min(units, threads * PIECES_A_THREAD)
     numbers = itertools.count()  # whose next() no other thread can come between
 
     def take() -> None:
@@ -83,11 +112,11 @@ def share(work: Callable[[int, int], None], units: int, threads: int) -> None:
                 return
             work(units * piece // pieces, units * (piece + 1) // pieces)
 
-    helpers: list[Any] = []
+    futures: list[Any] = []
     try:
-        pool = _pool_of(threads - 1)
-        for _ in range(min(pieces, threads) - 1):
-            helpers.append(pool.submit(take))  # one by one: those that have begun are to be waited for
+        pool = helpers(_pool_of, threads - 1)
+        for _ in range(min(pieces, threads) - 1 if pool is not None else 0):
+            futures.append(pool.submit(take))  # one by one: those that have begun are to be waited for
     except RuntimeError:  # no thread can be started, say because the interpreter is shutting down
         pass
     try:
@@ -95,25 +124,21 @@ def share(work: Callable[[int, int], None], units: int, threads: int) -> None:
     finally:
         for _ in itertools.takewhile(lambda piece: piece < pieces, numbers):
             pass  # after an exception nobody is to begin another piece
-        for helper in helpers:
-            if not helper.cancel():
-                helper.result()
+        for future in futures:
+            if not future.cancel():
+                future.result()
 
 
-def _pool_of(helpers: int) -> Any:
-    global _pool, _pool_threads
-    with _lock:
-        if _pool is None or _pool_threads != helpers:
-            from concurrent.futures import ThreadPoolExecutor
+def _pool_of(threads: int) -> Any:
+    from concurrent.futures import ThreadPoolExecutor
 
-            _pool, _pool_threads = ThreadPoolExecutor(helpers, thread_name_prefix="anynorm"), helpers
-        return _pool
+    return ThreadPoolExecutor(threads, thread_name_prefix="anynorm")
 
 
 def _after_fork() -> None:
     """Threads do not survive a fork, and neither does whoever holds the lock."""
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
+    global _helpers, _lock
+    _helpers, _lock = None, threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -50,7 +50,8 @@ def test_every_public_name_is_listed_and_there():
 # Each module may import those after it; see "Development" in the README.
 ORDER = [
     "cli", "_files", "modules", "_norms", "_explain", "_choose", "_kernels", "_kernels.cpu", "_kernels.cpu.call",
-    "_kernels.cpu.rescue", "_kernels.cpu.repeat", "_kernels.cpu.layout", "_kernels.cpu.memory",
+    "_kernels.cpu.rescue", "_kernels.cpu.repeat", "_kernels.cpu.crew", "_kernels.cpu.crew_program",
+    "_kernels.cpu.layout", "_kernels.cpu.memory",
     "_kernels.cpu.torch_state", "_kernels.cpu.columns", "_kernels.cpu.paired", "_kernels.cpu.rows",
     "_kernels.cpu.parameters", "_kernels.cpu.finish", "_kernels.cpu.scatter", "_kernels.cpu.chunks",
     "_kernels.cpu.jit", "_kernels.cpu.lanes", "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory",
@@ -63,7 +64,7 @@ COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
         "columns", "paired", "rows", "parameters", "finish", "scatter", "chunks", "lanes", "interpreted", "compiled",
-        "compiled_memory", "tracing", "jit",
+        "compiled_memory", "tracing", "jit", "crew_program",
     )
 ]  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Threads, forks and processes of every kind."""
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -90,6 +91,75 @@ print(*(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))
 check()
 """
     assert script(PREPARE + code, ANYNORM_THREADS=threads) == ["0"] * 4
+
+
+@forking
+def test_many_forks_while_another_thread_is_at_work():
+    # The other thread, its helpers, and what it holds are not there in the child.
+    code = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+small, expected = x[:400], anynorm.layer_norm(x[:400]).tobytes()
+check()
+over = threading.Event()
+def call():
+    while not over.is_set(): anynorm.layer_norm(x)
+caller = threading.Thread(target=call)
+caller.start()
+failed = 0
+for _ in range(200):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(anynorm.layer_norm(small).tobytes() != expected)
+        finally:
+            os._exit(2)
+    failed += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
+over.set()
+caller.join()
+check()
+print(failed)
+"""
+    assert script(PREPARE + code, ANYNORM_THREADS="3") == ["0"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that sends signals")
+def test_interrupts_at_any_time():
+    code = """
+import signal
+check()
+expected = anynorm.layer_norm(x).tobytes()
+def interrupt(*_): raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, interrupt)
+interrupts = 0
+while interrupts < 100:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-4 + 4e-5 * interrupts)
+        while True:
+            y = anynorm.layer_norm(x)
+    except KeyboardInterrupt:
+        interrupts += 1
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+assert anynorm.layer_norm(x).tobytes() == expected
+print(interrupts)
+"""
+    assert script(PREPARE + code, ANYNORM_THREADS="3") == ["100"]
+
+
+@pytest.mark.parametrize("daemon", [True, False])
+def test_the_process_ends_while_helpers_wait_or_work(daemon):
+    code = f"""
+check()
+over = threading.Event()
+def call():
+    while not over.is_set(): anynorm.layer_norm(x)
+threading.Thread(target=call, daemon={daemon}).start()
+for _ in range(10): anynorm.layer_norm(x)
+{"" if daemon else "over.set()"}
+print("ended")
+"""
+    for _ in range(3):
+        assert script(PREPARE + code, ANYNORM_THREADS="3") == ["ended"]
 
 
 @pytest.mark.parametrize("method", [pytest.param("fork", marks=forking), "spawn"])

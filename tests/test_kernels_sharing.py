@@ -187,7 +187,7 @@ def test_an_interrupted_call_leaves_the_memory_to_those_still_at_work(shared, mo
 
     at_work, results = [], []
 
-    def interrupted(work, units, threads):
+    def interrupted(job, arguments, work, units, rows, nbytes, threads):
         at_work.append(work)
         raise KeyboardInterrupt
 
@@ -241,7 +241,7 @@ def test_a_thread_that_cannot_be_started_leaves_no_work_undone(monkeypatch):
             begun.wait(2)
         done.extend(range(first, last))
 
-    monkeypatch.setattr(_threads, "_pool", None)
+    monkeypatch.setattr(_threads, "_helpers", None)
     monkeypatch.setattr(threading.Thread, "start", start_one)
     _threads.share(work, 12, 3)
     assert sorted(done) == list(range(12))

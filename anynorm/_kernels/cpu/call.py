@@ -11,21 +11,26 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import numpy
+
 from anynorm._check import Call
 from anynorm._kernels.cpu import rescue
+from anynorm._kernels.cpu.crew import Job, job_of, share
 from anynorm._kernels.cpu.layout import Layout, plan
 from anynorm._kernels.cpu.memory import NumPy, Torch, last_cache_nbytes
 from anynorm._kernels.cpu.repeat import MOST_NBYTES, Recipe, remember
-from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, CHUNK, CODES, RULES, TAGS, WIDE32, WIDE64
+from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, CHUNK, CODES, OVERLAP, RULES, TAGS, WIDE32, WIDE64
 from anynorm._libraries import dtype_name
-from anynorm._threads import get_threads, share
+from anynorm._threads import get_threads
 
 Array = Any
 
 _ACCESS: dict[str, Any] = {"numpy": NumPy, "torch": Torch}
-# Handing work to another thread takes some 50 microseconds, and threads share caches and memory. layer_norm of float32
-# on two cores of an EPYC 9005, one thread and two: 1.5 MB 124 and 189 us, 12 MB 1.21 and 1.15 ms, 128 MB 9.1 and 8.3.
-LEAST_SHARED_NBYTES = 8 << 20
+# To wake a thread that sleeps takes the caller 3 microseconds, all of the sharing 7, and the thread some 10 to come.
+# layer_norm on two cores of an EPYC 7003, time of one thread by that of two, for rows of 64, 768 and 8192 numbers:
+# float32 256 KB 0.8, 1.3, 1.0; 512 KB 1.5, 1.2, 1.04; 1 MB 1.2, 1.3, 1.1;
+# float16 256 KB 1.4, 1.0, 0.9; 512 KB 1.3, 1.2, 1.1; 1 MB 1.8, 1.3, 1.4.
+LEAST_SHARED_NBYTES = 512 << 10
 _RESIDUAL = 5  # among the arguments of a kernel
 _FEW_ROWS = 4  # for which it does not pay to widen the parameters beforehand
 
@@ -64,12 +69,25 @@ def _kind_of_call(call: Call) -> _Kind:
 @cache
 def kernel(name: str, code: int, in_float64: bool, has_residual: bool, has_layout: bool) -> Callable[..., int]:
     """A compiled kernel; the compiler is imported with the first one."""
-    tag = list(TAGS.values())[code]
+    jit, types = _jit(), _types(name, code, in_float64)
+    return partial(jit.entry(*types, has_residual, has_layout), *types[1:])
+
+
+@cache
+def _job(name: str, code: int, in_float64: bool, has_residual: bool, has_layout: bool) -> Job | None:
+    """The same, to be shared among threads."""
+    kernel(name, code, in_float64, has_residual, has_layout)
+    return job_of(_jit().native(*_types(name, code, in_float64), has_residual, has_layout))
+
+
+def _jit() -> Any:
+    return importlib.import_module("anynorm._kernels.cpu.jit")
+
+
+def _types(name: str, code: int, in_float64: bool) -> tuple[Any, Any, Any]:
+    """A kernel, and the numbers by whose types it is compiled."""
     module = importlib.import_module(f"anynorm._kernels.cpu.{name}")
-    jit = importlib.import_module("anynorm._kernels.cpu.jit")
-    wide = WIDE64 if in_float64 else WIDE32
-    compiled = jit.entry(getattr(module, f"normalize_{name}"), tag, wide, has_residual, has_layout)
-    return partial(compiled, tag, wide)
+    return getattr(module, f"normalize_{name}"), list(TAGS.values())[code], WIDE64 if in_float64 else WIDE32
 
 
 def run(call: Call) -> Any:
@@ -106,8 +124,9 @@ def run(call: Call) -> Any:
             # Holds the memory too: a call may be interrupted, and leave, while other threads are still at work.
             normalize(call, name, kind, layout, arguments, first, last)
 
-        share(work, units, threads)
-    if layout is None and residual is None and nbytes < MOST_NBYTES:
+        job = _job(name, kind.code, kind.in_float64, residual is not None, layout is not None)
+        share(job, arguments, work, units, rows, nbytes, threads)
+    if layout is None and residual is None and nbytes < MOST_NBYTES and not streaming:
         _remember(call, kind, arguments)
     del held  # until here, what the addresses are of
     if call.out is not None:
@@ -126,17 +145,33 @@ def _remember(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> None:
     # No array is to live on because of this.
     kept, access = call._replace(x=None, weight=None, bias=None, out=None), _ACCESS[call.library.name]
 
-    def resume(x: Array, y: Array, weight: Any, bias: Array | None, first: int) -> None:
+    def resume(x: Array, y: Array, weight: Any, bias: Array | None, first: int, last: int) -> None:
         again = kept._replace(x=x, weight=weight, bias=bias)
         rows = math.prod(x.shape[:-1])
         held, arguments = _arguments(again, access, kind, x.shape[-1], rows, y, None, None, False)
-        normalize(again, "rows", kind, None, arguments, max(first, 0), rows)
+        normalize(again, "rows", kind, None, arguments, max(first, 0), last)
         del held
 
+    alone = kernel("rows", kind.code, kind.in_float64, False, False)
+
+    def share_rows(x: Array, y: Array, weight: Any, bias: Array | None, first: int, last: int, *arguments: Any) -> int:
+        """Do what a kernel does, which is passed the same arguments behind the arrays."""
+        threads = get_threads() if last > 1 else 1
+        if threads == 1:
+            return alone(first, last, *arguments)
+        # Where the kernel is to find that out, each piece would see its own rows alone.
+        indirect, others = arguments[-1], (x, weight, bias)
+        if indirect and y is not x and any(type(a) is numpy.ndarray and numpy.may_share_memory(y, a) for a in others):
+            return OVERLAP
+        job, work = _job("rows", kind.code, kind.in_float64, False, False), partial(resume, x, y, weight, bias)
+        share(job, arguments, work, last, last, last * arguments[3] * kind.itemsize, threads)
+        return last
+
+    most_nbytes = min(MOST_NBYTES, last_cache_nbytes() // 2) - 1  # beyond, results are stored past the caches
     rule, _, scale = arguments[:3]
     recipe = Recipe(
-        kernel("rows", kind.code, kind.in_float64, False, False), MOST_NBYTES // kind.itemsize, rule, scale,
-        arguments[10], arguments[12], arguments[14], resume,
+        alone, most_nbytes // kind.itemsize, (LEAST_SHARED_NBYTES - 1) // kind.itemsize, rule, scale,
+        arguments[10], arguments[12], arguments[14], resume, share_rows,
     )  # fmt: skip
     remember(call, recipe)
 

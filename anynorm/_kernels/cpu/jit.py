@@ -66,12 +66,27 @@ def entry(compiled: Any, tag: Any, wide: Any, has_residual: bool, has_layout: bo
     if config.DISABLE_JIT:
         found: Callable[..., int] = compiled
         return found
+    return compiled.compile(_signature(tag, wide, has_residual, has_layout))  # type: ignore[no-any-return]
+
+
+def native(
+    compiled: Any, tag: Any, wide: Any, has_residual: bool, has_layout: bool
+) -> tuple[int, tuple[str, ...]] | None:
+    """Where a kernel can be called that `entry` has returned, and the types of its arguments in LLVM's words."""
+    if config.DISABLE_JIT:
+        return None
+    found = compiled.overloads[_signature(tag, wide, has_residual, has_layout)]
+    address = found.library.get_pointer_to_function(found.fndesc.llvm_cfunc_wrapper_name)
+    kinds = [found.target_context.get_value_type(kind) for kind in found.signature.args]
+    return address, tuple("ptr" if kind.is_pointer else str(kind) for kind in kinds)
+
+
+def _signature(tag: Any, wide: Any, has_residual: bool, has_layout: bool) -> tuple[Any, ...]:
     address, number = types.int64, types.float64
     residual, layout = (address if has else types.none for has in (has_residual, has_layout))
-    signature = (
+    return (
         typeof(tag), typeof(wide), types.int64, types.int64, types.int64, number, number, types.int64,
         address, residual, address, residual, layout,
         address, types.int64, address, types.int64, number, types.boolean, types.boolean, types.int64, types.int64,
         types.boolean,
     )  # fmt: skip
-    return compiled.compile(signature)  # type: ignore[no-any-return]
