@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from llvmlite import binding as llvm
 
 # A helper that has nothing to do looks for more for so long before it sleeps, and the caller for the last piece to be
-# done. To wake a sleeper takes the caller 3 microseconds (EPYC 7003, a virtual machine), and a call that follows at once
+# done. To wake a sleeper takes the caller 3 microseconds (EPYC 7003, a virtual machine); a call that follows at once
 # comes after 20. Each look gives way to other threads: where no core is free, one of those may be the caller.
 _SPIN_NANOSECONDS = 50_000
 # Where things are in the memory of a crew; what different threads write is on cache lines of its own.
