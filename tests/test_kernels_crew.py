@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import struct
 import threading
 import time
 
@@ -201,8 +202,6 @@ def test_whoever_finds_the_crew_at_work_does_without(monkeypatch):
 
 
 def test_each_unit_is_done_once_whoever_does_it(program, monkeypatch):
-    import struct
-
     from anynorm._kernels.cpu.crew import Job, _words, share
 
     # Pieces are noted by a function of Python's: that needs no kernel, and takes the time that it is told to.

@@ -51,9 +51,13 @@ class Crew:
     def _at(self, place: int) -> int:
         return ctypes.addressof(self._memory) + place
 
-    def run(self, job: bytes, results: Any, pieces: int) -> int:
-        """Do a job; return what the program's ``run`` does."""
-        return int(self._program.run(self._memory, job, results, min(pieces - 1, self.helpers)))
+    def run(self, job: bytes, results: Any, pieces: int) -> bool | None:
+        """Do a job; return whether no piece has stopped early, and None where the crew is at work for another caller.
+
+        A result, behind the first, is the unit before which a piece has stopped.
+        """
+        outcome = self._program.run(self._memory, job, results, min(pieces - 1, self.helpers))
+        return None if outcome == self._words.BUSY_NOW else outcome == self._words.RAN
 
     def shutdown(self, *, wait: bool = False) -> None:
         """Let each helper end when it has done what it does; those who still hold the crew work alone from then on."""
@@ -97,14 +101,14 @@ def share(
     crew = _threads.helpers(Crew, threads - 1)
     most = min(threads * _threads.PIECES_A_THREAD, nbytes // _LEAST_PIECE_NBYTES, rows // _LEAST_PIECE_ROWS)
     pieces = min(units, max(threads, most))
-    outcome = 0
+    complete = None
     if crew is not None and crew.helpers:
         passed = [0 if argument is None else argument for argument in arguments]
         results = (ctypes.c_int64 * (1 + pieces))()
-        outcome = crew.run(job.pack(job.function, pieces, units, *passed), results, pieces)
-    if outcome == 0:
+        complete = crew.run(job.pack(job.function, pieces, units, *passed), results, pieces)
+    if complete is None:
         work(0, units)
-    elif outcome == 2:
+    elif not complete:
         for piece, reached in enumerate(results[1:]):
             first, last = units * piece // pieces, units * (piece + 1) // pieces
             if reached != last:
