@@ -27,9 +27,8 @@ ADDS = {"layer": anynorm.add_layer_norm, "rms": anynorm.add_rms_norm}
 LARGEST = {"float16": 6e4, "bfloat16": 1e30, "float32": 1e30, "float64": 1e300}
 SMALLEST = {"float16": 1e-7, "bfloat16": 1e-39, "float32": 1e-45, "float64": 1e-323}
 CPU = Path(anynorm.__file__).parent / "_kernels" / "cpu"
-KERNEL_FILES = [
-    str(CPU / f"{name}.py") for name in ("rows", "columns", "paired", "parameters", "chunks", "scatter", "finish")
-]
+COMPILED = ("rows", "columns", "paired", "parameters", "chunks", "scatter", "finish", "sweep")
+KERNEL_FILES = [str(CPU / f"{name}.py") for name in COMPILED]
 
 
 def numbers(shape, dtype, seed, mean=0.5):

@@ -54,17 +54,17 @@ ORDER = [
     "_kernels.cpu.layout", "_kernels.cpu.memory",
     "_kernels.cpu.torch_state", "_kernels.cpu.columns", "_kernels.cpu.paired", "_kernels.cpu.rows",
     "_kernels.cpu.parameters", "_kernels.cpu.finish", "_kernels.cpu.scatter", "_kernels.cpu.chunks",
-    "_kernels.cpu.jit", "_kernels.cpu.lanes", "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory",
-    "_kernels.cpu.compiled", "_kernels.cpu.tracing", "_kernels.cpu.task", "_kernels.cpu.tags",
-    "_kernels.definition", "_threads", "_check", "_overlap", "_loading", "_libraries", "_definition",
-    "_paired", "_moments", "_pairs", "_pytrees",
+    "_kernels.cpu.sweep", "_kernels.cpu.jit", "_kernels.cpu.lanes", "_kernels.cpu.interpreted",
+    "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled", "_kernels.cpu.tracing", "_kernels.cpu.task",
+    "_kernels.cpu.tags", "_kernels.definition", "_threads", "_check", "_overlap", "_loading", "_libraries",
+    "_definition", "_paired", "_moments", "_pairs", "_pytrees",
 ]  # fmt: skip
 # What Numba compiles, and what it needs for that; imported by name, with the first call.
 COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
-        "columns", "paired", "rows", "parameters", "finish", "scatter", "chunks", "lanes", "interpreted", "compiled",
-        "compiled_memory", "tracing", "jit", "crew_program",
+        "columns", "paired", "rows", "parameters", "finish", "scatter", "chunks", "sweep", "lanes", "interpreted",
+        "compiled", "compiled_memory", "tracing", "jit", "crew_program",
     )
 ]  # fmt: skip
 

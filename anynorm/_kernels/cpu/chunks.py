@@ -9,13 +9,13 @@ order, whatever the layout, so that the bits of a row do not depend on it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 
 from anynorm._kernels.cpu.lanes import (
-    cases,
     cell,
+    combinations,
     fma,
     larger,
     load,
@@ -23,18 +23,15 @@ from anynorm._kernels.cpu.lanes import (
     number,
     part,
     peek,
-    prefetch,
     size_of,
     splat,
     split,
-    store,
-    stream,
     total,
     weighted,
     where,
 )
+from anynorm._kernels.cpu.sweep import further, read, sweep
 from anynorm._kernels.cpu.tags import (
-    CACHE_LINE_NBYTES,
     CHUNK,
     LAYER,
     WIDE64,
@@ -45,11 +42,6 @@ from anynorm._kernels.cpu.tags import (
     lanes_of,
 )
 from anynorm._kernels.cpu.task import Task
-
-
-def further(address: Address, nbytes: int) -> Address:
-    """An address so many bytes on; None where there is none."""
-    return None if address is None else address + nbytes
 
 
 def chunks_of(task: Task, tag: Tag, step: int = CHUNK) -> Iterator[tuple[int, int]]:
@@ -68,11 +60,6 @@ def uses_pairs(tag: Tag, wide: Tag) -> bool:
 def statistics_in(tag: Tag, wide: Tag) -> Tag:
     """What the sums of a row are formed in."""
     return WIDE64 if uses_pairs(tag, wide) else wide
-
-
-def read(tag: Tag, wide: Tag, x: int, other: Address, i: int) -> Lanes:
-    """Elements from the i-th on."""
-    return load(x + i * size_of(tag), further(other, i * size_of(tag)), tag, wide)
 
 
 def read_rest(tag: Tag, wide: Tag, x: int, other: Address, count: int, fill: Lanes) -> Lanes:
@@ -121,12 +108,6 @@ def moments_chunk(tag: Tag, wide: Tag, x: int, other: Address, count: int, shift
     for _ in loop(0, count % lanes, lanes):
         add(read_rest(tag, wide, x, other, count, near))
     return total(sums), total(squares)
-
-
-def prefetch_chunk(address: int, nbytes: int) -> None:
-    """Have so many bytes, at least a cache line, brought near."""
-    for line in range(0, nbytes, CACHE_LINE_NBYTES):
-        prefetch(address + line)
 
 
 class Numbers(NamedTuple):
@@ -184,61 +165,31 @@ def _apply_paired(value: Lanes, row: Numbers, weight: Lanes | None, bias: Lanes 
 
 def apply_chunk(
     task: Task, tag: Tag, wide: Tag, parameter: Tag, x: int, other: Address, y: int, added: Address,
-    weight: int, bias: int, count: int, shift: Number, factor: Number, constant: Number, ahead: int,
+    weight: int, bias: int, count: int, shift: Number, factor: Number, constant: Number, ahead: int, carry: int,
 ) -> None:  # fmt: skip
     """Step 3 of the definition, of lanes or more.
 
     ``weight`` and ``bias`` are where the parameters lie, in the dtype ``parameter``; 0 where there is none. ``added``
-    is where the sum with the residual goes, and ``ahead`` how far behind x lies what will be read next.
+    is where the sum with the residual goes, ``ahead`` how far behind x lies what will be read next, and ``carry`` the
+    room of `sweep`.
     """
     # Each case is a loop of its own, without a branch in it.
-    for centred in cases(task.rule == LAYER):
+    conditions = (task.rule == LAYER, weight != 0, bias != 0, task.streaming)
+    for centred, has_weight, has_bias, streaming in combinations(*conditions):
         row = Numbers(
             *(
                 None if one is None else splat(one, wide, lanes_of(tag))
                 for one in numbers_of(tag, wide, centred, shift, factor, constant)
             )
         )
-        for has_weight in cases(weight != 0):
-            for has_bias in cases(bias != 0):
-                parameters = (weight if has_weight else None, bias if has_bias else None)
-                for streaming in cases(task.streaming):
-                    _apply(tag, wide, parameter, x, other, y, added, parameters, count, row, ahead, streaming)
+        parameters = (weight if has_weight else None, bias if has_bias else None)
 
+        def compute(i: int, value: Lanes, row: Numbers = row, parameters: Any = parameters) -> Lanes:
+            lanes, size = lanes_of(tag), size_of(parameter)
+            loaded = (None if one is None else load(one + i * size, None, parameter, wide, lanes) for one in parameters)
+            return apply_lanes(value, row, *loaded)
 
-def _apply(
-    tag: Tag, wide: Tag, parameter: Tag, x: int, other: Address, y: int, added: Address,
-    parameters: tuple[Address, Address], count: int, row: Numbers, ahead: int, streaming: bool,
-) -> None:  # fmt: skip
-    size, lanes = size_of(tag), lanes_of(tag)
-
-    def put(i: int, value: Lanes, streaming: bool) -> None:
-        if added is not None:
-            store(added + i * size, tag, value)
-        weight, bias = (
-            None if one is None else load(one + i * size_of(parameter), None, parameter, wide, lanes)
-            for one in parameters
-        )
-        (stream if streaming else store)(y + i * size, tag, apply_lanes(value, row, weight, bias))
-
-    # In place the last elements, which go with some before them, have to be read before those are written.
-    rest = count - lanes
-    last = read(tag, wide, x, other, rest)
-    head = 0
-    if streaming:  # which fills whole cache lines, and is never in place
-        head = to_line(y) // size
-        for _ in loop(0, head, lanes):
-            put(0, read(tag, wide, x, other, 0), False)
-    for i in loop(head, rest + 1, lanes):
-        prefetch_chunk(x + ahead + i * size, lanes * size)
-        put(i, read(tag, wide, x, other, i), streaming)
-    for _ in loop(0, (count - head) % lanes, lanes):
-        put(rest, last, False)
-
-
-def to_line(address: int) -> int:
-    """How many bytes behind an address the next cache line begins."""
-    return (CACHE_LINE_NBYTES - address % CACHE_LINE_NBYTES) % CACHE_LINE_NBYTES
+        sweep(tag, wide, x, other, y, added, count, ahead, compute, carry if streaming else None)
 
 
 def is_flat_chunk(tag: Tag, x: int, other: Address, count: int, shift: Number) -> bool:

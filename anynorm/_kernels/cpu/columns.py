@@ -12,11 +12,8 @@ from anynorm._kernels.cpu.chunks import (
     Numbers,
     apply_lanes,
     chunks_of,
-    further,
     numbers_of,
-    prefetch_chunk,
     statistics_in,
-    to_line,
     uses_pairs,
 )
 from anynorm._kernels.cpu.finish import finish_group
@@ -26,6 +23,7 @@ from anynorm._kernels.cpu.lanes import (
     buffer,
     cases,
     cell,
+    combinations,
     fence,
     fma,
     larger,
@@ -37,7 +35,6 @@ from anynorm._kernels.cpu.lanes import (
     smaller,
     splat,
     store,
-    stream,
     total,
     traced,
     when,
@@ -47,6 +44,7 @@ from anynorm._kernels.cpu.lanes import (
 from anynorm._kernels.cpu.parameters import are_weights_safe, widen_parameters
 from anynorm._kernels.cpu.rows import NEAR, ROOMS_NBYTES, count_safe, furnish
 from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, axis_length, axis_stride, place
+from anynorm._kernels.cpu.sweep import clear, further, settle, sweep
 from anynorm._kernels.cpu.tags import (
     CHUNK,
     LAYER,
@@ -199,33 +197,18 @@ def _reduce_block(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, col
 
 
 def _apply_feature(
-    task: Task, tag: Tag, wide: Tag, places: list[_Place], feature: int, parameters: tuple[Lanes | None, Lanes | None],
-    found: int, columns: int, centred: bool, streaming: bool,
+    tag: Tag, wide: Tag, places: list[_Place], feature: int, parameters: tuple[Lanes | None, ...], found: int,
+    columns: int, centred: bool, carry: Address,
 ) -> None:  # fmt: skip
-    """One feature of a block of rows, as `chunks.apply_chunk` does a row."""
-    lanes, size = lanes_of(tag), size_of(tag)
+    """One feature of a block of rows."""
     x, other, y, added = (place_of.at(feature) for place_of in places)
 
-    def read(column: int) -> Lanes:
-        return load(x + column * size, further(other, column * size), tag, wide)
+    def compute(column: int, value: Lanes) -> Lanes:
+        return apply_lanes(value, _numbers_at(tag, wide, centred, found, column), *parameters)
 
-    def put(column: int, value: Lanes, streaming: bool) -> None:
-        if added is not None:
-            store(added + column * size, tag, value)
-        value = apply_lanes(value, _numbers_at(tag, wide, centred, found, column), *parameters)
-        (stream if streaming else store)(y + column * size, tag, value)
-
-    rest = columns - lanes
-    last, head = read(rest), 0
-    if streaming:
-        head = to_line(y) // size
-        for _ in loop(0, head, lanes):
-            put(0, read(0), False)
-    for column in loop(head, rest + 1, lanes):
-        prefetch_chunk(x + (columns + column) * size, lanes * size)
-        put(column, read(column), streaming)
-    for _ in loop(0, (columns - head) % lanes, lanes):
-        put(rest, last, False)
+    sweep(tag, wide, x, other, y, added, columns, columns * size_of(tag), compute, carry)
+    if carry is not None:  # what is next to a feature is another block
+        settle(tag, carry)
 
 
 def _apply_block(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, columns: int, found: int) -> None:
@@ -234,27 +217,15 @@ def _apply_block(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, colu
     for start, length in chunks_of(task, tag):
         for _ in when(task.widened & (length != task.features)):
             widen_parameters(task, wide, rooms, start, length, task.weight_offset)
-        for centred in cases(task.rule == LAYER):
-            for has_weight in cases(task.weight != 0):
-                for has_bias in cases(task.bias != 0):
-                    for streaming in cases(task.streaming):
-                        for k in loop(0, length, 1):
-                            parameters = (
-                                splat(peek(room + k * size, None, wide), wide, lanes) if given else None
-                                for room, given in ((rooms.weights, has_weight), (rooms.biases, has_bias))
-                            )
-                            _apply_feature(
-                                task,
-                                tag,
-                                wide,
-                                places,
-                                start + k,
-                                tuple(parameters),
-                                found,
-                                columns,
-                                centred,
-                                streaming,
-                            )
+        conditions = (task.rule == LAYER, task.weight != 0, task.bias != 0, task.streaming)
+        for centred, has_weight, has_bias, streaming in combinations(*conditions):
+            for k in loop(0, length, 1):
+                parameters = tuple(
+                    splat(peek(room + k * size, None, wide), wide, lanes) if given else None
+                    for room, given in ((rooms.weights, has_weight), (rooms.biases, has_bias))
+                )
+                carry = rooms.carry if streaming else None
+                _apply_feature(tag, wide, places, start + k, parameters, found, columns, centred, carry)
 
 
 @traced
@@ -275,6 +246,7 @@ def _normalize(
         neighbours = axis_length(task)
         blocks = 1 + larger(0, neighbours - head - lanes) // block
         following[...] = last
+        clear(rooms.carry)
         for unit in loop(first, last, 1, ended):
             i = unit % blocks
             start = where(i == 0, 0, head + i * block)

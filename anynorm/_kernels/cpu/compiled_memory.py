@@ -96,8 +96,18 @@ def stream(address: Any, tag: Tag, value: Lanes) -> None:
         # streams. The lowest bit of the address is 0, which LLVM does not know.
         zero = write.trunc(write.and_(as_llvm(address), INT64(1)), INT16)
         raw = write.or_(raw, spread(zero, raw.type.count))
-    instruction = write.store(raw, _pointer(address, raw.type), align=CACHE_LINE_NBYTES)
-    instruction.set_metadata("nontemporal", write.module.add_metadata([INT32(1)]))
+    _stream(address, raw)
+
+
+def _stream(address: Any, raw: Any) -> None:
+    instruction = builder().store(raw, _pointer(address, raw.type), align=CACHE_LINE_NBYTES)
+    instruction.set_metadata("nontemporal", builder().module.add_metadata([INT32(1)]))
+
+
+def stream_line(target: Any, source: Any) -> None:
+    """Copy a cache line past the caches."""
+    kind = vector(INT32, CACHE_LINE_NBYTES // 4)
+    _stream(target, builder().load(_pointer(source, kind), align=1))
 
 
 def prefetch(address: Any) -> None:
@@ -147,6 +157,11 @@ def poke(address: Any, tag: Tag, value: Any) -> None:
 def integer(address: Any) -> int:
     """An int64 from an address."""
     return Value(builder().load(_pointer(address, INT64)))  # type: ignore[return-value]
+
+
+def store_integer(address: Any, value: Any) -> None:
+    """An int64 to an address."""
+    builder().store(as_llvm(value, INT64), _pointer(address, INT64))
 
 
 def size_of(tag: Tag) -> int:

@@ -71,6 +71,16 @@ def cases(condition: Any) -> Iterator[bool]:
     yield bool(condition)
 
 
+def combinations(*conditions: Any) -> Iterator[tuple[bool, ...]]:
+    """`cases` of several conditions at once."""
+    if not conditions:
+        yield ()
+        return
+    for flag in cases(conditions[0]):
+        for others in combinations(*conditions[1:]):
+            yield (flag, *others)
+
+
 def when(condition: Any) -> Iterator[None]:
     """Once, where that is the case."""
     if condition:
@@ -136,6 +146,13 @@ def stream(address: int, tag: Tag, value: Lanes) -> None:
     store(address, tag, value)
 
 
+def stream_line(target: int, source: int) -> None:
+    """Copy a cache line past the caches."""
+    if target % CACHE_LINE_NBYTES:
+        raise ValueError(f"streamed to {target:#x}, which is not the beginning of a cache line")
+    ctypes.memmove(int(target), int(source), CACHE_LINE_NBYTES)
+
+
 def prefetch(address: int) -> None:
     """Have a cache line brought near, which only takes time here."""
 
@@ -160,6 +177,11 @@ def peek(address: int, other: Address, tag: Tag) -> Number:
 def integer(address: int) -> int:
     """An int64 from an address."""
     return ctypes.c_int64.from_address(int(address)).value
+
+
+def store_integer(address: int, value: int) -> None:
+    """An int64 to an address."""
+    ctypes.c_int64.from_address(int(address)).value = int(value)
 
 
 def poke(address: int, tag: Tag, value: Number) -> None:

@@ -24,6 +24,7 @@ else:
 
 cases = _flow.cases
 cell = _flow.cell
+combinations = _flow.combinations
 loop = _flow.loop
 traced = _flow.traced
 when = _flow.when
@@ -38,7 +39,9 @@ poke = _memory.poke
 prefetch = _memory.prefetch
 size_of = _memory.size_of
 store = _memory.store
+store_integer = _memory.store_integer
 stream = _memory.stream
+stream_line = _memory.stream_line
 
 alike = _arithmetic.alike
 as_lanes = _arithmetic.as_lanes

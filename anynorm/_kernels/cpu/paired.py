@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from anynorm._kernels.cpu.chunks import chunks_of, prefetch_chunk, read, read_rest, to_line
+from anynorm._kernels.cpu.chunks import chunks_of, read, read_rest
 from anynorm._kernels.cpu.jit import kernel
 from anynorm._kernels.cpu.lanes import (
     alike,
@@ -26,7 +26,6 @@ from anynorm._kernels.cpu.lanes import (
     root,
     splat,
     store,
-    stream,
     total,
     total_pair,
     traced,
@@ -37,6 +36,7 @@ from anynorm._kernels.cpu.lanes import (
 from anynorm._kernels.cpu.parameters import fill_chunk, widen_parameters
 from anynorm._kernels.cpu.rows import ROOMS_NBYTES, furnish
 from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_gathered, place, scatter, target
+from anynorm._kernels.cpu.sweep import clear, settle, sweep
 from anynorm._kernels.cpu.tags import CHUNK, LAYER, SCALE, WIDE64, Address, Lanes, Number, lanes_of
 from anynorm._kernels.cpu.task import Rooms, Task
 
@@ -181,25 +181,12 @@ def _apply_chunk(
 ) -> None:  # fmt: skip
     """Step 3 of the definition, with mean and factor as pairs; as `chunks.apply_chunk`."""
 
-    def put(i: int, value: Lanes, streaming: bool) -> None:
-        j = i * 8
-        if added is not None:
-            store(added + j, WIDE64, value)
+    def compute(i: int, value: Lanes) -> Lanes:
         needed = ((rooms.weights, has_parameters), (rooms.lows, has_offset), (rooms.biases, has_parameters))
-        parameters = (load(room + j, None, WIDE64, WIDE64) if one else None for room, one in needed)
-        (stream if streaming else store)(y + j, WIDE64, _apply_lanes(value, row, *parameters))
+        parameters = (load(room + i * 8, None, WIDE64, WIDE64) if one else None for room, one in needed)
+        return _apply_lanes(value, row, *parameters)
 
-    rest, head = count - _LANES, 0
-    last = read(WIDE64, WIDE64, x, other, rest)
-    if streaming:
-        head = to_line(y) // 8
-        for _ in loop(0, head, _LANES):
-            put(0, read(WIDE64, WIDE64, x, other, 0), False)
-    for i in loop(head, rest + 1, _LANES):
-        prefetch_chunk(x + ahead + i * 8, _LANES * 8)
-        put(i, read(WIDE64, WIDE64, x, other, i), streaming)
-    for _ in loop(0, (count - head) % _LANES, _LANES):
-        put(rest, last, False)
+    sweep(WIDE64, WIDE64, x, other, y, added, count, ahead, compute, rooms.carry if streaming else None)
 
 
 def _widen_parameters(task: Task, rooms: Rooms, start: int, count: int) -> None:
@@ -280,11 +267,13 @@ def _normalize(
         fill_chunk(WIDE64, -0.0, CHUNK + _LANES, rooms.biases)  # 0.0 would turn a result of -0.0 into 0.0
         safe[...] = _are_weights_safe(task, rooms)
     for _ in when(safe):
+        clear(rooms.carry)
         following[...], ended = last, cell(False)
         for row in loop(first, last, 1, ended):
             for _ in when(_normalize_row(task, rooms, row) == False):  # noqa: E712
                 following[...], ended[...] = row, True
         for _ in when(streaming):
+            settle(WIDE64, rooms.carry)
             fence()
     return following
 

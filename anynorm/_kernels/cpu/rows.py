@@ -40,13 +40,14 @@ from anynorm._kernels.cpu.lanes import (
 )
 from anynorm._kernels.cpu.parameters import are_weights_safe, widen_parameters
 from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_gathered, place, scatter, target
+from anynorm._kernels.cpu.sweep import CARRY_NBYTES, clear, settle
 from anynorm._kernels.cpu.tags import CHUNK, GROUP, LAYER, OVERLAP, WIDE32, WIDE64, Address, Number, Tag, lanes_of
 from anynorm._kernels.cpu.task import Rooms, Task
 
 # Room for a chunk, which may have some lanes more than CHUNK elements, and for what is read behind it.
 _CHUNK_NBYTES = (CHUNK + 64) * 8
 _GROUP_NBYTES = GROUP * 8
-ROOMS_NBYTES = 7 * _CHUNK_NBYTES + 6 * _GROUP_NBYTES
+ROOMS_NBYTES = 7 * _CHUNK_NBYTES + 6 * _GROUP_NBYTES + CARRY_NBYTES
 # Short rows go in groups, which share the latency of their roots and divisions, and stay in the first cache between
 # reduce and apply. 64 features of float32: 0.44 ns an element one by one, 0.27 in groups of 32 (EPYC 9005, one core).
 _MOST_NBYTES = 8 << 10
@@ -58,7 +59,7 @@ def furnish(address: int) -> Rooms:
     """Divide up the memory that a kernel works in."""
     numbers = address + 7 * _CHUNK_NBYTES
     return Rooms(
-        *(address + room * _CHUNK_NBYTES for room in range(7)), *(numbers + room * _GROUP_NBYTES for room in range(6))
+        *(address + room * _CHUNK_NBYTES for room in range(7)), *(numbers + room * _GROUP_NBYTES for room in range(7))
     )
 
 
@@ -204,7 +205,7 @@ def _apply_row(
     apply_chunk(
         task, tag, wide, parameter, a, b,
         target(task, tag, y, start, rooms.y), target(task, tag, added, start, rooms.added),
-        weight, bias, larger(count, lanes_of(tag)), shift, factor, constant, ahead,
+        weight, bias, larger(count, lanes_of(tag)), shift, factor, constant, ahead, rooms.carry,
     )  # fmt: skip
     scatter(task, tag, Y, y, start, count, rooms.y)
     scatter(task, tag, ADDED, added, start, count, rooms.added)
@@ -236,12 +237,14 @@ def normalize_all(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, las
             widen_parameters(task, wide, rooms, 0, task.features, task.weight_offset)
         step = larger(1, smaller(GROUP, _MOST_NBYTES // (task.features * size_of(tag))))
         following[...] = first
+        clear(rooms.carry)
         for start in loop(first, last, step, ended):
             count = smaller(step, last - start)
             done = _normalize_group(task, tag, wide, rooms, start, count)
             following[...] = start + done
             ended[...] = done < count
         for _ in when(task.streaming):
+            settle(tag, rooms.carry)
             fence()
     return following
 

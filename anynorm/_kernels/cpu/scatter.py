@@ -7,8 +7,8 @@ Where there is none, it is one row after the other, in each array.
 
 from __future__ import annotations
 
-from anynorm._kernels.cpu.chunks import further
 from anynorm._kernels.cpu.lanes import cell, copy, integer, larger, loop, size_of, smaller, when, where
+from anynorm._kernels.cpu.sweep import further
 from anynorm._kernels.cpu.tags import Address, Tag, lanes_of
 from anynorm._kernels.cpu.task import Task
 

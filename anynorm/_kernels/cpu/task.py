@@ -43,4 +43,5 @@ class Rooms(NamedTuple):
     squares: int  # of deviations from the shift
     factors: int
     constants: int
-    mean: int
+    mean: int  # one number
+    carry: int  # see sweep.py
