@@ -50,9 +50,10 @@ def test_every_public_name_is_listed_and_there():
 # Each module may import those after it; see "Development" in the README.
 ORDER = [
     "cli", "_files", "modules", "_norms", "_explain", "_choose", "_kernels", "_kernels.cpu", "_kernels.cpu.call",
-    "_kernels.cpu.rescue", "_kernels.cpu.repeat", "_kernels.cpu.layout", "_kernels.cpu.memory",
-    "_kernels.cpu.torch_state", "_kernels.cpu.columns", "_kernels.cpu.paired", "_kernels.cpu.rows",
-    "_kernels.cpu.chunks", "_kernels.cpu.finish", "_kernels.cpu.scatter", "_kernels.cpu.jit", "_kernels.cpu.lanes",
+    "_kernels.cpu.rescue", "_kernels.cpu.repeat", "_kernels.cpu.repeat_torch", "_kernels.cpu.layout",
+    "_kernels.cpu.torch_state", "_kernels.cpu.again", "_kernels.cpu.columns", "_kernels.cpu.paired",
+    "_kernels.cpu.rows", "_kernels.cpu.chunks", "_kernels.cpu.finish", "_kernels.cpu.scatter", "_kernels.cpu.jit",
+    "_kernels.cpu.objects", "_kernels.cpu.memory", "_kernels.cpu.recipe", "_kernels.cpu.lanes",
     "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled", "_kernels.cpu.task",
     "_kernels.cpu.tags", "_kernels.definition", "_threads", "_check", "_overlap", "_loading", "_libraries",
     "_definition", "_paired", "_moments", "_pairs", "_pytrees",
@@ -61,8 +62,8 @@ ORDER = [
 COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
-        "columns", "paired", "rows", "chunks", "finish", "scatter", "lanes", "interpreted", "compiled",
-        "compiled_memory", "jit",
+        "again", "columns", "paired", "rows", "chunks", "finish", "scatter", "lanes", "interpreted", "compiled",
+        "compiled_memory", "jit", "objects",
     )
 ]  # fmt: skip
 

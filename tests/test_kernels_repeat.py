@@ -19,7 +19,7 @@ every_norm = pytest.mark.parametrize("norm", NORMS)
 def nothing_remembered():
     from anynorm._kernels.cpu import repeat
 
-    repeat._recipes.clear()
+    repeat.forget()
 
 
 def recipes():

@@ -15,7 +15,8 @@ from anynorm._check import Call
 from anynorm._kernels.cpu import rescue
 from anynorm._kernels.cpu.layout import Layout, plan
 from anynorm._kernels.cpu.memory import NumPy, Torch, last_cache_nbytes
-from anynorm._kernels.cpu.repeat import MOST_NBYTES, Recipe, remember
+from anynorm._kernels.cpu.recipe import Numbers, Recipe, write
+from anynorm._kernels.cpu.repeat import MOST_NBYTES, remember
 from anynorm._kernels.cpu.tags import CHUNK, CODES, RULES, TAGS, WIDE32, WIDE64
 from anynorm._libraries import dtype_name
 from anynorm._threads import get_threads, share
@@ -60,6 +61,24 @@ def kernel(name: str, code: int, in_float64: bool, has_residual: bool) -> Callab
     return partial(compiled, tag, WIDE64 if in_float64 else WIDE32)
 
 
+@cache
+def _again() -> Callable[..., int]:
+    """The compiled kernel for calls like one before."""
+    module = importlib.import_module("anynorm._kernels.cpu.again")
+    jit = importlib.import_module("anynorm._kernels.cpu.jit")
+    compiled: Callable[..., int] = jit.entry_again(module.normalize_again)
+    return compiled
+
+
+@cache
+def _address(kind: _Kind) -> int:
+    """Where the kernel for rows begins, once it is compiled."""
+    module = importlib.import_module("anynorm._kernels.cpu.rows")
+    jit = importlib.import_module("anynorm._kernels.cpu.jit")
+    tag = list(TAGS.values())[kind.code]
+    return int(jit.address(module.normalize_rows, tag, WIDE64 if kind.in_float64 else WIDE32))
+
+
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
     access, x, residual = _ACCESS[call.library.name], call.x, call.residual
@@ -95,8 +114,8 @@ def run(call: Call) -> Any:
             normalize(call, name, kind, layout, arguments, first, last)
 
         share(work, units, threads)
-    if layout is None and residual is None and nbytes < MOST_NBYTES:
-        _remember(call, kind, arguments)
+    if layout is None and residual is None and nbytes < MOST_NBYTES and _is_repeatable(call, kind):
+        remember(call, lambda: _recipe(call, kind, arguments))
     del held  # until here, what the addresses are of
     if call.out is not None:
         for one in call.out:
@@ -104,13 +123,14 @@ def run(call: Call) -> Any:
     return y if residual is None else (y, added)
 
 
-def _remember(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> None:
-    """Let calls like this one take the short way."""
-    weight = call.weight
-    alike = weight is None or call.rule.averaged or type(weight) is float
-    if len(call.axes) != 1 or not alike or kind.itemsize == 8:
-        return
+def _is_repeatable(call: Call, kind: _Kind) -> bool:
+    """Whether calls like this one may take the short way."""
+    alike = call.weight is None or call.rule.averaged or type(call.weight) is float
+    return len(call.axes) == 1 and alike and kind.itemsize != 8
 
+
+def _recipe(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> Recipe:
+    """What calls like this one need for the short way."""
     # No array is to live on because of this.
     kept, access = call._replace(x=None, weight=None, bias=None, out=None), _ACCESS[call.library.name]
 
@@ -121,12 +141,18 @@ def _remember(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> None:
         normalize(again, "rows", kind, None, arguments, max(first, 0), rows)
         del held
 
-    rule, _, scale = arguments[:3]
-    recipe = Recipe(
-        kernel("rows", kind.code, kind.in_float64, False), MOST_NBYTES // kind.itemsize, rule, scale,
-        arguments[10], arguments[12], arguments[14], resume,
+    rule, eps, scale, features = arguments[:4]
+    weight_code, _, bias_code, weight_offset, direct = arguments[10:15]
+    most_elements = MOST_NBYTES // kind.itemsize
+    is_numpy = call.library.name == "numpy"
+    dtypes = [getattr(array, "dtype", None) if is_numpy else None for array in (call.x, call.weight, call.bias)]
+    numbers = write(
+        Numbers(
+            _address(kind), kind.code, rule, eps, scale, features, weight_code, bias_code, weight_offset, direct
+        ),
+        dtypes,
     )  # fmt: skip
-    remember(call, recipe)
+    return Recipe(_again(), NumPy.address(numbers), most_elements, resume, (numbers, dtypes))
 
 
 def normalize(
@@ -184,7 +210,7 @@ def _arguments(
         0 if layout is None else NumPy.address(layout.numbers),
         0 if weight is None else access.address(weight), weight_code,
         0 if bias is None else access.address(bias), bias_code, call.weight_offset,
-        direct, streaming, 0 if layout is None else layout.block, 0 if layout is None else layout.head, False,
+        direct, streaming, 0 if layout is None else layout.block, 0 if layout is None else layout.head,
     )  # fmt: skip
     return (call, weight, bias, y, added, layout), arguments
 

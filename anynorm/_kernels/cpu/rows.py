@@ -18,9 +18,9 @@ from anynorm._kernels.cpu.chunks import (
 )
 from anynorm._kernels.cpu.finish import finish
 from anynorm._kernels.cpu.jit import inner, kernel, merged
-from anynorm._kernels.cpu.lanes import buffer, fence, further, instead, integer, load, peek, poke, size_of, store
+from anynorm._kernels.cpu.lanes import buffer, fence, further, instead, load, peek, poke, size_of, store
 from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_scattered, place, place_results, scatter
-from anynorm._kernels.cpu.tags import CHUNK, LANES, LAYER, OVERLAP, WIDE64
+from anynorm._kernels.cpu.tags import CHUNK, LANES, LAYER, WIDE64
 from anynorm._kernels.cpu.task import Rooms, Task
 
 # Room for a chunk; parameters are read in whole lanes from wherever a result begins a cache line.
@@ -213,31 +213,16 @@ def _apply_row(task, tag, wide, rooms, row, behind, start, count, weight, bias, 
     scatter(task, tag, added, ADDED, start, count, rooms.added)
 
 
-@merged
-def _overlap(a, a_nbytes, b, b_nbytes):
-    return a < b + b_nbytes and b < a + a_nbytes
-
-
 @kernel
 def normalize_rows(
     tag, wide, first, last, rule, eps, scale, features, x, other, y, added, layout,
-    weight, weight_code, bias, bias_code, weight_offset, direct, streaming, block, head, indirect,
+    weight, weight_code, bias, bias_code, weight_offset, direct, streaming, block, head,
 ):  # fmt: skip
     """Normalize rows first to last, or up to one that float32 cannot hold; return which is the next.
 
     That is -1 where it cannot hold the weights. The arguments are those of Task, and the dtypes of x and of what is
-    computed in; ``indirect``, the addresses are those at which the addresses of x, y, weight and bias are, and it is
-    OVERLAP, with nothing written, where y shares memory with one of the others and is not x.
+    computed in.
     """
-    if indirect:
-        x, y = integer(x), integer(y)
-        weight, bias = integer(weight) if weight else 0, integer(bias) if bias else 0
-        nbytes = last * features * size_of(tag)
-        if y != x and _overlap(y, nbytes, x, nbytes):
-            return OVERLAP
-        for parameter, code in ((weight, weight_code), (bias, bias_code)):
-            if parameter and _overlap(y, nbytes, parameter, features * (2 if code < 2 else 4 * (code - 1))):
-                return OVERLAP
     task = Task(
         rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code, weight_offset,
         weight != 0 or bias != 0, direct, streaming, block, head,
