@@ -4,6 +4,7 @@ A contest is one case for one anynorm call and those rivals that do the same wor
 results in a given buffer against results in a given buffer, torch tensors against torch tensors.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -32,6 +33,10 @@ class Case(NamedTuple):
     @property
     def features(self) -> int:
         return self.shape[self.axis]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * NBYTES[self.dtype]
 
     @property
     def eps(self) -> float:

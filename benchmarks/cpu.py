@@ -11,6 +11,7 @@ about an hour and 5 GB of memory, --quick less than two minutes.
 import argparse
 import importlib.util
 import json
+import math
 import os
 import statistics
 import sys
@@ -41,14 +42,18 @@ def main() -> None:
     arguments = parse()
     threads = usable_cores() if arguments.threads == "all" else int(arguments.threads)
     rounds = Rounds(3, 7, 0.5) if arguments.quick else Rounds(7, 25, arguments.seconds)
-    chosen = [contest for contest in contests(arguments.quick) if arguments.only in str(contest)]
+    chosen = [
+        contest
+        for contest in contests(arguments.quick)
+        if arguments.only in str(contest) and contest.case.nbytes <= arguments.most * 1e6
+    ]
     if not chosen:
-        sys.exit(f"no contest has {arguments.only!r} in its name; names are like {next(contests())}")
+        sys.exit(f"no contest of that size has {arguments.only!r} in its name; names are like {next(contests())}")
     skipped = not_installed({name for contest in chosen for name in (contest.baseline, *contest.rivals)})
     for name, reason in skipped.items():
         print(f"{name} is left out: {reason}", flush=True)
     workers = {name: Worker(name, threads, environment_of(name, threads)) for name in RIVALS if name not in skipped}
-    given = {name: value for name, value in vars(arguments).items() if name != "output"}
+    given = {name: value for name, value in vars(arguments).items() if name != "output" and value != math.inf}
     document = {
         "machine": describe(),
         "arguments": given | {"threads_used": threads},
@@ -73,6 +78,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a handful of shapes, few rounds")
     parser.add_argument("--threads", choices=("1", "all"), default="1", help="all: as many as this process may use")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="contests with this in their name")
+    parser.add_argument("--most", type=float, default=math.inf, metavar="MB", help="leave out larger arrays")
     parser.add_argument("--seconds", type=float, default=6.0, help="for the rounds of a contest beyond 7 (default 6)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="written anew after each contest")
     return parser.parse_args()

@@ -14,6 +14,7 @@ from unittest import mock
 
 import ml_dtypes
 import numpy as np
+import torch
 
 import anynorm
 
@@ -27,7 +28,7 @@ ADDS = {"layer": anynorm.add_layer_norm, "rms": anynorm.add_rms_norm}
 LARGEST = {"float16": 6e4, "bfloat16": 1e30, "float32": 1e30, "float64": 1e300}
 SMALLEST = {"float16": 1e-7, "bfloat16": 1e-39, "float32": 1e-45, "float64": 1e-323}
 CPU = Path(anynorm.__file__).parent / "_kernels" / "cpu"
-COMPILED = ("rows", "columns", "paired", "parameters", "chunks", "scatter", "finish", "sweep")
+COMPILED = ("again", "rows", "columns", "paired", "parameters", "chunks", "scatter", "finish", "sweep")
 KERNEL_FILES = [str(CPU / f"{name}.py") for name in COMPILED]
 
 
@@ -80,13 +81,37 @@ def overlapping(x, weight, bias):
     """Outs that begin within x, and that hold the weight, are refused; nothing is written."""
     memory = np.concatenate([x.ravel(), x[0]])
     inside, begun = memory[: x.size].reshape(x.shape), memory[x.shape[1] :].reshape(x.shape)
-    for data, factors, out in ((inside, weight, begun), (x, memory[: x.shape[1]], inside)):
+    first = memory[: x.shape[1]]
+    for data, factors, terms, out in (
+        (inside, weight, bias, begun), (x, first, bias, inside), (x, weight, first, inside)
+    ):  # fmt: skip
         try:
-            anynorm.layer_norm(data, factors, bias, eps=0.25, out=out)
+            anynorm.layer_norm(data, factors, terms, eps=0.25, out=out)
         except ValueError:
             continue
         raise AssertionError("an out that overlaps was taken")
     return memory
+
+
+def unlike(x, weight, bias):
+    """What differs from the calls before goes the longer way."""
+    yield "one row", anynorm.layer_norm(x[0], weight, bias, eps=0.25)
+    yield "fewer features", anynorm.layer_norm(x[:, 1:].copy(), weight[1:], bias[1:], eps=0.25)
+    yield "reversed", anynorm.layer_norm(x[::-1], weight, bias, eps=0.25)
+    yield "reversed weight", anynorm.layer_norm(x, weight[::-1], bias, eps=0.25)
+    yield "reversed bias", anynorm.layer_norm(x, weight, bias[::-1], eps=0.25)
+    yield "reversed out", anynorm.layer_norm(x, weight, bias, eps=0.25, out=np.empty_like(x)[::-1])
+    yield "many", anynorm.layer_norm(np.tile(x, (4000 // x.shape[1], 1)), weight, bias, eps=0.25)
+
+
+def as_tensors(x, weight, bias):
+    """The same for tensors, once more and guarded."""
+    if x.dtype == DTYPES["bfloat16"]:
+        tensors = [torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) for a in (x, weight, bias)]
+    else:
+        tensors = [torch.from_numpy(a) for a in (x, weight, bias)]
+    for turn in ("first", "second", "third", "fourth"):
+        yield f"tensors {turn}", anynorm.layer_norm(*tensors, eps=0.25).double().numpy()
 
 
 def repeated(dtype):
@@ -100,6 +125,8 @@ def repeated(dtype):
             yield f"{n} out {turn}", anynorm.layer_norm(x, weight, bias, eps=0.25, out=out)
             yield f"{n} in place {turn}", anynorm.layer_norm(out, weight, bias, eps=0.25, out=out)
             yield f"{n} overlaps {turn}", overlapping(x, weight, bias)
+        for name, y in itertools.chain(unlike(x, weight, bias), as_tensors(x, weight, bias)):
+            yield f"{n} {name}", y
         # It stops at such rows, and at such weights before the first one; what is left goes the longer way.
         x, weight = extreme_rows(n, dtype), weight.copy()
         yield f"{n} extreme rows", anynorm.layer_norm(x, weight, bias, eps=0.25)

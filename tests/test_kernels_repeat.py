@@ -19,7 +19,7 @@ every_norm = pytest.mark.parametrize("norm", NORMS)
 def nothing_remembered():
     from anynorm._kernels.cpu import repeat
 
-    repeat._recipes.clear()
+    repeat.forget()
 
 
 def recipes():
@@ -117,7 +117,7 @@ def test_parameters_are_read_anew():
 
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
 def test_arguments_are_checked_as_strictly(norm):
-    x, weight, bias = case(norm, "float32")
+    x, weight, bias = case(norm, "float16")
     function = getattr(anynorm, norm)
     for _ in range(2):
         function(x, weight, bias, eps=1.0, weight_offset=1.0)
@@ -224,6 +224,7 @@ def shared(monkeypatch):
     from anynorm._kernels.cpu import call
 
     monkeypatch.setattr(call, "LEAST_SHARED_NBYTES", 1024)
+    monkeypatch.setattr(call, "MOST_NBYTES", 1024)
     anynorm.set_threads(3)
     yield
     anynorm.set_threads(None)
@@ -231,7 +232,7 @@ def shared(monkeypatch):
 
 @pytest.mark.parametrize("backend", [NUMPY, TORCH], ids=str)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_arrays_are_shared_on_the_short_way(dtype, backend, shared):
+def test_larger_arrays_than_take_the_short_way_are_shared(dtype, backend, shared):
     small = as_dtype(np.random.default_rng(0).standard_normal((3, 33)), dtype)
     x = as_dtype(np.random.default_rng(1).standard_normal((100, 33)), dtype)
     # Such rows the kernel leaves to others, in the middle and at the ends of pieces.
@@ -246,7 +247,7 @@ def test_arrays_are_shared_on_the_short_way(dtype, backend, shared):
         assert recipes() >= 1
 
 
-def test_sharing_on_the_short_way_writes_where_it_may(shared):
+def test_sharing_writes_where_it_may(shared):
     x, weight = np.random.default_rng(0).standard_normal((100, 33)).astype(np.float32), np.ones(33, np.float32)
     expected = anynorm.layer_norm(x, weight)
     memory = np.concatenate([x.ravel(), weight])

@@ -11,15 +11,14 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-import numpy
-
 from anynorm._check import Call
 from anynorm._kernels.cpu import rescue
 from anynorm._kernels.cpu.crew import Job, job_of, share
 from anynorm._kernels.cpu.layout import Layout, plan
 from anynorm._kernels.cpu.memory import NumPy, Torch, last_cache_nbytes
-from anynorm._kernels.cpu.repeat import MOST_NBYTES, Recipe, remember
-from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, CHUNK, CODES, OVERLAP, RULES, TAGS, WIDE32, WIDE64
+from anynorm._kernels.cpu.recipe import Numbers, Recipe, write
+from anynorm._kernels.cpu.repeat import MOST_NBYTES, remember
+from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, CHUNK, CODES, RULES, TAGS, WIDE32, WIDE64
 from anynorm._libraries import dtype_name
 from anynorm._threads import get_threads
 
@@ -30,7 +29,7 @@ _ACCESS: dict[str, Any] = {"numpy": NumPy, "torch": Torch}
 # layer_norm on two cores of an EPYC 7003, time of one thread by that of two, for rows of 64, 768 and 8192 numbers:
 # float32 256 KB 0.8, 1.3, 1.0; 512 KB 1.5, 1.2, 1.04; 1 MB 1.2, 1.3, 1.1;
 # float16 256 KB 1.4, 1.0, 0.9; 512 KB 1.3, 1.2, 1.1; 1 MB 1.8, 1.3, 1.4.
-LEAST_SHARED_NBYTES = 512 << 10
+LEAST_SHARED_NBYTES = MOST_NBYTES
 _RESIDUAL = 5  # among the arguments of a kernel
 _FEW_ROWS = 4  # for which it does not pay to widen the parameters beforehand
 
@@ -90,6 +89,22 @@ def _types(name: str, code: int, in_float64: bool) -> tuple[Any, Any, Any]:
     return getattr(module, f"normalize_{name}"), list(TAGS.values())[code], WIDE64 if in_float64 else WIDE32
 
 
+@cache
+def _again() -> Callable[..., int]:
+    """The compiled kernel for calls like one before."""
+    module = importlib.import_module("anynorm._kernels.cpu.again")
+    compiled: Callable[..., int] = _jit().entry_again(module.normalize_again)
+    return compiled
+
+
+@cache
+def _address(kind: _Kind) -> int:
+    """Where the kernel for rows begins, once it is compiled."""
+    types = _types("rows", kind.code, kind.in_float64)
+    kernel("rows", kind.code, kind.in_float64, False, False)
+    return int(_jit().address(*types))
+
+
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
     access, x, residual = _ACCESS[call.library.name], call.x, call.residual
@@ -126,8 +141,8 @@ def run(call: Call) -> Any:
 
         job = _job(name, kind.code, kind.in_float64, residual is not None, layout is not None)
         share(job, arguments, work, units, rows, nbytes, threads)
-    if layout is None and residual is None and nbytes < MOST_NBYTES and not streaming:
-        _remember(call, kind, arguments)
+    if layout is None and residual is None and nbytes < MOST_NBYTES and not streaming and _is_repeatable(call, kind):
+        remember(call, lambda: _recipe(call, kind, arguments))
     del held  # until here, what the addresses are of
     if call.out is not None:
         for one in call.out:
@@ -135,45 +150,37 @@ def run(call: Call) -> Any:
     return y if residual is None else (y, added)
 
 
-def _remember(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> None:
-    """Let calls like this one take the short way."""
-    weight = call.weight
-    alike = weight is None or call.rule.averaged or type(weight) is float
-    if len(call.axes) != 1 or not alike or kind.itemsize == 8:
-        return
+def _is_repeatable(call: Call, kind: _Kind) -> bool:
+    """Whether calls like this one may take the short way."""
+    alike = call.weight is None or call.rule.averaged or type(call.weight) is float
+    return len(call.axes) == 1 and alike and not kind.in_float64
 
+
+def _recipe(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> Recipe:
+    """What calls like this one need for the short way."""
     # No array is to live on because of this.
     kept, access = call._replace(x=None, weight=None, bias=None, out=None), _ACCESS[call.library.name]
 
-    def resume(x: Array, y: Array, weight: Any, bias: Array | None, first: int, last: int) -> None:
+    def resume(x: Array, y: Array, weight: Any, bias: Array | None, first: int) -> None:
         again = kept._replace(x=x, weight=weight, bias=bias)
         rows = math.prod(x.shape[:-1])
         held, arguments = _arguments(again, access, kind, x.shape[-1], rows, y, None, None, False)
-        normalize(again, "rows", kind, None, arguments, max(first, 0), last)
+        normalize(again, "rows", kind, None, arguments, max(first, 0), rows)
         del held
 
-    alone = kernel("rows", kind.code, kind.in_float64, False, False)
-
-    def share_rows(x: Array, y: Array, weight: Any, bias: Array | None, first: int, last: int, *arguments: Any) -> int:
-        """Do what a kernel does, which is passed the same arguments behind the arrays."""
-        threads = get_threads() if last > 1 else 1
-        if threads == 1:
-            return alone(first, last, *arguments)
-        # Where the kernel is to find that out, each piece would see its own rows alone.
-        indirect, others = arguments[-1], (x, weight, bias)
-        if indirect and y is not x and any(type(a) is numpy.ndarray and numpy.may_share_memory(y, a) for a in others):
-            return OVERLAP
-        job, work = _job("rows", kind.code, kind.in_float64, False, False), partial(resume, x, y, weight, bias)
-        share(job, arguments, work, last, last, last * arguments[3] * kind.itemsize, threads)
-        return last
-
-    most_nbytes = min(MOST_NBYTES, last_cache_nbytes() // 2) - 1  # beyond, results are stored past the caches
-    rule, _, scale = arguments[:3]
-    recipe = Recipe(
-        alone, most_nbytes // kind.itemsize, (LEAST_SHARED_NBYTES - 1) // kind.itemsize, rule, scale,
-        arguments[10], arguments[12], arguments[14], resume, share_rows,
+    rule, eps, scale, features = arguments[:4]
+    weight_code, _, bias_code, weight_offset, direct = arguments[10:15]
+    # Beyond, arrays are shared among threads, or results stored past the caches.
+    most_elements = (min(MOST_NBYTES, last_cache_nbytes() // 2) - 1) // kind.itemsize
+    is_numpy = call.library.name == "numpy"
+    dtypes = [getattr(array, "dtype", None) if is_numpy else None for array in (call.x, call.weight, call.bias)]
+    numbers = write(
+        Numbers(
+            _address(kind), kind.code, rule, eps, scale, features, weight_code, bias_code, weight_offset, direct
+        ),
+        dtypes,
     )  # fmt: skip
-    remember(call, recipe)
+    return Recipe(_again(), NumPy.address(numbers), most_elements, resume, (numbers, dtypes))
 
 
 def normalize(
@@ -236,7 +243,7 @@ def _arguments(
         None if layout is None else NumPy.address(layout.numbers),
         0 if weight is None else access.address(weight), weight_code,
         0 if bias is None else access.address(bias), bias_code, call.weight_offset,
-        direct, streaming, 0 if layout is None else layout.block, 0 if layout is None else layout.head, False,
+        direct, streaming, 0 if layout is None else layout.block, 0 if layout is None else layout.head,
     )  # fmt: skip
     return (call, weight, bias, y, added, layout), arguments
 

@@ -266,7 +266,7 @@ def _normalize(
 @kernel
 def normalize_columns(
     tag, wide, first, last, rule, eps, scale, features, x, other, y, added, layout,
-    weight, weight_code, bias, bias_code, weight_offset, direct, streaming, block, head, indirect,
+    weight, weight_code, bias, bias_code, weight_offset, direct, streaming, block, head,
 ):  # fmt: skip
     """Normalize blocks of rows first to last, or up to one that float32 cannot hold; return which is the next.
 

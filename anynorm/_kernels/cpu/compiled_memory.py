@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from anynorm._kernels.cpu.compiled import constant, in_memory, vector, widened
-from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, Lanes, Tag, lanes_of
+from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, WIDE64, Lanes, Number, Tag, lanes_of
 from anynorm._kernels.cpu.tracing import (
     DOUBLE,
     FLOAT,
@@ -157,6 +157,12 @@ def poke(address: Any, tag: Tag, value: Any) -> None:
 def integer(address: Any) -> int:
     """An int64 from an address."""
     return Value(builder().load(_pointer(address, INT64)))  # type: ignore[return-value]
+
+
+@traced
+def real(address: Any) -> Number:
+    """A float64 from an address."""
+    return peek(address, None, WIDE64)
 
 
 def store_integer(address: Any, value: Any) -> None:

@@ -179,6 +179,11 @@ def integer(address: int) -> int:
     return ctypes.c_int64.from_address(int(address)).value
 
 
+def real(address: int) -> Number:
+    """A float64 from an address."""
+    return numpy.float64(ctypes.c_double.from_address(int(address)).value)
+
+
 def store_integer(address: int, value: int) -> None:
     """An int64 to an address."""
     ctypes.c_int64.from_address(int(address)).value = int(value)

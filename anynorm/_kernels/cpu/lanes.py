@@ -37,6 +37,7 @@ load = _memory.load
 peek = _memory.peek
 poke = _memory.poke
 prefetch = _memory.prefetch
+real = _memory.real
 size_of = _memory.size_of
 store = _memory.store
 store_integer = _memory.store_integer

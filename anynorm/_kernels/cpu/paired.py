@@ -281,12 +281,11 @@ def _normalize(
 @kernel
 def normalize_paired(
     tag, wide, first, last, rule, eps, scale, features, x, other, y, added, layout,
-    weight, weight_code, bias, bias_code, weight_offset, direct, streaming, block, head, indirect,
+    weight, weight_code, bias, bias_code, weight_offset, direct, streaming, block, head,
 ):  # fmt: skip
     """Normalize rows first to last, or up to one of extreme magnitude; return which is the next.
 
-    That is -1 where weights are extreme. The arguments are those of `normalize_rows`, but none is ``indirect``, as no
-    call on float64 goes the short way; tag and wide are float64.
+    That is -1 where weights are extreme. The arguments are those of `normalize_rows`; tag and wide are float64.
     """
     return _normalize(
         first, last, rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code,

@@ -25,7 +25,6 @@ from anynorm._kernels.cpu.lanes import (
     cases,
     cell,
     fence,
-    integer,
     larger,
     loop,
     magnitude,
@@ -41,7 +40,7 @@ from anynorm._kernels.cpu.lanes import (
 from anynorm._kernels.cpu.parameters import are_weights_safe, widen_parameters
 from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_gathered, place, scatter, target
 from anynorm._kernels.cpu.sweep import CARRY_NBYTES, clear, settle
-from anynorm._kernels.cpu.tags import CHUNK, GROUP, LAYER, OVERLAP, WIDE32, WIDE64, Address, Number, Tag, lanes_of
+from anynorm._kernels.cpu.tags import CHUNK, GROUP, LAYER, WIDE32, WIDE64, Address, Number, Tag, lanes_of
 from anynorm._kernels.cpu.task import Rooms, Task
 
 # Room for a chunk, which may have some lanes more than CHUNK elements, and for what is read behind it.
@@ -211,24 +210,6 @@ def _apply_row(
     scatter(task, tag, ADDED, added, start, count, rooms.added)
 
 
-def _overlap(a: int, a_nbytes: int, b: int, b_nbytes: int) -> bool:
-    return (a < b + b_nbytes) & (b < a + a_nbytes)
-
-
-def _resolve(tag: Tag, rows: int, features: int, addresses: list[int], codes: tuple[int, int]) -> bool:
-    """Replace the addresses of addresses; whether y shares memory with another array and is not x."""
-    for address in addresses:
-        for _ in when(address != 0):
-            address[...] = integer(address)
-    x, y, *parameters = addresses
-    nbytes = rows * features * size_of(tag)
-    overlap = (y != x) & _overlap(y, nbytes, x, nbytes)
-    for parameter, code in zip(parameters, codes, strict=True):
-        itemsize = where(code < 2, 2, 4 * (code - 1))
-        overlap = overlap | (parameter != 0) & _overlap(y, nbytes, parameter, features * itemsize)
-    return overlap
-
-
 def normalize_all(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, last: int) -> int:
     """Normalize rows in groups; return which is the next, or -1."""
     following, ended = cell(-1), cell(False)
@@ -253,36 +234,28 @@ def normalize_all(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, las
 def _normalize(
     tag: Tag, wide: Tag, first: int, last: int, rule: int, eps: Number, scale: Number, features: int,
     x: int, other: Address, y: int, added: Address, layout: Address, weight: int, weight_code: int,
-    bias: int, bias_code: int, weight_offset: Number, direct: bool, streaming: bool, indirect: bool, room: int,
+    bias: int, bias_code: int, weight_offset: Number, direct: bool, streaming: bool, room: int,
 ) -> int:  # fmt: skip
-    addresses, following = [cell(one) for one in (x, y, weight, bias)], cell(OVERLAP)
-    overlap = cell(False)
-    for _ in when(indirect):
-        overlap[...] = _resolve(tag, last, features, addresses, (weight_code, bias_code))
-    x, y, weight, bias = addresses
-    for _ in when(overlap == False):  # noqa: E712
-        direct = direct if wide is WIDE32 else False  # rows that are taken up again in float64 come with it
-        widened = where(direct, False, (weight != 0) | (bias != 0))
-        task = Task(
-            rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code,
-            weight_offset, widened, direct, streaming,
-        )  # fmt: skip
-        following[...] = normalize_all(task, tag, wide, furnish(room), first, last)
-    return following
+    direct = direct if wide is WIDE32 else False  # rows that are taken up again in float64 come with it
+    widened = where(direct, False, (weight != 0) | (bias != 0))
+    task = Task(
+        rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code,
+        weight_offset, widened, direct, streaming,
+    )  # fmt: skip
+    return normalize_all(task, tag, wide, furnish(room), first, last)
 
 
 @kernel
 def normalize_rows(
     tag, wide, first, last, rule, eps, scale, features, x, other, y, added, layout,
-    weight, weight_code, bias, bias_code, weight_offset, direct, streaming, block, head, indirect,
+    weight, weight_code, bias, bias_code, weight_offset, direct, streaming, block, head,
 ):  # fmt: skip
     """Normalize rows first to last, or up to one that float32 cannot hold; return which is the next.
 
     That is -1 where it cannot hold the weights. The arguments are those of Task, and the dtypes of x and of what is
-    computed in; ``indirect``, the addresses are those at which the addresses of x, y, weight and bias are, and it is
-    OVERLAP, with nothing written, where y shares memory with one of the others and is not x.
+    computed in.
     """
     return _normalize(
         tag, wide, first, last, rule, eps, scale, features, x, other, y, added, layout,
-        weight, weight_code, bias, bias_code, weight_offset, direct, streaming, indirect, buffer(ROOMS_NBYTES),
+        weight, weight_code, bias, bias_code, weight_offset, direct, streaming, buffer(ROOMS_NBYTES),
     )  # fmt: skip

@@ -28,7 +28,6 @@ TAGS = {
 CODES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 
 LAYER, RMS, SCALE = 0, 1, 2
-OVERLAP = -2  # what a kernel returns in place of a row
 RULES = {"layer_norm": LAYER, "rms_norm": RMS, "scale_norm": SCALE}
 
 WIDE32, WIDE64 = TAGS["float32"], TAGS["float64"]

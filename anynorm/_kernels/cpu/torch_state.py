@@ -1,8 +1,9 @@
-"""What torch is up to."""
+"""What torch is up to, and whether tensors are what others were."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 
 def is_followed(torch: Any) -> bool:
@@ -17,3 +18,55 @@ def is_followed(torch: Any) -> bool:
         or torch._C._get_tracing_state() is not None
         or torch.autograd.forward_ad._current_level >= 0
     )
+
+
+# Guards that are made in another way than a version expects can end the process, so no other is asked.
+_TRIED = ("2.13.",)
+
+
+class Guards(NamedTuple):
+    """What torch made for the code that torch.compile generates; not public, so it is put to the test."""
+
+    kind: Callable[..., Any]
+    make: Callable[..., Any]  # shape, strides and dtype -> an empty CPU tensor, in half the time of torch.empty_like
+
+    @classmethod
+    def of(cls, torch: Any) -> Guards | None:
+        """The guards of torch; None where they are missing, are not what they were, or have not been tried."""
+        if not torch.__version__.startswith(_TRIED):
+            return None
+        try:
+            found = torch._C._dynamo.guards
+            guards = cls(found.TensorGuards, found._empty_strided_cpu)
+            return guards if guards._hold(torch) else None
+        except Exception:
+            return None
+
+    def guard(self, tensors: tuple[Any, ...]) -> Callable[..., bool]:
+        """A question whether tensors are, in all but their numbers, what these are here and now."""
+        # Without these two it would end the process.
+        made = self.kind(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        check: Callable[..., bool] = made.check
+        return check
+
+    def _hold(self, torch: Any) -> bool:
+        """Whether guards let pass what they should, and nothing else."""
+        made = self.make((2, 3), (3, 1), torch.bfloat16)
+        as_asked = (made.shape, made.stride(), made.dtype) == ((2, 3), (3, 1), torch.bfloat16)
+        if type(made) is not torch.Tensor or not as_asked or not made.is_cpu or made.requires_grad:
+            return False
+        with torch.no_grad():
+            x, weight = torch.zeros(2, 3), torch.zeros(3)
+            wanted = torch.zeros(3).requires_grad_()
+            alike = self.guard((x, weight))
+            others = (
+                wanted.double(), torch.zeros(4), torch.zeros(1, 3), torch.zeros(6)[::2], torch._neg_view(weight),
+                torch.nn.Parameter(weight), weight.to("meta"), None, 1.0,
+            )  # fmt: skip
+            passed = alike(x, weight) is True
+            refused = not any(alike(x, other) for other in others)
+        with torch.enable_grad():
+            refused = refused and not alike(x, wanted)
+        with torch.inference_mode():
+            refused = refused and not alike(x, weight)
+        return passed and refused and not torch.func.vmap(lambda x: x * alike(x, weight))(x[None]).any()

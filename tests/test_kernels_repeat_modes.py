@@ -1,0 +1,91 @@
+"""Who follows torch, or wants a gradient, gets what is wanted, though calls like it went the short way before."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import anynorm
+from anynorm._kernels.cpu import repeat
+from tests.backends import needs_numba
+from tests.test_kernels_repeat_torch import goes_short, nothing_remembered, prime, tensors  # noqa: F401  # a fixture
+
+pytestmark = needs_numba
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_gradient_is_given_where_one_is_wanted(place):
+    arguments = tensors()
+    prime(*arguments)
+    arguments[place].requires_grad_()
+    assert anynorm.layer_norm(*arguments).requires_grad
+    repeat.forget()
+    with torch.no_grad():
+        assert not prime(*arguments).requires_grad
+    # Primed without gradients, with just these tensors.
+    assert anynorm.layer_norm(*arguments).requires_grad
+    with torch.no_grad(), torch.enable_grad():
+        assert anynorm.layer_norm(*arguments).requires_grad
+
+
+def test_inference_tensors(monkeypatch):
+    arguments = tensors()
+    plain = prime(*arguments)
+    with torch.inference_mode():
+        inner = prime(*arguments)
+        assert goes_short(monkeypatch, *arguments)
+        made = prime(*tensors())
+    assert [y.is_inference() for y in (plain, inner, made, anynorm.layer_norm(*arguments))] == [
+        False, True, True, False,
+    ]  # fmt: skip
+    assert torch.equal(plain, inner)
+
+
+# Torch compiles derivatives of its own by what it has deprecated.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_whoever_follows_torch_still_can(monkeypatch):
+    x, weight, bias = tensors()
+    expected = prime(x, weight, bias)
+    short = []
+
+    def normalize(x):
+        short.append(goes_short(monkeypatch, x, weight, bias))
+        return anynorm.layer_norm(x, weight, bias)
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    with Mode():
+        torch.testing.assert_close(normalize(x), expected)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        assert forward_ad.unpack_dual(normalize(dual)).tangent is not None
+        normalize(x)
+    torch.testing.assert_close(torch.func.functionalize(normalize)(x), expected)
+    torch.func.vmap(lambda _: normalize(x))(x)  # not even what is not mapped
+    torch.func.grad(lambda x: normalize(x).sum())(x)
+    assert short == [False] * len(short)
+    assert len(short) == 6
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")  # torch's own
+def test_graphs_hold_the_norm():
+    x, weight, bias = tensors()
+    prime(x, weight, bias)
+    traced = torch.jit.trace(lambda x: anynorm.layer_norm(x, weight, bias), x)
+    torch.testing.assert_close(traced(x + x.abs()), anynorm.layer_norm(x + x.abs(), weight, bias))
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x: anynorm.layer_norm(x, weight, bias), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), anynorm.layer_norm(x, weight, bias))
+
+
+def test_fake_tensors(monkeypatch):
+    arguments = tensors()
+    prime(*arguments)
+    with FakeTensorMode(allow_non_fake_inputs=True):  # which guards do not see
+        assert not goes_short(monkeypatch, *arguments)
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(t) for t in arguments]
+        assert type(anynorm.layer_norm(*fakes)) is type(fakes[0])
