@@ -199,7 +199,8 @@ def _apply_row(
     """Apply a chunk of a row, and fetch that of the row so many behind it."""
     x, other, y, added = (place(task, tag, which, row) for which in (X, OTHER, Y, ADDED))
     a, b = _gathered(task, tag, rooms, x, other, start, count)
-    ahead = where(is_gathered(task, tag), 0, place(task, tag, X, row + behind) - x)
+    away = place(task, tag, X, row + behind) - x
+    ahead = where(is_gathered(task, tag), 0, where(task.fetching, away, 0))
     shift, factor, constant = (peek(room + k, None, WIDE64) for room in (rooms.shifts, rooms.factors, rooms.constants))
     apply_chunk(
         task, tag, wide, parameter, a, b,
@@ -234,13 +235,13 @@ def normalize_all(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, las
 def _normalize(
     tag: Tag, wide: Tag, first: int, last: int, rule: int, eps: Number, scale: Number, features: int,
     x: int, other: Address, y: int, added: Address, layout: Address, weight: int, weight_code: int,
-    bias: int, bias_code: int, weight_offset: Number, direct: bool, streaming: bool, room: int,
+    bias: int, bias_code: int, weight_offset: Number, direct: bool, streaming: bool, fetching: bool, room: int,
 ) -> int:  # fmt: skip
     direct = direct if wide is WIDE32 else False  # rows that are taken up again in float64 come with it
     widened = where(direct, False, (weight != 0) | (bias != 0))
     task = Task(
         rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code,
-        weight_offset, widened, direct, streaming,
+        weight_offset, widened, direct, streaming, fetching,
     )  # fmt: skip
     return normalize_all(task, tag, wide, furnish(room), first, last)
 
@@ -253,9 +254,9 @@ def normalize_rows(
     """Normalize rows first to last, or up to one that float32 cannot hold; return which is the next.
 
     That is -1 where it cannot hold the weights. The arguments are those of Task, and the dtypes of x and of what is
-    computed in.
+    computed in; ``block`` is not 0 where rows are fetched ahead.
     """
     return _normalize(
         tag, wide, first, last, rule, eps, scale, features, x, other, y, added, layout,
-        weight, weight_code, bias, bias_code, weight_offset, direct, streaming, buffer(ROOMS_NBYTES),
+        weight, weight_code, bias, bias_code, weight_offset, direct, streaming, block != 0, buffer(ROOMS_NBYTES),
     )  # fmt: skip

@@ -25,6 +25,7 @@ class Task(NamedTuple):
     widened: bool  # parameters are widened into rooms beforehand
     direct: bool  # they are of x's dtype, and widened where they are used
     streaming: bool  # past the caches
+    fetching: bool = True  # what will be read next, while something is written
 
 
 class Rooms(NamedTuple):
