@@ -120,7 +120,7 @@ def run(call: Call) -> Any:
         added = None if residual is None else access.empty_like(x, nbytes)
     else:
         y, added = call.out if len(call.out) == 2 else (call.out[0], None)
-    # Past the caches where x and y together fill half of the last one: streaming stores save reading what they overwrite.
+    # Past the caches where x and y fill half of the last one together: streaming saves reading what is overwritten.
     # ns an element of rms_norm and then of a sum over y, float32 rows of 1024, stored and streamed, for a last cache of
     # 32 MB: 4 MB 0.54 and 0.69, 8 MB 0.82 and 0.71, 12 MB 1.15 and 0.84, 16 MB 1.14 and 0.92 (EPYC 7003, one core).
     streaming = 4 * nbytes >= last_cache_nbytes() and y is not x and y is not residual
