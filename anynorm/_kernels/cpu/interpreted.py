@@ -71,16 +71,6 @@ def cases(condition: Any) -> Iterator[bool]:
     yield bool(condition)
 
 
-def combinations(*conditions: Any) -> Iterator[tuple[bool, ...]]:
-    """`cases` of several conditions at once."""
-    if not conditions:
-        yield ()
-        return
-    for flag in cases(conditions[0]):
-        for others in combinations(*conditions[1:]):
-            yield (flag, *others)
-
-
 def when(condition: Any) -> Iterator[None]:
     """Once, where that is the case."""
     if condition:

@@ -6,6 +6,7 @@ debugger and to see which lines are run; the functions then do the same in NumPy
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from numba import config
@@ -24,7 +25,6 @@ else:
 
 cases = _flow.cases
 cell = _flow.cell
-combinations = _flow.combinations
 loop = _flow.loop
 traced = _flow.traced
 when = _flow.when
@@ -60,3 +60,13 @@ total_pair = _arithmetic.total_pair
 weighted = _arithmetic.weighted
 where = _arithmetic.where
 where_less = _arithmetic.where_less
+
+
+def combinations(*conditions: Any) -> Iterator[tuple[bool, ...]]:
+    """`cases` of several conditions at once."""
+    if not conditions:
+        yield ()
+        return
+    for flag in cases(conditions[0]):
+        for others in combinations(*conditions[1:]):
+            yield (flag, *others)

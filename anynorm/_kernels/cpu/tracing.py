@@ -167,16 +167,6 @@ def cases(condition: Any) -> Iterator[bool]:
     write.position_at_end(after)
 
 
-def combinations(*conditions: Any) -> Iterator[tuple[bool, ...]]:
-    """`cases` of several conditions at once."""
-    if not conditions:
-        yield ()
-        return
-    for flag in cases(conditions[0]):
-        for others in combinations(*conditions[1:]):
-            yield (flag, *others)
-
-
 def when(condition: Any) -> Iterator[None]:
     """``for _ in when(condition)``: a branch when compiled; its body is traced once."""
     for flag in cases(condition):
