@@ -256,6 +256,7 @@ def _normalize(
     streaming: bool, room: int,
 ) -> int:  # fmt: skip
     widened = (weight != 0) | (bias != 0)
+    streaming = streaming & (features >= _LANES)  # shorter rows are put together in buffers
     task = Task(
         rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code, weight_offset,
         widened, False, streaming,

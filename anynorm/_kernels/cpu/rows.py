@@ -239,6 +239,7 @@ def _normalize(
 ) -> int:  # fmt: skip
     direct = direct if wide is WIDE32 else False  # rows that are taken up again in float64 come with it
     widened = where(direct, False, (weight != 0) | (bias != 0))
+    streaming = streaming & (features >= lanes_of(tag))  # shorter rows are put together in buffers
     task = Task(
         rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code,
         weight_offset, widened, direct, streaming, fetching,
