@@ -116,7 +116,8 @@ def test_moments_over_any_axes(axis):
 
 def test_moments_in_blocks_of_a_large_array():
     x = np.random.default_rng(7).standard_normal((400, 1000)).astype(np.float32)
-    assert (anynorm.layer_norm(x, moments=anynorm.moments(x)) == anynorm.layer_norm(x)).all()
+    with anynorm.use_kernel("definition"):  # which is what takes statistics
+        assert (anynorm.layer_norm(x, moments=anynorm.moments(x)) == anynorm.layer_norm(x)).all()
     wide = x.astype(np.float64)
     assert (anynorm.rms_norm(wide, moments=anynorm.moments(wide)).shape) == wide.shape
 
