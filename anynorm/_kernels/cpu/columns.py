@@ -71,8 +71,8 @@ class _Place(NamedTuple):
     address: Address
     step: int
 
-    def at(self, feature: int, nbytes: int = 0) -> Address:
-        return further(self.address, feature * self.step + nbytes)
+    def at(self, feature: int) -> Address:
+        return further(self.address, feature * self.step)
 
 
 def _fold(tag: Tag, sums_in: Tag, sums: int, count: int) -> Lanes:

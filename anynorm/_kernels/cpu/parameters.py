@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from anynorm._kernels.cpu.chunks import chunks_of, uses_pairs
 from anynorm._kernels.cpu.lanes import (
+    cases,
     cell,
     load,
     loop,
@@ -44,12 +45,13 @@ def are_weights_safe(task: Task, tag: Tag, wide: Tag, rooms: Rooms) -> bool:
     # x_hat * weight is out of range no sooner than y, unless the weight itself is: factor * weight may be.
     in_doubt = (task.rule != LAYER) | (task.weight_code == 3) | (task.weight_offset != 0.0)
     for _ in when((task.weight != 0) & in_doubt):
-        if uses_pairs(tag, wide):
-            for _ in when(task.direct):
+        for direct in cases(task.direct) if uses_pairs(tag, wide) else (False,):
+            if direct:
                 safe[...] = _are_near_one(tag, task.weight, task.features)
-        for start, count in chunks_of(task, tag):
-            widen_parameters(task, wide, rooms, start, count, task.weight_offset)
-            safe[...] = safe & _are_near_one(WIDE32, rooms.weights, count)
+                continue
+            for start, count in chunks_of(task, tag):
+                widen_parameters(task, wide, rooms, start, count, task.weight_offset)
+                safe[...] = safe & _are_near_one(WIDE32, rooms.weights, count)
     return safe
 
 
