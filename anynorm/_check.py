@@ -39,6 +39,14 @@ class Call(NamedTuple):
     out: tuple[Array, ...] | None  # (y,), or (y, total) where there is a residual
 
 
+class Gradient(NamedTuple):
+    """A checked call to be differentiated, and the gradients of some loss by what it has returned."""
+
+    call: Call  # without residual and out
+    dy: Array
+    dtotal: Array | None  # by x itself, where that is the sum with a residual
+
+
 def check(
     rule: Rule,
     x: Array,
@@ -80,6 +88,14 @@ def check(
     if out is not None:
         out = _check_out(out, x, library, weight, bias, residual, moments)
     return Call(rule, library, library.precision(x), x, axes, eps, weight, bias, weight_offset, moments, residual, out)
+
+
+def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradient:
+    """Check what a pullback is given: arrays like the result of the call."""
+    _check_twin("dy", dy, call.x, call.library)
+    if dtotal is not None:
+        _check_twin("dtotal", dtotal, call.x, call.library)
+    return Gradient(call, dy, dtotal)
 
 
 def _check_array(argument: str, value: Array) -> Library:

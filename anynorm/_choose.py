@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from anynorm._check import Call
+from anynorm._check import Call, Gradient
 from anynorm._kernels import cpu, definition
 
 
@@ -21,6 +21,8 @@ class Kernel(NamedTuple):
     missing: Callable[[], str | None]  # what to install before the kernel can run at all; None: nothing
     refuses: Callable[[Call], str | None]  # why this call is not for this kernel; None: it is
     run: Callable[[Call], Any]
+    refuses_to_pull: Callable[[Gradient], str | None]  # the same of the derivative
+    pull: Callable[[Gradient], tuple[Any, Any, Any]]  # dx, dweight, dbias
 
 
 def _run_on_cpu(call: Call) -> Any:
@@ -30,6 +32,12 @@ def _run_on_cpu(call: Call) -> Any:
     return run(call)
 
 
+def _pull_on_cpu(gradient: Gradient) -> tuple[Any, Any, Any]:
+    from anynorm._kernels.cpu.pull import pull
+
+    return pull(gradient)
+
+
 KERNELS = (
     Kernel(
         "cpu",
@@ -37,6 +45,8 @@ KERNELS = (
         cpu.missing,
         cpu.refuses,
         _run_on_cpu,
+        cpu.refuses_to_pull,
+        _pull_on_cpu,
     ),
     Kernel(
         "definition",
@@ -44,6 +54,8 @@ KERNELS = (
         lambda: None,
         definition.refuses,
         definition.run,
+        definition.refuses,
+        definition.pull,
     ),
 )
 
@@ -56,11 +68,20 @@ _count = threading.Lock()
 
 def choose(call: Call) -> Kernel:
     """Return the kernel that runs a call; RuntimeError where a forced one refuses it."""
+    return _choose(lambda kernel: kernel.refuses(call))
+
+
+def choose_pull(gradient: Gradient) -> Kernel:
+    """Return the kernel for a derivative, likewise."""
+    return _choose(lambda kernel: kernel.refuses_to_pull(gradient))
+
+
+def _choose(refusal: Callable[[Kernel], str | None]) -> Kernel:
     forced = (_forced_here.get() if _open_blocks else None) or _forced_everywhere
     if forced is not None:
-        return _require(forced, call)
+        return _require(forced, refusal)
     for kernel in KERNELS:
-        if kernel.missing() is None and kernel.refuses(call) is None:
+        if kernel.missing() is None and refusal(kernel) is None:
             return kernel
     raise AssertionError("the definition takes every call")
 
@@ -115,9 +136,9 @@ def _find(name: str) -> Kernel:
     raise ValueError(f"there is no kernel {name!r}; the kernels are {', '.join(kernel.name for kernel in KERNELS)}")
 
 
-def _require(name: str, call: Call) -> Kernel:
+def _require(name: str, refusal: Callable[[Kernel], str | None]) -> Kernel:
     kernel = _find(name)
-    reason = kernel.missing() or kernel.refuses(call)
+    reason = kernel.missing() or refusal(kernel)
     if reason is not None:
         raise RuntimeError(f"kernel {name} was asked for and refuses this call: {reason}")
     return kernel

@@ -6,6 +6,8 @@ Every norm is the same three steps over the normalized axes, with n elements to 
     finish   moments -> one shift and one factor; the only step in which the norms differ
     apply    (x - shift) * factor * weight + bias
 
+The derivative needs no more than the shift and the factor (see derive).
+
 There are two ways through it, fixed by the dtypes alone, so that it can be traced:
 
 - float16, bfloat16 and float32 in a library with float64 are computed in float64. No square can overflow or underflow
@@ -116,6 +118,45 @@ def apply(
     if weight is not None:
         y = y * weight[0]
     return y if bias is None else y + bias
+
+
+def derive(
+    xp: Any,
+    x: Array,
+    dy: Array,
+    found: tuple[Pair | None, Pair, Array | None],
+    weight: Pair | None,
+    axes: tuple[int, ...],
+    rule: Rule,
+    precision: Precision,
+) -> tuple[Array, Pair]:
+    """The gradient dx, and dy * x_hat, whose sum over all rows is the gradient of the weight.
+
+    With x_hat = (x - shift) * factor and g = dy * weight::
+
+        dx = factor * (g - mean(g) - x_hat * mean(g * x_hat))
+
+    where mean(g) belongs to centring. For scale_norm the last mean is a sum, and 0 where eps is the divisor. ``found``
+    is what `finish` returns.
+    """
+    count = math.prod([x.shape[axis] for axis in axes]) if rule.averaged else 1
+    if precision.digits:
+        return _paired.derive(xp, x, dy, found, weight, axes, count, rule.averaged, precision.digits)
+    shift, (factor, _), unit = found
+    x_hat = x if unit is None else x * unit
+    if shift is not None:
+        x_hat = x_hat - shift[0] if shift[1] is None else _paired.deviations(x_hat, shift)[0]
+    x_hat = x_hat * factor
+    g = dy if weight is None else dy * weight[0]
+    across = xp.sum(g * x_hat, axis=axes, keepdims=True) / max(count, 1)
+    if not rule.averaged:
+        short = xp.sum(x_hat * x_hat, axis=axes, keepdims=True) < _paired.SHORT
+        across = xp.where(short, 0.0, across)
+    rest = g - x_hat * across
+    if rule.centred:
+        rest = rest - xp.sum(g, axis=axes, keepdims=True) / max(count, 1)
+    dx = rest * factor
+    return dx if unit is None else dx * unit, (dy * x_hat, None)
 
 
 def widen_weight(xp: Any, weight: Array, offset: float, precision: Precision) -> Pair:

@@ -15,6 +15,7 @@ from anynorm._pairs import (
     add_pairs,
     largest,
     multiply_pairs,
+    ratio_pair,
     renormalize,
     round_pair,
     split,
@@ -41,6 +42,8 @@ _FAR_BELOW = {0: math.inf, 24: 2.0**-60, 53: 2.0**-500}
 # 0 then. The levels see to it that the squares of any real deviation are far above it.
 _EMPTY = {24: 2.0**-110, 53: 2.0**-960}
 
+# A row of scale_norm is divided by eps where the squares of x_hat add up to less than this, and else to 1.
+SHORT = 1.0 - 2.0**-40
 
 # Factors below the first number or from the second on are multiplied by the third or its inverse: two_product is exact
 # for what lies between, no product of two such factors leaves the range of the dtype, and neither do the scales.
@@ -135,6 +138,48 @@ def apply(
         back = 1.0 / boost
     # Where a parameter is infinite, the low half is NaN and the infinity stands.
     return xp.where(xp.isfinite(low), high + low, high) * back
+
+
+def derive(
+    xp: Any,
+    x: Array,
+    dy: Array,
+    found: tuple[Pair | None, Pair, Array],
+    weight: Pair | None,
+    axes: tuple[int, ...],
+    count: int,
+    averaged: bool,
+    digits: int,
+) -> tuple[Array, Pair]:
+    """The derivative of the definition, every intermediate a pair."""
+    shift, factor, unit = found
+
+    def mean(values: Pair) -> Pair:
+        high, low = sum_pair(xp, values[0], axes, digits)
+        low = low + xp.sum(values[1], axis=axes, keepdims=True)
+        return multiply_pairs((high, low), ratio_pair(1, max(count, 1), digits), digits)
+
+    x = x * unit
+    x_hat = multiply_pairs((x, 0.0 * x) if shift is None else deviations(x, shift), factor, digits)
+    own = _unit(xp, largest(xp, dy, axes), digits)
+    g = (dy * own, 0.0 * dy)
+    share = multiply_pairs(x_hat, g, digits)
+    if weight is not None:
+        g = multiply_pairs(g, (weight[0], 0.0 if weight[1] is None else weight[1]), digits)
+    across = mean(share if weight is None else multiply_pairs(x_hat, g, digits))
+    if not averaged:
+        length = mean(multiply_pairs(x_hat, x_hat, digits))
+        short = (length[0] - 1.0) + length[1] < SHORT - 1.0
+        across = xp.where(short, 0.0, across[0]), xp.where(short, 0.0, across[1])
+    rest = add_pairs(g, multiply_pairs(x_hat, (-across[0], -across[1]), digits))
+    if shift is not None:
+        middle = mean(g)
+        rest = add_pairs(rest, (-middle[0], -middle[1]))
+    dx = multiply_pairs(rest, factor, digits)
+    # Both powers of two at once, for either alone may lead out of range; where both do, so does the gradient.
+    back = unit * (1.0 / own)
+    back = xp.where(xp.isfinite(back), back, _RANGE[digits][1])
+    return (dx[0] + dx[1]) * back, (share[0] * (1.0 / own), share[1] * (1.0 / own))
 
 
 def host_pair(argument: str, value: float, digits: int) -> Pair:

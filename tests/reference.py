@@ -77,6 +77,52 @@ def _norm(row, weight, bias, offset, centred, eps):
     return results
 
 
+@dataclass(frozen=True)
+class Derivative:
+    """Of one row: dx, and dy * x_hat, whose sum over rows the gradient of the weight is; each with its terms' size."""
+
+    dx: list[Exact]
+    shares: list[mpmath.mpf]
+
+
+def gradient(norm, row, dy, weight=None, eps=1e-5, offset=0.0, scale=1.0):
+    """The derivative of a norm at one row: ``dx = f * (g - mean(g) - d * mean(g * d) * f**2)`` with g = dy * weight.
+
+    d are the deviations and f the factor; the first mean is 0 without centring. For scale_norm g = scale * dy, the last
+    mean is a sum, and that is 0 where eps is the divisor; d * f is x_hat.
+    """
+    if not (np.isfinite(row).all() and np.isfinite(dy).all()):
+        nan = Exact(mpmath.nan, mpmath.nan)
+        return Derivative([nan] * len(row), [mpmath.nan] * len(row))
+    x, exponent = _integers(row)
+    count = len(x)
+    total = sum(x) if norm == "layer_norm" else 0
+    d = [Fraction(count * v - total, count) * _power(exponent) for v in x]
+    energy = sum(v * v for v in d)
+    if norm == "scale_norm":
+        long, energy, over = energy > Fraction(eps) ** 2, max(energy, Fraction(eps) ** 2), 1
+    else:
+        long, energy, over = True, energy / count + Fraction(eps), count
+    dy = [Fraction(float(v)) for v in dy]
+    weights = [Fraction(scale)] * count if norm == "scale_norm" else _factors(weight, offset, count)
+    g = [a * b for a, b in zip(dy, weights, strict=True)]
+    if energy == 0:  # such rows give 0, whatever is near them
+        zero = mpmath.mpf(0)
+        return Derivative([Exact(zero, zero)] * count, [zero] * count)
+    middle = sum(g) / count if norm == "layer_norm" else 0
+    across = sum(a * b for a, b in zip(g, d, strict=True)) / (over * energy) if long else 0
+    factor = 1 / mpmath.sqrt(_mpf(energy))
+    values = [_mpf(a - middle - b * across) * factor for a, b in zip(g, d, strict=True)]
+    terms = _mpf(max(map(abs, g))) * factor
+    return Derivative(
+        [Exact(value, terms) for value in values], [_mpf(a * b) * factor for a, b in zip(dy, d, strict=True)]
+    )
+
+
+def _factors(weight, offset, count):
+    return [1] * count if weight is None else [Fraction(float(w)) + Fraction(offset) for w in weight]
+
+
 def _integers(row):
     """The values of a row as integers times one power of two: (integers, exponent)."""
     ratios = [float(v).as_integer_ratio() for v in row]

@@ -9,8 +9,9 @@ from typing import Any
 import numpy
 
 from anynorm import _definition as definition
-from anynorm._check import Call
+from anynorm._check import Call, Gradient
 from anynorm._moments import Moments, quietly
+from anynorm._pairs import Pair, add_pairs, sum_pair
 
 Array = Any
 
@@ -21,7 +22,7 @@ Array = Any
 _BLOCK_ELEMENTS = 1 << 17
 
 
-def refuses(call: Call) -> str | None:
+def refuses(call: Call | Gradient) -> str | None:
     """Nothing is refused."""
     return None
 
@@ -40,6 +41,72 @@ def _run_whole(call: Call) -> Any:
             target[...] = value
         y, total = call.out if total is not None else (call.out[0], None)
     return y if total is None else (y, total)
+
+
+def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
+    """Return dx, dweight and dbias; a parameter that is not there has no gradient."""
+    call = gradient.call
+    with quietly(call.library.namespace):
+        if call.library.name != "numpy":
+            dx, dweight, dbias = _pull(call, call.x, gradient.dy, gradient.dtotal)
+        else:
+            dx, dweight, dbias = _pull_blocks(gradient)
+        return dx, _as_parameter(call, call.weight, dweight), _as_parameter(call, call.bias, dbias)
+
+
+def _pull_blocks(gradient: Gradient) -> tuple[Array, Pair | None, Pair | None]:
+    """Those of a NumPy array, a block of rows at a time."""
+    call, dy, dtotal = gradient
+    dx = numpy.empty_like(call.x, subok=False)
+    sums: list[Pair | None] = [None, None]
+    for block in _blocks(call.x.shape, call.axes):
+        dx[block], *more = _pull(call, call.x[block], dy[block], None if dtotal is None else dtotal[block])
+        sums = [_plus(a, b) for a, b in zip(sums, more, strict=True)]
+    return dx, sums[0], sums[1]
+
+
+def _plus(a: Pair | None, b: Pair | None) -> Pair | None:
+    if a is None or b is None:
+        return b
+    return (a[0] + b[0], None) if a[1] is None else add_pairs(a, b)
+
+
+def _pull(call: Call, x: Array, dy: Array, dtotal: Array | None) -> tuple[Array, Pair | None, Pair | None]:
+    """The derivative in x's dtype, and the sums over rows that the parameters' are, in the wide one."""
+    xp, precision, dtype = call.library.namespace, call.precision, x.dtype
+    x, dy = xp.astype(x, precision.dtype, copy=False), xp.astype(dy, precision.dtype, copy=False)
+    if 0 in x.shape:
+        precision = definition.Precision(precision.dtype)
+    moments = definition.reduce(xp, x, call.axes, call.rule, precision)
+    found = definition.finish(xp, moments, call.rule, call.eps, precision)
+    weight, _ = _parameters(call, precision)
+    dx, share = definition.derive(xp, x, dy, found, weight, call.axes, call.rule, precision)
+    if dtotal is not None:
+        dx = dx + xp.astype(dtotal, precision.dtype, copy=False)
+    over = tuple(axis for axis in range(len(x.shape)) if not (call.rule.averaged and axis in call.axes))
+
+    def sum_up(values: Pair) -> Pair:
+        if not over:
+            return values
+        if not precision.digits:
+            return xp.sum(values[0], axis=over, keepdims=True), None
+        high, low = sum_pair(xp, values[0], over, precision.digits)
+        return high, low if values[1] is None else low + xp.sum(values[1], axis=over, keepdims=True)
+
+    dweight = None if call.weight is None else sum_up(share)
+    dbias = None if call.bias is None else sum_up((dy, None))
+    return xp.astype(dx, dtype, copy=False), dweight, dbias
+
+
+def _as_parameter(call: Call, parameter: Array | float | None, found: Pair | None) -> Array | None:
+    """A sum over rows, with the shape and dtype of what it is the gradient of; those of x where that is a number."""
+    if parameter is None or found is None:
+        return None
+    xp = call.library.namespace
+    number = type(parameter) is float
+    value = found[0] if found[1] is None else found[0] + found[1]
+    value = xp.reshape(value, () if number else tuple(parameter.shape))
+    return xp.astype(value, call.x.dtype if number else parameter.dtype, copy=False)
 
 
 def run_moments(call: Call) -> Moments:

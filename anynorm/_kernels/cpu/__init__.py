@@ -10,7 +10,7 @@ import math
 import platform
 from typing import Any
 
-from anynorm._check import Call
+from anynorm._check import Call, Gradient
 from anynorm._kernels.cpu.torch_state import is_followed
 
 _ADVICE = "Numba is not installed; pip install 'anynorm[cpu]'"
@@ -62,6 +62,13 @@ def refuses(call: Call) -> str | None:
     if not call.rule.averaged and call.weight is not None and not math.isfinite(float(call.weight)):
         return "the scale is not finite"
     return None
+
+
+def refuses_to_pull(gradient: Gradient) -> str | None:
+    """Why the kernels do not take the derivative of a call; None: they do."""
+    call, dy, dtotal = gradient
+    # They read dy and dtotal as they would a residual and write as to `out`, of which all the same is asked.
+    return refuses(call._replace(residual=dy, out=None if dtotal is None else (dtotal,)))
 
 
 def _refuses_numpy(call: Call) -> str | None:

@@ -24,7 +24,7 @@ from anynorm._threads import get_threads
 
 Array = Any
 
-_ACCESS: dict[str, Any] = {"numpy": NumPy, "torch": Torch}
+ACCESS: dict[str, Any] = {"numpy": NumPy, "torch": Torch}
 # To wake a thread that sleeps takes the caller 3 microseconds, all of the sharing 7, and the thread some 10 to come.
 # layer_norm on two cores of an EPYC 7003, time of one thread by that of two, for rows of 64, 768 and 8192 numbers:
 # float32 256 KB 0.8, 1.3, 1.0; 512 KB 1.5, 1.2, 1.04; 1 MB 1.2, 1.3, 1.1;
@@ -48,7 +48,8 @@ class _Kind(NamedTuple):
 _kinds: dict[Any, _Kind] = {}
 
 
-def _kind(dtype: Any) -> _Kind:
+def kind_of(dtype: Any) -> _Kind:
+    """What a kernel is told of a dtype."""
     kind = _kinds.get(dtype)
     if kind is None:
         name = dtype_name(dtype)
@@ -58,11 +59,11 @@ def _kind(dtype: Any) -> _Kind:
 
 
 def _kind_of_call(call: Call) -> _Kind:
-    kind = _kind(call.x.dtype)
+    kind = kind_of(call.x.dtype)
     if kind.itemsize == 4 and call.rule.averaged:
         # Pairs of float32 are formed of factors alone: what float32 does not hold of a parameter needs float64.
         parameters: tuple[Any, ...] = (call.weight, call.bias)
-        wider = [one for one in parameters if one is not None and _kind(one.dtype).itemsize > 4]
+        wider = [one for one in parameters if one is not None and kind_of(one.dtype).itemsize > 4]
         if wider or call.weight_offset:
             return kind._replace(in_float64=True)
     return kind
@@ -110,7 +111,7 @@ def _address(kind: _Kind) -> int:
 
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
-    access, x, residual = _ACCESS[call.library.name], call.x, call.residual
+    access, x, residual = ACCESS[call.library.name], call.x, call.residual
     shape, kind = x.shape, _kind_of_call(call)
     features = shape[call.axes[0]] if len(call.axes) == 1 else math.prod([shape[axis] for axis in call.axes])
     size = math.prod(shape)
@@ -164,7 +165,7 @@ def _is_repeatable(call: Call, kind: _Kind) -> bool:
 def _recipe(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> Recipe:
     """What calls like this one need for the short way."""
     # No array is to live on because of this.
-    kept, access = call._replace(x=None, weight=None, bias=None, out=None), _ACCESS[call.library.name]
+    kept, access = call._replace(x=None, weight=None, bias=None, out=None), ACCESS[call.library.name]
 
     def resume(x: Array, y: Array, weight: Any, bias: Array | None, first: int) -> None:
         again = kept._replace(x=x, weight=weight, bias=bias)
@@ -229,10 +230,10 @@ def _arguments(
         weight, scale = None, 1.0 if weight is None else float(weight)
     weight_code = bias_code = kind.code
     if weight is not None:
-        weight_code = _kind(weight.dtype).code
+        weight_code = kind_of(weight.dtype).code
         weight = weight if access.is_contiguous(weight) else access.contiguous(weight)
     if bias is not None:
-        bias_code = _kind(bias.dtype).code
+        bias_code = kind_of(bias.dtype).code
         bias = bias if access.is_contiguous(bias) else access.contiguous(bias)
     alike = weight_code == bias_code == kind.code and not call.weight_offset
     # Read where they lie, unless something is to be made of them or lanes would reach behind them.

@@ -67,10 +67,11 @@ def plan(
     itemsize: int,
     y_address: int,
     streaming: bool,
+    columns: bool = True,
 ) -> Layout:
     """Lay out arrays of one shape, from their strides on each axis in bytes; no length is 0.
 
-    Rows of float64 are not taken side by side: there is no kernel for that.
+    Rows are taken side by side only if that is allowed, and not of float64: there is no kernel for that.
     """
     free = [_Axis(shape[i], strides[i]) for i in range(len(shape)) if i not in axes and shape[i] > 1]
     normalized = [_Axis(shape[i], strides[i]) for i in axes if shape[i] > 1]
@@ -81,7 +82,7 @@ def plan(
     contiguous = not normalized or (len(normalized) == 1 and _is_contiguous(normalized[0], itemsize))
     lanes = CACHE_LINE_NBYTES // itemsize
     side_by_side = len(normalized) == 1 and free and free[-1].length >= lanes
-    if contiguous or not side_by_side or itemsize == 8 or not _is_contiguous(free[-1], itemsize):
+    if contiguous or not side_by_side or itemsize == 8 or not columns or not _is_contiguous(free[-1], itemsize):
         streaming &= contiguous and all(axis.strides[_Y] % itemsize == 0 for axis in free)
         return Layout(_numbers(not contiguous, free, normalized), False, rows, streaming)
     neighbours = free[-1].length

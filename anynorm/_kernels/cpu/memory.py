@@ -89,6 +89,16 @@ class NumPy:
     def written(array: Array) -> None:
         """Nobody has to be told."""
 
+    @staticmethod
+    def widen(array: Array, into: numpy.ndarray) -> None:
+        """Write the elements into a row of float64."""
+        into.reshape(array.shape)[...] = array
+
+    @staticmethod
+    def narrow(values: numpy.ndarray, dtype: Any, shape: tuple[int, ...]) -> Array:
+        """Round a row of float64 into an array."""
+        return values.astype(dtype).reshape(shape)
+
 
 class Torch:
     """Dense torch tensors on the CPU."""
@@ -126,6 +136,18 @@ class Torch:
         import torch
 
         torch.autograd.graph.increment_version(tensor)
+
+    @staticmethod
+    def widen(tensor: Array, into: numpy.ndarray) -> None:
+        import torch
+
+        torch.from_numpy(into).view(tensor.shape).copy_(tensor.detach())
+
+    @staticmethod
+    def narrow(values: numpy.ndarray, dtype: Any, shape: tuple[int, ...]) -> Array:
+        import torch
+
+        return torch.from_numpy(numpy.atleast_1d(values)).to(dtype, copy=True).view(shape)
 
 
 @cache

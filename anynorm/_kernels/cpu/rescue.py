@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy
 
-from anynorm._check import Call
+from anynorm._check import Call, Gradient
 from anynorm._kernels import definition
 from anynorm._kernels.cpu.layout import Layout
 from anynorm._libraries import library_of
@@ -27,21 +27,48 @@ def normalize_row(
     call: Call, layout: Layout | None, features: int, addresses: tuple[int | None, ...], row: int
 ) -> None:
     """Normalize one row by the definition; addresses are those of x, the residual, y and their sum."""
+    x, residual, y, added = _row(layout, features, addresses, row)
+    out = (y,) if added is None else (y, added)
+    definition.run(_of_row(call, x)._replace(residual=residual, out=out))
+
+
+def pull_row(
+    gradient: Gradient, layout: Layout | None, features: int, addresses: tuple[int | None, ...], row: int
+) -> Array:
+    """Differentiate one row by the definition; return what it adds to the gradient of the weight.
+
+    Addresses are those of x, dy, dx and dtotal.
+    """
+    x, dy, dx, dtotal = _row(layout, features, addresses, row)
+    call = _of_row(gradient.call, x)
+    if call.rule.averaged:
+        call = call._replace(weight=numpy.ones(x.shape) if call.weight is None else call.weight)
+    found, dweight, _ = definition.pull(Gradient(call, dy, dtotal))
+    dx[...] = found
+    return dweight.reshape(-1)
+
+
+def _row(layout: Layout | None, features: int, addresses: tuple[int | None, ...], row: int) -> list[Array | None]:
+    """A row of each array, as NumPy's."""
     shape: tuple[int, ...] = (features,)
     strides: list[tuple[int, ...]] = [(8,)] * 4
     offsets = [row * features * 8] * 4
     if layout is not None:
         shape, strides, offsets = layout.row(row)
-    x, residual, y, added = (
+    return [
         None if address is None else numpy.asarray(_Memory(address + offset, shape, steps))
         for address, offset, steps in zip(addresses, offsets, strides, strict=True)
-    )
-    library = library_of(x)
+    ]
+
+
+def _of_row(call: Call, x: Array) -> Call:
+    """The call on one row of it."""
+    library, shape = library_of(x), x.shape
     weight = call.weight if call.rule.averaged or call.weight is None else float(call.weight)
     weight, bias = (_in_numpy(parameter, shape) for parameter in (weight, call.bias))
-    one = call._replace(library=library, precision=library.precision(x), x=x, axes=tuple(range(len(shape))))
-    out = (y,) if added is None else (y, added)
-    definition.run(one._replace(residual=residual, weight=weight, bias=bias, out=out))
+    return call._replace(
+        library=library, precision=library.precision(x), x=x, axes=tuple(range(len(shape))), weight=weight, bias=bias
+    )
 
 
 def _in_numpy(parameter: Array | float | None, shape: tuple[int, ...]) -> Array | float | None:

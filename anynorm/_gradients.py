@@ -1,0 +1,239 @@
+"""The public functions with their derivatives: the result, and a pullback that turns gradients back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from anynorm._check import Call, check, check_gradient
+from anynorm._choose import choose, choose_pull
+from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
+
+Array = Any
+Axis = int | tuple[int, ...]
+
+
+def layer_norm_vjp(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    weight_offset: float = 0.0,
+) -> tuple[Array, Callable[[Array], tuple[Array, Array | None, Array | None]]]:
+    """Return layer_norm and its pullback, which turns a gradient by the result into those by what was passed.
+
+    With ``x_hat = (x - mean(x)) / sqrt(var(x) + eps)`` and ``g = dy * (weight + weight_offset)``::
+
+        dx = (g - mean(g) - x_hat * mean(g * x_hat)) / sqrt(var(x) + eps)
+        dweight = sum(dy * x_hat)
+        dbias = sum(dy)
+
+    where means run over the normalized axes, and sums over all others.
+
+    Parameters
+    ----------
+    x, weight, bias, axis, eps, weight_offset
+        As in `layer_norm`. The pullback holds x and weight, not copies of them: they must not change before it is
+        called.
+
+    Returns
+    -------
+    y : array like x
+        The bits of `layer_norm`.
+    pullback : callable
+        ``pullback(dy) -> (dx, dweight, dbias)``, for dy of x's shape and dtype; as often as wanted. Gradients have the
+        shape and dtype of what they belong to, and are None for a parameter that was not passed. They are formed in
+        a wider type and rounded once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `layer_norm`; the pullback, if dy is not like x.
+
+    Notes
+    -----
+    At a constant row dx is ``(g - mean(g)) / sqrt(eps)``, and 0 for eps = 0, where the formula has no value. A row with
+    NaN or Inf, in x or in dy, has a gradient of NaN throughout; no other row notices, and dweight and dbias are sums
+    that hold it.
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> x, weight = numpy.asarray([[1.0, 2.0, 4.0]]), numpy.ones(3)
+    >>> y, pullback = anynorm.layer_norm_vjp(x, weight)
+    >>> dx, dweight, dbias = pullback(numpy.asarray([[1.0, 0.0, 0.0]]))
+    >>> dx.round(4)
+    array([[ 0.2291, -0.3436,  0.1145]])
+    """
+    return _vjp(LAYER_NORM, x, weight, bias, axis, eps, weight_offset)
+
+
+def rms_norm_vjp(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+) -> tuple[Array, Callable[[Array], tuple[Array, Array | None, Array | None]]]:
+    """Return rms_norm and its pullback, which turns a gradient by the result into those by what was passed.
+
+    With ``x_hat = x / sqrt(mean(x**2) + eps)`` and ``g = dy * (weight + weight_offset)``::
+
+        dx = (g - x_hat * mean(g * x_hat)) / sqrt(mean(x**2) + eps)
+        dweight = sum(dy * x_hat)
+        dbias = sum(dy)
+
+    Parameters, results and errors are those of `layer_norm_vjp`.
+
+    Notes
+    -----
+    At a row of zeros dx is ``g / sqrt(eps)``, and 0 for eps = 0. Rows with NaN or Inf are as in `layer_norm_vjp`.
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> y, pullback = anynorm.rms_norm_vjp(numpy.asarray([[3.0, 4.0]]), eps=0.0)
+    >>> pullback(numpy.asarray([[1.0, 0.0]]))[0].round(4)
+    array([[ 0.181 , -0.1358]])
+    """
+    return _vjp(RMS_NORM, x, weight, bias, axis, eps, weight_offset)
+
+
+def scale_norm_vjp(
+    x: Array, scale: Array | float | None = None, *, axis: Axis = -1, eps: float = 1e-5
+) -> tuple[Array, Callable[[Array], tuple[Array, Array | None]]]:
+    """Return scale_norm and its pullback, which turns a gradient by the result into those by x and the scale.
+
+    With ``x_hat = x / max(norm2(x), eps)``::
+
+        dx = scale * (dy - x_hat * sum(dy * x_hat)) / norm2(x)    for rows longer than eps
+        dx = scale * dy / eps                                     for others
+        dscale = sum(dy * x_hat)                                  over everything
+
+    Parameters
+    ----------
+    x, scale, axis, eps
+        As in `scale_norm`. The pullback holds x, not a copy of it: it must not change before that is called.
+
+    Returns
+    -------
+    y : array like x
+        The bits of `scale_norm`.
+    pullback : callable
+        ``pullback(dy) -> (dx, dscale)``, for dy of x's shape and dtype. dscale is a 0-d array of the scale's dtype, of
+        x's where the scale is a number, and None where it was not passed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `scale_norm`; the pullback, if dy is not like x.
+
+    Notes
+    -----
+    At a row of zeros dx is ``scale * dy / eps``, and 0 for eps = 0. Rows with NaN or Inf are as in `layer_norm_vjp`.
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> y, pullback = anynorm.scale_norm_vjp(numpy.asarray([[3.0, 4.0]]), 2.0)
+    >>> dx, dscale = pullback(numpy.asarray([[1.0, 0.0]]))
+    >>> dx.round(4), dscale.round(4)
+    (array([[ 0.256, -0.192]]), np.float64(0.6))
+    """
+    call = check(SCALE_NORM, x, scale, None, axis, eps)
+    return choose(call).run(call), partial(_pull_scale, call)
+
+
+def add_layer_norm_vjp(
+    x: Array,
+    residual: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    weight_offset: float = 0.0,
+) -> tuple[tuple[Array, Array], Callable[..., tuple[Array, Array, Array | None, Array | None]]]:
+    """Return add_layer_norm, ``(y, total)``, and its pullback.
+
+    ``pullback(dy, dtotal=None) -> (dx, dresidual, dweight, dbias)`` takes the gradients by y and, where total is used
+    further on, by total. By x and by the residual they are the same, one array: the dx of `layer_norm_vjp` at total,
+    plus dtotal. The rounding of total has no part in it. All else is as in `layer_norm_vjp` and `add_layer_norm`; the
+    pullback holds total, which must not change before it is called.
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> x, residual = numpy.asarray([[1.0, 0.0, 1.0]]), numpy.asarray([[0.0, 2.0, 3.0]])
+    >>> (y, total), pullback = anynorm.add_layer_norm_vjp(x, residual)
+    >>> dx, dresidual, dweight, dbias = pullback(numpy.asarray([[1.0, 0.0, 0.0]]))
+    >>> dx.round(4)
+    array([[ 0.2291, -0.3436,  0.1145]])
+    """
+    return _add_vjp(LAYER_NORM, x, residual, weight, bias, axis, eps, weight_offset)
+
+
+def add_rms_norm_vjp(
+    x: Array,
+    residual: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+) -> tuple[tuple[Array, Array], Callable[..., tuple[Array, Array, Array | None, Array | None]]]:
+    """Return add_rms_norm, ``(y, total)``, and its pullback, as `add_layer_norm_vjp` does.
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> (y, total), pullback = anynorm.add_rms_norm_vjp(numpy.asarray([[3.0, 0.0]]), numpy.asarray([[0.0, 4.0]]), eps=0.0)
+    >>> dx, dresidual, dweight, dbias = pullback(numpy.asarray([[1.0, 0.0]]), numpy.asarray([[0.0, 1.0]]))
+    >>> dx.round(4)
+    array([[0.181 , 0.8642]])
+    """
+    return _add_vjp(RMS_NORM, x, residual, weight, bias, axis, eps, weight_offset)
+
+
+def _vjp(
+    rule: Rule, x: Array, weight: Array | None, bias: Array | None, axis: Axis, eps: float, weight_offset: float
+) -> tuple[Array, Callable[[Array], tuple[Array, Array | None, Array | None]]]:
+    call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset)
+    return choose(call).run(call), partial(_pull, call)
+
+
+def _add_vjp(
+    rule: Rule,
+    x: Array,
+    residual: Array,
+    weight: Array | None,
+    bias: Array | None,
+    axis: Axis,
+    eps: float,
+    weight_offset: float,
+) -> tuple[tuple[Array, Array], Callable[..., tuple[Array, Array, Array | None, Array | None]]]:
+    call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
+    y, total = choose(call).run(call)
+    return (y, total), partial(_pull_sum, call._replace(x=total, residual=None))
+
+
+def _pull(call: Call, dy: Array) -> tuple[Array, Array | None, Array | None]:
+    """The pullback of a call."""
+    gradient = check_gradient(call, dy)
+    return choose_pull(gradient).pull(gradient)
+
+
+def _pull_scale(call: Call, dy: Array) -> tuple[Array, Array | None]:
+    return _pull(call, dy)[:2]
+
+
+def _pull_sum(call: Call, dy: Array, dtotal: Array | None = None) -> tuple[Array, Array, Array | None, Array | None]:
+    gradient = check_gradient(call, dy, dtotal)
+    dx, dweight, dbias = choose_pull(gradient).pull(gradient)
+    return dx, dx, dweight, dbias
