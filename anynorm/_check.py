@@ -45,6 +45,7 @@ class Gradient(NamedTuple):
     call: Call  # without residual and out
     dy: Array
     dtotal: Array | None  # by x itself, where that is the sum with a residual
+    parameters: bool = True  # whether the gradients by weight and bias are wanted
 
 
 def check(

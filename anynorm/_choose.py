@@ -27,8 +27,10 @@ class Kernel(NamedTuple):
 
 def _run_on_cpu(call: Call) -> Any:
     # Imported with the first call, as whoever has no use for the kernels should not wait for them.
-    from anynorm._kernels.cpu.call import run
-
+    if call.library.name == "torch" and cpu.wants_gradient(call):
+        from anynorm._kernels.cpu.autograd import run
+    else:
+        from anynorm._kernels.cpu.call import run
     return run(call)
 
 

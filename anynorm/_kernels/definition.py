@@ -56,7 +56,7 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
 
 def _pull_blocks(gradient: Gradient) -> tuple[Array, Pair | None, Pair | None]:
     """Those of a NumPy array, a block of rows at a time."""
-    call, dy, dtotal = gradient
+    call, dy, dtotal, _ = gradient
     dx = numpy.empty_like(call.x, subok=False)
     sums: list[Pair | None] = [None, None]
     for block in _blocks(call.x.shape, call.axes):

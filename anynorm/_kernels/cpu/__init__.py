@@ -59,16 +59,34 @@ def refuses(call: Call) -> str | None:
         return "it forms statistics of its own, and these are given"
     if 0 in call.x.shape:
         return "x is empty"
-    if not call.rule.averaged and call.weight is not None and not math.isfinite(float(call.weight)):
+    if not math.isfinite(scale_of(call)):
         return "the scale is not finite"
     return None
 
 
 def refuses_to_pull(gradient: Gradient) -> str | None:
     """Why the kernels do not take the derivative of a call; None: they do."""
-    call, dy, dtotal = gradient
+    call, dy, dtotal, _ = gradient
+    if call.library.name == "torch" and wants_gradient(call, dy, dtotal):
+        return "a derivative of the derivative is wanted, which goes through the definition"
     # They read dy and dtotal as they would a residual and write as to `out`, of which all the same is asked.
     return refuses(call._replace(residual=dy, out=None if dtotal is None else (dtotal,)))
+
+
+def scale_of(call: Call) -> float:
+    """The scale of scale_norm as a number; 1 where there is none."""
+    scale: Any = call.weight
+    if call.rule.averaged or scale is None:
+        return 1.0
+    return scale if type(scale) is float else float(scale.item())
+
+
+def wants_gradient(call: Call, *others: Any) -> bool:
+    """Whether torch is to follow a call back."""
+    import torch
+
+    given = (call.x, call.residual, call.weight, call.bias, *others)
+    return torch.is_grad_enabled() and any(getattr(one, "requires_grad", False) for one in given)
 
 
 def _refuses_numpy(call: Call) -> str | None:
@@ -94,8 +112,8 @@ def _refuses_torch(call: Call) -> str | None:
             return f"it takes plain tensors, got {type(tensor).__name__}"
         if tensor.is_neg():
             return "a tensor is a negated view, whose memory holds other numbers"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arrays):
-        return "a gradient is wanted, which goes through the definition"
+    if call.out is not None and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arrays):
+        return "a gradient is wanted of what is written in place, which goes through the definition"
     if is_followed(torch):
         return "torch follows each operation (torch.func, forward-mode derivatives, a dispatch mode, tracing)"
     return None

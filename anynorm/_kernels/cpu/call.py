@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 from anynorm._check import Call
-from anynorm._kernels.cpu import rescue
+from anynorm._kernels.cpu import rescue, scale_of
 from anynorm._kernels.cpu.crew import Job, job_of, share
 from anynorm._kernels.cpu.layout import Layout, plan
 from anynorm._kernels.cpu.memory import NumPy, Torch, last_cache_nbytes
@@ -72,15 +72,16 @@ def _kind_of_call(call: Call) -> _Kind:
 @cache
 def kernel(name: str, code: int, in_float64: bool, has_residual: bool, has_layout: bool) -> Callable[..., int]:
     """A compiled kernel; the compiler is imported with the first one."""
-    jit, types = _jit(), _types(name, code, in_float64)
-    return partial(jit.entry(*types, has_residual, has_layout), *types[1:])
+    function, *tags = _types(name, code, in_float64)
+    return partial(_jit().entry(function, _jit().signature_of_rows(*tags, has_residual, has_layout)), *tags)
 
 
 @cache
 def _job(name: str, code: int, in_float64: bool, has_residual: bool, has_layout: bool) -> Job | None:
     """The same, to be shared among threads."""
     kernel(name, code, in_float64, has_residual, has_layout)
-    return job_of(_jit().native(*_types(name, code, in_float64), has_residual, has_layout))
+    function, *tags = _types(name, code, in_float64)
+    return job_of(_jit().native(function, _jit().signature_of_rows(*tags, has_residual, has_layout)))
 
 
 def _jit() -> Any:
@@ -104,9 +105,9 @@ def _again() -> Callable[..., int]:
 @cache
 def _address(kind: _Kind) -> int:
     """Where the kernel for rows begins, once it is compiled."""
-    types = _types("rows", kind.code, kind.in_float64)
     kernel("rows", kind.code, kind.in_float64, False, False)
-    return int(_jit().address(*types))
+    function, *tags = _types("rows", kind.code, kind.in_float64)
+    return int(_jit().address(function, _jit().signature_of_rows(*tags, False, False)))
 
 
 def run(call: Call) -> Any:
@@ -227,7 +228,7 @@ def _arguments(
     weight: Any = call.weight
     bias, scale = call.bias, 1.0
     if not call.rule.averaged:
-        weight, scale = None, 1.0 if weight is None else float(weight)
+        weight, scale = None, scale_of(call)
     weight_code = bias_code = kind.code
     if weight is not None:
         weight_code = kind_of(weight.dtype).code

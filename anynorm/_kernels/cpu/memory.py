@@ -90,14 +90,9 @@ class NumPy:
         """Nobody has to be told."""
 
     @staticmethod
-    def widen(array: Array, into: numpy.ndarray) -> None:
-        """Write the elements into a row of float64."""
-        into.reshape(array.shape)[...] = array
-
-    @staticmethod
-    def narrow(values: numpy.ndarray, dtype: Any, shape: tuple[int, ...]) -> Array:
-        """Round a row of float64 into an array."""
-        return values.astype(dtype).reshape(shape)
+    def empty(shape: tuple[int, ...], like: Array) -> Array:
+        """A new array of the dtype of another one, one element after the other."""
+        return numpy.empty(shape, like.dtype)
 
 
 class Torch:
@@ -138,16 +133,10 @@ class Torch:
         torch.autograd.graph.increment_version(tensor)
 
     @staticmethod
-    def widen(tensor: Array, into: numpy.ndarray) -> None:
+    def empty(shape: tuple[int, ...], like: Array) -> Array:
         import torch
 
-        torch.from_numpy(into).view(tensor.shape).copy_(tensor.detach())
-
-    @staticmethod
-    def narrow(values: numpy.ndarray, dtype: Any, shape: tuple[int, ...]) -> Array:
-        import torch
-
-        return torch.from_numpy(numpy.atleast_1d(values)).to(dtype, copy=True).view(shape)
+        return torch.empty(shape, dtype=like.dtype)
 
 
 @cache

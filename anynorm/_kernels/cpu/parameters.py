@@ -34,7 +34,7 @@ def widen_parameters(task: Task, wide: Tag, rooms: Rooms, start: int, count: int
     ):
         for _ in when(address != 0):
             itemsize = where(code < 2, 2, 4 * (code - 1))
-            _widen_chunk(code, wide, address + start * itemsize, count, offset, room)
+            widen_chunk(code, wide, address + start * itemsize, count, offset, room)
 
 
 def are_weights_safe(task: Task, tag: Tag, wide: Tag, rooms: Rooms) -> bool:
@@ -55,7 +55,7 @@ def are_weights_safe(task: Task, tag: Tag, wide: Tag, rooms: Rooms) -> bool:
     return safe
 
 
-def _widen_chunk(code: int, wide: Tag, source: int, count: int, offset: Number, target: int) -> None:
+def widen_chunk(code: int, wide: Tag, source: int, count: int, offset: Number, target: int) -> None:
     """Source + offset in the wide dtype, for a source whose dtype is known by its code.
 
     -0.0 leaves a number as it is; 0.0 would turn -0.0 into 0.0.
@@ -74,6 +74,16 @@ def _widen(tag: Tag, wide: Tag, source: int, target: int, i: int, offset: Number
     # In float64, for float32 would lose what is left where a weight and the offset cancel.
     value = load(source + i * size_of(tag), None, tag, WIDE64, lanes) + splat(offset, WIDE64, lanes)
     store(target + i * size_of(wide), wide, value)
+
+
+def narrow_chunk(code: int, source: int, count: int, target: int) -> None:
+    """Float64 numbers rounded to a dtype that is known by its code."""
+    for name, tag in TAGS.items():
+        for _ in when(code == CODES[name]):
+            whole = count - count % _STEP
+            for lanes, first, last in ((_STEP, 0, whole), (1, whole, count)):
+                for i in loop(first, last, lanes):
+                    store(target + i * size_of(tag), tag, load(source + i * 8, None, WIDE64, WIDE64, lanes))
 
 
 def fill_chunk(wide: Tag, value: Number, count: int, target: int) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import math
-from functools import cache, partial
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy
 
 from anynorm._check import Call, Gradient
-from anynorm._kernels import definition
+from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.call import ACCESS, LEAST_SHARED_NBYTES, kind_of
 from anynorm._kernels.cpu.crew import Job, job_of, share
 from anynorm._kernels.cpu.layout import Layout, plan
@@ -30,57 +30,97 @@ _MOST_BLOCKS = 64
 
 def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """Return dx, dweight and dbias."""
-    call, dy, dtotal = gradient
+    call, dy, dtotal, wanted = gradient
     access, x, kind = ACCESS[call.library.name], call.x, kind_of(call.x.dtype)
     features = math.prod([x.shape[axis] for axis in call.axes])
     size = math.prod(x.shape)
     rows, nbytes = size // features, size * kind.itemsize
     dx = access.empty_like(x, nbytes)
+    weight, weight_code, dweight, dweight_code = _parameter(access, call.weight, x, wanted)
+    bias, _, dbias, dbias_code = _parameter(access, call.bias, x, wanted)
     block = max(_LEAST_BLOCK, -(-rows // _MOST_BLOCKS))
     blocks = -(-rows // block)
-    weights = _weights(call, access, features)
-    wanted = call.weight is not None or call.bias is not None
-    sums = numpy.empty((blocks, 2, features) if wanted else 0)
-    refused = numpy.empty((blocks, block + 1) if kind.itemsize == 8 else 0, numpy.int64)
+    has_sums = dweight is not None or dbias is not None
+    refusals = blocks * (block + 1) if kind.itemsize == 8 else 0
+    work = numpy.empty(features + 2 * blocks * features * has_sums + refusals)
     layout = _layout(call, access, dy, dx, dtotal, kind.itemsize)
     arguments = (
-        RULES[call.rule.name], call.eps, 1.0, features,
+        RULES[call.rule.name], call.eps, scale_of(call), features,
         access.address(x), access.address(dy), access.address(dx), None if dtotal is None else access.address(dtotal),
-        None if layout is None else NumPy.address(layout.numbers),
-        NumPy.address(weights), kind.code, NumPy.address(sums) if wanted else 0, rows, 0.0,
-        call.bias is not None, False, block, NumPy.address(refused),
+        None if layout is None else NumPy.address(layout.numbers), rows, block,
+        0 if weight is None else access.address(weight), weight_code, call.weight_offset,
+        0 if dweight is None else access.address(dweight), dweight_code,
+        0 if dbias is None else access.address(dbias), dbias_code, NumPy.address(work),
     )  # fmt: skip
+    variant = kind.code, dtotal is not None, layout is not None
+    compute = _kernel(*variant)
     threads = get_threads() if nbytes >= LEAST_SHARED_NBYTES and blocks > 1 else 1
-    variant = kind.code, layout is not None, dtotal is not None
-    if threads == 1:
-        _kernel(*variant)(0, blocks, *arguments)
-    else:
+    if threads > 1:
+        compute(-1, 0, *arguments)
 
-        def work(first: int, last: int, held: Any = (gradient, dx, weights, sums, refused, layout)) -> None:
+        def work_alone(first: int, last: int, held: Any = (gradient, weight, dx, work, layout)) -> None:
             # Holds the memory too, as in call.py.
-            _kernel(*variant)(first, last, *arguments)
+            compute(first, last, *arguments)
 
-        share(_job(*variant), arguments, work, blocks, rows, nbytes, threads)
-    for unit, found in enumerate(refused):
-        for row in found[1 : 1 + found[0]]:
-            share_of_row = pull_row(gradient, layout, features, arguments[4:8], int(row))
-            if wanted:
-                sums[unit, 0] += share_of_row
-    return dx, *_parameters(call, access, sums)
+        share(_job(*variant), arguments, work_alone, blocks, rows, nbytes, threads)
+    elif not refusals:
+        compute(-1, blocks + 1, *arguments)
+        return dx, dweight, dbias
+    else:
+        compute(-1, blocks, *arguments)
+    if refusals:
+        _rescue(gradient, layout, features, arguments[4:8], work[-refusals:].view(numpy.int64).reshape(blocks, -1), work[features:] if has_sums else None)
+    compute(blocks, blocks + 1, *arguments)
+    return dx, dweight, dbias
+
+
+def _parameter(
+    access: Any, parameter: Array | float | None, x: Array, wanted: bool
+) -> tuple[Array | None, int, Array | None, int]:
+    """A parameter as the kernel reads it, and room for its gradient; each with the code of its dtype."""
+    if parameter is None:
+        return None, 0, None, 0
+    if type(parameter) is float:
+        return None, 0, access.empty((), x) if wanted else None, kind_of(x.dtype).code
+    code = kind_of(parameter.dtype).code
+    gradient = access.empty(parameter.shape, parameter) if wanted else None
+    if not parameter.ndim:  # a scale, which is passed as a number
+        return None, 0, gradient, code
+    return parameter if access.is_contiguous(parameter) else access.contiguous(parameter), code, gradient, code
+
+
+def _rescue(
+    gradient: Gradient,
+    layout: Layout | None,
+    features: int,
+    addresses: tuple[int | None, ...],
+    refusals: numpy.ndarray,
+    sums: numpy.ndarray | None,
+) -> None:
+    """Have the definition take the rows that the kernel has left, and add what they are of the sums."""
+    for unit, (count, *rows) in enumerate(refusals):
+        for row in rows[:count]:
+            share_of_row = pull_row(gradient, layout, features, addresses, int(row))
+            if sums is not None:
+                sums[2 * unit * features :][:features] += share_of_row
 
 
 @cache
-def _kernel(code: int, has_layout: bool, has_dtotal: bool) -> Callable[..., int]:
-    jit, types = importlib.import_module("anynorm._kernels.cpu.jit"), _types(code)
-    return partial(jit.entry(*types, True, has_layout, has_dtotal), *types[1:])
+def _kernel(code: int, has_dtotal: bool, has_layout: bool) -> Callable[..., int]:
+    jit, (function, *tags) = _jit(), _types(code)
+    return partial(jit.entry(function, jit.signature_of_pull(*tags, has_dtotal, has_layout)), *tags)
 
 
 @cache
-def _job(code: int, has_layout: bool, has_dtotal: bool) -> Job | None:
+def _job(code: int, has_dtotal: bool, has_layout: bool) -> Job | None:
     """The same, to be shared among threads."""
-    _kernel(code, has_layout, has_dtotal)
-    jit = importlib.import_module("anynorm._kernels.cpu.jit")
-    return job_of(jit.native(*_types(code), True, has_layout, has_dtotal))
+    _kernel(code, has_dtotal, has_layout)
+    jit, (function, *tags) = _jit(), _types(code)
+    return job_of(jit.native(function, jit.signature_of_pull(*tags, has_dtotal, has_layout)))
+
+
+def _jit() -> Any:
+    return importlib.import_module("anynorm._kernels.cpu.jit")
 
 
 def _types(code: int) -> tuple[Any, Any, Any]:
@@ -89,40 +129,9 @@ def _types(code: int) -> tuple[Any, Any, Any]:
     return backward.pull_rows, list(TAGS.values())[code], WIDE64
 
 
-def _weights(call: Call, access: Any, features: int) -> numpy.ndarray:
-    """weight + weight_offset in float64; the scale of scale_norm for each feature."""
-    weights = numpy.empty(features)
-    if call.weight is None:
-        weights.fill(1.0)
-    elif not call.rule.averaged:
-        weights.fill(float(call.weight))
-    else:
-        access.widen(call.weight, weights)
-        if call.weight_offset:
-            weights += call.weight_offset
-    return weights
-
-
 def _layout(call: Call, access: Any, dy: Array, dx: Array, dtotal: Array | None, itemsize: int) -> Layout | None:
     arrays = [call.x, dy, dx, *(() if dtotal is None else (dtotal,))]
     if call.axes[0] == call.x.ndim - len(call.axes) and all(map(access.is_contiguous, arrays)):
         return None
     strides = [access.strides(array) for array in (*arrays, *arrays[: 4 - len(arrays)])]
     return plan(call.x.shape, list(zip(*strides, strict=True)), call.axes, itemsize, 0, False, columns=False)
-
-
-def _parameters(call: Call, access: Any, sums: numpy.ndarray) -> tuple[Array | None, Array | None]:
-    """The sums of all blocks, one after the other, as gradients of what they belong to."""
-    weight: Any = call.weight
-    if weight is None and call.bias is None:
-        return None, None
-    with numpy.errstate(all="ignore"):
-        shares, gradients = sums[0] if len(sums) == 1 else sums.sum(axis=0)
-        dweight = dbias = None
-        if weight is not None and call.rule.averaged:
-            dweight = access.narrow(shares, weight.dtype, tuple(weight.shape))
-        elif weight is not None:
-            dweight = access.narrow(shares.sum(), call.x.dtype if type(weight) is float else weight.dtype, ())
-        if call.bias is not None:
-            dbias = access.narrow(gradients, call.bias.dtype, tuple(call.bias.shape))
-    return dweight, dbias

@@ -8,6 +8,7 @@ import numpy
 
 from anynorm._check import Call, Gradient
 from anynorm._kernels import definition
+from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.layout import Layout
 from anynorm._libraries import library_of
 
@@ -64,7 +65,7 @@ def _row(layout: Layout | None, features: int, addresses: tuple[int | None, ...]
 def _of_row(call: Call, x: Array) -> Call:
     """The call on one row of it."""
     library, shape = library_of(x), x.shape
-    weight = call.weight if call.rule.averaged or call.weight is None else float(call.weight)
+    weight = call.weight if call.rule.averaged or call.weight is None else scale_of(call)
     weight, bias = (_in_numpy(parameter, shape) for parameter in (weight, call.bias))
     return call._replace(
         library=library, precision=library.precision(x), x=x, axes=tuple(range(len(shape))), weight=weight, bias=bias
