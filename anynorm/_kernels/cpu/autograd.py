@@ -2,47 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from anynorm._check import Call, Gradient
-from anynorm._choose import choose_pull
+from anynorm._choose import choose_pull, is_forced
 from anynorm._kernels import definition
 from anynorm._kernels.cpu.call import run as run_kernel
+from anynorm._kernels.cpu.pull import pull
+from anynorm._kernels.cpu.torch_state import is_followed
 
 Array = Any
 
 
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual, with what leads back from there."""
-    kept = call._replace(x=None, weight=None if call.rule.averaged else call.weight, bias=None, residual=None)
-    return _Norm.apply(call.x, call.weight, call.bias, call.residual, kept)  # type: ignore[no-untyped-call]
+    kept = call._replace(x=None, weight=None, bias=None, residual=None)
+    return _Norm.apply(call.x, call.weight, call.bias, call.residual, kept, None)  # type: ignore[no-untyped-call]
+
+
+def run_again(call: Call, x: Array, weight: Any, bias: Array | None, run: Callable[..., Array | None]) -> Array:
+    """The same of a call that has no arrays, for the given ones; ``run`` is tried first."""
+    return _Norm.apply(x, weight, bias, None, call, run)  # type: ignore[no-untyped-call]
 
 
 class _Norm(torch.autograd.Function):
     """A norm, of which x and the weight are saved; statistics are formed anew, from x as it is read for dx anyway."""
 
     @staticmethod
-    def forward(ctx: Any, x: Array, weight: Any, bias: Array | None, residual: Array | None, call: Call) -> Any:
-        result = run_kernel(call._replace(x=x, weight=weight, bias=bias, residual=residual))
-        ctx.save_for_backward(x if residual is None else result[1], weight if type(weight) is not float else None)
+    def forward(
+        ctx: Any,
+        x: Array,
+        weight: Any,
+        bias: Array | None,
+        residual: Array | None,
+        call: Call,
+        run: Callable[..., Array | None] | None,
+    ) -> Any:
+        result = None if run is None else run(x, weight, bias)
+        if result is None:
+            result = run_kernel(call._replace(x=x, weight=weight, bias=bias, residual=residual))
+        number = type(weight) is float
+        ctx.save_for_backward(x if residual is None else result[1], None if number else weight)
         # Of the bias only shape and dtype are looked at, and whether there is one.
-        ctx.call, ctx.bias = call if type(weight) is not float else call._replace(weight=weight), bias
+        ctx.call = call._replace(weight=weight if number else None, bias=bias)
         ctx.set_materialize_grads(False)
         return result
 
     @staticmethod
     def backward(ctx: Any, dy: Array | None, dtotal: Array | None = None) -> Any:
         if dy is None:  # y has not been used, so there is only the sum
-            return dtotal, None, None, dtotal, None
+            return dtotal, None, None, dtotal, None, None
         x, weight = ctx.saved_tensors
-        call = ctx.call
-        call = call._replace(x=x, weight=weight if weight is not None else call.weight, bias=ctx.bias)
-        gradient = Gradient(call, dy, dtotal, any(ctx.needs_input_grad[1:3]))
+        call, needs = ctx.call, ctx.needs_input_grad
+        call = call._replace(x=x, weight=call.weight if weight is None else weight)
+        gradient = Gradient(call, dy, dtotal, needs[1] or needs[2])
         if torch.is_grad_enabled():  # this is to be differentiated itself
-            dx, dweight, dbias = definition.pull(gradient)
+            found = definition.pull(gradient)
+        elif _is_plain(dy) and (dtotal is None or _is_plain(dtotal)) and not is_followed(torch) and not is_forced():
+            found = pull(gradient)
         else:
-            dx, dweight, dbias = choose_pull(gradient).pull(gradient)
-        found = (dx, dweight, dbias, dx)
-        return *(one if wanted else None for one, wanted in zip(found, ctx.needs_input_grad, strict=False)), None
+            found = choose_pull(gradient).pull(gradient)
+        dx, dweight, dbias = found
+        return (
+            dx if needs[0] else None,
+            dweight if needs[1] else None,
+            dbias if needs[2] else None,
+            dx if needs[3] else None,
+            None,
+            None,
+        )
+
+
+def _is_plain(tensor: Array) -> bool:
+    """Whether the memory of a tensor holds its numbers; torch has seen to it that dtype and shape are right."""
+    return type(tensor) is torch.Tensor and tensor.is_cpu and tensor.layout == torch.strided and not tensor.is_neg()

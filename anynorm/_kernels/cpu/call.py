@@ -187,7 +187,7 @@ def _recipe(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> Recipe:
         ),
         dtypes,
     )  # fmt: skip
-    return Recipe(_again(), NumPy.address(numbers), most_elements, resume, (numbers, dtypes))
+    return Recipe(_again(), NumPy.address(numbers), most_elements, resume, kept, (numbers, dtypes))
 
 
 def normalize(

@@ -58,6 +58,7 @@ class Recipe(NamedTuple):
     address: int  # of the numbers
     most_elements: int  # that one thread is to deal with
     resume: Callable[..., None]  # what to do where the kernel stops before the last row
+    call: Any  # the Call it came from, without arrays
     held: tuple[Any, ...]  # what there are addresses of
 
 

@@ -9,6 +9,7 @@ gradient) and what of the thread was (inference mode, torch.func, tracing). No t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from anynorm._check import Call
@@ -28,6 +29,13 @@ _torch: Any = None
 _Tensor: Any = None
 _forward_ad: Any = None
 _guards: Guards | None = None
+
+
+def _follow(call: Call, x: Array, weight: Any, bias: Array | None, run: Callable[..., Array | None]) -> Array:
+    """Run, with what leads back from there; imported once torch is there."""
+    from anynorm._kernels.cpu.autograd import run_again
+
+    return run_again(call, x, weight, bias, run)
 
 
 def _is_compiling() -> bool:
@@ -79,18 +87,18 @@ def _ask(key: tuple[Any, ...], x: Array, weight: Any, bias: Array | None) -> Arr
     size = x.numel()
     if recipe is None or size > recipe.most_elements:
         return None
-    if _torch.is_grad_enabled() and (x.requires_grad or _wants_gradient(weight) or _wants_gradient(bias)):
-        return None
-    y = _torch.empty_like(x)
     if _guards is not None and size:
         if len(_attempts) >= _MOST_RECIPES:
             _attempts.clear()
         is_seen_again = key in _attempts
-        _attempts[key] = _attempt(_guards, recipe, eps, offset, x, y, weight, bias) if is_seen_again else None
-    return _run(recipe, size, x, y, weight, bias)
+        _attempts[key] = _attempt(_guards, recipe, eps, offset, x, weight, bias) if is_seen_again else None
+    if _torch.is_grad_enabled() and (x.requires_grad or _wants_gradient(weight) or _wants_gradient(bias)):
+        return _follow(recipe.call, x, weight, bias, partial(_run, recipe))
+    return _run(recipe, x, weight, bias)
 
 
-def _run(recipe: Recipe, size: int, x: Array, y: Array, weight: Any, bias: Array | None) -> Array | None:
+def _run(recipe: Recipe, x: Array, weight: Any, bias: Array | None) -> Array | None:
+    size, y = x.numel(), _torch.empty_like(x)
     of_weight = 0 if weight is None or type(weight) is float else weight.data_ptr()
     of_bias = 0 if bias is None else bias.data_ptr()
     done = recipe.again(recipe.address, size, x.data_ptr(), y.data_ptr(), of_weight, of_bias)
@@ -106,7 +114,6 @@ def _attempt(
     same_eps: float,
     same_offset: float,
     x: Array,
-    y: Array,
     weight: Any,
     bias: Array | None,
 ) -> Attempt:
@@ -114,15 +121,15 @@ def _attempt(
     weighted, biased = weight is not None and type(weight) is not float, bias is not None
     given = (x, *((weight,) if weighted else ()), *((bias,) if biased else ()))
     are_alike, make = guards.guard(given), guards.make
-    shape, strides, dtype = tuple(y.shape), tuple(y.stride()), y.dtype
-    size = y.numel()
+    shape, strides, dtype = tuple(x.shape), tuple(x.stride()), x.dtype
+    size = x.numel()
     same_weight, of_weight = None if weighted else weight, type(weight)
-    again, address = recipe.again, recipe.address
+    again, address, call, follow = recipe.again, recipe.address, recipe.call, _follow
     # Guards look at what the tensors want, and not at whether it is granted.
     wanted, is_grad_enabled = any(tensor.requires_grad for tensor in given), _torch.is_grad_enabled
 
     def attempt(x: Array, weight: Any, bias: Array | None, eps: float, offset: float) -> Array | None:
-        if eps != same_eps or offset != same_offset or (wanted and is_grad_enabled()):
+        if eps != same_eps or offset != same_offset:
             return None
         if weighted:
             alike = are_alike(x, weight, bias) if biased else bias is None and are_alike(x, weight)
@@ -132,15 +139,16 @@ def _attempt(
             alike = are_alike(x, bias) if biased else bias is None and are_alike(x)
         if not alike:
             return None
+        return follow(call, x, weight, bias, run) if wanted and is_grad_enabled() else run(x, weight, bias)
+
+    def run(x: Array, weight: Any, bias: Array | None) -> Array | None:
         y = make(shape, strides, dtype)
         done = again(
             address, size, x.data_ptr(), y.data_ptr(),
             weight.data_ptr() if weighted else 0, bias.data_ptr() if biased else 0,  # type: ignore[union-attr]
         )  # fmt: skip
-        if done == DONE:
-            return y
         if done < -1:
-            return None
+            return y if done == DONE else None
         recipe.resume(x, y, weight, bias, done)  # and with that, attempt holds what the address is of
         return y
 
