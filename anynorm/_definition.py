@@ -60,11 +60,13 @@ _EMPTY = 2.0**-960
 _LARGE_LENGTH = 2.0**800
 
 
-def reduce(xp: Any, x: Array, axes: tuple[int, ...], rule: Rule, precision: Precision) -> Moments:
-    """Step 1: the moments of each row of ``x``, already of the precision's dtype."""
+def reduce(
+    xp: Any, x: Array, axes: tuple[int, ...], rule: Rule, precision: Precision, careful: bool = False
+) -> Moments:
+    """Step 1: the moments of each row of ``x``, already of the precision's dtype; more careful ones for `derive`."""
     count = math.prod([x.shape[axis] for axis in axes])
     if precision.digits:
-        return _paired.reduce(xp, x, axes, count, rule.centred, precision.digits)
+        return _paired.reduce(xp, x, axes, count, rule.centred, precision.digits, careful)
     mean = None
     if rule.centred:
         near = xp.sum(x, axis=axes, keepdims=True) / max(count, 1)

@@ -45,13 +45,18 @@ _EMPTY = {24: 2.0**-110, 53: 2.0**-960}
 # A row of scale_norm is divided by eps where the squares of x_hat add up to less than this, and else to 1.
 SHORT = 1.0 - 2.0**-40
 
+# What is left of a gradient that lies along x_hat may be smaller than its terms by so many bits.
+_CANCELLED = 20
+
 # Factors below the first number or from the second on are multiplied by the third or its inverse: two_product is exact
 # for what lies between, no product of two such factors leaves the range of the dtype, and neither do the scales.
 _RANGE = {24: (2.0**-20, 2.0**64, 2.0**62), 53: (2.0**-200, 2.0**500, 2.0**510)}
 
 
-def reduce(xp: Any, x: Array, axes: tuple[int, ...], count: int, centred: bool, digits: int) -> Moments:
-    """Step 1: the moments of each row."""
+def reduce(
+    xp: Any, x: Array, axes: tuple[int, ...], count: int, centred: bool, digits: int, careful: bool = False
+) -> Moments:
+    """Step 1: the moments of each row; careful, with squares that the low half of their sum says something of."""
 
     def rough_sum(values: Array) -> Array:
         # For what needs half the digits. A plain sum of float64 has those in any order; one of float32 has not.
@@ -68,12 +73,15 @@ def reduce(xp: Any, x: Array, axes: tuple[int, ...], count: int, centred: bool, 
         rest = (sum_pair(xp, x, axes, digits)[0] + rough_sum(low)) / count
         mean = near, rest
         x, low = renormalize(x, low - rest)
-    # x**2 = high**2 + (x - high) * (x + high): the first is exact, the second small.
-    high, tail = split(x, digits)
-    small = tail * (x + high)
+    if careful:
+        square, small = two_product(x, x, digits)
+    else:
+        # x**2 = high**2 + (x - high) * (x + high): the first is exact, the second small.
+        high, tail = split(x, digits)
+        square, small = high * high, tail * (x + high)
     if low is not None:
         small = small + 2.0 * x * low
-    squares, error = sum_pair(xp, high * high, axes, digits)
+    squares, error = sum_pair(xp, square, axes, digits, _CANCELLED if careful else 0)
     return Moments(count, mean, renormalize(squares, error + rough_sum(small)), unit, xp)
 
 
@@ -155,12 +163,18 @@ def derive(
     shift, factor, unit = found
 
     def mean(values: Pair) -> Pair:
-        high, low = sum_pair(xp, values[0], axes, digits)
+        high, low = sum_pair(xp, values[0], axes, digits, _CANCELLED)
         low = low + xp.sum(values[1], axis=axes, keepdims=True)
         return multiply_pairs((high, low), ratio_pair(1, max(count, 1), digits), digits)
 
     x = x * unit
-    x_hat = multiply_pairs((x, 0.0 * x) if shift is None else deviations(x, shift), factor, digits)
+    x_hat = x, 0.0 * x
+    if shift is not None:
+        x_hat = deviations(x, shift)
+        # A mean of a million deviations leaves its pair an error that they would feel.
+        left = mean(x_hat)
+        x_hat = add_pairs(x_hat, (-left[0], -left[1]))
+    x_hat = multiply_pairs(x_hat, factor, digits)
     own = _unit(xp, largest(xp, dy, axes), digits)
     g = (dy * own, 0.0 * dy)
     share = multiply_pairs(x_hat, g, digits)

@@ -57,8 +57,10 @@ def multiply_pairs(a: Pair, b: Pair, digits: int) -> Pair:
     return renormalize(high, low + (a[0] * b[1] + a[1] * b[0]))
 
 
-def sum_pair(xp: Any, values: Array, axes: tuple[int, ...], digits: int) -> Pair:
+def sum_pair(xp: Any, values: Array, axes: tuple[int, ...], digits: int, spare: int = 0) -> Pair:
     """Sum over ``axes`` (kept with length 1), to within one unit of the last place of the pair's high part.
+
+    That holds where the sum is not much smaller than the terms; ``spare`` is by how many bits it may be.
 
     Each level takes the leading bits of every term, as many as can be added without any rounding, so that
     the library may add them in whatever order it likes. What remains after the last level is too small to matter.
@@ -66,13 +68,12 @@ def sum_pair(xp: Any, values: Array, axes: tuple[int, ...], digits: int) -> Pair
     terms = math.prod([values.shape[axis] for axis in axes])
     if terms > _LONGEST_SUM[digits]:
         longest = max(axes, key=lambda axis: values.shape[axis])
-        first, second = _halves(values, longest)
-        return add_pairs(sum_pair(xp, first, axes, digits), sum_pair(xp, second, axes, digits))
+        return add_pairs(*(sum_pair(xp, half, axes, digits, spare) for half in _halves(values, longest)))
     bits = max(terms - 1, 1).bit_length()
     # A boundary of 4 * 2**bits * largest leaves this many bits of each term to a level, and the remainder has to
     # fall below 2**-(2 * bits + 4) of the largest term before a plain sum of it is harmless.
     bits_per_level = digits - 3 - bits
-    levels = -(-(2 * bits + 4) // bits_per_level)
+    levels = -(-(2 * bits + 4 + spare) // bits_per_level)
     boundary = largest(xp, values, axes) * 2.0 ** (bits + 2)
     high, low = None, 0.0
     for _ in range(levels):
@@ -123,6 +124,9 @@ def _round(value: float, digits: int) -> float:
 
 def split(a: Array, digits: int) -> Pair:
     """Cut a number into two of half the length; not for numbers near the largest, whose halves become NaN."""
+    if isinstance(a, float):  # of the host, whose arithmetic has more digits than the dtype may have
+        high = _round(a, digits - (digits + 1) // 2)
+        return high, a - high
     # Neither scaled down before nor up after: XLA gathers the constants of a product of two such halves, and the bare
     # product that is left underflows.
     boundary = a * 2.0 ** ((digits + 1) // 2)

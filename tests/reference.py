@@ -77,50 +77,41 @@ def _norm(row, weight, bias, offset, centred, eps):
     return results
 
 
-@dataclass(frozen=True)
-class Derivative:
-    """Of one row: dx, and dy * x_hat, whose sum over rows the gradient of the weight is; each with its terms' size."""
-
-    dx: list[Exact]
-    shares: list[mpmath.mpf]
-
-
 def gradient(norm, row, dy, weight=None, eps=1e-5, offset=0.0, scale=1.0):
-    """The derivative of a norm at one row: ``dx = f * (g - mean(g) - d * mean(g * d) * f**2)`` with g = dy * weight.
+    """The derivative of a norm at one row: dx, and dy * x_hat, whose sum over rows the gradient of the weight is.
 
-    d are the deviations and f the factor; the first mean is 0 without centring. For scale_norm g = scale * dy, the last
-    mean is a sum, and that is 0 where eps is the divisor; d * f is x_hat.
+    With d the deviations (without centring x itself), f the factor and g = dy * weight::
+
+        dx = f * (g - mean(g) - d * f**2 * mean(g * d))
+
+    The first mean is 0 without centring. For scale_norm g is scale * dy, the other mean is a sum, and 0 where eps is the
+    divisor. The magnitude of each element of dx is that of its terms, f * max(abs(g)).
     """
+    count = len(row)
     if not (np.isfinite(row).all() and np.isfinite(dy).all()):
         nan = Exact(mpmath.nan, mpmath.nan)
-        return Derivative([nan] * len(row), [mpmath.nan] * len(row))
+        return [nan] * count, None
     x, exponent = _integers(row)
-    count = len(x)
     total = sum(x) if norm == "layer_norm" else 0
     d = [Fraction(count * v - total, count) * _power(exponent) for v in x]
-    energy = sum(v * v for v in d)
+    energy, over, is_long = sum(v * v for v in d), 1, True
     if norm == "scale_norm":
-        long, energy, over = energy > Fraction(eps) ** 2, max(energy, Fraction(eps) ** 2), 1
+        is_long, energy = energy > Fraction(eps) ** 2, max(energy, Fraction(eps) ** 2)
+        weights = [Fraction(scale)] * count
     else:
-        long, energy, over = True, energy / count + Fraction(eps), count
+        energy, over = energy / count + Fraction(eps), count
+        weights = [Fraction(1) if weight is None else Fraction(float(w)) + Fraction(offset) for w in
+                   (row if weight is None else weight)]
     dy = [Fraction(float(v)) for v in dy]
-    weights = [Fraction(scale)] * count if norm == "scale_norm" else _factors(weight, offset, count)
     g = [a * b for a, b in zip(dy, weights, strict=True)]
     if energy == 0:  # such rows give 0, whatever is near them
-        zero = mpmath.mpf(0)
-        return Derivative([Exact(zero, zero)] * count, [zero] * count)
+        return [Exact(mpmath.mpf(0), mpmath.mpf(0))] * count, [mpmath.mpf(0)] * count
     middle = sum(g) / count if norm == "layer_norm" else 0
-    across = sum(a * b for a, b in zip(g, d, strict=True)) / (over * energy) if long else 0
+    across = sum(a * b for a, b in zip(g, d, strict=True)) / (over * energy) if is_long else 0
     factor = 1 / mpmath.sqrt(_mpf(energy))
-    values = [_mpf(a - middle - b * across) * factor for a, b in zip(g, d, strict=True)]
     terms = _mpf(max(map(abs, g))) * factor
-    return Derivative(
-        [Exact(value, terms) for value in values], [_mpf(a * b) * factor for a, b in zip(dy, d, strict=True)]
-    )
-
-
-def _factors(weight, offset, count):
-    return [1] * count if weight is None else [Fraction(float(w)) + Fraction(offset) for w in weight]
+    values = [_mpf(a - middle - b * across) * factor for a, b in zip(g, d, strict=True)]
+    return [Exact(value, terms) for value in values], [_mpf(a * b) * factor for a, b in zip(dy, d, strict=True)]
 
 
 def _integers(row):

@@ -1,17 +1,27 @@
 """The precision that anynorm promises, and the comparison that holds it to that."""
 
+import mpmath
 import numpy as np
 
 from tests import reference
+from tests.reference import Exact
 
 # Largest error in units of the last place. Never loosened for a single test.
 BOUNDS = {"float16": 0.51, "bfloat16": 0.51, "float32": 2.0, "float64": 4.0}
+
+# The same of gradients, where a unit is taken at the root mean square of a row's gradient, or at the element where that is
+# larger. Terms that cancel leave an error of their own scale: of float64 in the kernels, whose unit is therefore taken at
+# the terms, and elsewhere of 2**-20 of them.
+GRADIENT_BOUNDS = {"float16": 0.51, "bfloat16": 0.51, "float32": 4.0, "float64": 16.0}
+CANCELLED = {"float16": 2.0**-20, "bfloat16": 2.0**-20, "float32": 2.0**-20, "float64": 1.0}
 
 # Largest error seen in this run: (backend, dtype, norm) -> ulp. Printed when the tests are over.
 seen: dict[tuple[str, str, str], float] = {}
 
 
-def assert_exact(got, expected, *, backend: str, dtype: str, norm: str, flushes: bool = False) -> None:
+def assert_exact(
+    got, expected, *, backend: str, dtype: str, norm: str, flushes: bool = False, bounds: dict[str, float] = BOUNDS
+) -> None:
     """Assert that rows of results are within the bound of their exact values, element by element."""
     got = np.asarray(got)
     assert got.dtype == dtype, f"{backend} gave {got.dtype} for {dtype}"
@@ -27,7 +37,7 @@ def assert_exact(got, expected, *, backend: str, dtype: str, norm: str, flushes:
                 worst, where = error, (row, column)
     key = (backend, dtype, norm)
     seen[key] = max(seen.get(key, 0.0), worst)
-    if worst > BOUNDS[dtype]:
+    if worst > bounds[dtype]:
         exact = expected[where[0]][where[1]]
         raise AssertionError(
             f"{norm} of {dtype} on {backend}: {worst:.3f} ulp at {where}, "
@@ -42,10 +52,23 @@ def smallest_normal(dtype: str) -> float:
 
 def seen_table() -> list[str]:
     """The largest errors seen, a line for each backend and dtype."""
-    norms = ("layer_norm", "rms_norm", "scale_norm")
-    lines = [f"{'backend':26}{'dtype':10}" + "".join(f"{norm:>12}" for norm in norms)]
+    norms = [norm + of for of in ("", " dx", " dw") for norm in ("layer_norm", "rms_norm", "scale_norm")]
+    lines = [f"{'backend':26}{'dtype':10}" + "".join(f"{norm:>15}" for norm in norms)]
     for backend, dtype in sorted({key[:2] for key in seen}):
         errors = [seen.get((backend, dtype, norm)) for norm in norms]
-        cells = "".join(f"{'' if e is None else format(e, '.3f'):>12}" for e in errors)
+        cells = "".join(f"{'' if e is None else format(e, '.3f'):>15}" for e in errors)
         lines.append(f"{backend:26}{dtype:10}{cells}")
     return lines
+
+
+def gradient_of_rows(norm, x, dy, dtype, **options):
+    """Exact dx of rows, and the exact gradient of the weight, as `assert_exact` compares with them."""
+    found = [reference.gradient(norm, *both, **options) for both in zip(x, dy, strict=True)]
+    dx = []
+    for row, _ in found:
+        size = mpmath.sqrt(sum(exact.value**2 for exact in row) / len(row))
+        dx.append([Exact(e.value, max(abs(e.value), size, e.magnitude * CANCELLED[dtype])) for e in row])
+    columns = list(zip(*(shares for _, shares in found), strict=True))
+    if norm == "scale_norm":
+        columns = [sum(columns, start=())]
+    return dx, [[Exact(sum(c), max(abs(sum(c)), sum(map(abs, c)) * CANCELLED[dtype])) for c in columns]]

@@ -77,7 +77,7 @@ def _pull(call: Call, x: Array, dy: Array, dtotal: Array | None) -> tuple[Array,
     x, dy = xp.astype(x, precision.dtype, copy=False), xp.astype(dy, precision.dtype, copy=False)
     if 0 in x.shape:
         precision = definition.Precision(precision.dtype)
-    moments = definition.reduce(xp, x, call.axes, call.rule, precision)
+    moments = definition.reduce(xp, x, call.axes, call.rule, precision, careful=True)
     found = definition.finish(xp, moments, call.rule, call.eps, precision)
     weight, _ = _parameters(call, precision)
     dx, share = definition.derive(xp, x, dy, found, weight, call.axes, call.rule, precision)

@@ -93,8 +93,7 @@ class _Sums:
 def _reduce_row(task: Task, tag: Tag, rooms: Rooms, more: _More, row: int, k: int) -> None:
     """Leave the sums of a row in the rooms."""
     x, dy = place(task, tag, X, row), place(task, tag, OTHER, row)
-    # Any element will do for a shift (Samuelson 1968): float64 has the bits to spare, as in rows.py.
-    shift = where(task.rule == LAYER, peek(x, None, tag), 0.0)
+    shift = _shift_of(task, tag, rooms, x, dy)
     found = [cell(0.0) for _ in range(4)]
     for start, count in chunks_of(task, tag):
         a, b = _gathered(task, tag, rooms, x, dy, start, count)
@@ -113,6 +112,26 @@ def _reduce_row(task: Task, tag: Tag, rooms: Rooms, more: _More, row: int, k: in
         (more.gradients, gradients), (more.products, products),
     ):  # fmt: skip
         poke(room + k, WIDE64, value)
+
+
+def _shift_of(task: Task, tag: Tag, rooms: Rooms, x: int, dy: int) -> Number:
+    """A number near the mean of a row; 0 where it is not centred."""
+    # Any element will do where float64 has bits to spare (Samuelson 1968), as in rows.py.
+    shift = cell(where(task.rule == LAYER, peek(x, None, tag), 0.0))
+    if size_of(tag) < 8:
+        return shift + 0.0
+    for _ in when(task.rule == LAYER):
+        sums = cell(0.0)
+        for start, count in chunks_of(task, tag):
+            a, _ = _gathered(task, tag, rooms, x, dy, start, count)
+            whole = count - count % _LANES
+            for lanes, first, last in ((_LANES, 0, whole), (1, whole, count)):
+                chunk, near = cell(splat(0.0, WIDE64, lanes)), splat(shift, WIDE64, lanes)
+                for i in loop(first, last, lanes):
+                    chunk[...] = chunk + (load(a + i * size_of(tag), None, tag, WIDE64, lanes) - near)
+                sums[...] = sums + total(chunk)
+        shift[...] = shift + sums / number(task.features)
+    return shift + 0.0
 
 
 def _gathered(task: Task, tag: Tag, rooms: Rooms, x: int, dy: int, start: int, count: int) -> tuple[int, int]:

@@ -83,16 +83,12 @@ class NumPy:
 
     @staticmethod
     def empty_like(array: Array, nbytes: int) -> Array:
+        """A new array like another one, which lies one element after the other if that does."""
         return numpy.empty_like(array, subok=False)
 
     @staticmethod
     def written(array: Array) -> None:
         """Nobody has to be told."""
-
-    @staticmethod
-    def empty(shape: tuple[int, ...], like: Array) -> Array:
-        """A new array of the dtype of another one, one element after the other."""
-        return numpy.empty(shape, like.dtype)
 
 
 class Torch:
@@ -131,12 +127,6 @@ class Torch:
         import torch
 
         torch.autograd.graph.increment_version(tensor)
-
-    @staticmethod
-    def empty(shape: tuple[int, ...], like: Array) -> Array:
-        import torch
-
-        return torch.empty(shape, dtype=like.dtype)
 
 
 @cache

@@ -81,12 +81,11 @@ def _parameter(
     if parameter is None:
         return None, 0, None, 0
     if type(parameter) is float:
-        return None, 0, access.empty((), x) if wanted else None, kind_of(x.dtype).code
+        return None, 0, access.empty_like(x[(0,) * x.ndim], 0) if wanted else None, kind_of(x.dtype).code
     code = kind_of(parameter.dtype).code
-    gradient = access.empty(parameter.shape, parameter) if wanted else None
-    if not parameter.ndim:  # a scale, which is passed as a number
-        return None, 0, gradient, code
-    return parameter if access.is_contiguous(parameter) else access.contiguous(parameter), code, gradient, code
+    parameter = parameter if access.is_contiguous(parameter) else access.contiguous(parameter)
+    gradient = access.empty_like(parameter, 0) if wanted else None
+    return parameter if parameter.ndim else None, code, gradient, code  # a scale is passed as a number
 
 
 def _rescue(
