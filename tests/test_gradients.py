@@ -75,7 +75,7 @@ def gradients_like(data, case, dtype):
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("norm", NORMS)
 @given(data=st.data())
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_gradients(norm, dtype, data):
     case = data.draw(cases(dtype))
     assume(case.kind in TAME and case.eps != 1e-300)
@@ -86,7 +86,7 @@ def test_gradients(norm, dtype, data):
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("norm", NORMS)
 @given(data=st.data())
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_gradients_on_gpu(norm, dtype, backend, data):
     case = data.draw(cases(dtype))
     assume(case.kind in TAME and case.eps != 1e-300)

@@ -1,0 +1,338 @@
+"""LayerNorm, RMSNorm and ScaleNorm as torch modules and functions, for training and for torch.compile.
+
+On the CPU they run through anynorm's fused kernels, forward and backward; on other devices through torch's own
+operators. The modules are subclasses of torch's, with the same parameters under the same names.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from anynorm import _norms, _torch_ops, _torch_own
+from anynorm._check import check_number
+from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
+
+__all__ = [
+    "LayerNorm",
+    "RMSNorm",
+    "ScaleNorm",
+    "add_layer_norm",
+    "add_rms_norm",
+    "layer_norm",
+    "rms_norm",
+    "scale_norm",
+]
+
+Tensor = torch.Tensor
+Axis = int | tuple[int, ...]
+
+_is_compiling = torch.compiler.is_compiling
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    weight_offset: float = 0.0,
+) -> Tensor:
+    """`anynorm.layer_norm` of a tensor; under torch.compile and torch.export the operator ``anynorm::layer_norm``.
+
+    On the CPU, that is with anynorm's precision and kernels. On another device it is ``torch.nn.functional.layer_norm``
+    with the precision that has, in float32 under autocast. Gradients of any order, torch.func and forward-mode
+    derivatives go through.
+
+    Examples
+    --------
+    >>> import torch, anynorm.torch
+    >>> anynorm.torch.layer_norm(torch.tensor([[1.0, 2.0, 3.0]]))
+    tensor([[-1.2247,  0.0000,  1.2247]])
+    """
+    if _is_compiling():
+        return _traced(LAYER_NORM, x, weight, bias, axis, eps, weight_offset)
+    if x.is_cpu:
+        return _norms.layer_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)  # type: ignore[no-any-return]
+    return _torch_own.norm(LAYER_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
+
+
+def rms_norm(
+    x: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+) -> Tensor:
+    """`anynorm.rms_norm` of a tensor, as `layer_norm` here is `anynorm.layer_norm`.
+
+    Examples
+    --------
+    >>> import torch, anynorm.torch
+    >>> anynorm.torch.rms_norm(torch.tensor([[1.0, 7.0]]))
+    tensor([[0.2000, 1.4000]])
+    """
+    if _is_compiling():
+        return _traced(RMS_NORM, x, weight, bias, axis, eps, weight_offset)
+    if x.is_cpu:
+        return _norms.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)  # type: ignore[no-any-return]
+    return _torch_own.norm(RMS_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
+
+
+def scale_norm(x: Tensor, scale: Tensor | float | None = None, *, axis: Axis = -1, eps: float = 1e-5) -> Tensor:
+    """`anynorm.scale_norm` of a tensor, as `layer_norm` here is `anynorm.layer_norm`.
+
+    Examples
+    --------
+    >>> import torch, anynorm.torch
+    >>> anynorm.torch.scale_norm(torch.tensor([[3.0, 4.0]]))
+    tensor([[0.6000, 0.8000]])
+    """
+    if _is_compiling():
+        return _traced(SCALE_NORM, x, scale, None, axis, eps, 0.0)
+    if x.is_cpu:
+        return _norms.scale_norm(x, scale, axis=axis, eps=eps)  # type: ignore[no-any-return]
+    return _torch_own.norm(SCALE_NORM, x, scale, axis=axis, eps=eps)
+
+
+def add_layer_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    weight_offset: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """`anynorm.add_layer_norm` of tensors: ``total = x + residual`` and its layer_norm, returned as ``(y, total)``.
+
+    Under torch.compile these are two operations, of which the addition is fused with what comes before.
+
+    Examples
+    --------
+    >>> import torch, anynorm.torch
+    >>> anynorm.torch.add_layer_norm(torch.ones(2), torch.tensor([0.0, 2.0]), eps=0.0)
+    (tensor([-1.,  1.]), tensor([1., 3.]))
+    """
+    if x.is_cpu and not _is_compiling():
+        options = {"axis": axis, "eps": eps, "weight_offset": weight_offset}
+        return _norms.add_layer_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
+    total = x + residual
+    return layer_norm(total, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset), total
+
+
+def add_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """`anynorm.add_rms_norm` of tensors, as `add_layer_norm` here is `anynorm.add_layer_norm`.
+
+    Examples
+    --------
+    >>> import torch, anynorm.torch
+    >>> anynorm.torch.add_rms_norm(torch.ones(2), torch.tensor([0.0, 6.0]), eps=0.0)
+    (tensor([0.2000, 1.4000]), tensor([1., 7.]))
+    """
+    if x.is_cpu and not _is_compiling():
+        options = {"axis": axis, "eps": eps, "weight_offset": weight_offset}
+        return _norms.add_rms_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
+    total = x + residual
+    return rms_norm(total, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset), total
+
+
+def _traced(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: Axis, eps: float, offset: float) -> Tensor:
+    """Leave an operator in the graph: anynorm's on the CPU, torch's own elsewhere."""
+    if x.device.type == "cpu":
+        return _torch_ops.norm(rule, x, weight, bias, axis, eps, offset)
+    return _torch_own.norm(rule, x, weight, bias, axis=axis, eps=eps, weight_offset=offset)
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """`layer_norm` over the last axes as a module: a torch.nn.LayerNorm by another way.
+
+    Parameters
+    ----------
+    normalized_shape : int or tuple of ints
+        The lengths of the last axes, which are normalized.
+    eps, elementwise_affine, bias, device, dtype
+        As in torch.nn.LayerNorm.
+    weight_offset : float
+        Added to the weight; 1.0 for weights stored around zero, which then start at 0.
+
+    A state_dict of torch.nn.LayerNorm loads here and the other way round.
+
+    Examples
+    --------
+    >>> import torch, anynorm.torch
+    >>> norm = anynorm.torch.LayerNorm(3)
+    >>> norm
+    LayerNorm((3,), eps=1e-05, elementwise_affine=True, bias=True)
+    >>> norm(torch.tensor([[1.0, 2.0, 3.0]]))
+    tensor([[-1.2247,  0.0000,  1.2247]], grad_fn=<_NormBackward>)
+    """
+
+    def __init__(
+        self,
+        normalized_shape: Any,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        weight_offset: float = 0.0,
+    ) -> None:
+        self.weight_offset = check_number("weight_offset", weight_offset)  # reset_parameters needs it
+        eps = check_number("eps", eps, least=0.0)
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Weights of 1, offset and all, and biases of 0."""
+        super().reset_parameters()
+        _start_at_one(self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize a tensor whose last axes have the normalized shape."""
+        axis = _axis_of(self.normalized_shape, input)
+        offset = self.weight_offset if self.weight is not None else 0.0
+        return layer_norm(input, self.weight, self.bias, axis=axis, eps=self.eps, weight_offset=offset)
+
+    def extra_repr(self) -> str:
+        """What is written between the parentheses."""
+        return super().extra_repr() + (f", weight_offset={self.weight_offset}" if self.weight_offset else "")
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """`rms_norm` over the last axes as a module: a torch.nn.RMSNorm by another way.
+
+    Parameters
+    ----------
+    normalized_shape : int or tuple of ints
+        The lengths of the last axes, which are normalized.
+    eps : float
+        A number always; torch's None stands for another one in each dtype, 1.2e-7 for float32.
+    elementwise_affine, device, dtype
+        As in torch.nn.RMSNorm.
+    bias : bool
+        Whether to hold a bias besides the weight.
+    weight_offset : float
+        Added to the weight; 1.0 for weights stored around zero, which then start at 0.
+
+    A state_dict of torch.nn.RMSNorm loads here and, without a bias, the other way round.
+
+    Examples
+    --------
+    >>> import torch, anynorm.torch
+    >>> norm = anynorm.torch.RMSNorm(2)
+    >>> norm
+    RMSNorm((2,), eps=1e-06, elementwise_affine=True)
+    >>> norm(torch.tensor([[1.0, 7.0]]))
+    tensor([[0.2000, 1.4000]], grad_fn=<_NormBackward>)
+    """
+
+    def __init__(
+        self,
+        normalized_shape: Any,
+        eps: float = 1e-6,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = False,
+        weight_offset: float = 0.0,
+    ) -> None:
+        self.weight_offset = check_number("weight_offset", weight_offset)  # reset_parameters needs it
+        eps = check_number("eps", eps, least=0.0)
+        super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
+        held = torch.zeros(self.normalized_shape, device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if held is None else torch.nn.Parameter(held))
+
+    def reset_parameters(self) -> None:
+        """Weights of 1, offset and all, and biases of 0."""
+        super().reset_parameters()
+        _start_at_one(self)
+        bias = getattr(self, "bias", None)
+        if bias is not None:
+            torch.nn.init.zeros_(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize a tensor whose last axes have the normalized shape."""
+        axis = _axis_of(self.normalized_shape, x)
+        offset = self.weight_offset if self.weight is not None else 0.0
+        return rms_norm(x, self.weight, self.bias, axis=axis, eps=self.eps, weight_offset=offset)  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        """What is written between the parentheses."""
+        written = super().extra_repr() + (", bias=True" if self.bias is not None else "")
+        return written + (f", weight_offset={self.weight_offset}" if self.weight_offset else "")
+
+
+class ScaleNorm(torch.nn.Module):
+    """`scale_norm` over the last axis as a module, with a single parameter.
+
+    Parameters
+    ----------
+    dim : int
+        The length of the last axis; the scale starts at sqrt(dim), as in the paper.
+    eps : float
+    device, dtype
+        Of the scale.
+
+    Examples
+    --------
+    >>> import torch, anynorm.torch
+    >>> anynorm.torch.ScaleNorm(4).scale
+    Parameter containing:
+    tensor(2., requires_grad=True)
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        if type(dim) is not int:
+            raise TypeError(f"dim must be an int, got {dim!r}")
+        if dim < 1:
+            raise ValueError(f"dim must be 1 or more, got {dim}")
+        self.dim, self.eps = dim, check_number("eps", eps, least=0.0)
+        self.scale = torch.nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A scale of sqrt(dim)."""
+        torch.nn.init.constant_(self.scale, math.sqrt(self.dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize a tensor whose last axis is as long as dim."""
+        axis = _axis_of((self.dim,), x)
+        return scale_norm(x, self.scale, axis=axis, eps=self.eps)
+
+    def extra_repr(self) -> str:
+        """What is written between the parentheses."""
+        return f"{self.dim}, eps={self.eps}"
+
+
+def _start_at_one(norm: Any) -> None:
+    if norm.weight is not None and norm.weight_offset:
+        torch.nn.init.constant_(norm.weight, 1.0 - norm.weight_offset)
+
+
+def _axis_of(shape: tuple[int, ...], x: Tensor) -> Axis:
+    """The normalized axes of a tensor, whose lengths must be those."""
+    given = x.shape
+    if len(shape) == 1:
+        if given and given[-1] == shape[0]:
+            return -1
+    elif tuple(given[-len(shape) :]) == tuple(shape):
+        return tuple(range(-len(shape), 0))
+    raise ValueError(f"the last axes of the input must have the lengths {tuple(shape)}, got shape {tuple(given)}")
