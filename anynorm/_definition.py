@@ -149,14 +149,15 @@ def derive(
     if shift is not None:
         x_hat = x_hat - shift[0] if shift[1] is None else _paired.deviations(x_hat, shift)[0]
     x_hat = x_hat * factor
-    g = dy if weight is None else dy * weight[0]
-    across = xp.sum(g * x_hat, axis=axes, keepdims=True) / max(count, 1)
+    rest = dy if weight is None else dy * weight[0]
+    if rule.centred:
+        # Before it is multiplied by x_hat, whose own mean is not 0 to the last bit.
+        rest = rest - xp.sum(rest, axis=axes, keepdims=True) / max(count, 1)
+    across = xp.sum(rest * x_hat, axis=axes, keepdims=True) / max(count, 1)
     if not rule.averaged:
         short = xp.sum(x_hat * x_hat, axis=axes, keepdims=True) < _paired.SHORT
         across = xp.where(short, 0.0, across)
-    rest = g - x_hat * across
-    if rule.centred:
-        rest = rest - xp.sum(g, axis=axes, keepdims=True) / max(count, 1)
+    rest = rest - x_hat * across
     dx = rest * factor
     return dx if unit is None else dx * unit, (dy * x_hat, None)
 
