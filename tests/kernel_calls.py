@@ -25,10 +25,11 @@ OTHER = {"float16": "float32", "bfloat16": "float64", "float32": "float16", "flo
 ROWS_ONLY = ("float16", "float64")
 NORMS = {"layer": anynorm.layer_norm, "rms": anynorm.rms_norm}
 ADDS = {"layer": anynorm.add_layer_norm, "rms": anynorm.add_rms_norm}
+VJPS = {"layer": anynorm.layer_norm_vjp, "rms": anynorm.rms_norm_vjp}
 LARGEST = {"float16": 6e4, "bfloat16": 1e30, "float32": 1e30, "float64": 1e300}
 SMALLEST = {"float16": 1e-7, "bfloat16": 1e-39, "float32": 1e-45, "float64": 1e-323}
 CPU = Path(anynorm.__file__).parent / "_kernels" / "cpu"
-COMPILED = ("again", "rows", "columns", "paired", "parameters", "chunks", "scatter", "finish", "sweep")
+COMPILED = ("again", "backward", "rows", "columns", "paired", "parameters", "chunks", "scatter", "finish", "sweep")
 KERNEL_FILES = [str(CPU / f"{name}.py") for name in COMPILED]
 
 
@@ -227,7 +228,27 @@ def extreme_weights(dtype):
             yield f"{weight} columns", anynorm.rms_norm(numbers((33, 40), dtype, 2), weights, axis=0)
 
 
-KINDS = (rows, repeated, residuals, scattered, columns, outs, extremes, extreme_weights)
+def pullbacks(dtype):
+    """Derivatives, of rows in several blocks too, and of such as float64 does not hold."""
+    for n in (1, 7, 33, 1060):
+        shape = (3, n) if n > 100 else (18, n)
+        x, dy, weight, bias = (numbers(size, dtype, n + i) for i, size in enumerate((shape, shape, n, n)))
+        other = numbers(n, OTHER[dtype], n + 4)
+        for rule, vjp in VJPS.items():
+            yield f"{rule} {n} plain", vjp(x)[1](dy)[:1]
+            yield f"{rule} {n} weight", vjp(x, weight)[1](dy)[:2]
+            yield f"{rule} {n} weight and bias", vjp(x, other, bias, weight_offset=1.0)[1](dy)
+        yield f"scale {n}", anynorm.scale_norm_vjp(x, 3.0)[1](dy)
+        yield f"sum {n}", anynorm.add_layer_norm_vjp(x, dy, weight)[1](dy, x)[:3]
+    x, dy = numbers((3, 33, 2), dtype, 1), numbers((2, 33, 3), dtype, 2).T
+    yield "scattered", anynorm.layer_norm_vjp(x, numbers(33, dtype, 3), axis=1)[1](dy)[:2]
+    yield "scattered sum", anynorm.add_rms_norm_vjp(x, x, axis=(0, 1))[1](dy, dy)[:2]
+    x = extreme_rows(33, dtype)
+    for rule, vjp in VJPS.items():
+        yield f"extreme {rule}", vjp(x, numbers(33, dtype, 1), eps=0.0)[1](numbers((8, 33), dtype, 2))[:2]
+
+
+KINDS = (rows, repeated, residuals, scattered, columns, outs, extremes, extreme_weights, pullbacks)
 
 
 def digest(array):
