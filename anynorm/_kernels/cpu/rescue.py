@@ -42,11 +42,12 @@ def pull_row(
     """
     x, dy, dx, dtotal = _row(layout, features, addresses, row)
     call = _of_row(gradient.call, x)
-    if call.rule.averaged:
-        call = call._replace(weight=numpy.ones(x.shape) if call.weight is None else call.weight)
-    found, dweight, _ = definition.pull(Gradient(call, dy, dtotal))
-    dx[...] = found
-    return dweight.reshape(-1)
+    if call.weight is None:
+        call = call._replace(weight=numpy.ones(x.shape) if call.rule.averaged else 1.0)
+    dx[...], dweight, _ = definition.pull(Gradient(call, dy, dtotal))
+    share = numpy.zeros(features)
+    share[: dweight.size] = dweight.reshape(-1)  # that of a scale is one number, the sum over all features
+    return share
 
 
 def _row(layout: Layout | None, features: int, addresses: tuple[int | None, ...], row: int) -> list[Array | None]:
