@@ -23,12 +23,16 @@ NBYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 class Case(NamedTuple):
-    """One norm of one array; weight, and for layer_norm bias, have the array's dtype."""
+    """One norm of one array; weight, and for layer_norm bias, have the array's dtype.
+
+    ``of`` is "y", or "dx" for the norm and its derivative together.
+    """
 
     norm: str
     dtype: str
     shape: tuple[int, ...]
     axis: int = -1
+    of: str = "y"
 
     @property
     def features(self) -> int:
@@ -44,7 +48,8 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         axis = "" if self.axis == -1 else f" axis={self.axis}"
-        return f"{self.norm} {self.dtype} {'x'.join(map(str, self.shape))}{axis}"
+        backward = " forward and backward" if self.of == "dx" else ""
+        return f"{self.norm} {self.dtype} {'x'.join(map(str, self.shape))}{axis}{backward}"
 
 
 class Contest(NamedTuple):
@@ -63,12 +68,18 @@ def contests(quick: bool = False) -> Iterator[Contest]:
     """Every contest, the one-row calls first."""
     for norm in ("layer_norm", "rms_norm"):
         yield Contest("one row", Case(norm, "float32", (1, 768)), "anynorm", ("anynorm on torch", "torch"))
+        for of in ("y", "dx"):
+            yield Contest("module", Case(norm, "float32", (1, 768), of=of), "anynorm module", ("torch module",))
     for dtype in ("float32", "float16", "bfloat16"):
         for norm in ("layer_norm", "rms_norm", "scale_norm"):
             if norm == "scale_norm" and dtype != "float32":
                 continue
             for shape in QUICK_GRID if quick else GRID:
                 yield from _of_rows(Case(norm, dtype, shape))
+    for norm in ("layer_norm", "rms_norm"):
+        for shape in QUICK_GRID if quick else GRID:
+            yield from _trained(Case(norm, "float32", shape, of="dx"))
+            yield Contest("compiled", Case(norm, "float32", shape), "anynorm compiled", ("torch compiled",))
     for shape in QUICK_CHANNELS_FIRST if quick else CHANNELS_FIRST:
         yield from _channels_first(Case("layer_norm", "float32", shape, axis=1))
 
@@ -82,6 +93,12 @@ def _of_rows(case: Case) -> Iterator[Contest]:
         yield Contest("fresh", case, "anynorm", (other, "NumPy"))
     yield Contest("torch", case, "anynorm on torch", ("torch",))
     yield Contest("torch, huge pages", case, "anynorm on torch, huge pages", ("torch, huge pages",))
+
+
+def _trained(case: Case) -> Iterator[Contest]:
+    for pages in ("", ", huge pages"):
+        yield Contest("torch" + pages, case, "anynorm module" + pages, ("torch module" + pages, "torch compiled" + pages))
+    yield Contest("compiled", case, "anynorm compiled", ("torch compiled",))
 
 
 def _channels_first(case: Case) -> Iterator[Contest]:

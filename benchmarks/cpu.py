@@ -122,7 +122,7 @@ def run(contest: Contest, workers: dict[str, Worker], rounds: Rounds) -> dict[st
     case = contest.case
     return {
         "contest": contest.name,
-        "case": {"norm": case.norm, "dtype": case.dtype, "shape": case.shape, "axis": case.axis},
+        "case": {"norm": case.norm, "dtype": case.dtype, "shape": case.shape, "axis": case.axis, "of": case.of},
         "baseline": contest.baseline,
         "results": results,
     }

@@ -41,16 +41,25 @@ def _torch_inputs(case: Case, deviates: np.ndarray, weight: np.ndarray, bias: np
     return x, weight, bias
 
 
+def make_gradient(case: Case) -> Any:
+    """Return a gradient by the result, as a torch tensor."""
+    return make_inputs(case, "torch", seed=1)[0]
+
+
 def largest_error(case: Case, x: Any, weight: Any, bias: Any, y: Any) -> float:
-    """Compare y with the formula in float64, a block of the first axis at a time."""
+    """Compare y, or dx, with the formula in float64, a block of the first axis at a time."""
     if tuple(y.shape) != case.shape or case.dtype not in str(y.dtype):
         raise ValueError(f"expected {case.dtype} {case.shape}, got {y.dtype} {tuple(y.shape)}")
     weight, bias = as_float64(weight), as_float64(bias)
+    dy = make_gradient(case) if case.of == "dx" else None
     step = max(1, _BLOCK_ELEMENTS // math.prod(case.shape[1:]))
     worst = 0.0
     for first in range(0, case.shape[0], step):
         block = slice(first, first + step)
-        expected = formula(case, as_float64(x[block]), weight, bias)
+        if dy is None:
+            expected = formula(case, as_float64(x[block]), weight, bias)
+        else:
+            expected = derivative(case, as_float64(x[block]), weight, as_float64(dy[block]))
         scale = np.maximum(np.abs(expected), np.sqrt(np.mean(expected**2, axis=case.axis, keepdims=True)))
         error = np.max(np.abs(as_float64(y[block]) - expected) / scale)
         if not error <= worst:  # NaN too
@@ -72,6 +81,15 @@ def formula(case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> 
     return centred / np.sqrt(np.mean(centred**2, axis=case.axis, keepdims=True) + case.eps) * weight + bias
 
 
+def derivative(case: Case, x: np.ndarray, weight: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Return dx as the formula stands, along the last axis."""
+    g = dy * weight
+    if case.norm == "layer_norm":
+        x, g = x - np.mean(x, axis=-1, keepdims=True), g - np.mean(g, axis=-1, keepdims=True)
+    factor = 1 / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + case.eps)
+    return factor * (g - x * np.mean(g * x, axis=-1, keepdims=True) * factor**2)
+
+
 def as_float64(array: Any) -> np.ndarray:
     """Widen a NumPy, JAX or torch array."""
-    return array.double().numpy() if hasattr(array, "double") else np.asarray(array).astype(np.float64)
+    return array.detach().double().numpy() if hasattr(array, "double") else np.asarray(array).astype(np.float64)

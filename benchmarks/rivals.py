@@ -11,6 +11,7 @@ import numpy as np
 
 import anynorm
 from benchmarks.cases import Case
+from benchmarks.inputs import make_gradient
 
 Array = Any
 Call = Callable[[], Array]
@@ -87,6 +88,32 @@ def anynorm_on_torch(case: Case, threads: int, x: Array, weight: Array, bias: Ar
 
     torch.set_num_threads(threads)
     return anynorm_call(case, threads, x, weight, bias)
+
+
+def module(case: Case, threads: int, x: Array, weight: Array, bias: Array, ours: bool, compiled: bool = False) -> Call:
+    """A module with its parameters: applied, or trained, which is the call and the gradients by x and parameters."""
+    import torch
+
+    from anynorm import torch as anynorm_torch
+
+    torch.set_num_threads(threads)
+    torch._dynamo.reset()  # a graph of another shape would be replaced by one for any shape
+    modules = anynorm_torch if ours else torch.nn
+    norm = (modules.LayerNorm if case.norm == "layer_norm" else modules.RMSNorm)(case.features, eps=case.eps)
+    state = {"weight": weight, "bias": bias}
+    norm.load_state_dict({name: state[name] for name in norm.state_dict()})
+    apply = torch.compile(norm) if compiled else norm
+    if case.of == "y":
+
+        def run() -> Array:
+            with torch.no_grad():
+                return apply(x)
+
+        return run
+    x = x.detach().requires_grad_()
+    dy = make_gradient(case)
+    followed = (x, *norm.parameters())
+    return lambda: torch.autograd.grad(apply(x), followed, dy)[0]
 
 
 def onnx_runtime(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
@@ -166,6 +193,13 @@ RIVALS = {
     "torch, huge pages": Rival(torch_eager, **TORCH, environment=HUGE_PAGES),
     "torch contiguous": Rival(partial(torch_eager, contiguous=True), **TORCH),
     "torch contiguous, huge pages": Rival(partial(torch_eager, contiguous=True), **TORCH, environment=HUGE_PAGES),
+    "anynorm module": Rival(partial(module, ours=True), **TORCH),
+    "anynorm module, huge pages": Rival(partial(module, ours=True), **TORCH, environment=HUGE_PAGES),
+    "anynorm compiled": Rival(partial(module, ours=True, compiled=True), **TORCH),
+    "torch module": Rival(partial(module, ours=False), **TORCH),
+    "torch module, huge pages": Rival(partial(module, ours=False), **TORCH, environment=HUGE_PAGES),
+    "torch compiled": Rival(partial(module, ours=False, compiled=True), **TORCH),
+    "torch compiled, huge pages": Rival(partial(module, ours=False, compiled=True), **TORCH, environment=HUGE_PAGES),
     "ONNX Runtime": Rival(onnx_runtime, packages=("onnx", "onnxruntime")),
     "JAX": Rival(jitted_jax, packages=("jax",)),
     "scikit-learn": Rival(scikit_learn, packages=("sklearn",)),

@@ -142,7 +142,8 @@ def grouped(records: Iterable[Record]) -> dict[str, list[Record]]:
 
 def title_of(record: Record) -> str:
     case = record["case"]
-    return f"{case['norm']} {case['dtype']}" + ("" if case["axis"] == -1 else f", axis={case['axis']}")
+    title = f"{case['norm']} {case['dtype']}" + ("" if case["axis"] == -1 else f", axis={case['axis']}")
+    return title + (", forward and backward" if case.get("of") == "dx" else "")
 
 
 def all_ratios(group: list[Record]) -> dict[str, list[tuple[float, str]]]:
