@@ -148,6 +148,8 @@ def derive(
     x_hat = x if unit is None else x * unit
     if shift is not None:
         x_hat = x_hat - shift[0] if shift[1] is None else _paired.deviations(x_hat, shift)[0]
+        # A mean of a million deviations is rounded by more than they are.
+        x_hat = x_hat - xp.sum(x_hat, axis=axes, keepdims=True) / max(count, 1)
     x_hat = x_hat * factor
     rest = dy if weight is None else dy * weight[0]
     if rule.centred:

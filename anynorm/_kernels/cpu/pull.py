@@ -42,7 +42,7 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     blocks = -(-rows // block)
     has_sums = dweight is not None or dbias is not None
     refusals = blocks * (block + 1) if kind.itemsize == 8 else 0
-    work = numpy.empty(features + 2 * blocks * features * has_sums + refusals)
+    work = numpy.empty(2 * features + 2 * blocks * features * has_sums + refusals)
     layout = _layout(call, access, dy, dx, dtotal, kind.itemsize)
     arguments = (
         RULES[call.rule.name], call.eps, scale_of(call), features,
@@ -69,7 +69,7 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     else:
         compute(-1, blocks, *arguments)
     if refusals:
-        _rescue(gradient, layout, features, arguments[4:8], work[-refusals:].view(numpy.int64).reshape(blocks, -1), work[features:] if has_sums else None)
+        _rescue(gradient, layout, features, arguments[4:8], work[-refusals:].view(numpy.int64).reshape(blocks, -1), work[2 * features :] if has_sums else None)
     compute(blocks, blocks + 1, *arguments)
     return dx, dweight, dbias
 
