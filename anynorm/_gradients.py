@@ -193,7 +193,8 @@ def add_rms_norm_vjp(
     Examples
     --------
     >>> import numpy, anynorm
-    >>> (y, total), pullback = anynorm.add_rms_norm_vjp(numpy.asarray([[3.0, 0.0]]), numpy.asarray([[0.0, 4.0]]), eps=0.0)
+    >>> x, residual = numpy.asarray([[3.0, 0.0]]), numpy.asarray([[0.0, 4.0]])
+    >>> (y, total), pullback = anynorm.add_rms_norm_vjp(x, residual, eps=0.0)
     >>> dx, dresidual, dweight, dbias = pullback(numpy.asarray([[1.0, 0.0]]), numpy.asarray([[0.0, 1.0]]))
     >>> dx.round(4)
     array([[0.181 , 0.8642]])

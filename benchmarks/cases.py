@@ -97,7 +97,9 @@ def _of_rows(case: Case) -> Iterator[Contest]:
 
 def _trained(case: Case) -> Iterator[Contest]:
     for pages in ("", ", huge pages"):
-        yield Contest("torch" + pages, case, "anynorm module" + pages, ("torch module" + pages, "torch compiled" + pages))
+        yield Contest(
+            "torch" + pages, case, "anynorm module" + pages, ("torch module" + pages, "torch compiled" + pages)
+        )
     yield Contest("compiled", case, "anynorm compiled", ("torch compiled",))
 
 

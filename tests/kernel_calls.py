@@ -29,7 +29,19 @@ VJPS = {"layer": anynorm.layer_norm_vjp, "rms": anynorm.rms_norm_vjp}
 LARGEST = {"float16": 6e4, "bfloat16": 1e30, "float32": 1e30, "float64": 1e300}
 SMALLEST = {"float16": 1e-7, "bfloat16": 1e-39, "float32": 1e-45, "float64": 1e-323}
 CPU = Path(anynorm.__file__).parent / "_kernels" / "cpu"
-COMPILED = ("again", "backward", "rows", "columns", "paired", "parameters", "chunks", "scatter", "finish", "sweep")
+COMPILED = (
+    "again",
+    "backward",
+    "derive",
+    "rows",
+    "columns",
+    "paired",
+    "parameters",
+    "chunks",
+    "scatter",
+    "finish",
+    "sweep",
+)
 KERNEL_FILES = [str(CPU / f"{name}.py") for name in COMPILED]
 
 

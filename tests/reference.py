@@ -84,8 +84,8 @@ def gradient(norm, row, dy, weight=None, eps=1e-5, offset=0.0, scale=1.0):
 
         dx = f * (g - mean(g) - d * f**2 * mean(g * d))
 
-    The first mean is 0 without centring. For scale_norm g is scale * dy, the other mean is a sum, and 0 where eps is the
-    divisor. The magnitude of each element of dx is that of its terms, f * max(abs(g)).
+    The first mean is 0 without centring. For scale_norm g is scale * dy, the other mean is a sum, and 0 where eps is
+    the divisor. The magnitude of each element of dx is that of its terms, f * max(abs(g)).
     """
     count = len(row)
     if not (np.isfinite(row).all() and np.isfinite(dy).all()):
@@ -100,8 +100,10 @@ def gradient(norm, row, dy, weight=None, eps=1e-5, offset=0.0, scale=1.0):
         weights = [Fraction(scale)] * count
     else:
         energy, over = energy / count + Fraction(eps), count
-        weights = [Fraction(1) if weight is None else Fraction(float(w)) + Fraction(offset) for w in
-                   (row if weight is None else weight)]
+        weights = [
+            Fraction(1) if weight is None else Fraction(float(w)) + Fraction(offset)
+            for w in (row if weight is None else weight)
+        ]
     dy = [Fraction(float(v)) for v in dy]
     g = [a * b for a, b in zip(dy, weights, strict=True)]
     if energy == 0:  # such rows give 0, whatever is near them

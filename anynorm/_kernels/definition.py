@@ -103,10 +103,9 @@ def _as_parameter(call: Call, parameter: Array | float | None, found: Pair | Non
     if parameter is None or found is None:
         return None
     xp = call.library.namespace
-    number = type(parameter) is float
+    shape, dtype = ((), call.x.dtype) if isinstance(parameter, float) else (tuple(parameter.shape), parameter.dtype)
     value = found[0] if found[1] is None else found[0] + found[1]
-    value = xp.reshape(value, () if number else tuple(parameter.shape))
-    return xp.astype(value, call.x.dtype if number else parameter.dtype, copy=False)
+    return xp.astype(xp.reshape(value, shape), dtype, copy=False)
 
 
 def run_moments(call: Call) -> Moments:

@@ -47,7 +47,7 @@ class _Norm(torch.autograd.Function):
         number = type(weight) is float
         ctx.save_for_backward(x if residual is None else result[1], None if number else weight)
         # Of the bias only shape and dtype are looked at, and whether there is one.
-        ctx.call = call._replace(weight=weight if number else None, bias=bias)
+        ctx.call, ctx.number, ctx.bias = call, weight if number else None, bias
         ctx.set_materialize_grads(False)
         return result
 
@@ -56,8 +56,8 @@ class _Norm(torch.autograd.Function):
         if dy is None:  # y has not been used, so there is only the sum
             return dtotal, None, None, dtotal, None, None
         x, weight = ctx.saved_tensors
-        call, needs = ctx.call, ctx.needs_input_grad
-        call = call._replace(x=x, weight=call.weight if weight is None else weight)
+        needs = ctx.needs_input_grad
+        call = ctx.call._replace(x=x, weight=ctx.number if weight is None else weight, bias=ctx.bias)
         gradient = Gradient(call, dy, dtotal, needs[1] or needs[2])
         if torch.is_grad_enabled():  # this is to be differentiated itself
             found = definition.pull(gradient)

@@ -48,7 +48,7 @@ _LEFT_NBYTES = (GROUP + 1) * 8
 
 
 def _prepare(task: Task, weights: int) -> None:
-    """weight + weight_offset for each feature, 1 where there is none, and the scale of scale_norm."""
+    """Set weight + weight_offset for each feature, 1 where there is none, and the scale of scale_norm."""
     for given in cases(task.weight != 0):
         if given:
             # -0.0 leaves a weight of -0.0 as it is.

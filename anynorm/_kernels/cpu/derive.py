@@ -49,7 +49,7 @@ _LEFT = 0.25
 
 
 class Slots(NamedTuple):
-    """Addresses of 8 bytes for each row of a group: float64 numbers, those of apply in what it computes in, addresses."""
+    """For each row of a group 8 bytes: float64 numbers, those of apply in what it computes in, addresses."""
 
     gradients: int  # the sum of g
     products: int  # the sum of g * (x - shift)
@@ -203,9 +203,7 @@ def _lies_within(value: Number, bounds: tuple[float, float]) -> bool:
     return (size > bounds[0]) & (size < bounds[1])
 
 
-def apply_chunk(
-    task: Task, tag: Tag, wide: Tag, slots: Slots, sums: int, rows: int, start: int, count: int
-) -> None:
+def apply_chunk(task: Task, tag: Tag, wide: Tag, slots: Slots, sums: int, rows: int, start: int, count: int) -> None:
     """Write a chunk of dx, of each row in the slots, and add to the sums of its columns; 0 where there are none."""
     for centred in cases(task.rule == LAYER):
         for has_weight in cases(sums != 0):
@@ -215,9 +213,7 @@ def apply_chunk(
                     for i in loop(first, last, lanes):
                         places = (sums + (start + i) * 8,) if has_weight else ()
                         places += (sums + (task.features + start + i) * 8,) if has_bias else ()
-                        weight = load(
-                            weights_of(task, wide) + (start + i) * size_of(wide), None, wide, wide, lanes
-                        )
+                        weight = load(weights_of(task, wide) + (start + i) * size_of(wide), None, wide, wide, lanes)
                         _apply_elements(task, tag, wide, slots, places, rows, i, lanes, weight, centred)
 
 

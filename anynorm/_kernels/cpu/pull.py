@@ -22,85 +22,89 @@ from anynorm._threads import get_threads
 
 Array = Any
 
-# Rows whose shares are added up in one go, and how many such sums there are at most. They depend on the shape alone, and
-# so do the bits of the whole sum. Sums of float64 for so few rows take a quarter of the memory that rows of float32 do.
-_LEAST_BLOCK = 16
-_MOST_BLOCKS = 64
+# Rows whose shares are added up in one go, and how many such sums there are at most. They depend on the shape alone,
+# and so do the bits of the whole sum. 16 sums of 8192 features take 2 MB.
+_LEAST_BLOCK = 64
+_MOST_BLOCKS = 16
 
 
 def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """Return dx, dweight and dbias."""
     call, dy, dtotal, wanted = gradient
-    access, x, kind = ACCESS[call.library.name], call.x, kind_of(call.x.dtype)
-    features = math.prod([x.shape[axis] for axis in call.axes])
-    size = math.prod(x.shape)
+    x: Array = call.x
+    access, kind, shape = ACCESS[call.library.name], kind_of(x.dtype), x.shape
+    features = shape[-1] if call.axes == (len(shape) - 1,) else math.prod([shape[axis] for axis in call.axes])
+    size = math.prod(shape)
     rows, nbytes = size // features, size * kind.itemsize
     dx = access.empty_like(x, nbytes)
-    weight, weight_code, dweight, dweight_code = _parameter(access, call.weight, x, wanted)
-    bias, _, dbias, dbias_code = _parameter(access, call.bias, x, wanted)
+    weight, weight_code, dweight = _parameter(access, call.weight, x, wanted)
+    _, bias_code, dbias = _parameter(access, call.bias, x, wanted)
     block = max(_LEAST_BLOCK, -(-rows // _MOST_BLOCKS))
     blocks = -(-rows // block)
-    has_sums = dweight is not None or dbias is not None
+    sums = 0 if dweight is None and dbias is None else 2 * blocks * features
     refusals = blocks * (block + 1) if kind.itemsize == 8 else 0
-    work = numpy.empty(2 * features + 2 * blocks * features * has_sums + refusals)
+    work = numpy.empty(2 * features + sums + refusals)
     layout = _layout(call, access, dy, dx, dtotal, kind.itemsize)
     arguments = (
         RULES[call.rule.name], call.eps, scale_of(call), features,
         access.address(x), access.address(dy), access.address(dx), None if dtotal is None else access.address(dtotal),
         None if layout is None else NumPy.address(layout.numbers), rows, block,
         0 if weight is None else access.address(weight), weight_code, call.weight_offset,
-        0 if dweight is None else access.address(dweight), dweight_code,
-        0 if dbias is None else access.address(dbias), dbias_code, NumPy.address(work),
+        0 if dweight is None else access.address(dweight), weight_code,
+        0 if dbias is None else access.address(dbias), bias_code, NumPy.address(work),
     )  # fmt: skip
     variant = kind.code, dtotal is not None, layout is not None
     compute = _kernel(*variant)
-    threads = get_threads() if nbytes >= LEAST_SHARED_NBYTES and blocks > 1 else 1
-    if threads > 1:
-        compute(-1, 0, *arguments)
-
-        def work_alone(first: int, last: int, held: Any = (gradient, weight, dx, work, layout)) -> None:
-            # Holds the memory too, as in call.py.
-            compute(first, last, *arguments)
-
-        share(_job(*variant), arguments, work_alone, blocks, rows, nbytes, threads)
-    elif not refusals:
+    if not refusals and (blocks == 1 or nbytes < LEAST_SHARED_NBYTES):
         compute(-1, blocks + 1, *arguments)
         return dx, dweight, dbias
-    else:
-        compute(-1, blocks, *arguments)
+    # What is not given to the kernel as an array is to live as long as a thread may be at work.
+    held = gradient, weight, dx, work, layout
+    _share(variant, arguments, held, blocks, nbytes)
     if refusals:
-        _rescue(gradient, layout, features, arguments[4:8], work[-refusals:].view(numpy.int64).reshape(blocks, -1), work[2 * features :] if has_sums else None)
+        refused = work[-refusals:].view(numpy.int64).reshape(blocks, -1)
+        _rescue(gradient, layout, arguments, refused, work[2 * features :][:sums])
     compute(blocks, blocks + 1, *arguments)
     return dx, dweight, dbias
 
 
 def _parameter(
     access: Any, parameter: Array | float | None, x: Array, wanted: bool
-) -> tuple[Array | None, int, Array | None, int]:
-    """A parameter as the kernel reads it, and room for its gradient; each with the code of its dtype."""
+) -> tuple[Array | None, int, Array | None]:
+    """A parameter as the kernel reads it, the code of its dtype, and room for its gradient."""
     if parameter is None:
-        return None, 0, None, 0
-    if type(parameter) is float:
-        return None, 0, access.empty_like(x[(0,) * x.ndim], 0) if wanted else None, kind_of(x.dtype).code
-    code = kind_of(parameter.dtype).code
-    parameter = parameter if access.is_contiguous(parameter) else access.contiguous(parameter)
-    gradient = access.empty_like(parameter, 0) if wanted else None
-    return parameter if parameter.ndim else None, code, gradient, code  # a scale is passed as a number
+        return None, 0, None
+    held: Array = x[(0,) * x.ndim] if isinstance(parameter, float) else parameter
+    if not access.is_contiguous(held):
+        held = access.contiguous(held)
+    gradient = access.empty_like(held, 0) if wanted else None
+    return held if held.ndim else None, kind_of(held.dtype).code, gradient  # a scale goes as a number
+
+
+def _share(variant: tuple[Any, ...], arguments: tuple[Any, ...], held: Any, blocks: int, nbytes: int) -> None:
+    """Widen the weights and work through all blocks, in several threads where that pays."""
+    compute, rows = _kernel(*variant), arguments[9]
+    threads = get_threads() if nbytes >= LEAST_SHARED_NBYTES else 1
+    if threads == 1 or blocks == 1:
+        compute(-1, blocks, *arguments)
+        return
+    compute(-1, 0, *arguments)
+
+    def work(first: int, last: int, held: Any = held) -> None:
+        compute(first, last, *arguments)
+
+    share(_job(*variant), arguments, work, blocks, rows, nbytes, threads)
 
 
 def _rescue(
-    gradient: Gradient,
-    layout: Layout | None,
-    features: int,
-    addresses: tuple[int | None, ...],
-    refusals: numpy.ndarray,
-    sums: numpy.ndarray | None,
+    gradient: Gradient, layout: Layout | None, arguments: tuple[Any, ...], refused: numpy.ndarray, sums: numpy.ndarray
 ) -> None:
     """Have the definition take the rows that the kernel has left, and add what they are of the sums."""
-    for unit, (count, *rows) in enumerate(refusals):
+    features = arguments[3]
+    for unit, (count, *rows) in enumerate(refused):
         for row in rows[:count]:
-            share_of_row = pull_row(gradient, layout, features, addresses, int(row))
-            if sums is not None:
+            share_of_row = pull_row(gradient, layout, features, arguments[4:8], int(row))
+            if len(sums):
                 sums[2 * unit * features :][:features] += share_of_row
 
 

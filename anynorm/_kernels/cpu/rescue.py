@@ -40,11 +40,13 @@ def pull_row(
 
     Addresses are those of x, dy, dx and dtotal.
     """
-    x, dy, dx, dtotal = _row(layout, features, addresses, row)
+    rows: list[Any] = _row(layout, features, addresses, row)
+    x, dy, dx, dtotal = rows
     call = _of_row(gradient.call, x)
     if call.weight is None:
         call = call._replace(weight=numpy.ones(x.shape) if call.rule.averaged else 1.0)
-    dx[...], dweight, _ = definition.pull(Gradient(call, dy, dtotal))
+    found: tuple[Any, ...] = definition.pull(Gradient(call, dy, dtotal))
+    dx[...], dweight, _ = found
     share = numpy.zeros(features)
     share[: dweight.size] = dweight.reshape(-1)  # that of a scale is one number, the sum over all features
     return share
