@@ -1,15 +1,8 @@
-"""Calls that between them run every line of the CPU kernels, and digests of what they return.
-
-As a program it prints the digests and the lines that were not run, for which NUMBA_DISABLE_JIT must be 1.
-"""
+"""Calls that between them run every line of the CPU kernels, and digests of what they return."""
 
 import contextlib
 import hashlib
 import itertools
-import json
-import sys
-from pathlib import Path
-from types import CodeType
 from unittest import mock
 
 import ml_dtypes
@@ -28,21 +21,6 @@ ADDS = {"layer": anynorm.add_layer_norm, "rms": anynorm.add_rms_norm}
 VJPS = {"layer": anynorm.layer_norm_vjp, "rms": anynorm.rms_norm_vjp}
 LARGEST = {"float16": 6e4, "bfloat16": 1e30, "float32": 1e30, "float64": 1e300}
 SMALLEST = {"float16": 1e-7, "bfloat16": 1e-39, "float32": 1e-45, "float64": 1e-323}
-CPU = Path(anynorm.__file__).parent / "_kernels" / "cpu"
-COMPILED = (
-    "again",
-    "backward",
-    "derive",
-    "rows",
-    "columns",
-    "paired",
-    "parameters",
-    "chunks",
-    "scatter",
-    "finish",
-    "sweep",
-)
-KERNEL_FILES = [str(CPU / f"{name}.py") for name in COMPILED]
 
 
 def numbers(shape, dtype, seed, mean=0.5):
@@ -283,37 +261,3 @@ def digests():
                 assert name not in found, f"two calls are named {name}"
                 found[name] = " ".join(map(digest, result if isinstance(result, tuple) else (result,)))
     return found
-
-
-def lines_of(path):
-    """The lines that hold something to run."""
-
-    def lines(code):
-        yield from (line for _, _, line in code.co_lines() if line)
-        for constant in code.co_consts:
-            if isinstance(constant, CodeType):
-                yield from lines(constant)
-
-    return set(lines(compile(Path(path).read_text(), path, "exec")))
-
-
-def main():
-    run = {path: set() for path in KERNEL_FILES}
-
-    def trace(frame, event, _):
-        lines = run.get(frame.f_code.co_filename)
-        if lines is None:
-            return None
-        lines.add(frame.f_lineno)
-        return trace
-
-    sys.settrace(trace)
-    found = digests()
-    sys.settrace(None)
-    missed = {Path(path).name: sorted(lines_of(path) - run[path]) for path in KERNEL_FILES}
-    counts = {Path(path).name: len(lines_of(path)) for path in KERNEL_FILES}
-    print(json.dumps({"digests": found, "missed": missed, "lines": counts}))
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,7 @@ if numba.config.DISABLE_JIT:
 
 from anynorm._kernels.cpu import interpreted, lanes  # noqa: E402
 from anynorm._kernels.cpu.tags import TAGS, WIDE64, Tag, lanes_of  # noqa: E402
-from tests import kernel_calls  # noqa: E402
+from tests import kernel_calls, kernel_lines  # noqa: E402
 
 # The dtype in memory and that in lanes, as the kernels pair them.
 PAIRS = [(dtype, "float32") for dtype in ("float16", "bfloat16", "float32")] + [(dtype, "float64") for dtype in TAGS]
@@ -27,7 +27,7 @@ PAIRS = [(dtype, "float32") for dtype in ("float16", "bfloat16", "float32")] + [
 def both():
     """Digests of the compiled kernels; what a process prints in which they are interpreted."""
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "tests.kernel_calls"],
+        [sys.executable, "-W", "error", "-m", "tests.kernel_lines"],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
         stdout=subprocess.PIPE,
@@ -48,7 +48,7 @@ def test_interpreted_kernels_give_the_bits_of_the_compiled_ones(both):
 
 
 def test_every_line_of_the_kernels_is_run(both):
-    assert both[1]["missed"] == {Path(path).name: [] for path in kernel_calls.KERNEL_FILES}
+    assert both[1]["missed"] == {Path(path).name: [] for path in kernel_lines.KERNEL_FILES}
 
 
 def test_a_digest_tells_bits_apart():

@@ -1,0 +1,59 @@
+"""Prints digests of what the CPU kernels return, and which of their lines were not run, under NUMBA_DISABLE_JIT=1."""
+
+import json
+import sys
+from pathlib import Path
+from types import CodeType
+
+import anynorm
+from tests.kernel_calls import digests
+
+CPU = Path(anynorm.__file__).parent / "_kernels" / "cpu"
+COMPILED = (
+    "again",
+    "backward",
+    "derive",
+    "rows",
+    "columns",
+    "paired",
+    "parameters",
+    "chunks",
+    "scatter",
+    "finish",
+    "sweep",
+)
+KERNEL_FILES = [str(CPU / f"{name}.py") for name in COMPILED]
+
+
+def lines_of(path):
+    """The lines that hold something to run."""
+
+    def lines(code):
+        yield from (line for _, _, line in code.co_lines() if line)
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                yield from lines(constant)
+
+    return set(lines(compile(Path(path).read_text(), path, "exec")))
+
+
+def main():
+    run = {path: set() for path in KERNEL_FILES}
+
+    def trace(frame, event, _):
+        lines = run.get(frame.f_code.co_filename)
+        if lines is None:
+            return None
+        lines.add(frame.f_lineno)
+        return trace
+
+    sys.settrace(trace)
+    found = digests()
+    sys.settrace(None)
+    missed = {Path(path).name: sorted(lines_of(path) - run[path]) for path in KERNEL_FILES}
+    counts = {Path(path).name: len(lines_of(path)) for path in KERNEL_FILES}
+    print(json.dumps({"digests": found, "missed": missed, "lines": counts}))
+
+
+if __name__ == "__main__":
+    main()
