@@ -12,12 +12,20 @@ from tests.backends import CPU_BACKENDS, HAS_NUMBA, needs_numba
 X = np.ones((2, 4), np.float32)
 
 
+def nothing(given):
+    """Says nothing against a call or its derivative, and makes nothing of either."""
+
+
+def refuse(given):
+    return "it is a test"
+
+
 def never():
-    return _choose.Kernel("never", "refuses all", lambda: None, lambda call: "it is a test", lambda call: None)
+    return _choose.Kernel("never", "refuses all", lambda: None, refuse, nothing, refuse, nothing)
 
 
 def absent():
-    return _choose.Kernel("absent", "not there", lambda: "pip install it", lambda call: None, lambda call: "absent")
+    return _choose.Kernel("absent", "not there", lambda: "pip install it", nothing, nothing, nothing, nothing)
 
 
 def with_kernels(monkeypatch, *kernels):
@@ -68,7 +76,8 @@ def test_a_kernel_that_refuses_or_is_missing_is_passed_over(monkeypatch):
         "never does not: it is a test",
         "absent does not: pip install it",
     ]
-    assert anynorm.layer_norm(X).shape == X.shape
+    y, pullback = anynorm.layer_norm_vjp(X)
+    assert [one.shape for one in (anynorm.layer_norm(X), y, pullback(X)[0])] == [X.shape] * 3
 
 
 def test_a_forced_kernel_that_refuses_raises(monkeypatch):
@@ -78,7 +87,11 @@ def test_a_forced_kernel_that_refuses_raises(monkeypatch):
     with anynorm.use_kernel("absent"), pytest.raises(RuntimeError, match="pip install it"):
         anynorm.rms_norm(X)
     with anynorm.use_kernel("definition"):
-        assert anynorm.layer_norm(X).shape == X.shape
+        y, pullback = anynorm.layer_norm_vjp(X)
+        assert y.shape == X.shape
+    for name, reason in (("never", "it is a test"), ("absent", "pip install it")):
+        with anynorm.use_kernel(name), pytest.raises(RuntimeError, match=reason):
+            pullback(X)
     monkeypatch.setattr(_choose, "_forced_everywhere", "never")
     with pytest.raises(RuntimeError, match="it is a test"):
         anynorm.layer_norm(X)

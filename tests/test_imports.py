@@ -49,22 +49,22 @@ def test_every_public_name_is_listed_and_there():
 
 # Each module may import those after it; see "Development" in the README.
 ORDER = [
-    "cli", "_files", "modules", "_norms", "_explain", "_choose", "_kernels", "_kernels.cpu", "_kernels.cpu.call",
-    "_kernels.cpu.rescue", "_kernels.cpu.repeat", "_kernels.cpu.repeat_torch", "_kernels.cpu.crew",
+    "cli", "_files", "modules", "torch", "_torch_ops", "_torch_own", "_gradients", "_norms", "_explain", "_choose",
+    "_kernels", "_kernels.cpu.autograd", "_kernels.cpu.pull", "_kernels.cpu.call", "_kernels.cpu.rescue",
+    "_kernels.cpu", "_kernels.cpu.repeat", "_kernels.cpu.repeat_torch", "_kernels.cpu.crew",
     "_kernels.cpu.crew_program", "_kernels.cpu.layout", "_kernels.cpu.torch_state", "_kernels.cpu.again",
-    "_kernels.cpu.columns", "_kernels.cpu.paired", "_kernels.cpu.rows", "_kernels.cpu.parameters",
-    "_kernels.cpu.finish", "_kernels.cpu.scatter", "_kernels.cpu.chunks", "_kernels.cpu.sweep", "_kernels.cpu.jit",
-    "_kernels.cpu.objects", "_kernels.cpu.memory", "_kernels.cpu.recipe", "_kernels.cpu.lanes",
-    "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled", "_kernels.cpu.tracing",
-    "_kernels.cpu.task",
-    "_kernels.cpu.tags", "_kernels.definition", "_threads", "_check", "_overlap", "_loading", "_libraries",
-    "_definition", "_paired", "_moments", "_pairs", "_pytrees",
+    "_kernels.cpu.columns", "_kernels.cpu.paired", "_kernels.cpu.backward", "_kernels.cpu.rows",
+    "_kernels.cpu.parameters", "_kernels.cpu.finish", "_kernels.cpu.scatter", "_kernels.cpu.chunks",
+    "_kernels.cpu.sweep", "_kernels.cpu.jit", "_kernels.cpu.objects", "_kernels.cpu.memory", "_kernels.cpu.recipe",
+    "_kernels.cpu.lanes", "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled",
+    "_kernels.cpu.tracing", "_kernels.cpu.task", "_kernels.cpu.tags", "_kernels.definition", "_threads", "_check",
+    "_overlap", "_loading", "_libraries", "_definition", "_paired", "_moments", "_pairs", "_pytrees",
 ]  # fmt: skip
 # What Numba compiles, and what it needs for that; imported by name, with the first call.
 COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
-        "again", "columns", "paired", "rows", "parameters", "finish", "scatter", "chunks", "sweep", "lanes",
+        "again", "backward", "columns", "paired", "rows", "parameters", "finish", "scatter", "chunks", "sweep", "lanes",
         "interpreted", "compiled", "compiled_memory", "tracing", "jit", "objects", "crew_program",
     )
 ]  # fmt: skip

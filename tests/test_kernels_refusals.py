@@ -9,7 +9,7 @@ import torch
 import anynorm
 from tests import reference
 from tests.backends import needs_numba
-from tests.tolerances import assert_exact
+from tests.tolerances import GRADIENT_BOUNDS, assert_exact, gradient_of_rows
 
 pytestmark = needs_numba
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
@@ -34,6 +34,13 @@ def assert_right(norm, y):
         expected = [getattr(reference, norm)(row, WEIGHT, None, 1e-5) for row in ROWS]
     got = y if isinstance(y, np.ndarray) else y.detach().numpy()
     assert_exact(got, expected, backend="refused", dtype="float32", norm=norm)
+
+
+def assert_exact_gradient(norm, dx, dy):
+    """The gradient by x of `call`, of whatever has dy as its gradient by y."""
+    options = {"scale": 1.5} if norm == "scale_norm" else {"weight": WEIGHT}
+    expected, _ = gradient_of_rows(norm, ROWS, dy.detach().numpy(), "float32", eps=1e-5, **options)
+    assert_exact(dx.numpy(), expected, backend="refused", dtype="float32", norm=f"{norm} dx", bounds=GRADIENT_BOUNDS)
 
 
 def assert_refused(reason, *arguments, **options):
@@ -63,20 +70,24 @@ def reasons_while(norm, x, weight, reasons):
 
 
 @every_norm
-def test_gradients(norm):
+def test_gradients_are_followed_but_not_into_what_is_written(norm):
     x, weight = tensors()
     x.requires_grad_()
-    y = call(norm, x, weight)
-    assert y.requires_grad
+    reasons, dy = [], torch.from_numpy(ROWS[::-1].copy())
+    y = reasons_while(norm, x, weight, reasons)
+    assert reasons == ["runs"]
+    assert y.grad_fn is not None
     assert_right(norm, y)
-    assert_refused("a gradient is wanted", x)
+    assert_exact_gradient(norm, *torch.autograd.grad(y, x, dy), dy)
+    assert_refused("a gradient is wanted of what is written in place", x, out=torch.empty_like(x))
     if norm != "scale_norm":
         x, weight = tensors()
-        y = call(norm, x, weight.requires_grad_())
-        assert_refused("a gradient is wanted", x, weight, norm=norm)
+        y = reasons_while(norm, x, weight.requires_grad_(), reasons)
+        assert reasons[-1] == "runs"
         (got,) = torch.autograd.grad(y.sum(), weight)
         (expected,) = torch.autograd.grad(call_definition(norm, x, weight).sum(), weight)
-        assert torch.equal(got, expected)
+        # Both add up in float64 and round once, so at worst to two neighbours.
+        torch.testing.assert_close(got, expected, rtol=2.0**-22, atol=0)
     wide = [t.requires_grad_() for t in tensors(torch.float64)]
     assert torch.autograd.gradcheck(lambda x, weight: call(norm, x[:2, :5], weight[:5]), wide)
 
@@ -99,17 +110,39 @@ def test_no_gradient_is_wanted_under_no_grad(norm):
     assert torch.equal(detached, y)
 
 
+@every_norm
+def test_derivatives_of_derivatives_go_through_the_definition(norm):
+    x, weight = tensors(torch.float64)
+    x.requires_grad_()
+    parameters = (1.5,) if norm == "scale_norm" else (weight,)
+    with torch.no_grad():
+        y, pullback = getattr(anynorm, f"{norm}_vjp")(x, *parameters, eps=1e-5)
+        plain = pullback(y)
+    with anynorm.use_kernel("cpu"):
+        with pytest.raises(RuntimeError, match="a derivative of the derivative is wanted"):
+            pullback(y)
+        # That of autograd, too, is the definition's.
+        (first,) = torch.autograd.grad(call(norm, x, weight).pow(3).sum(), x, create_graph=True)
+        assert first.requires_grad
+    followed = pullback(y)
+    assert followed[0].requires_grad
+    # Both are within 16 units of the exact gradient, of float64 at its terms; these are below 2**4 here.
+    torch.testing.assert_close(followed[0].detach(), plain[0], rtol=0, atol=32 * 2.0**-49)
+
+
 def test_gradients_of_residuals_and_scales():
     x, weight = tensors()
     held = x.clone().requires_grad_()
-    assert_refused("a gradient is wanted", held)
-    assert "a gradient is wanted" in anynorm.explain(x, weight, residual=held).refused["cpu"]
+    assert anynorm.explain(x, weight, residual=held).kernel == "cpu"
+    out = torch.empty_like(x), torch.empty_like(x)
+    explained = anynorm.explain(x, weight, residual=held, out=out)
+    assert "a gradient is wanted of what is written in place" in explained.refused["cpu"]
     for arguments in ((x, held), (held, x)):
         y, total = anynorm.add_rms_norm(*arguments, weight)
         assert y.requires_grad
         assert total.requires_grad
     scale = torch.tensor(1.5, requires_grad=True)
-    assert_refused("a gradient is wanted", x, scale, norm="scale_norm")
+    assert anynorm.explain(x, scale, norm="scale_norm").kernel == "cpu"
     y = anynorm.scale_norm(x, scale)
     assert_right("scale_norm", y)
     assert y.requires_grad

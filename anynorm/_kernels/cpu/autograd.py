@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
 
 from anynorm._check import Call, Gradient
-from anynorm._choose import choose_pull, is_forced
 from anynorm._kernels import definition
 from anynorm._kernels.cpu.call import run as run_kernel
 from anynorm._kernels.cpu.pull import pull
 from anynorm._kernels.cpu.torch_state import is_followed
 
 Array = Any
+
+# By name, since it is above the kernels: `backward` is called by torch, and so no kernel has been chosen there yet.
+_choose = import_module("anynorm._choose")
 
 
 def run(call: Call) -> Any:
@@ -61,10 +64,15 @@ class _Norm(torch.autograd.Function):
         gradient = Gradient(call, dy, dtotal, needs[1] or needs[2])
         if torch.is_grad_enabled():  # this is to be differentiated itself
             found = definition.pull(gradient)
-        elif _is_plain(dy) and (dtotal is None or _is_plain(dtotal)) and not is_followed(torch) and not is_forced():
+        elif (
+            _is_plain(dy)
+            and (dtotal is None or _is_plain(dtotal))
+            and not is_followed(torch)
+            and not _choose.is_forced()
+        ):
             found = pull(gradient)
         else:
-            found = choose_pull(gradient).pull(gradient)
+            found = _choose.choose_pull(gradient).pull(gradient)
         dx, dweight, dbias = found
         return (
             dx if needs[0] else None,

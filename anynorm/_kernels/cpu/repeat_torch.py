@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from anynorm._check import Call
@@ -31,11 +32,8 @@ _forward_ad: Any = None
 _guards: Guards | None = None
 
 
-def _follow(call: Call, x: Array, weight: Any, bias: Array | None, run: Callable[..., Array | None]) -> Array:
-    """Run, with what leads back from there; imported once torch is there."""
-    from anynorm._kernels.cpu.autograd import run_again
-
-    return run_again(call, x, weight, bias, run)
+# `run_again` of autograd, which makes a call with what leads back from there.
+_follow: Any = None
 
 
 def _is_compiling() -> bool:
@@ -168,12 +166,14 @@ def _is_plain(tensor: Array) -> bool:
 
 def remember(call: Call, make: Callable[[], Recipe]) -> None:
     """Keep what calls like this one will need, made where it is not kept yet."""
-    global _torch, _Tensor, _forward_ad, _guards, _is_compiling, _count_modes
+    global _torch, _Tensor, _forward_ad, _guards, _follow, _is_compiling, _count_modes
     if _torch is None:
         import torch
 
         _Tensor, _forward_ad, _guards = torch.Tensor, torch.autograd.forward_ad, Guards.of(torch)
         _is_compiling, _count_modes = torch.compiler.is_compiling, torch._C._len_torch_dispatch_stack
+        # By name, since it is above this: it runs what `call` does, which repeats.
+        _follow = import_module("anynorm._kernels.cpu.autograd").run_again
         _torch = torch
     weight: Any = call.weight
     w = weight if weight is None or type(weight) is float else weight.dtype
