@@ -19,7 +19,7 @@ from anynorm._kernels import definition
 
 Tensor = torch.Tensor
 
-_LIBRARY = torch.library.Library("anynorm", "DEF")
+_LIBRARY: Any = torch.library.Library("anynorm", "DEF")  # type: ignore[no-untyped-call]
 _OPTIONS = "int[] axis, float eps, float weight_offset"
 _RULES = {rule.name: rule for rule in (LAYER_NORM, RMS_NORM, SCALE_NORM)}
 
@@ -32,16 +32,23 @@ def _given(options: Sequence[Any]) -> dict[str, Any]:
 
 def _run(rule: Rule, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any) -> Tensor:
     """The operator itself; autograd is above it."""
+    if torch.autograd.forward_ad._current_level >= 0:  # torch would go on with a tangent of 0
+        raise NotImplementedError(
+            f"the operator anynorm::{rule.name} has no forward-mode derivative; call anynorm.torch.{rule.name}"
+        )
     given = _given(options)
     if not x.is_cpu:
         return _torch_own.norm(rule, x, weight, bias, **given)
-    if not rule.averaged:
-        del given["weight_offset"]
-        with torch.no_grad():
-            return _norms.scale_norm(x, weight, **given)  # type: ignore[no-any-return]
-    norm = _norms.layer_norm if rule.centred else _norms.rms_norm
     with torch.no_grad():
-        return norm(x, weight, bias, **given)  # type: ignore[no-any-return]
+        return _by_name(rule, x, weight, bias, **given)
+
+
+def _by_name(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, *, weight_offset: float, **given: Any) -> Tensor:
+    """The public function of a norm."""
+    if not rule.averaged:
+        return _norms.scale_norm(x, weight, **given)  # type: ignore[no-any-return]
+    norm = _norms.layer_norm if rule.centred else _norms.rms_norm
+    return norm(x, weight, bias, weight_offset=weight_offset, **given)  # type: ignore[no-any-return]
 
 
 def _gradient(rule: Rule, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any) -> Gradient:
@@ -70,6 +77,7 @@ def _pull_fake(
 
 def _pull_twice(rule: Rule, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     """The derivative of the derivative, by way of the definition."""
+    is_followed = torch.is_grad_enabled()
     with torch.enable_grad():
         inputs = [None if one is None else one.view_as(one) for one in ctx.saved_tensors]
         gradient = _gradient(rule, *inputs, *ctx.options)  # type: ignore[arg-type]
@@ -78,13 +86,13 @@ def _pull_twice(rule: Rule, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
             for found, grad in zip(definition.pull(gradient), grads, strict=True)
             if found is not None and found.requires_grad
         ]
-        wanted = [i for i, one in enumerate(inputs) if one is not None and one.requires_grad]
+        wanted = {i: one for i, one in enumerate(inputs) if one is not None and one.requires_grad}
         found = torch.autograd.grad(
             [one for one, _ in pairs],
-            [inputs[i] for i in wanted],
+            list(wanted.values()),
             [grad for _, grad in pairs],
             allow_unused=True,
-            create_graph=True,
+            create_graph=is_followed,
         )
     results: list[Any] = [None] * 7
     for i, one in zip(wanted, found, strict=True):
@@ -136,6 +144,13 @@ def _define(rule: Rule) -> None:
 
 for _rule in _RULES.values():
     _define(_rule)
+
+
+def define(
+    rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: int | tuple[int, ...], eps: float, offset: float
+) -> Tensor:
+    """The norm as the operations that it is defined by, to be traced one by one."""
+    return _by_name(rule, x, weight, bias, axis=axis, eps=eps, weight_offset=offset)
 
 
 def norm(

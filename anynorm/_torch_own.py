@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from anynorm._check import Call, check
 from anynorm._definition import Rule
 
 Tensor = torch.Tensor
@@ -23,17 +24,24 @@ def norm(
     weight_offset: float = 0.0,
 ) -> Tensor:
     """Return what the norm of that rule does, as precisely as torch does it."""
-    axes = sorted(one % x.ndim for one in ((axis,) if isinstance(axis, int) else axis))
-    last = tuple(range(x.ndim - len(axes), x.ndim))
-    if tuple(axes) != last:
-        moved = norm(rule, x.movedim(axes, last), weight, bias, axis=last, eps=eps, weight_offset=weight_offset)
-        return moved.movedim(last, axes)
+    call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset)
+    last = tuple(range(x.ndim - len(call.axes), x.ndim))
+    if call.axes != last:
+        return _norm(call, x.movedim(call.axes, last), last).movedim(last, call.axes)
+    return _norm(call, x, last)
+
+
+def _norm(call: Call, x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The norm of x over its last axes."""
+    rule, bias, eps = call.rule, call.bias, call.eps
+    weight: Any = call.weight
     if not rule.averaged:
-        length = torch.linalg.vector_norm(x, dim=last, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-        y = x / length.clamp_min(eps)
+        length = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        y: Tensor = x / length.clamp_min(eps)
         return (y if weight is None else y * weight).to(x.dtype)
-    if weight is not None and weight_offset:
-        weight = weight + weight_offset
+    if weight is not None and call.weight_offset:
+        # In bfloat16, 1 + weight would have lost all but two or three digits.
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + call.weight_offset
     dtype = x.dtype
     for parameter in (weight, bias):
         if parameter is not None:

@@ -55,7 +55,7 @@ def layer_norm(
     """
     if _is_compiling():
         return _traced(LAYER_NORM, x, weight, bias, axis, eps, weight_offset)
-    if x.is_cpu:
+    if _is_here(x):
         return _norms.layer_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)  # type: ignore[no-any-return]
     return _torch_own.norm(LAYER_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
 
@@ -79,7 +79,7 @@ def rms_norm(
     """
     if _is_compiling():
         return _traced(RMS_NORM, x, weight, bias, axis, eps, weight_offset)
-    if x.is_cpu:
+    if _is_here(x):
         return _norms.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)  # type: ignore[no-any-return]
     return _torch_own.norm(RMS_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
 
@@ -95,7 +95,7 @@ def scale_norm(x: Tensor, scale: Tensor | float | None = None, *, axis: Axis = -
     """
     if _is_compiling():
         return _traced(SCALE_NORM, x, scale, None, axis, eps, 0.0)
-    if x.is_cpu:
+    if _is_here(x):
         return _norms.scale_norm(x, scale, axis=axis, eps=eps)  # type: ignore[no-any-return]
     return _torch_own.norm(SCALE_NORM, x, scale, axis=axis, eps=eps)
 
@@ -120,7 +120,7 @@ def add_layer_norm(
     >>> anynorm.torch.add_layer_norm(torch.ones(2), torch.tensor([0.0, 2.0]), eps=0.0)
     (tensor([-1.,  1.]), tensor([1., 3.]))
     """
-    if x.is_cpu and not _is_compiling():
+    if _is_here(x) and not _is_compiling():
         options = {"axis": axis, "eps": eps, "weight_offset": weight_offset}
         return _norms.add_layer_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
     total = x + residual
@@ -145,16 +145,24 @@ def add_rms_norm(
     >>> anynorm.torch.add_rms_norm(torch.ones(2), torch.tensor([0.0, 6.0]), eps=0.0)
     (tensor([0.2000, 1.4000]), tensor([1., 7.]))
     """
-    if x.is_cpu and not _is_compiling():
+    if _is_here(x) and not _is_compiling():
         options = {"axis": axis, "eps": eps, "weight_offset": weight_offset}
         return _norms.add_rms_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
     total = x + residual
     return rms_norm(total, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset), total
 
 
+def _is_here(x: Any) -> bool:
+    """Whether anynorm's functions are to take x: on the CPU; or no tensor, as they say best what is wrong with it."""
+    return getattr(x, "is_cpu", True)
+
+
 def _traced(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: Axis, eps: float, offset: float) -> Tensor:
     """Leave an operator in the graph: anynorm's on the CPU, torch's own elsewhere."""
     if x.device.type == "cpu":
+        if torch._C._are_functorch_transforms_active():
+            # For these an operator has no derivative, or one of 0.
+            return _torch_ops.define(rule, x, weight, bias, axis, eps, offset)
         return _torch_ops.norm(rule, x, weight, bias, axis, eps, offset)
     return _torch_own.norm(rule, x, weight, bias, axis=axis, eps=eps, weight_offset=offset)
 

@@ -44,13 +44,15 @@ class _Norm(torch.autograd.Function):
         call: Call,
         run: Callable[..., Array | None] | None,
     ) -> Any:
+        # A call that is made again was of as many features, along the last axis, and maybe of fewer or more axes.
+        axes = call.axes if run is None else (x.ndim - 1,)
         result = None if run is None else run(x, weight, bias)
         if result is None:
-            result = run_kernel(call._replace(x=x, weight=weight, bias=bias, residual=residual))
+            result = run_kernel(call._replace(x=x, weight=weight, bias=bias, residual=residual, axes=axes))
         number = type(weight) is float
         ctx.save_for_backward(x if residual is None else result[1], None if number else weight)
         # Of the bias only shape and dtype are looked at, and whether there is one.
-        ctx.call, ctx.number, ctx.bias = call, weight if number else None, bias
+        ctx.call, ctx.axes, ctx.number, ctx.bias = call, axes, weight if number else None, bias
         ctx.set_materialize_grads(False)
         return result
 
@@ -60,9 +62,11 @@ class _Norm(torch.autograd.Function):
             return dtotal, None, None, dtotal, None, None
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        call = ctx.call._replace(x=x, weight=ctx.number if weight is None else weight, bias=ctx.bias)
+        weight = ctx.number if weight is None else weight
+        call = ctx.call._replace(x=x, weight=weight, bias=ctx.bias, axes=ctx.axes)
         gradient = Gradient(call, dy, dtotal, needs[1] or needs[2])
-        if torch.is_grad_enabled():  # this is to be differentiated itself
+        # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.
+        if torch.is_grad_enabled() or _is_batched(dy) or (dtotal is not None and _is_batched(dtotal)):
             found = definition.pull(gradient)
         elif (
             _is_plain(dy)
@@ -82,6 +86,10 @@ class _Norm(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _is_batched(tensor: Array) -> bool:
+    return torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 def _is_plain(tensor: Array) -> bool:
