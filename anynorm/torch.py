@@ -205,6 +205,8 @@ class LayerNorm(torch.nn.LayerNorm):
         self.weight_offset = check_number("weight_offset", weight_offset)  # reset_parameters needs it
         eps = check_number("eps", eps, least=0.0)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device=device, dtype=dtype)
+        if self.weight_offset:
+            self.register_forward_pre_hook(_insist)
 
     def reset_parameters(self) -> None:
         """Weights of 1, offset and all, and biases of 0."""
@@ -266,6 +268,8 @@ class RMSNorm(torch.nn.RMSNorm):
         super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
         held = torch.zeros(self.normalized_shape, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if held is None else torch.nn.Parameter(held))
+        if bias or self.weight_offset:
+            self.register_forward_pre_hook(_insist)
 
     def reset_parameters(self) -> None:
         """Weights of 1, offset and all, and biases of 0."""
@@ -328,6 +332,13 @@ class ScaleNorm(torch.nn.Module):
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
         return f"{self.dim}, eps={self.eps}"
+
+
+def _insist(norm: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Do nothing, as a hook: without one torch.nn.TransformerEncoderLayer may not call a norm but read its parameters.
+
+    It takes it for a layer norm of them then, without an offset.
+    """
 
 
 def _start_at_one(norm: Any) -> None:

@@ -245,3 +245,21 @@ def test_functions_say_the_same_on_every_device(x):
             call()
     with pytest.raises(TypeError, match=r"x must be an array, got builtins\.list"):
         norms.layer_norm([1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: anynorm.torch.LayerNorm(64),
+        lambda: anynorm.torch.LayerNorm(64, weight_offset=1.0),
+        lambda: anynorm.torch.RMSNorm(64, bias=True),
+    ],
+)
+def test_an_encoder_layer_of_torch_calls_them(make):
+    """Without gradients it may read the parameters of its norms, and have them applied as those of torch's LayerNorm."""
+    layer = torch.nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True).eval()
+    layer.norm1, layer.norm2 = make(), make()
+    x = torch.randn(2, 5, 64)
+    expected = layer(x)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
