@@ -6,7 +6,8 @@ has no need of them: to dispatch an operator through Python takes longer than to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from anynorm._check import Gradient, check, check_gradient
 from anynorm._choose import choose_pull
 from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels import definition
+from anynorm._kernels.cpu.torch_state import is_followed
 
 Tensor = torch.Tensor
 
 _LIBRARY: Any = torch.library.Library("anynorm", "DEF")  # type: ignore[no-untyped-call]
 _OPTIONS = "int[] axis, float eps, float weight_offset"
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 _RULES = {rule.name: rule for rule in (LAYER_NORM, RMS_NORM, SCALE_NORM)}
 
 
@@ -100,45 +103,79 @@ def _pull_twice(rule: Rule, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     return tuple(results)
 
 
-def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, axis, eps, weight_offset = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.options = axis, eps, weight_offset
+def _register(
+    name: str,
+    signature: str,
+    run: Callable[..., Any],
+    at_once: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., tuple[Any, ...]],
+) -> None:
+    """Make an operator: ``run`` is what it does, ``at_once`` the same where nobody follows it, unless it is autograd.
+
+    torch.library.register_autograd does it in more steps, which take longer than the norm of a few rows. What
+    ``at_once`` returns may be None where a gradient is wanted: autograd does not know of it then.
+    """
+    _LIBRARY.define(name + signature)
+    operator = getattr(torch.ops.anynorm, name).default
+
+    def run_below(*arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
+
+    class Followed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            *tensors, axis, eps, weight_offset = arguments
+            ctx.save_for_backward(*tensors)
+            ctx.options = axis, eps, weight_offset
+            return run_below(*arguments)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            return backward(ctx, *grads)
+
+    def follow(*arguments: Any) -> Any:
+        tensors = [one for one in arguments if isinstance(one, torch.Tensor)]
+        wanted = torch.is_grad_enabled() and any(one.requires_grad for one in tensors)
+        if all(type(one) in _PLAIN and one.is_cpu for one in tensors) and not is_followed(torch):
+            result = at_once(wanted, *arguments)
+            if result is not None:
+                return result
+        return Followed.apply(*arguments) if wanted else run_below(*arguments)  # type: ignore[no-untyped-call]
+
+    _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, follow, "Autograd")
+    torch.library.register_fake(f"anynorm::{name}", fake, lib=_LIBRARY)
 
 
 def _define(rule: Rule) -> None:
     """Register one norm and its derivative."""
-    name, derivative = rule.name, f"{rule.name}_backward"
+    derivative = f"{rule.name}_backward"
     tensors = "Tensor x, Tensor? weight, Tensor? bias"
-    _LIBRARY.define(f"{name}({tensors}, {_OPTIONS}) -> Tensor")
-    _LIBRARY.define(f"{derivative}(Tensor dy, {tensors}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)")
 
-    def run(*arguments: Any) -> Tensor:
-        return _run(rule, *arguments)
+    def run_at_once(wanted: bool, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any) -> Tensor:
+        return _by_name(rule, x, weight, bias, **_given(options))
 
     def run_fake(x: Tensor, *others: Any) -> Tensor:
         return torch.empty_like(x)
-
-    def pull(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _pull(rule, *arguments)
-
-    def pull_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _pull_fake(rule, *arguments)
 
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x, weight, bias = ctx.saved_tensors
         dx, dweight, dbias = getattr(torch.ops.anynorm, derivative)(dy, x, weight, bias, *ctx.options)
         return dx, None if weight is None else dweight, None if bias is None else dbias, None, None, None
 
-    def backward_of_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return _pull_twice(rule, ctx, *grads)
+    def pull_at_once(wanted: bool, *arguments: Any) -> Any:
+        return None if wanted else _pull(rule, *arguments)
 
-    for operator, function, fake in ((name, run, run_fake), (derivative, pull, pull_fake)):
-        _LIBRARY.impl(operator, function, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"anynorm::{operator}", fake, lib=_LIBRARY)
-    torch.library.register_autograd(f"anynorm::{name}", backward, setup_context=_remember, lib=_LIBRARY)
-    torch.library.register_autograd(
-        f"anynorm::{derivative}", backward_of_backward, setup_context=_remember, lib=_LIBRARY
+    _register(rule.name, f"({tensors}, {_OPTIONS}) -> Tensor", partial(_run, rule), run_at_once, run_fake, backward)
+    _register(
+        derivative,
+        f"(Tensor dy, {tensors}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+        partial(_pull, rule),
+        pull_at_once,
+        partial(_pull_fake, rule),
+        partial(_pull_twice, rule),
     )
 
 

@@ -256,7 +256,7 @@ def test_functions_say_the_same_on_every_device(x):
     ],
 )
 def test_an_encoder_layer_of_torch_calls_them(make):
-    """Without gradients it may read the parameters of its norms, and have them applied as those of torch's LayerNorm."""
+    """Without gradients it may read the parameters of its norms, and apply them as those of torch's LayerNorm."""
     layer = torch.nn.TransformerEncoderLayer(64, 4, 128, dropout=0.0, batch_first=True).eval()
     layer.norm1, layer.norm2 = make(), make()
     x = torch.randn(2, 5, 64)
