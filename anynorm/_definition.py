@@ -157,7 +157,7 @@ def derive(
         rest = rest - xp.sum(rest, axis=axes, keepdims=True) / max(count, 1)
     across = xp.sum(rest * x_hat, axis=axes, keepdims=True) / max(count, 1)
     if not rule.averaged:
-        short = xp.sum(x_hat * x_hat, axis=axes, keepdims=True) < _paired.SHORT
+        short = xp.sum(x_hat * x_hat, axis=axes, keepdims=True) < 1.0 - _paired.BELOW_ONE[0]
         across = xp.where(short, 0.0, across)
     rest = rest - x_hat * across
     dx = rest * factor
@@ -166,8 +166,8 @@ def derive(
 
 def widen_weight(xp: Any, weight: Array, offset: float, precision: Precision) -> Pair:
     """Return weight + offset, formed in the wide type; a pair where that rounds."""
-    if not offset and not precision.paired_apply:
-        return weight, None  # multiplication widens it
+    if not offset and not precision.digits:
+        return weight, None  # multiplication widens it, and in its derivative sums are narrowed
     weight = xp.astype(weight, precision.dtype, copy=False)
     if not (offset and precision.digits):
         return (weight + offset if offset else weight), None
