@@ -42,8 +42,8 @@ _FAR_BELOW = {0: math.inf, 24: 2.0**-60, 53: 2.0**-500}
 # 0 then. The levels see to it that the squares of any real deviation are far above it.
 _EMPTY = {24: 2.0**-110, 53: 2.0**-960}
 
-# A row of scale_norm is divided by eps where the squares of x_hat add up to less than 1 by this much, and else to 1; with
-# digits to spare and in pairs of floats. XLA leaves little of the low halves of float32.
+# A row of scale_norm is divided by eps where the squares of x_hat add up to less than 1 by this much, and else to 1;
+# with digits to spare and in pairs of floats. XLA leaves little of the low halves of float32.
 BELOW_ONE = {0: 2.0**-40, 24: 2.0**-20, 53: 2.0**-40}
 
 # What is left of a gradient that lies along x_hat may be smaller than its terms by so many bits.

@@ -64,14 +64,13 @@ def seen_table() -> list[str]:
     return lines
 
 
-def gradient_of_rows(norm, x, dy, dtype, by_kernel, **options):
+def gradient_of_rows(norm, x, dy, dtype, cancelled=CANCELLED, at_norm=False, **options):
     """Exact dx of rows, and the exact gradient of the weight, as `assert_exact` compares with them."""
-    at_norm = by_kernel and dtype == "float32"
     found = [reference.gradient(norm, *both, **options) for both in zip(x, dy, strict=True)]
     dx = []
     for row, _ in found:
         size = mpmath.sqrt(sum(exact.value**2 for exact in row) / (1 if at_norm else len(row)))
-        dx.append([Exact(e.value, max(abs(e.value), size, e.magnitude * CANCELLED[dtype])) for e in row])
+        dx.append([Exact(e.value, max(abs(e.value), size, e.magnitude * cancelled[dtype])) for e in row])
     columns = list(zip(*(shares for _, shares in found), strict=True))
     if norm == "scale_norm":
         columns = [sum(columns, start=())]
@@ -80,5 +79,5 @@ def gradient_of_rows(norm, x, dy, dtype, by_kernel, **options):
     for terms, floors in zip(columns, least, strict=True):
         sizes = (max(abs(term), floor) for term, floor in zip(terms, floors, strict=True))
         size = mpmath.sqrt(sum(size**2 for size in sizes)) if at_norm else 0
-        dweight.append(Exact(sum(terms), max(abs(sum(terms)), size, sum(map(abs, terms)) * CANCELLED[dtype])))
+        dweight.append(Exact(sum(terms), max(abs(sum(terms)), size, sum(map(abs, terms)) * cancelled[dtype])))
     return dx, [dweight]

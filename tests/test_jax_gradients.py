@@ -1,0 +1,179 @@
+"""Derivatives that JAX makes of the definition, and those that the definition states, with float64 and without.
+
+All is under jit: operation by operation JAX would compile for minutes. test_tracing.py has some of it outside.
+"""
+
+import numpy as np
+import pytest
+
+import anynorm
+from tests import reference
+from tests.backends import JAX, JAX_X64, as_dtype
+from tests.strategies import KINDS
+from tests.tolerances import CANCELLED, GRADIENT_BOUNDS, assert_exact, gradient_of_rows
+
+NORMS = ("layer_norm", "rms_norm", "scale_norm")
+every_norm = pytest.mark.parametrize("norm", NORMS)
+TAME = ("normal", "offset", "outlier", "nearly_constant")
+EPS = 1e-5
+
+# Without float64, JAX differentiates pairs of float32 one float at a time. That leaves an error of a few units of
+# float32 at the terms that cancel, 8 at most. Results in float16 and bfloat16 have half a unit of rounding, and another
+# half is 8 * 2**-24 at 2**-9 of the terms and less.
+SINGLE_BOUNDS = {"float16": 1.0, "bfloat16": 1.0, "float32": 8.0}
+SINGLE_CANCELLED = {"float16": 2.0**-9, "bfloat16": 2.0**-9, "float32": 1.0}
+
+
+def normalize(norm, x, weight=None, eps=EPS):
+    return getattr(anynorm, norm)(x, weight, eps=eps)
+
+
+def pull_by_jax(norm):
+    import jax
+
+    return lambda x, weight, dy: jax.vjp(lambda *given: normalize(norm, *given), x, weight)[1](dy)
+
+
+def pull_by_vjp(norm):
+    return lambda x, weight, dy: getattr(anynorm, f"{norm}_vjp")(x, weight, eps=EPS)[1](dy)[:2]
+
+
+def cases(norm, dtype):
+    """Rows of many kinds, a weight, and gradients by the result that are random, or lie along the rows."""
+    rng, largest = np.random.default_rng(0), float(reference.FORMATS[dtype][2])
+    for kind in TAME:
+        x = as_dtype(np.clip(KINDS[kind](rng, (3, 33), dtype), -largest, largest), dtype)
+        weight = as_dtype(1.5 if norm == "scale_norm" else rng.standard_normal(33), dtype)
+        wide = x.astype(np.float64)
+        for dy in (rng.standard_normal(x.shape), wide / np.abs(wide).max()):
+            yield x, weight, as_dtype(dy, dtype)
+
+
+def check(norm, dtype, backend, pull, bounds, cancelled, name):
+    for x, weight, dy in cases(norm, dtype):
+        options = {"scale": float(weight)} if norm == "scale_norm" else {"weight": weight}
+        dx, dweight = gradient_of_rows(norm, x, dy, dtype, cancelled, eps=EPS, **options)
+        with backend.context():
+            given = [backend.make(np.asarray(one)) for one in (x, weight, dy)]
+            got = [backend.read(one) for one in pull(*given)]
+        said = {"backend": f"{backend.name}, {name}", "dtype": dtype, "bounds": bounds}
+        assert_exact(got[0], dx, norm=f"{norm} dx", **said)
+        assert_exact(got[1].reshape(1, -1), dweight, norm=f"{norm} dw", **said)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@every_norm
+def test_by_autodiff_with_float64(norm, dtype):
+    import jax
+
+    check(norm, dtype, JAX_X64, jax.jit(pull_by_jax(norm)), GRADIENT_BOUNDS, CANCELLED, "autodiff")
+
+
+@pytest.mark.parametrize("dtype", JAX.dtypes)
+@every_norm
+def test_by_autodiff_without_float64(norm, dtype):
+    import jax
+
+    check(norm, dtype, JAX, jax.jit(pull_by_jax(norm)), SINGLE_BOUNDS, SINGLE_CANCELLED, "autodiff")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@every_norm
+def test_the_pullback_under_jit_with_float64(norm, dtype):
+    import jax
+
+    check(norm, dtype, JAX_X64, jax.jit(pull_by_vjp(norm)), GRADIENT_BOUNDS, CANCELLED, "jit")
+
+
+@pytest.mark.parametrize("dtype", JAX.dtypes)
+@every_norm
+def test_the_pullback_under_jit_without_float64(norm, dtype):
+    import jax
+
+    check(norm, dtype, JAX, jax.jit(pull_by_vjp(norm)), SINGLE_BOUNDS, SINGLE_CANCELLED, "jit")
+
+
+@every_norm
+def test_transforms_agree(norm):
+    """The gradient of a sum is that of its rows, however JAX is asked for it."""
+    import jax
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(1)
+    x, dy = (jnp.asarray(rng.standard_normal((4, 33)), jnp.float32) for _ in range(2))
+    weight = jnp.float32(1.5) if norm == "scale_norm" else jnp.asarray(rng.standard_normal(33), jnp.float32)
+
+    def loss(x, dy):
+        return (normalize(norm, x, weight) * dy).sum()
+
+    options = {"scale": 1.5} if norm == "scale_norm" else {"weight": np.asarray(weight)}
+    exact, _ = gradient_of_rows(norm, np.asarray(x), np.asarray(dy), "float32", SINGLE_CANCELLED, eps=EPS, **options)
+    of_rows = jax.vmap(jax.grad(loss))
+    for gradient in (jax.jit(of_rows), jax.jit(jax.grad(jax.checkpoint(loss)))):
+        assert_exact(
+            np.asarray(gradient(x, dy)), exact, backend="jax, autodiff", dtype="float32", norm=f"{norm} dx",
+            bounds=SINGLE_BOUNDS,
+        )  # fmt: skip
+
+
+def formula(norm, x, weight):
+    import jax.numpy as jnp
+
+    if norm == "scale_norm":
+        return weight * x / jnp.maximum(jnp.sqrt((x * x).sum()), EPS)
+    x = x - x.mean() if norm == "layer_norm" else x
+    return x / jnp.sqrt((x * x).mean() + EPS) * weight
+
+
+@every_norm
+def test_second_order(norm):
+    import jax
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(2)
+    values, weights = rng.standard_normal(5), np.asarray(1.5) if norm == "scale_norm" else rng.standard_normal(5)
+    values, weights = (as_dtype(one, "float32").astype(np.float64) for one in (values, weights))
+
+    def hessian(function, *given):
+        return jax.jit(jax.hessian(lambda *given: (function(norm, *given) ** 3).sum()))(*given)
+
+    def gradient_of_gradient(function, *given):
+        gradient = jax.grad(lambda *given: (function(norm, *given) ** 3).sum())
+        return jax.jit(jax.grad(lambda *given: (gradient(*given) ** 2).sum()))(*given)
+
+    for order in (hessian, gradient_of_gradient):
+        with jax.enable_x64(True):
+            given = jnp.asarray(values), jnp.asarray(weights)
+            exact, wide = order(formula, *given), order(normalize, *given)
+        narrow = order(normalize, *[jnp.asarray(one, jnp.float32) for one in (values, weights)])
+        for got, unit in ((wide, 2.0**-52), (narrow, 2.0**-23)):
+            # Derivatives of products of a dozen factors, each of which adds a unit or two, at the scale of the terms.
+            scale = float(np.abs(exact).max())
+            np.testing.assert_allclose(np.asarray(got, np.float64), exact, rtol=0, atol=64 * unit * scale)
+
+
+@pytest.mark.parametrize("backend", [JAX, JAX_X64], ids=str)
+@pytest.mark.parametrize("eps", [0.0, EPS])
+@every_norm
+def test_odd_rows(norm, eps, backend):
+    import jax
+
+    rows = np.asarray([[0.0] * 4, [3.0] * 4, [1.0, np.nan, 2.0, 3.0], [1.0, -2.0, 4.0, 0.5], [1.0, np.inf, 0.0, 1.0]])
+    upstream = np.asarray([1.0, -2.0, 0.5, 4.0])
+    for dtype in ("float16", "float64") if backend is JAX_X64 else ("bfloat16", "float32"):
+        with backend.context():
+            x, dy = backend.make(as_dtype(rows, dtype)), backend.make(as_dtype(upstream, dtype))
+            loss = lambda x, dy=dy: (normalize(norm, x, eps=eps) * dy).sum()  # noqa: E731
+            pull = jax.jit(jax.grad(loss))
+            got, alone = (backend.read(pull(rows)).astype(np.float64) for rows in (x, x[3:4]))
+        # Where nothing but eps is left of a row, it divides: its square root, or scale_norm's own.
+        divided = 0.0 if eps == 0 else 1 / eps if norm == "scale_norm" else eps**-0.5
+        zero = divided * (upstream - upstream.mean() if norm == "layer_norm" else upstream)
+        assert np.isnan(got[[2, 4]]).all()
+        assert np.isfinite(got[[1, 3]]).all()
+        expected = as_dtype(zero, dtype).astype(np.float64)  # 4e5 is past the range of float16, and Inf there
+        np.testing.assert_allclose(got[0], expected, rtol=2.0 ** (4 - reference.FORMATS[dtype][0]))
+        if norm == "layer_norm":
+            np.testing.assert_allclose(got[1], expected, rtol=2.0 ** (4 - reference.FORMATS[dtype][0]))
+        tolerance = 2.0 ** (3 - reference.FORMATS[dtype][0])
+        np.testing.assert_allclose(got[3], alone[0], rtol=tolerance, atol=tolerance)
