@@ -10,13 +10,16 @@ import anynorm
 from tests import reference
 from tests.backends import JAX, JAX_X64, as_dtype
 from tests.strategies import KINDS
-from tests.tolerances import CANCELLED, GRADIENT_BOUNDS, assert_exact, gradient_of_rows
+from tests.tolerances import CANCELLED, assert_exact, gradient_of_rows
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 every_norm = pytest.mark.parametrize("norm", NORMS)
 TAME = ("normal", "offset", "outlier", "nearly_constant")
 EPS = 1e-5
 
+# With float64, what JAX derives adds up in more places than the definition does, each with an error of float64 at terms
+# of up to 2**20 times the result: 2**-9 of a unit of float32. Of float64 itself XLA leaves pairs some units.
+DOUBLE_BOUNDS = {"float16": 0.51, "bfloat16": 0.51, "float32": 1.0, "float64": 4.0}
 # Without float64, JAX differentiates pairs of float32 one float at a time. That leaves an error of a few units of
 # float32 at the terms that cancel, 8 at most. Results in float16 and bfloat16 have half a unit of rounding, and another
 # half is 8 * 2**-24 at 2**-9 of the terms and less.
@@ -66,7 +69,7 @@ def check(norm, dtype, backend, pull, bounds, cancelled, name):
 def test_by_autodiff_with_float64(norm, dtype):
     import jax
 
-    check(norm, dtype, JAX_X64, jax.jit(pull_by_jax(norm)), GRADIENT_BOUNDS, CANCELLED, "autodiff")
+    check(norm, dtype, JAX_X64, jax.jit(pull_by_jax(norm)), DOUBLE_BOUNDS, CANCELLED, "autodiff")
 
 
 @pytest.mark.parametrize("dtype", JAX.dtypes)
@@ -82,7 +85,7 @@ def test_by_autodiff_without_float64(norm, dtype):
 def test_the_pullback_under_jit_with_float64(norm, dtype):
     import jax
 
-    check(norm, dtype, JAX_X64, jax.jit(pull_by_vjp(norm)), GRADIENT_BOUNDS, CANCELLED, "jit")
+    check(norm, dtype, JAX_X64, jax.jit(pull_by_vjp(norm)), DOUBLE_BOUNDS, CANCELLED, "jit")
 
 
 @pytest.mark.parametrize("dtype", JAX.dtypes)
