@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from anynorm._check import Call, check
 from anynorm._definition import Rule
+from anynorm._kernels import definition
 
 Tensor = torch.Tensor
 
@@ -25,6 +26,8 @@ def norm(
 ) -> Tensor:
     """Return what the norm of that rule does, as precisely as torch does it."""
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset)
+    if not call.eps:  # by which torch divides zeros by zero
+        return definition.run(call)  # type: ignore[no-any-return]
     last = tuple(range(x.ndim - len(call.axes), x.ndim))
     if call.axes != last:
         return _norm(call, x.movedim(call.axes, last), last).movedim(last, call.axes)

@@ -53,7 +53,7 @@ ORDER = [
     "_kernels", "_kernels.cpu.autograd", "_kernels.cpu.pull", "_kernels.cpu.call", "_kernels.cpu.rescue",
     "_kernels.cpu", "_kernels.cpu.repeat", "_kernels.cpu.repeat_torch", "_kernels.cpu.crew",
     "_kernels.cpu.crew_program", "_kernels.cpu.layout", "_kernels.cpu.torch_state", "_kernels.cpu.again",
-    "_kernels.cpu.columns", "_kernels.cpu.paired", "_kernels.cpu.backward", "_kernels.cpu.rows",
+    "_kernels.cpu.columns", "_kernels.cpu.paired", "_kernels.cpu.backward", "_kernels.cpu.derive", "_kernels.cpu.rows",
     "_kernels.cpu.parameters", "_kernels.cpu.finish", "_kernels.cpu.scatter", "_kernels.cpu.chunks",
     "_kernels.cpu.sweep", "_kernels.cpu.jit", "_kernels.cpu.objects", "_kernels.cpu.memory", "_kernels.cpu.recipe",
     "_kernels.cpu.lanes", "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled",
@@ -64,7 +64,7 @@ ORDER = [
 COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
-        "again", "backward", "columns", "paired", "rows", "parameters", "finish", "scatter", "chunks", "sweep", "lanes",
+        "again", "backward", "derive", "columns", "paired", "rows", "parameters", "finish", "scatter", "chunks", "sweep", "lanes",
         "interpreted", "compiled", "compiled_memory", "tracing", "jit", "objects", "crew_program",
     )
 ]  # fmt: skip

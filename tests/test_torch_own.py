@@ -79,3 +79,12 @@ def test_arguments_are_checked(norm):
         own(norm, x, eps=-1.0)
     with pytest.raises(ValueError, match=r"must have the shape|must be a number or a 0-d array"):
         own(norm, x, rows(1))
+
+
+@pytest.mark.parametrize("rule", [LAYER_NORM, RMS_NORM, SCALE_NORM], ids=lambda rule: rule.name)
+def test_rows_of_zeros_without_eps(rule):
+    x = torch.zeros(2, 8)
+    x[1] = torch.arange(8.0)
+    y = _torch_own.norm(rule, x, eps=0.0)
+    assert (y[0] == 0).all()
+    assert torch.isfinite(y).all()
