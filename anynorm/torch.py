@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from anynorm import _norms, _torch_ops, _torch_own
 from anynorm._check import check_number
-from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
+from anynorm._torch_functions import add_layer_norm, add_rms_norm, layer_norm, rms_norm, scale_norm
 
 __all__ = [
     "LayerNorm",
@@ -28,143 +27,6 @@ __all__ = [
 
 Tensor = torch.Tensor
 Axis = int | tuple[int, ...]
-
-_is_compiling = torch.compiler.is_compiling
-
-
-def layer_norm(
-    x: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    axis: Axis = -1,
-    eps: float = 1e-5,
-    weight_offset: float = 0.0,
-) -> Tensor:
-    """`anynorm.layer_norm` of a tensor; under torch.compile and torch.export the operator ``anynorm::layer_norm``.
-
-    On the CPU, that is with anynorm's precision and kernels. On another device it is ``torch.nn.functional.layer_norm``
-    with the precision that has, in float32 under autocast. Gradients of any order, torch.func and forward-mode
-    derivatives go through.
-
-    Examples
-    --------
-    >>> import torch, anynorm.torch
-    >>> anynorm.torch.layer_norm(torch.tensor([[1.0, 2.0, 3.0]]))
-    tensor([[-1.2247,  0.0000,  1.2247]])
-    """
-    if _is_compiling():
-        return _traced(LAYER_NORM, x, weight, bias, axis, eps, weight_offset)
-    if _is_here(x):
-        return _norms.layer_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)  # type: ignore[no-any-return]
-    return _torch_own.norm(LAYER_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
-
-
-def rms_norm(
-    x: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    axis: Axis = -1,
-    eps: float = 1e-6,
-    weight_offset: float = 0.0,
-) -> Tensor:
-    """`anynorm.rms_norm` of a tensor, as `layer_norm` here is `anynorm.layer_norm`.
-
-    Examples
-    --------
-    >>> import torch, anynorm.torch
-    >>> anynorm.torch.rms_norm(torch.tensor([[1.0, 7.0]]))
-    tensor([[0.2000, 1.4000]])
-    """
-    if _is_compiling():
-        return _traced(RMS_NORM, x, weight, bias, axis, eps, weight_offset)
-    if _is_here(x):
-        return _norms.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)  # type: ignore[no-any-return]
-    return _torch_own.norm(RMS_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
-
-
-def scale_norm(x: Tensor, scale: Tensor | float | None = None, *, axis: Axis = -1, eps: float = 1e-5) -> Tensor:
-    """`anynorm.scale_norm` of a tensor, as `layer_norm` here is `anynorm.layer_norm`.
-
-    Examples
-    --------
-    >>> import torch, anynorm.torch
-    >>> anynorm.torch.scale_norm(torch.tensor([[3.0, 4.0]]))
-    tensor([[0.6000, 0.8000]])
-    """
-    if _is_compiling():
-        return _traced(SCALE_NORM, x, scale, None, axis, eps, 0.0)
-    if _is_here(x):
-        return _norms.scale_norm(x, scale, axis=axis, eps=eps)  # type: ignore[no-any-return]
-    return _torch_own.norm(SCALE_NORM, x, scale, axis=axis, eps=eps)
-
-
-def add_layer_norm(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    axis: Axis = -1,
-    eps: float = 1e-5,
-    weight_offset: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """`anynorm.add_layer_norm` of tensors: ``total = x + residual`` and its layer_norm, returned as ``(y, total)``.
-
-    Under torch.compile these are two operations, of which the addition is fused with what comes before.
-
-    Examples
-    --------
-    >>> import torch, anynorm.torch
-    >>> anynorm.torch.add_layer_norm(torch.ones(2), torch.tensor([0.0, 2.0]), eps=0.0)
-    (tensor([-1.,  1.]), tensor([1., 3.]))
-    """
-    if _is_here(x) and not _is_compiling():
-        options = {"axis": axis, "eps": eps, "weight_offset": weight_offset}
-        return _norms.add_layer_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
-    total = x + residual
-    return layer_norm(total, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset), total
-
-
-def add_rms_norm(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *,
-    axis: Axis = -1,
-    eps: float = 1e-6,
-    weight_offset: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """`anynorm.add_rms_norm` of tensors, as `add_layer_norm` here is `anynorm.add_layer_norm`.
-
-    Examples
-    --------
-    >>> import torch, anynorm.torch
-    >>> anynorm.torch.add_rms_norm(torch.ones(2), torch.tensor([0.0, 6.0]), eps=0.0)
-    (tensor([0.2000, 1.4000]), tensor([1., 7.]))
-    """
-    if _is_here(x) and not _is_compiling():
-        options = {"axis": axis, "eps": eps, "weight_offset": weight_offset}
-        return _norms.add_rms_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
-    total = x + residual
-    return rms_norm(total, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset), total
-
-
-def _is_here(x: Any) -> bool:
-    """Whether anynorm's functions are to take x: on the CPU; or no tensor, as they say best what is wrong with it."""
-    return getattr(x, "is_cpu", True)
-
-
-def _traced(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: Axis, eps: float, offset: float) -> Tensor:
-    """Leave an operator in the graph: anynorm's on the CPU, torch's own elsewhere."""
-    if x.device.type == "cpu":
-        if torch._C._are_functorch_transforms_active():
-            # For these an operator has no derivative, or one of 0.
-            return _torch_ops.define(rule, x, weight, bias, axis, eps, offset)
-        return _torch_ops.norm(rule, x, weight, bias, axis, eps, offset)
-    return _torch_own.norm(rule, x, weight, bias, axis=axis, eps=eps, weight_offset=offset)
 
 
 class LayerNorm(torch.nn.LayerNorm):

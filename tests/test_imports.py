@@ -49,7 +49,8 @@ def test_every_public_name_is_listed_and_there():
 
 # Each module may import those after it; see "Development" in the README.
 ORDER = [
-    "cli", "_files", "modules", "torch", "_torch_ops", "_torch_own", "_gradients", "_norms", "_explain", "_choose",
+    "cli", "_files", "modules", "torch", "_torch_functions", "_torch_ops", "_torch_own", "_gradients",
+    "_norms", "_explain", "_choose",
     "_kernels", "_kernels.cpu.autograd", "_kernels.cpu.pull", "_kernels.cpu.call", "_kernels.cpu.rescue",
     "_kernels.cpu", "_kernels.cpu.repeat", "_kernels.cpu.repeat_torch", "_kernels.cpu.crew",
     "_kernels.cpu.crew_program", "_kernels.cpu.layout", "_kernels.cpu.torch_state", "_kernels.cpu.again",
@@ -64,8 +65,8 @@ ORDER = [
 COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
-        "again", "backward", "derive", "columns", "paired", "rows", "parameters", "finish", "scatter", "chunks", "sweep", "lanes",
-        "interpreted", "compiled", "compiled_memory", "tracing", "jit", "objects", "crew_program",
+        "again", "backward", "derive", "columns", "paired", "rows", "parameters", "finish", "scatter", "chunks",
+        "sweep", "lanes", "interpreted", "compiled", "compiled_memory", "tracing", "jit", "objects", "crew_program",
     )
 ]  # fmt: skip
 
