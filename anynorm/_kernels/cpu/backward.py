@@ -43,7 +43,7 @@ from anynorm._kernels.cpu.task import Rooms, Task
 
 # Bytes of x and dy in a group, which are read for dx right after they were for the means: the sums of a column stay in
 # registers from row to row.
-_MOST_NBYTES = 128 << 10
+_MOST_NBYTES = 64 << 10
 _LEFT_NBYTES = (GROUP + 1) * 8
 
 

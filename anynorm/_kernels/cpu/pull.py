@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import threading
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -26,6 +27,11 @@ Array = Any
 # and so do the bits of the whole sum. 16 sums of 8192 features take 2 MB.
 _LEAST_BLOCK = 64
 _MOST_BLOCKS = 16
+# Memory of a call that is kept for the next one of its thread. Taken anew each time, it would be what has the C library
+# give freed results back to the system, whose pages then come one by one again.
+_MOST_KEPT_NBYTES = 2 << 20
+_LEAST_ROOM = 4096
+_spare = threading.local()
 
 
 def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
@@ -43,7 +49,7 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     blocks = -(-rows // block)
     sums = 0 if dweight is None and dbias is None else 2 * blocks * features
     refusals = blocks * (block + 1) if kind.itemsize == 8 else 0
-    work = numpy.empty(2 * features + sums + refusals)
+    work = _take_room(2 * features + sums + refusals)
     layout = _layout(call, access, dy, dx, dtotal, kind.itemsize)
     arguments = (
         RULES[call.rule.name], call.eps, scale_of(call), features,
@@ -57,15 +63,28 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     compute = _kernel(*variant)
     if not refusals and (blocks == 1 or nbytes < LEAST_SHARED_NBYTES):
         compute(-1, blocks + 1, *arguments)
+        _give_back(work)
         return dx, dweight, dbias
     # What is not given to the kernel as an array is to live as long as a thread may be at work.
     held = gradient, weight, dx, work, layout
     _share(variant, arguments, held, blocks, nbytes)
     if refusals:
-        refused = work[-refusals:].view(numpy.int64).reshape(blocks, -1)
+        refused = work[2 * features + sums :][:refusals].view(numpy.int64).reshape(blocks, -1)
         _rescue(gradient, layout, arguments, refused, work[2 * features :][:sums])
     compute(blocks, blocks + 1, *arguments)
+    _give_back(work)
     return dx, dweight, dbias
+
+
+def _take_room(length: int) -> numpy.ndarray:
+    """Room for so many float64 numbers: what an earlier call of this thread has given back, if that is as long."""
+    room, _spare.room = getattr(_spare, "room", None), None
+    return room if room is not None and len(room) >= length else numpy.empty(max(length, _LEAST_ROOM))
+
+
+def _give_back(room: numpy.ndarray) -> None:
+    if room.nbytes <= _MOST_KEPT_NBYTES:
+        _spare.room = room
 
 
 def _parameter(
