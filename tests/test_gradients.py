@@ -131,8 +131,11 @@ def test_rows_in_many_blocks(features, dtype, kernel):
     x_hat = (wide - wide.mean(1, keepdims=True)) / np.sqrt(wide.var(1, keepdims=True) + 1e-5)
     spacing = float(np.spacing(as_dtype(1.0, dtype)))
     for got, terms in ((dweight, dy * x_hat), (dbias, dy.astype(np.float64))):
+        size = np.abs(terms.sum(0))
+        if dtype == "float32" and kernel == "cpu":  # 4 units, or 2 of the next power of 2, at the norm of the terms
+            size = 2 * np.maximum(size, np.linalg.norm(np.maximum(np.abs(terms), np.abs(dy)), axis=0))
         error = np.abs(got.astype(np.float64) - terms.sum(0))
-        assert (error <= spacing * np.abs(terms.sum(0)) + 1e-13 * np.abs(terms).sum(0)).all()
+        assert (error <= spacing * size + 1e-13 * np.abs(terms).sum(0)).all()
 
 
 @pytest.mark.parametrize("dtype", ALL)
@@ -173,11 +176,20 @@ def test_strides_do_not_matter(norm, dtype):
     x, dy, weight, bias = arrays(dtype, (20, 1030))
     parameters = (1.5,) if norm == "scale_norm" else (weight, bias)
     expected = vjp(norm)(x, *parameters)[1](dy)
+    spacing = float(np.spacing(as_dtype(1.0, dtype)))
+
+    def assert_same(got, expected):
+        same_bits(got[:1], expected[:1])
+        # Rows that are gathered are added up one by one, and others some at a time; the norm of the terms is about 5.
+        for one, other in zip(got[1:], expected[1:], strict=True):
+            wide, size = one.astype(np.float64), np.maximum(5.0, np.abs(other.astype(np.float64)))
+            assert (np.abs(wide - other.astype(np.float64)) <= 4 * spacing * size).all()
+
     for view, other in zip(strided(x), strided(dy), strict=True):
-        same_bits(vjp(norm)(view, *parameters)[1](dy), expected)
-        same_bits(vjp(norm)(x, *parameters)[1](other), expected)
+        assert_same(vjp(norm)(view, *parameters)[1](dy), expected)
+        assert_same(vjp(norm)(x, *parameters)[1](other), expected)
     repeated = np.broadcast_to(dy[:1], dy.shape)
-    same_bits(vjp(norm)(x, *parameters)[1](repeated), vjp(norm)(x, *parameters)[1](repeated.copy()))
+    assert_same(vjp(norm)(x, *parameters)[1](repeated), vjp(norm)(x, *parameters)[1](repeated.copy()))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

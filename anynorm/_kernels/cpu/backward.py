@@ -38,13 +38,15 @@ from anynorm._kernels.cpu.lanes import (
 from anynorm._kernels.cpu.parameters import narrow_chunk, widen_chunk
 from anynorm._kernels.cpu.rows import ROOMS_NBYTES, furnish
 from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_gathered, place, scatter, target
-from anynorm._kernels.cpu.tags import CHUNK, CODES, GROUP, SCALE, WIDE32, WIDE64, Address, Number, Tag
+from anynorm._kernels.cpu.tags import CHUNK, CODES, SCALE, WIDE32, WIDE64, Address, Number, Tag
 from anynorm._kernels.cpu.task import Rooms, Task
 
 # Bytes of x and dy in a group, which are read for dx right after they were for the means: the sums of a column stay in
 # registers from row to row.
 _MOST_NBYTES = 64 << 10
-_LEFT_NBYTES = (GROUP + 1) * 8
+# And rows at most, for in float32 no more of them are to be added up.
+_MOST_ROWS = 8
+_LEFT_NBYTES = (_MOST_ROWS + 1) * 8
 
 
 def _prepare(task: Task, weights: int) -> None:
@@ -83,7 +85,7 @@ def _add_up(task: Task, sums: int, blocks: int, dweight: int, dweight_code: int,
 def _pull_group(
     task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, sums: int, refused: int, first: int, rows: int
 ) -> None:
-    """The derivative at up to GROUP rows, but for those that it notes down as refused."""
+    """The derivative at up to _MOST_ROWS rows, but for those that it notes down as refused."""
     for k in loop(0, rows, 1):
         reduce_row(task, tag, wide, rooms, slots, first + k, 8 * k)
     finish_group(task, tag, WIDE64, rooms, rows)
@@ -124,7 +126,7 @@ def _pull_block(
     """The derivative at the rows of a block, and its sums; ``left`` is room for rows that float32 does not hold."""
     for i in loop(0, where(sums == 0, 0, task.features * 16), 8):
         poke(sums + i, WIDE64, 0.0)
-    at_once = larger(1, smaller(GROUP, _MOST_NBYTES // (2 * task.features * size_of(tag))))
+    at_once = larger(1, smaller(_MOST_ROWS, _MOST_NBYTES // (2 * task.features * size_of(tag))))
     at_once = where(is_gathered(task, tag), 1, at_once)
     end = smaller(rows, (unit + 1) * block)
     if size_of(tag) == 8:
