@@ -12,7 +12,6 @@ from anynorm._kernels.cpu.derive import (
     Slots,
     apply_chunk,
     finish_row,
-    gathered,
     reduce_row,
     weights_of,
 )
@@ -37,7 +36,7 @@ from anynorm._kernels.cpu.lanes import (
 )
 from anynorm._kernels.cpu.parameters import narrow_chunk, widen_chunk
 from anynorm._kernels.cpu.rows import ROOMS_NBYTES, furnish
-from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_gathered, place, scatter, target
+from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, gather_both, is_gathered, place, scatter, target
 from anynorm._kernels.cpu.tags import CHUNK, CODES, SCALE, WIDE32, WIDE64, Address, Number, Tag
 from anynorm._kernels.cpu.task import Rooms, Task
 
@@ -106,7 +105,7 @@ def _pull_group(
         for slot in loop(0, 8 * taken, 8):
             row = integer(slots.row + slot)
             x, dy, dx, dtotal = (place(task, tag, which, row) for which in (X, OTHER, Y, ADDED))
-            a, b = gathered(task, tag, rooms, x, dy, start, count)
+            a, b = gather_both(task, tag, rooms, x, dy, start, count)
             c = gather(task, tag, ADDED, dtotal, start, count, rooms.added)
             for room, address in (
                 (slots.x, a), (slots.dy, b), (slots.dx, target(task, tag, dx, start, rooms.y)), (slots.dtotal, c)

@@ -35,7 +35,7 @@ from anynorm._kernels.cpu.lanes import (
     where,
 )
 from anynorm._kernels.cpu.rows import is_far, rounded
-from anynorm._kernels.cpu.scatter import OTHER, X, gather, place
+from anynorm._kernels.cpu.scatter import OTHER, X, gather, gather_both, place
 from anynorm._kernels.cpu.tags import GROUP, LAYER, SCALE, WIDE32, WIDE64, Lanes, Number, Tag, lanes_of
 from anynorm._kernels.cpu.task import Rooms, Task
 
@@ -91,14 +91,6 @@ def weights_of(task: Task, wide: Tag) -> int:
     return task.weight if wide is WIDE64 else task.weight + task.features * 8
 
 
-def gathered(task: Task, tag: Tag, rooms: Rooms, x: int, dy: int, start: int, count: int) -> tuple[int, int]:
-    """A chunk of x and of dy."""
-    return (
-        gather(task, tag, X, x, start, count, rooms.x),
-        gather(task, tag, OTHER, dy, start, count, rooms.other),
-    )
-
-
 class _Sums:
     """Of a row: deviations from a shift and their squares, g, g times deviations and squares of g; in lanes."""
 
@@ -122,7 +114,7 @@ def reduce_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, row:
         shift[...] = _shift_of(task, tag, wide, rooms, x)
     found = [cell(0.0) for _ in range(5)]
     for start, count in chunks_of(task, tag):
-        a, b = gathered(task, tag, rooms, x, dy, start, count)
+        a, b = gather_both(task, tag, rooms, x, dy, start, count)
         weights = weights_of(task, wide) + start * size_of(wide)
         for lanes, first, last in parts_of(count, wide):
             near, step = splat(shift, wide, lanes), _FOLD * lanes if wide is WIDE32 else count + 1

@@ -35,7 +35,7 @@ from anynorm._kernels.cpu.lanes import (
 )
 from anynorm._kernels.cpu.parameters import fill_chunk, widen_parameters
 from anynorm._kernels.cpu.rows import ROOMS_NBYTES, furnish
-from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_gathered, place, scatter, target
+from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather_both, is_gathered, place, scatter, target
 from anynorm._kernels.cpu.sweep import clear, settle, sweep
 from anynorm._kernels.cpu.tags import CHUNK, LAYER, SCALE, WIDE64, Address, Lanes, Number, lanes_of
 from anynorm._kernels.cpu.task import Rooms, Task
@@ -88,13 +88,6 @@ class _Sums:
         self.squares_low[...] = self.squares_low + (squares[1] + error)
 
 
-def _gathered(task: Task, rooms: Rooms, x: int, other: Address, start: int, count: int) -> tuple[int, Address]:
-    return (
-        gather(task, WIDE64, X, x, start, count, rooms.x),
-        gather(task, WIDE64, OTHER, other, start, count, rooms.other),
-    )
-
-
 def _reduce_row(task: Task, rooms: Rooms, x: int, other: Address, centred: bool) -> tuple[Number, _Sums]:
     """The shift, and as pairs the sum of deviations from it and the sum of their squares."""
     # Any element will do for a shift: none is further from the mean than sqrt(features) standard deviations (Samuelson
@@ -103,7 +96,7 @@ def _reduce_row(task: Task, rooms: Rooms, x: int, other: Address, centred: bool)
     near = splat(shift, WIDE64, _LANES)
     row = _Sums(shift)
     for start, count in chunks_of(task, WIDE64):
-        a, b = _gathered(task, rooms, x, other, start, count)
+        a, b = gather_both(task, WIDE64, rooms, x, other, start, count)
         chunk = _Sums(near)
         for i in loop(0, count - _LANES + 1, _LANES):
             chunk.add(read(WIDE64, WIDE64, a, b, i), near, centred)
@@ -236,7 +229,7 @@ def _apply_row(
     for start, count in chunks_of(task, WIDE64):
         for _ in when(task.widened & (count != task.features)):
             _widen_parameters(task, rooms, start, count)
-        a, b = _gathered(task, rooms, x, other, start, count)
+        a, b = gather_both(task, WIDE64, rooms, x, other, start, count)
         to, sum_to = (target(task, WIDE64, array, start, room) for array, room in ((y, rooms.y), (added, rooms.added)))
         for widened in cases(task.widened):
             for has_offset in cases(task.weight_offset != 0.0) if widened else (False,):

@@ -38,7 +38,7 @@ from anynorm._kernels.cpu.lanes import (
     where,
 )
 from anynorm._kernels.cpu.parameters import are_weights_safe, widen_parameters
-from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather, is_gathered, place, scatter, target
+from anynorm._kernels.cpu.scatter import ADDED, OTHER, X, Y, gather_both, is_gathered, place, scatter, target
 from anynorm._kernels.cpu.sweep import CARRY_NBYTES, clear, settle
 from anynorm._kernels.cpu.tags import CHUNK, GROUP, LAYER, WIDE32, WIDE64, Address, Number, Tag, lanes_of
 from anynorm._kernels.cpu.task import Rooms, Task
@@ -62,16 +62,6 @@ def furnish(address: int) -> Rooms:
     )
 
 
-def _gathered(
-    task: Task, tag: Tag, rooms: Rooms, x: int, other: Address, start: int, count: int
-) -> tuple[int, Address]:
-    """A chunk of a row and of its residual."""
-    return (
-        gather(task, tag, X, x, start, count, rooms.x),
-        gather(task, tag, OTHER, other, start, count, rooms.other),
-    )
-
-
 def rounded(value: Number, tag: Tag, room: int) -> Number:
     """A number as its dtype has it, by way of some memory."""
     poke(room, tag, value)
@@ -85,7 +75,7 @@ def _shift_of(task: Task, tag: Tag, wide: Tag, rooms: Rooms, x: int, other: Addr
         # "How deviant can you be?"), and float64 has the bits to spare.
         return peek(x, other, tag)
     count = smaller(task.features, lanes_of(tag))
-    a, b = _gathered(task, tag, rooms, x, other, 0, count)
+    a, b = gather_both(task, tag, rooms, x, other, 0, count)
     # Rounded to the dtype of the row, so that a constant row has no deviations.
     return rounded(sum_first(tag, wide, a, b, count) / number(count), tag, rooms.mean)
 
@@ -96,7 +86,7 @@ def _add_up(
     """Leave in the rooms the sum of deviations from the shift and that of their squares."""
     sums, squares = cell(0.0), cell(0.0)
     for start, count in chunks_of(task, tag):
-        a, b = _gathered(task, tag, rooms, x, other, start, count)
+        a, b = gather_both(task, tag, rooms, x, other, start, count)
         if centred:
             more, more_squares = moments_chunk(tag, statistics_in(tag, wide), a, b, count, shift)
             sums[...] = sums + more
@@ -161,7 +151,7 @@ def _flatten(task: Task, tag: Tag, rooms: Rooms, row: int, k: int) -> bool:
     x, other = place(task, tag, X, row), place(task, tag, OTHER, row)
     flat = cell(True)
     for start, count in chunks_of(task, tag):
-        a, b = _gathered(task, tag, rooms, x, other, start, count)
+        a, b = gather_both(task, tag, rooms, x, other, start, count)
         flat[...] = flat & is_flat_chunk(tag, a, b, count, peek(rooms.shifts + k, None, WIDE64))
     for room in (rooms.factors, rooms.constants):
         poke(room + k, WIDE64, where(flat, 0.0, peek(room + k, None, WIDE64)))
@@ -198,7 +188,7 @@ def _apply_row(
 ) -> None:  # fmt: skip
     """Apply a chunk of a row, and fetch that of the row so many behind it."""
     x, other, y, added = (place(task, tag, which, row) for which in (X, OTHER, Y, ADDED))
-    a, b = _gathered(task, tag, rooms, x, other, start, count)
+    a, b = gather_both(task, tag, rooms, x, other, start, count)
     away = place(task, tag, X, row + behind) - x
     ahead = where(is_gathered(task, tag), 0, where(task.fetching, away, 0))
     shift, factor, constant = (peek(room + k, None, WIDE64) for room in (rooms.shifts, rooms.factors, rooms.constants))

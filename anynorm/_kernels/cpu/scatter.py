@@ -10,7 +10,7 @@ from __future__ import annotations
 from anynorm._kernels.cpu.lanes import cell, copy, integer, larger, loop, size_of, smaller, when, where
 from anynorm._kernels.cpu.sweep import further
 from anynorm._kernels.cpu.tags import Address, Tag, lanes_of
-from anynorm._kernels.cpu.task import Task
+from anynorm._kernels.cpu.task import Rooms, Task
 
 X, OTHER, Y, ADDED = 0, 1, 2, 3
 
@@ -101,6 +101,16 @@ def gather(task: Task, tag: Tag, which: int, row: Address, start: int, count: in
     for _ in when(copied):
         _copy(task, tag, which, row, start, count, packed, True)
     return where(copied, packed, row + start * size_of(tag))
+
+
+def gather_both(
+    task: Task, tag: Tag, rooms: Rooms, x: int, other: Address, start: int, count: int
+) -> tuple[int, Address]:
+    """A chunk of a row, and of its residual or of the gradient by its result."""
+    return (
+        gather(task, tag, X, x, start, count, rooms.x),
+        gather(task, tag, OTHER, other, start, count, rooms.other),
+    )
 
 
 def target(task: Task, tag: Tag, row: Address, start: int, packed: int) -> Address:
