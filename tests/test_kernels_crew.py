@@ -267,11 +267,11 @@ def test_an_interrupt_while_helpers_are_started_lets_those_go_that_were(monkeypa
 
 
 def test_where_there_are_no_semaphores_pythons_threads_do_it(monkeypatch):
-    from anynorm._kernels.cpu import call
+    from anynorm._kernels.cpu import entries
 
     x = rows_of("bfloat16", 33, 100)
     expected = normalize("layer_norm", x)
-    monkeypatch.setattr(call, "_job", lambda *_: None)
+    monkeypatch.setattr(entries, "job", lambda *_: None)
     anynorm.set_threads(3)
     assert_bits(normalize("layer_norm", x), expected)
     assert _threads._helpers[0] is _threads._pool_of

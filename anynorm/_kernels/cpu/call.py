@@ -5,20 +5,17 @@ Kernels are handed addresses, so both libraries run the same machine code and ge
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Callable
-from functools import cache, partial
 from typing import Any, NamedTuple
 
 from anynorm._check import Call
-from anynorm._kernels.cpu import rescue, scale_of
-from anynorm._kernels.cpu.crew import Job, job_of, share
+from anynorm._kernels.cpu import entries, rescue, scale_of
+from anynorm._kernels.cpu.crew import share
 from anynorm._kernels.cpu.layout import Layout, plan
 from anynorm._kernels.cpu.memory import NumPy, Torch, last_cache_nbytes
 from anynorm._kernels.cpu.recipe import Numbers, Recipe, write
 from anynorm._kernels.cpu.repeat import MOST_NBYTES, remember
-from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, CHUNK, CODES, RULES, TAGS, WIDE32, WIDE64
+from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, CHUNK, CODES, RULES
 from anynorm._libraries import dtype_name
 from anynorm._threads import get_threads
 
@@ -69,47 +66,6 @@ def _kind_of_call(call: Call) -> _Kind:
     return kind
 
 
-@cache
-def kernel(name: str, code: int, in_float64: bool, has_residual: bool, has_layout: bool) -> Callable[..., int]:
-    """A compiled kernel; the compiler is imported with the first one."""
-    function, *tags = _types(name, code, in_float64)
-    return partial(_jit().entry(function, _jit().signature_of_rows(*tags, has_residual, has_layout)), *tags)
-
-
-@cache
-def _job(name: str, code: int, in_float64: bool, has_residual: bool, has_layout: bool) -> Job | None:
-    """The same, to be shared among threads."""
-    kernel(name, code, in_float64, has_residual, has_layout)
-    function, *tags = _types(name, code, in_float64)
-    return job_of(_jit().native(function, _jit().signature_of_rows(*tags, has_residual, has_layout)))
-
-
-def _jit() -> Any:
-    return importlib.import_module("anynorm._kernels.cpu.jit")
-
-
-def _types(name: str, code: int, in_float64: bool) -> tuple[Any, Any, Any]:
-    """A kernel, and the numbers by whose types it is compiled."""
-    module = importlib.import_module(f"anynorm._kernels.cpu.{name}")
-    return getattr(module, f"normalize_{name}"), list(TAGS.values())[code], WIDE64 if in_float64 else WIDE32
-
-
-@cache
-def _again() -> Callable[..., int]:
-    """The compiled kernel for calls like one before."""
-    module = importlib.import_module("anynorm._kernels.cpu.again")
-    compiled: Callable[..., int] = _jit().entry_again(module.normalize_again)
-    return compiled
-
-
-@cache
-def _address(kind: _Kind) -> int:
-    """Where the kernel for rows begins, once it is compiled."""
-    kernel("rows", kind.code, kind.in_float64, False, False)
-    function, *tags = _types("rows", kind.code, kind.in_float64)
-    return int(_jit().address(function, _jit().signature_of_rows(*tags, False, False)))
-
-
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
     access, x, residual = ACCESS[call.library.name], call.x, call.residual
@@ -146,7 +102,7 @@ def run(call: Call) -> Any:
             # Holds the memory too: a call may be interrupted, and leave, while other threads are still at work.
             normalize(call, name, kind, layout, arguments, first, last)
 
-        job = _job(name, kind.code, kind.in_float64, residual is not None, layout is not None)
+        job = entries.job(name, kind.code, kind.in_float64, residual is not None, layout is not None)
         share(job, arguments, work, units, rows, nbytes, threads)
     if layout is None and residual is None and nbytes < MOST_NBYTES and not streaming and _is_repeatable(call, kind):
         remember(call, lambda: _recipe(call, kind, arguments))
@@ -183,11 +139,12 @@ def _recipe(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> Recipe:
     dtypes = [getattr(array, "dtype", None) if is_numpy else None for array in (call.x, call.weight, call.bias)]
     numbers = write(
         Numbers(
-            _address(kind), kind.code, rule, eps, scale, features, weight_code, bias_code, weight_offset, direct
+            entries.address("rows", kind.code, kind.in_float64, False, False), kind.code, rule, eps, scale, features,
+            weight_code, bias_code, weight_offset, direct,
         ),
         dtypes,
     )  # fmt: skip
-    return Recipe(_again(), NumPy.address(numbers), most_elements, resume, kept, (numbers, dtypes))
+    return Recipe(entries.again(), NumPy.address(numbers), most_elements, resume, kept, (numbers, dtypes))
 
 
 def normalize(
@@ -196,7 +153,7 @@ def normalize(
     """Run a kernel on rows, or blocks of columns, first to last."""
     variant = arguments[_RESIDUAL] is not None, layout is not None
     while first < last:
-        done = kernel(name, kind.code, kind.in_float64, *variant)(first, last, *arguments)
+        done = entries.entry(name, kind.code, kind.in_float64, *variant)(first, last, *arguments)
         if done == last:
             return
         # A row, or a block of them, is out of the range of the kernel; or, with such weights, all are.
@@ -209,7 +166,7 @@ def normalize(
             rows = layout.rows_of(done)
             normalize(call, "rows", kind, layout, arguments, rows.start, rows.stop)
         else:
-            kernel(name, kind.code, True, *variant)(done, end, *arguments)
+            entries.entry(name, kind.code, True, *variant)(done, end, *arguments)
         first = end
 
 

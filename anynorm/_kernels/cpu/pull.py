@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import threading
-from collections.abc import Callable
-from functools import cache, partial
 from typing import Any
 
 import numpy
 
 from anynorm._check import Call, Gradient
-from anynorm._kernels.cpu import scale_of
+from anynorm._kernels.cpu import entries, scale_of
 from anynorm._kernels.cpu.call import ACCESS, LEAST_SHARED_NBYTES, kind_of
-from anynorm._kernels.cpu.crew import Job, job_of, share
+from anynorm._kernels.cpu.crew import share
 from anynorm._kernels.cpu.layout import Layout, plan
 from anynorm._kernels.cpu.memory import NumPy
 from anynorm._kernels.cpu.rescue import pull_row
-from anynorm._kernels.cpu.tags import RULES, TAGS, WIDE64
+from anynorm._kernels.cpu.tags import RULES
 from anynorm._threads import get_threads
 
 Array = Any
@@ -59,8 +56,8 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
         0 if dweight is None else access.address(dweight), weight_code,
         0 if dbias is None else access.address(dbias), bias_code, NumPy.address(work),
     )  # fmt: skip
-    variant = kind.code, dtotal is not None, layout is not None
-    compute = _kernel(*variant)
+    variant = "backward", kind.code, True, dtotal is not None, layout is not None
+    compute = entries.entry(*variant)
     if not refusals and (blocks == 1 or nbytes < LEAST_SHARED_NBYTES):
         compute(-1, blocks + 1, *arguments)
         _give_back(work)
@@ -102,7 +99,7 @@ def _parameter(
 
 def _share(variant: tuple[Any, ...], arguments: tuple[Any, ...], held: Any, blocks: int, nbytes: int) -> None:
     """Widen the weights and work through all blocks, in several threads where that pays."""
-    compute, rows = _kernel(*variant), arguments[9]
+    compute, rows = entries.entry(*variant), arguments[9]
     threads = get_threads() if nbytes >= LEAST_SHARED_NBYTES else 1
     if threads == 1 or blocks == 1:
         compute(-1, blocks, *arguments)
@@ -112,7 +109,7 @@ def _share(variant: tuple[Any, ...], arguments: tuple[Any, ...], held: Any, bloc
     def work(first: int, last: int, held: Any = held) -> None:
         compute(first, last, *arguments)
 
-    share(_job(*variant), arguments, work, blocks, rows, nbytes, threads)
+    share(entries.job(*variant), arguments, work, blocks, rows, nbytes, threads)
 
 
 def _rescue(
@@ -125,30 +122,6 @@ def _rescue(
             share_of_row = pull_row(gradient, layout, features, arguments[4:8], int(row))
             if len(sums):
                 sums[2 * unit * features :][:features] += share_of_row
-
-
-@cache
-def _kernel(code: int, has_dtotal: bool, has_layout: bool) -> Callable[..., int]:
-    jit, (function, *tags) = _jit(), _types(code)
-    return partial(jit.entry(function, jit.signature_of_pull(*tags, has_dtotal, has_layout)), *tags)
-
-
-@cache
-def _job(code: int, has_dtotal: bool, has_layout: bool) -> Job | None:
-    """The same, to be shared among threads."""
-    _kernel(code, has_dtotal, has_layout)
-    jit, (function, *tags) = _jit(), _types(code)
-    return job_of(jit.native(function, jit.signature_of_pull(*tags, has_dtotal, has_layout)))
-
-
-def _jit() -> Any:
-    return importlib.import_module("anynorm._kernels.cpu.jit")
-
-
-def _types(code: int) -> tuple[Any, Any, Any]:
-    """The kernel, and the numbers by whose types it is compiled."""
-    backward = importlib.import_module("anynorm._kernels.cpu.backward")
-    return backward.pull_rows, list(TAGS.values())[code], WIDE64
 
 
 def _layout(call: Call, access: Any, dy: Array, dx: Array, dtotal: Array | None, itemsize: int) -> Layout | None:

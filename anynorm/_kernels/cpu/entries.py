@@ -1,0 +1,65 @@
+"""Kernels by name and by the dtypes they are for, compiled when they are first asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+from anynorm._kernels.cpu.crew import Job, job_of
+from anynorm._kernels.cpu.tags import TAGS, WIDE32, WIDE64
+
+# In the module of that name, the kernel, and in jit.py what finds the types of its arguments.
+_NAMES = {
+    "rows": ("normalize_rows", "signature_of_rows"),
+    "columns": ("normalize_columns", "signature_of_rows"),
+    "paired": ("normalize_paired", "signature_of_rows"),
+    "backward": ("pull_rows", "signature_of_pull"),
+}
+
+
+@cache
+def entry(name: str, code: int, in_float64: bool, *has: bool) -> Callable[..., int]:
+    """A compiled kernel; the compiler is imported with the first one.
+
+    ``has`` tells for which variant, as the function in jit.py does that finds the types of the arguments.
+    """
+    function, signature, tags = _found(name, code, in_float64, *has)
+    return partial(_jit().entry(function, signature), *tags)
+
+
+@cache
+def job(name: str, code: int, in_float64: bool, *has: bool) -> Job | None:
+    """The same, to be shared among threads."""
+    entry(name, code, in_float64, *has)
+    function, signature, _ = _found(name, code, in_float64, *has)
+    return job_of(_jit().native(function, signature))
+
+
+@cache
+def address(name: str, code: int, in_float64: bool, *has: bool) -> int:
+    """Where the code of a kernel begins, once it is compiled."""
+    entry(name, code, in_float64, *has)
+    function, signature, _ = _found(name, code, in_float64, *has)
+    return int(_jit().address(function, signature))
+
+
+@cache
+def again() -> Callable[..., int]:
+    """The compiled kernel for calls like one before."""
+    module = importlib.import_module("anynorm._kernels.cpu.again")
+    compiled: Callable[..., int] = _jit().entry_again(module.normalize_again)
+    return compiled
+
+
+def _found(name: str, code: int, in_float64: bool, *has: bool) -> tuple[Any, tuple[Any, ...], tuple[Any, Any]]:
+    """A kernel, the types of its arguments, and the numbers by whose types it is compiled."""
+    function, signature = _NAMES[name]
+    tags = list(TAGS.values())[code], WIDE64 if in_float64 else WIDE32
+    module = importlib.import_module(f"anynorm._kernels.cpu.{name}")
+    return getattr(module, function), getattr(_jit(), signature)(*tags, *has), tags
+
+
+def _jit() -> Any:
+    return importlib.import_module("anynorm._kernels.cpu.jit")
