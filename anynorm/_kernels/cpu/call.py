@@ -84,11 +84,8 @@ def run(call: Call) -> Any:
     streaming = 4 * nbytes >= last_cache_nbytes() and y is not x and y is not residual
     # What is streamed fills cache lines, which elements that are not aligned never do.
     streaming = streaming and access.address(y) % kind.itemsize == 0
-    layout = None
-    arrays = (x, y) if residual is None else (x, residual, y, added)
-    if call.axes[0] != len(shape) - len(call.axes) or not all(map(access.is_contiguous, arrays)):
-        layout = _plan(call, access, y, added, kind.itemsize, streaming)
-        streaming = layout.streaming
+    layout = lay_out(call, access, (residual, y, added), kind.itemsize, access.address(y), streaming)
+    streaming = streaming if layout is None else layout.streaming
     rows = size // features
     held, arguments = _arguments(call, access, kind, features, rows, y, added, layout, streaming)
     name = "paired" if kind.itemsize == 8 else "columns" if layout is not None and layout.in_columns else "rows"
@@ -217,7 +214,20 @@ def _block(layout: Layout | None, nbytes: int) -> int:
     return layout.block if layout is not None and layout.in_columns else int(nbytes >= LEAST_FETCHED_NBYTES)
 
 
-def _plan(call: Call, access: Any, y: Array, added: Array, itemsize: int, streaming: bool) -> Layout:
-    of_x = access.strides(call.x)
-    others = [of_x if array is None else access.strides(array) for array in (call.residual, y, added)]
-    return plan(call.x.shape, list(zip(of_x, *others, strict=True)), call.axes, itemsize, access.address(y), streaming)
+def lay_out(
+    call: Call,
+    access: Any,
+    others: tuple[Array | None, Array, Array | None],
+    itemsize: int,
+    y_address: int,
+    streaming: bool,
+    columns: bool = True,
+) -> Layout | None:
+    """How x and the arrays that go with it become rows; None where it is one after the other in each of them."""
+    x = call.x
+    given = (x, *(array for array in others if array is not None))
+    if call.axes[0] == len(x.shape) - len(call.axes) and all(map(access.is_contiguous, given)):
+        return None
+    of_x = access.strides(x)
+    strides = [of_x if array is None else access.strides(array) for array in others]
+    return plan(x.shape, list(zip(of_x, *strides, strict=True)), call.axes, itemsize, y_address, streaming, columns)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy
 
-from anynorm._check import Call, Gradient
+from anynorm._check import Gradient
 from anynorm._kernels.cpu import entries, scale_of
-from anynorm._kernels.cpu.call import ACCESS, LEAST_SHARED_NBYTES, kind_of
+from anynorm._kernels.cpu.call import ACCESS, LEAST_SHARED_NBYTES, kind_of, lay_out
 from anynorm._kernels.cpu.crew import share
-from anynorm._kernels.cpu.layout import Layout, plan
+from anynorm._kernels.cpu.layout import Layout
 from anynorm._kernels.cpu.memory import NumPy
 from anynorm._kernels.cpu.rescue import pull_row
 from anynorm._kernels.cpu.tags import RULES
@@ -47,7 +47,7 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     sums = 0 if dweight is None and dbias is None else 2 * blocks * features
     refusals = blocks * (block + 1) if kind.itemsize == 8 else 0
     work = _take_room(2 * features + sums + refusals)
-    layout = _layout(call, access, dy, dx, dtotal, kind.itemsize)
+    layout = lay_out(call, access, (dy, dx, dtotal), kind.itemsize, 0, False, columns=False)
     arguments = (
         RULES[call.rule.name], call.eps, scale_of(call), features,
         access.address(x), access.address(dy), access.address(dx), None if dtotal is None else access.address(dtotal),
@@ -122,11 +122,3 @@ def _rescue(
             share_of_row = pull_row(gradient, layout, features, arguments[4:8], int(row))
             if len(sums):
                 sums[2 * unit * features :][:features] += share_of_row
-
-
-def _layout(call: Call, access: Any, dy: Array, dx: Array, dtotal: Array | None, itemsize: int) -> Layout | None:
-    arrays = [call.x, dy, dx, *(() if dtotal is None else (dtotal,))]
-    if call.axes[0] == call.x.ndim - len(call.axes) and all(map(access.is_contiguous, arrays)):
-        return None
-    strides = [access.strides(array) for array in (*arrays, *arrays[: 4 - len(arrays)])]
-    return plan(call.x.shape, list(zip(*strides, strict=True)), call.axes, itemsize, 0, False, columns=False)
