@@ -44,15 +44,13 @@ class _Norm(torch.autograd.Function):
         call: Call,
         run: Callable[..., Array | None] | None,
     ) -> Any:
-        # A call that is made again was of as many features, along the last axis, and maybe of fewer or more axes.
-        axes = call.axes if run is None else (x.ndim - 1,)
         result = None if run is None else run(x, weight, bias)
         if result is None:
-            result = run_kernel(call._replace(x=x, weight=weight, bias=bias, residual=residual, axes=axes))
+            result = run_kernel(call._replace(x=x, weight=weight, bias=bias, residual=residual))
         number = type(weight) is float
         ctx.save_for_backward(x if residual is None else result[1], None if number else weight)
         # Of the bias only shape and dtype are looked at, and whether there is one.
-        ctx.call, ctx.axes, ctx.number, ctx.bias = call, axes, weight if number else None, bias
+        ctx.call, ctx.number, ctx.bias = call, weight if number else None, bias
         ctx.set_materialize_grads(False)
         return result
 
@@ -63,7 +61,7 @@ class _Norm(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
         weight = ctx.number if weight is None else weight
-        call = ctx.call._replace(x=x, weight=weight, bias=ctx.bias, axes=ctx.axes)
+        call = ctx.call._replace(x=x, weight=weight, bias=ctx.bias)
         gradient = Gradient(call, dy, dtotal, needs[1] or needs[2])
         # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.
         if torch.is_grad_enabled() or _is_batched(dy) or (dtotal is not None and _is_batched(dtotal)):

@@ -91,8 +91,14 @@ def _ask(key: tuple[Any, ...], x: Array, weight: Any, bias: Array | None) -> Arr
         is_seen_again = key in _attempts
         _attempts[key] = _attempt(_guards, recipe, eps, offset, x, weight, bias) if is_seen_again else None
     if _torch.is_grad_enabled() and (x.requires_grad or _wants_gradient(weight) or _wants_gradient(bias)):
-        return _follow(recipe.call, x, weight, bias, partial(_run, recipe))
+        return _follow(_call_of(recipe, x), x, weight, bias, partial(_run, recipe))
     return _run(recipe, x, weight, bias)
+
+
+def _call_of(recipe: Recipe, x: Array) -> Call:
+    """The call that a recipe is of, whose x had as many features, and maybe fewer or more axes."""
+    call: Call = recipe.call._replace(axes=(x.ndim - 1,))
+    return call
 
 
 def _run(recipe: Recipe, x: Array, weight: Any, bias: Array | None) -> Array | None:
@@ -122,7 +128,7 @@ def _attempt(
     shape, strides, dtype = tuple(x.shape), tuple(x.stride()), x.dtype
     size = x.numel()
     same_weight, of_weight = None if weighted else weight, type(weight)
-    again, address, call, follow = recipe.again, recipe.address, recipe.call, _follow
+    again, address, call, follow = recipe.again, recipe.address, _call_of(recipe, x), _follow
     # Guards look at what the tensors want, and not at whether it is granted.
     wanted, is_grad_enabled = any(tensor.requires_grad for tensor in given), _torch.is_grad_enabled
 
