@@ -48,7 +48,7 @@ _MOST_ROWS = 8
 _LEFT_NBYTES = (_MOST_ROWS + 1) * 8
 
 
-def _prepare(task: Task, weights: int) -> None:
+def _prepare(task: Task, tag: Tag, weights: int) -> None:
     """Set weight + weight_offset for each feature, 1 where there is none, and the scale of scale_norm."""
     for given in cases(task.weight != 0):
         if given:
@@ -58,7 +58,8 @@ def _prepare(task: Task, weights: int) -> None:
         else:
             for i in loop(0, task.features, 1):
                 poke(weights + i * 8, WIDE64, task.scale)
-    narrow_chunk(CODES["float32"], weights, task.features, weights_of(task._replace(weight=weights), WIDE32))
+    if size_of(tag) < 8:
+        narrow_chunk(CODES["float32"], weights, task.features, weights_of(task._replace(weight=weights), WIDE32))
 
 
 def _add_up(task: Task, sums: int, blocks: int, dweight: int, dweight_code: int, dbias: int, dbias_code: int) -> None:
@@ -157,7 +158,7 @@ def _pull(
     sums = work + features * 16
     refusals = sums + where(has_sums, blocks * features * 16, 0)
     for _ in when(first < 0):
-        _prepare(task, work)
+        _prepare(task, tag, work)
     # What `finish_group` divides by is the norm alone; the scale is a weight.
     task = task._replace(weight=work, scale=number(features) / number(features))
     for unit in loop(larger(first, 0), smaller(last, blocks), 1):
