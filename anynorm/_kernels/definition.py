@@ -48,7 +48,7 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     call = gradient.call
     with quietly(call.library.namespace):
         if call.library.name != "numpy":
-            dx, dweight, dbias = _pull(call, call.x, gradient.dy, gradient.dtotal)
+            dx, dweight, dbias = _pull(gradient)
         else:
             dx, dweight, dbias = _pull_blocks(gradient)
         return dx, _as_parameter(call, call.weight, dweight), _as_parameter(call, call.bias, dbias)
@@ -56,11 +56,12 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
 
 def _pull_blocks(gradient: Gradient) -> tuple[Array, Pair | None, Pair | None]:
     """Those of a NumPy array, a block of rows at a time."""
-    call, dy, dtotal, _ = gradient
+    call, dy, dtotal, wanted = gradient
     dx = numpy.empty_like(call.x, subok=False)
     sums: list[Pair | None] = [None, None]
     for block in _blocks(call.x.shape, call.axes):
-        dx[block], *more = _pull(call, call.x[block], dy[block], None if dtotal is None else dtotal[block])
+        part = Gradient(call._replace(x=call.x[block]), dy[block], None if dtotal is None else dtotal[block], wanted)
+        dx[block], *more = _pull(part)
         sums = [_plus(a, b) for a, b in zip(sums, more, strict=True)]
     return dx, sums[0], sums[1]
 
@@ -71,10 +72,11 @@ def _plus(a: Pair | None, b: Pair | None) -> Pair | None:
     return (a[0] + b[0], None) if a[1] is None else add_pairs(a, b)
 
 
-def _pull(call: Call, x: Array, dy: Array, dtotal: Array | None) -> tuple[Array, Pair | None, Pair | None]:
+def _pull(gradient: Gradient) -> tuple[Array, Pair | None, Pair | None]:
     """The derivative in x's dtype, and the sums over rows that the parameters' are, in the wide one."""
-    xp, precision, dtype = call.library.namespace, call.precision, x.dtype
-    x, dy = xp.astype(x, precision.dtype, copy=False), xp.astype(dy, precision.dtype, copy=False)
+    call, dy, dtotal, wanted = gradient
+    xp, precision, dtype = call.library.namespace, call.precision, call.x.dtype
+    x, dy = xp.astype(call.x, precision.dtype, copy=False), xp.astype(dy, precision.dtype, copy=False)
     if 0 in x.shape:
         precision = definition.Precision(precision.dtype)
     moments = definition.reduce(xp, x, call.axes, call.rule, precision, careful=True)
@@ -93,8 +95,8 @@ def _pull(call: Call, x: Array, dy: Array, dtotal: Array | None) -> tuple[Array,
         high, low = sum_pair(xp, values[0], over, precision.digits)
         return high, low if values[1] is None else low + xp.sum(values[1], axis=over, keepdims=True)
 
-    dweight = None if call.weight is None else sum_up(share)
-    dbias = None if call.bias is None else sum_up((dy, None))
+    dweight = sum_up(share) if wanted and call.weight is not None else None
+    dbias = sum_up((dy, None)) if wanted and call.bias is not None else None
     return xp.astype(dx, dtype, copy=False), dweight, dbias
 
 
