@@ -145,6 +145,6 @@ def _traced(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: Axis,
     if x.device.type == "cpu":
         if torch._C._are_functorch_transforms_active():
             # For these an operator has no derivative, or one of 0.
-            return _torch_ops.define(rule, x, weight, bias, axis, eps, offset)
+            return _torch_ops.by_name(rule, x, weight, bias, axis=axis, eps=eps, weight_offset=offset)
         return _torch_ops.norm(rule, x, weight, bias, axis, eps, offset)
     return _torch_own.norm(rule, x, weight, bias, axis=axis, eps=eps, weight_offset=offset)

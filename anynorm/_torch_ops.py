@@ -24,7 +24,6 @@ Tensor = torch.Tensor
 _LIBRARY: Any = torch.library.Library("anynorm", "DEF")  # type: ignore[no-untyped-call]
 _OPTIONS = "int[] axis, float eps, float weight_offset"
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_RULES = {rule.name: rule for rule in (LAYER_NORM, RMS_NORM, SCALE_NORM)}
 
 
 def _given(options: Sequence[Any]) -> dict[str, Any]:
@@ -43,11 +42,11 @@ def _run(rule: Rule, x: Tensor, weight: Tensor | None, bias: Tensor | None, *opt
     if not x.is_cpu:
         return _torch_own.norm(rule, x, weight, bias, **given)
     with torch.no_grad():
-        return _by_name(rule, x, weight, bias, **given)
+        return by_name(rule, x, weight, bias, **given)
 
 
-def _by_name(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, *, weight_offset: float, **given: Any) -> Tensor:
-    """The public function of a norm."""
+def by_name(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, *, weight_offset: float, **given: Any) -> Tensor:
+    """Call the public function of a norm, whose operations may be traced one by one."""
     if not rule.averaged:
         return _norms.scale_norm(x, weight, **given)  # type: ignore[no-any-return]
     norm = _norms.layer_norm if rule.centred else _norms.rms_norm
@@ -155,7 +154,7 @@ def _define(rule: Rule) -> None:
     tensors = "Tensor x, Tensor? weight, Tensor? bias"
 
     def run_at_once(wanted: bool, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any) -> Tensor:
-        return _by_name(rule, x, weight, bias, **_given(options))
+        return by_name(rule, x, weight, bias, **_given(options))
 
     def run_fake(x: Tensor, *others: Any) -> Tensor:
         return torch.empty_like(x)
@@ -179,15 +178,8 @@ def _define(rule: Rule) -> None:
     )
 
 
-for _rule in _RULES.values():
+for _rule in (LAYER_NORM, RMS_NORM, SCALE_NORM):
     _define(_rule)
-
-
-def define(
-    rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: int | tuple[int, ...], eps: float, offset: float
-) -> Tensor:
-    """The norm as the operations that it is defined by, to be traced one by one."""
-    return _by_name(rule, x, weight, bias, axis=axis, eps=eps, weight_offset=offset)
 
 
 def norm(
