@@ -112,7 +112,7 @@ def _refuses_torch(call: Call) -> str | None:
             return f"it takes plain tensors, got {type(tensor).__name__}"
         if tensor.is_neg():
             return "a tensor is a negated view, whose memory holds other numbers"
-    if call.out is not None and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arrays):
+    if call.out is not None and wants_gradient(call, *call.out):
         return "a gradient is wanted of what is written in place, which goes through the definition"
     if is_followed(torch):
         return "torch follows each operation (torch.func, forward-mode derivatives, a dispatch mode, tracing)"
