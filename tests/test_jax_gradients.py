@@ -41,6 +41,9 @@ def pull_by_vjp(norm):
     return lambda x, weight, dy: getattr(anynorm, f"{norm}_vjp")(x, weight, eps=EPS)[1](dy)[:2]
 
 
+PULLS = {"autodiff": pull_by_jax, "jit": pull_by_vjp}
+
+
 def cases(norm, dtype):
     """Rows of many kinds, a weight, and gradients by the result that are random, or lie along the rows."""
     rng, largest = np.random.default_rng(0), float(reference.FORMATS[dtype][2])
@@ -64,36 +67,25 @@ def check(norm, dtype, backend, pull, bounds, cancelled, name):
         assert_exact(got[1].reshape(1, -1), dweight, norm=f"{norm} dw", **said)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+every_pull = pytest.mark.parametrize("name", PULLS)  # that JAX derives, and that the definition states
+
+
+@pytest.mark.parametrize("dtype", JAX_X64.dtypes)
+@every_pull
 @every_norm
-def test_by_autodiff_with_float64(norm, dtype):
+def test_with_float64(norm, name, dtype):
     import jax
 
-    check(norm, dtype, JAX_X64, jax.jit(pull_by_jax(norm)), DOUBLE_BOUNDS, CANCELLED, "autodiff")
+    check(norm, dtype, JAX_X64, jax.jit(PULLS[name](norm)), DOUBLE_BOUNDS, CANCELLED, name)
 
 
 @pytest.mark.parametrize("dtype", JAX.dtypes)
+@every_pull
 @every_norm
-def test_by_autodiff_without_float64(norm, dtype):
+def test_without_float64(norm, name, dtype):
     import jax
 
-    check(norm, dtype, JAX, jax.jit(pull_by_jax(norm)), SINGLE_BOUNDS, SINGLE_CANCELLED, "autodiff")
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-@every_norm
-def test_the_pullback_under_jit_with_float64(norm, dtype):
-    import jax
-
-    check(norm, dtype, JAX_X64, jax.jit(pull_by_vjp(norm)), DOUBLE_BOUNDS, CANCELLED, "jit")
-
-
-@pytest.mark.parametrize("dtype", JAX.dtypes)
-@every_norm
-def test_the_pullback_under_jit_without_float64(norm, dtype):
-    import jax
-
-    check(norm, dtype, JAX, jax.jit(pull_by_vjp(norm)), SINGLE_BOUNDS, SINGLE_CANCELLED, "jit")
+    check(norm, dtype, JAX, jax.jit(PULLS[name](norm)), SINGLE_BOUNDS, SINGLE_CANCELLED, name)
 
 
 @every_norm
