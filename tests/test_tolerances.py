@@ -87,5 +87,12 @@ def test_flushing_excuses_zero_for_subnormals_alone():
         compare([0.0], expected=[reference.rms_norm([1.0], [1e-30], None, 0.0)], flushes=True)
 
 
+def test_slack_is_taken_from_an_error_once():
+    exact = reference.Exact(mpmath.mpf(2.0**-24), mpmath.mpf(2.0**-24), slack=2.0**-27)
+    compare([2.0**-24], "float16", [[exact]])
+    assert reference.error_in_ulp(2.0**-23, exact, "float16") == 0.875
+    assert reference.error_in_ulp(0.0, exact, "float16") == 0.875
+
+
 def test_the_bounds_are_those_promised():
     assert BOUNDS == {"float16": 0.51, "bfloat16": 0.51, "float32": 2.0, "float64": 4.0}

@@ -57,7 +57,7 @@ def test_calls_made_again_are_differentiated_exactly(norm, dtype):
             parameter, named = (1.5, "scale") if norm == "scale_norm" else (weight, "weight")
             found = torch.autograd.grad(run(norm, x, parameter), held, dy)
             options = {named: 1.5 if norm == "scale_norm" else TORCH.read(weight), "eps": EPS}
-            exact = gradient_of_rows(norm, rows(x), rows(dy), dtype, at_norm=dtype == "float32", **options)
+            exact = gradient_of_rows(norm, rows(x), rows(dy), dtype, by_kernel=True, **options)
             for got, expected, of in zip(found, exact, ("dx", "dw"), strict=False):
                 said = {"backend": "torch", "dtype": dtype, "norm": f"{norm} {of}", "bounds": KERNEL_GRADIENT_BOUNDS}
                 assert_exact(rows(got), expected, **said)

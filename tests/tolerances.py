@@ -14,7 +14,8 @@ BOUNDS = {"float16": 0.51, "bfloat16": 0.51, "float32": 2.0, "float64": 4.0}
 # measured at the terms.
 GRADIENT_BOUNDS = {"float16": 0.51, "bfloat16": 0.51, "float32": 0.51, "float64": 0.51}
 # Through the kernels, a unit of float32 is taken at the norm of the row's gradient, or at that of the terms of a sum;
-# as for y, x_hat counts as 1 at least in those of layer_norm.
+# as for y, x_hat counts as 1 at least in those of layer_norm. Sums of float16 and bfloat16 are formed of float32, and
+# may have its error before they are rounded.
 KERNEL_GRADIENT_BOUNDS = {"float16": 0.51, "bfloat16": 0.51, "float32": 4.0, "float64": 16.0}
 CANCELLED = {"float16": 2.0**-20, "bfloat16": 2.0**-20, "float32": 2.0**-20, "float64": 1.0}
 
@@ -64,8 +65,9 @@ def seen_table() -> list[str]:
     return lines
 
 
-def gradient_of_rows(norm, x, dy, dtype, cancelled=CANCELLED, at_norm=False, **options):
+def gradient_of_rows(norm, x, dy, dtype, cancelled=CANCELLED, by_kernel=False, **options):
     """Exact dx of rows, and the exact gradient of the weight, as `assert_exact` compares with them."""
+    at_norm = by_kernel and dtype == "float32"
     found = [reference.gradient(norm, *both, **options) for both in zip(x, dy, strict=True)]
     dx = []
     for row, _ in found:
@@ -77,7 +79,10 @@ def gradient_of_rows(norm, x, dy, dtype, cancelled=CANCELLED, at_norm=False, **o
     least = [[0] * len(terms) for terms in columns] if norm != "layer_norm" else np.abs(dy.astype(float)).T.tolist()
     dweight = []
     for terms, floors in zip(columns, least, strict=True):
-        sizes = (max(abs(term), floor) for term, floor in zip(terms, floors, strict=True))
-        size = mpmath.sqrt(sum(size**2 for size in sizes)) if at_norm else 0
-        dweight.append(Exact(sum(terms), max(abs(sum(terms)), size, sum(map(abs, terms)) * cancelled[dtype])))
+        size = mpmath.sqrt(sum(max(abs(term), floor) ** 2 for term, floor in zip(terms, floors, strict=True)))
+        magnitude = max(abs(sum(terms)), sum(map(abs, terms)) * cancelled[dtype])
+        of_float32 = KERNEL_GRADIENT_BOUNDS["float32"] * reference.ulp(size, "float32")
+        is_short = by_kernel and dtype in ("float16", "bfloat16")
+        exact = Exact(sum(terms), max(magnitude, size if at_norm else 0), of_float32 if is_short else 0.0)
+        dweight.append(exact)
     return dx, [dweight]

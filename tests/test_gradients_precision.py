@@ -1,0 +1,100 @@
+"""The pullbacks of every backend against exact derivatives, within the bound of each dtype."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, note, settings
+from hypothesis import strategies as st
+
+import anynorm
+from tests.backends import ALL, CPU_BACKENDS, GPU_BACKENDS, HAS_NUMBA, as_dtype
+from tests.reference import Exact
+from tests.strategies import cases
+from tests.tolerances import GRADIENT_BOUNDS, KERNEL_GRADIENT_BOUNDS, assert_exact, gradient_of_rows
+
+NORMS = ("layer_norm", "rms_norm", "scale_norm")
+# The backends that run the CPU kernels, where Numba is there.
+BY_KERNEL = ("numpy", "numpy-read-only", "numpy-reversed", "torch")
+# Rows whose gradients stay in range, and to which a library that treats subnormal numbers as zeros does nothing.
+TAME = ("normal", "offset", "outlier", "nearly_constant")
+
+
+def vjp(norm):
+    return getattr(anynorm, f"{norm}_vjp")
+
+
+def pull(norm, backend, case, dy):
+    """(dx, dweight, dbias) of a case as NumPy arrays; scale_norm has no third."""
+    with backend.context():
+        x, gradient = backend.make(case.x), backend.make(dy)
+        if norm == "scale_norm":
+            found = vjp(norm)(x, case.scale, eps=case.eps)[1](gradient)
+        else:
+            weight, bias = (None if p is None else backend.make(p) for p in (case.weight, case.bias))
+            found = vjp(norm)(x, weight, bias, eps=case.eps, weight_offset=case.weight_offset)[1](gradient)
+        return tuple(None if one is None else backend.read(one) for one in found)
+
+
+def options_of(norm, case):
+    if norm == "scale_norm":
+        return {"scale": 1.0 if case.scale is None else case.scale, "eps": case.eps}
+    return {"weight": case.weight, "eps": case.eps, "offset": case.weight_offset}
+
+
+def check(norm, dtype, case, dy, backends):
+    note(case.kind)
+    exact = {}
+    for backend in backends:
+        if dtype not in backend.dtypes:
+            continue
+        by_kernel = HAS_NUMBA and backend.name in BY_KERNEL
+        if by_kernel not in exact:
+            exact[by_kernel] = gradient_of_rows(norm, case.x, dy, dtype, by_kernel=by_kernel, **options_of(norm, case))
+        dx, dweight = exact[by_kernel]
+        got = pull(norm, backend, case, dy)
+        bounds = KERNEL_GRADIENT_BOUNDS if by_kernel else GRADIENT_BOUNDS
+        said = {"backend": backend.name, "dtype": dtype, "bounds": bounds, "flushes": backend.flushes}
+        assert_exact(got[0], dx, norm=f"{norm} dx", **said)
+        wanted = case.scale if norm == "scale_norm" else case.weight
+        assert (got[1] is None) == (wanted is None)
+        if wanted is not None:
+            assert_exact(got[1].reshape(1, -1), dweight, norm=f"{norm} dw", **said)
+        if norm == "scale_norm":
+            continue
+        assert (got[2] is None) == (case.bias is None)
+        if case.bias is not None:
+            expected = [[Exact(v, max(abs(v), abs(a), abs(b))) for a, b in dy.astype(float).T for v in (a + b,)]]
+            assert_exact(got[2].reshape(1, -1), expected, norm=f"{norm} db", **said)
+
+
+def gradients_like(data, case, dtype):
+    """A gradient by the result: random, along x_hat, or 0."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    kind = data.draw(st.sampled_from(["random", "along", "zero"]))
+    if kind == "zero":
+        return as_dtype(np.zeros(case.x.shape), dtype)
+    dy = rng.standard_normal(case.x.shape)
+    if kind == "along":  # what is left of it is only what eps and rounding leave
+        wide = case.x.astype(np.float64)
+        dy = wide / (np.abs(wide).max() or 1.0)
+    return as_dtype(dy, dtype)
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("norm", NORMS)
+@given(data=st.data())
+@settings(max_examples=20)
+def test_gradients(norm, dtype, data):
+    case = data.draw(cases(dtype))
+    assume(case.kind in TAME and case.eps != 1e-300)
+    check(norm, dtype, case, gradients_like(data, case, dtype), CPU_BACKENDS)
+
+
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("norm", NORMS)
+@given(data=st.data())
+@settings(max_examples=20)
+def test_gradients_on_gpu(norm, dtype, backend, data):
+    case = data.draw(cases(dtype))
+    assume(case.kind in TAME and case.eps != 1e-300)
+    check(norm, dtype, case, gradients_like(data, case, dtype), [backend])
