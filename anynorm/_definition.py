@@ -114,8 +114,11 @@ def apply(
         x = x * unit
     if precision.paired_apply or (weight is not None and weight[1] is not None):
         return _paired.apply(xp, x, shift, factor, weight, bias, precision.digits)
-    if shift is not None:
-        x = x - shift[0] if shift[1] is None else _paired.deviations(x, shift)[0]
+    if shift is not None and precision.digits:
+        x = _paired.deviations(x, shift)[0]
+    elif shift is not None:
+        x = x - shift[0]
+        x = x if shift[1] is None else x - shift[1]
     y = x * factor[0]
     if weight is not None:
         y = y * weight[0]

@@ -6,18 +6,26 @@ Merging follows Chan, Golub, LeVeque 1983, "Algorithms for computing the sample 
 from __future__ import annotations
 
 import importlib
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy
 
-from anynorm._pairs import Pair, add_pairs, multiply_pairs, ratio_pair
+from anynorm._pairs import Pair, add_pairs, multiply_pairs, ratio_pair, two_sum
 from anynorm._pytrees import pytree, register
 
 Array = Any
 
 # They compute with NumPy as they are called, and so would print its warnings.
 _ON_NUMPY = ("numpy", "array_api_strict", "sparse")
+
+# For which array-api-compat speaks the standard.
+_WRAPPED = ("cupy", "torch", "dask.array")
+
+# Of the arrays that moments are made of, in this order; each but the squares may be None.
+PARTS = ("mean", "mean_low", "mean_rest", "squares", "squares_low", "unit")
 
 
 class Moments:
@@ -26,11 +34,14 @@ class Moments:
     Moments of two pieces of the same rows merge into those of the whole, in any order.
     """
 
-    __slots__ = ("_mean", "_squares", "_unit", "_xp", "count")
+    __slots__ = ("_mean", "_rest", "_squares", "_unit", "_xp", "count")
 
-    def __init__(self, count: int, mean: Pair | None, squares: Pair, unit: Array | None, xp: Any) -> None:
+    def __init__(
+        self, count: int, mean: Pair | None, squares: Pair, unit: Array | None, xp: Any, rest: Array | None = None
+    ) -> None:
         self.count = count
         self._mean = mean  # of x * unit, as (high, low); None: taken as zero
+        self._rest = rest  # what a pair leaves of a mean that was merged
         self._squares = squares  # sum of squared deviations of x * unit from the mean
         self._unit = unit  # the power of two that keeps squares in range; None: 1
         self._xp = xp
@@ -92,27 +103,100 @@ class Moments:
         with quietly(self._xp):
             return merge(self, other)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict of numbers, strings and lists, from which `from_dict` makes the same moments, to the last bit.
+
+        It can be written as JSON (where rows hold NaN or Inf, as Python writes that). Lazy arrays are computed. For
+        many rows a pickle is smaller.
+
+        Examples
+        --------
+        >>> import json, numpy, anynorm
+        >>> written = json.dumps(anynorm.moments(numpy.asarray([1.0, 3.0])).to_dict())
+        >>> anynorm.Moments.from_dict(json.loads(written))
+        Moments(count=2, mean=array([2.]), variance=array([1.]))
+        """
+        arrays: list[Any] = [None if one is None else _on_host(one) for one in arrays_of(self)]
+        lists = [None if one is None else one.reshape(-1).tolist() for one in arrays]
+        dtype = arrays[PARTS.index("squares")].dtype.name
+        return {
+            "count": self.count, "shape": list(self.shape), "dtype": dtype, **dict(zip(PARTS, lists, strict=True)),
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, xp: Any = numpy) -> Moments:
+        """Return the moments of which `to_dict` made a dict.
+
+        Parameters
+        ----------
+        values : dict
+            From `to_dict`; keys that it does not know are left alone.
+        xp : array namespace
+            The library whose arrays the moments are to be applied to or merged with, such as ``torch``.
+
+        Raises
+        ------
+        ValueError
+            If an entry is missing, or does not fit the others.
+        """
+        register()
+        try:
+            count, shape, dtype = int(values["count"]), tuple(values["shape"]), values["dtype"]
+            lists = [values[name] for name in PARTS]
+        except KeyError as error:
+            raise ValueError(f"a dict of moments has an entry {error}, and this one has not") from None
+        if values["squares"] is None:
+            raise ValueError("moments have squares, and these have None")
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"moments are of float32 or float64, got {dtype!r}")
+        if count < 0 or any(one is not None and len(one) != math.prod(shape) for one in lists):
+            raise ValueError(f"lists of moments must be as long as their shape {shape} says, and their count 0 or more")
+        if xp.__name__ in _WRAPPED:
+            xp = importlib.import_module(f"array_api_compat.{xp.__name__}")
+        arrays = [
+            None if one is None else xp.reshape(xp.asarray(one, dtype=getattr(xp, dtype)), shape) for one in lists
+        ]
+        return of_arrays(count, arrays, xp)
+
     def flatten(self) -> tuple[tuple[Any, ...], tuple[int, Any]]:
         """Take apart into arrays and what is known without them, as a JAX pytree is."""
-        return (self._mean, self._squares, self._unit), (self.count, self._xp)
+        return arrays_of(self), (self.count, self._xp)
 
     @classmethod
     def unflatten(cls, known: tuple[int, Any], arrays: tuple[Any, ...]) -> Moments:
         """Put together again what `flatten` took apart."""
-        mean, squares, unit = arrays
-        return cls(known[0], mean, squares, unit, known[1])
+        return of_arrays(known[0], arrays, known[1])
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A module cannot be pickled; its name finds it again.
-        return _restored, (self.count, self._mean, self._squares, self._unit, self._xp.__name__)
+        return _restored, (self.count, arrays_of(self), self._xp.__name__)
 
     def __repr__(self) -> str:
         return f"Moments(count={self.count}, mean={self.mean!r}, variance={self.variance!r})"
 
 
-def _restored(count: int, mean: Pair | None, squares: Pair, unit: Array | None, namespace: str) -> Moments:
+def arrays_of(moments: Moments) -> tuple[Any, ...]:
+    """The arrays that moments are made of, in the order of PARTS."""
+    mean = (None, None) if moments._mean is None else moments._mean
+    return (*mean, moments._rest, *moments._squares, moments._unit)
+
+
+def of_arrays(count: int, arrays: Sequence[Any], xp: Any) -> Moments:
+    """Moments made of such arrays."""
+    high, low, rest, squares, squares_low, unit = arrays
+    return Moments(count, None if high is None else (high, low), (squares, squares_low), unit, xp, rest)
+
+
+def _on_host(array: Array) -> Any:
+    """An array as NumPy's, by whatever its library calls that."""
+    for step in ("detach", "cpu", "get", "todense"):
+        array = getattr(array, step, lambda array=array: array)()
+    return numpy.asarray(array)
+
+
+def _restored(count: int, arrays: tuple[Any, ...], namespace: str) -> Moments:
     register()
-    return Moments(count, mean, squares, unit, importlib.import_module(namespace))
+    return of_arrays(count, arrays, importlib.import_module(namespace))
 
 
 pytree(Moments, Moments.flatten, Moments.unflatten)
@@ -132,22 +216,43 @@ def merge(a: Moments, b: Moments) -> Moments:
         )
     if not a.count or not b.count:
         return a if a.count else b
+    return _merge_plain(a, b) if a._unit is None else _merge_paired(a, b)
+
+
+def _merge_plain(a: Moments, b: Moments) -> Moments:
+    """Merge where the dtype has bits to spare.
+
+    A mean of a million deviations has none to spare for a million merges, each of which would round it: it is carried
+    with what that leaves.
+    """
     count = a.count + b.count
-    if a._unit is None:
-        a_mean, b_mean = _mean_of(a)[0], _mean_of(b)[0]
-        difference = b_mean - a_mean
-        between = difference * difference * (a.count / count * b.count)
-        squares = a._squares[0] + b._squares[0] + between
-        return Moments(count, (a_mean + difference * (b.count / count), None), (squares, None), None, a._xp)
-    digits = _digits(a)
-    unit = a._xp.where(a._unit < b._unit, a._unit, b._unit)
-    a_mean, a_squares = rescaled(a, unit / a._unit)
-    b_mean, b_squares = rescaled(b, unit / b._unit)
+    (a_mean, a_low), (b_mean, b_low) = ((high, 0.0 if low is None else low) for high, low in (_mean_of(a), _mean_of(b)))
+    difference = (b_mean - a_mean) + (b_low - a_low)
+    mean, error = two_sum(a_mean, difference * (b.count / count))
+    squares = a._squares[0] + b._squares[0] + difference * difference * (a.count / count * b.count)
+    return Moments(count, two_sum(mean, a_low + error), (squares, None), None, a._xp)
+
+
+def _merge_paired(a: Moments, b: Moments) -> Moments:
+    """Merge pairs, the mean with a third number behind them."""
+    count, digits = a.count + b.count, _digits(a)
+    a_unit, b_unit = arrays_of(a)[-1], arrays_of(b)[-1]
+    unit = a._xp.where(a_unit < b_unit, a_unit, b_unit)
+    a_ratio = unit / a_unit
+    a_mean, a_squares = rescaled(a, a_ratio)
+    b_mean, b_squares = rescaled(b, unit / b_unit)
     difference = add_pairs(b_mean, (-a_mean[0], -a_mean[1]))
-    mean = add_pairs(a_mean, multiply_pairs(difference, ratio_pair(b.count, count, digits), digits))
+    step = multiply_pairs(difference, ratio_pair(b.count, count, digits), digits)
+    high, low = two_sum(a_mean[0], step[0])
+    middle, rest = two_sum(a_mean[1], step[1])
+    middle, error = two_sum(middle, low)
+    rest = rest + error + (0.0 if a._rest is None else a._rest * a_ratio)
+    high, middle = two_sum(high, middle)
+    middle, rest = two_sum(middle, rest)
     between = multiply_pairs(difference, difference, digits)
     between = multiply_pairs(between, ratio_pair(a.count * b.count, count, digits), digits)
-    return Moments(count, mean, add_pairs(add_pairs(a_squares, b_squares), between), unit, a._xp)
+    squares = add_pairs(add_pairs(a_squares, b_squares), between)
+    return Moments(count, (high, middle), squares, unit, a._xp, rest)
 
 
 def quietly(xp: Any) -> AbstractContextManager[Any]:

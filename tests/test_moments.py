@@ -1,6 +1,7 @@
 """Moments: exact enough alone, merged, and given to a norm."""
 
 import copy
+import json
 import pickle
 from fractions import Fraction
 
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anynorm
+from benchmarks import merges
 from tests import reference
-from tests.backends import BACKENDS, JAX, NUMPY, STRICT, TORCH, as_dtype
+from tests.backends import BACKENDS, DASK, JAX, NUMPY, STRICT, TORCH, as_dtype
 from tests.strategies import rows
 from tests.tolerances import BOUNDS, assert_exact
 
@@ -86,6 +88,36 @@ def test_many_pieces_in_any_order():
         assert_exact(got, expected, backend="numpy, merged", dtype="float64", norm="layer_norm")
 
 
+@pytest.mark.parametrize("way", merges.WAYS)
+@pytest.mark.parametrize("order", [merges.from_left, merges.in_a_tree, merges.at_random])
+def test_merging_does_not_wear_moments_out(way, order):
+    dtype, precision = merges.WAYS[way]
+    x = merges.made(dtype, mean=1e6, count=3000)
+    merged = order(merges.pieces_of(x, precision))
+    assert merged.count == x.size
+    # Means of pieces in pairs of float32 are rounded to 2**-48 of a million deviations; merging may not add to that.
+    assert merges.error(merged, *reference.mean_and_variance(x.ravel()), dtype, precision) < 2.0**-5
+
+
+@pytest.mark.parametrize("way", merges.WAYS)
+def test_a_mean_drifts_by_nothing_that_its_dtype_could_hold(way):
+    dtype, precision = merges.WAYS[way]
+    x = (np.random.default_rng(10).integers(-99, 99, (3000, 1)) + 2.0**20).astype(dtype)
+    found = merges.from_left(merges.pieces_of(x, precision)).to_dict()
+    parts = [found[name] for name in ("mean", "mean_low", "mean_rest")]
+    mean = sum(Fraction(part[0]) for part in parts if part is not None) / Fraction((found["unit"] or [1.0])[0])
+    exact = Fraction(int(x.sum(dtype=np.int64)), len(x))
+    # 3000 roundings of the mean itself to one number, or to two of float32, would come to 10 times as much and more.
+    digits = {"float32": 53, "float32 in pairs": 48, "float64": 106}[way]
+    assert abs(mean - exact) < exact * Fraction(1, 2 ** (digits + 1))
+
+
+def test_counts_are_exact():
+    found = anynorm.moments(np.ones(3)).to_dict()
+    many = anynorm.Moments.from_dict({**found, "count": 2**60 + 1})
+    assert many.merge(many).merge(anynorm.moments(np.ones(1))).count == 2**61 + 3
+
+
 def test_pieces_of_very_different_magnitude():
     x = np.asarray([[1e-300, 2e-300, 1e300, -1e300, 1.0, 0.0]])
     for cuts in ((2,), (2, 4), (1, 2, 3, 4, 5)):
@@ -99,7 +131,7 @@ def test_empty_pieces_are_neutral():
         x = np.random.default_rng(5).standard_normal((2, 9)).astype(dtype)
         whole, nothing = anynorm.moments(x), anynorm.moments(x[:, :0])
         assert nothing.count == 0
-        for both in (whole.merge(nothing), nothing.merge(whole)):
+        for both in (whole.merge(nothing), nothing.merge(whole), nothing.merge(nothing).merge(whole)):
             assert both.count == 9
             assert (both.mean == whole.mean).all()
             assert (both.variance == whole.variance).all()
@@ -164,6 +196,53 @@ def test_copies_and_pickles(backend):
             assert (backend.read(twin.mean) == backend.read(found.mean)).all()
             assert (backend.read(twin.variance) == backend.read(found.variance)).all()
             assert twin.merge(found).count == 10
+
+
+@pytest.mark.parametrize("backend", [NUMPY, TORCH, JAX, DASK, STRICT], ids=str)
+def test_a_plain_dict_and_back(backend):
+    for dtype in ("float32", backend.dtypes[-1]):
+        x = as_dtype(np.random.default_rng(11).standard_normal((3, 8)) + 1e3, dtype)
+        found = anynorm.moments(backend.make(x[:, :5])).merge(anynorm.moments(backend.make(x[:, 5:])))
+        written = json.dumps(found.to_dict())
+        twin = anynorm.Moments.from_dict(json.loads(written), xp=found.namespace)
+        assert type(twin.mean) is type(found.mean)
+        assert json.dumps(twin.to_dict()) == written
+        y, again = (backend.read(anynorm.layer_norm(backend.make(x), moments=m)) for m in (found, twin))
+        assert (y == again).all()
+
+
+def test_a_plain_dict_goes_to_another_library():
+    x = np.random.default_rng(12).standard_normal((3, 8)).astype(np.float32)
+    written = anynorm.moments(x).to_dict()
+    import torch
+
+    moved = anynorm.Moments.from_dict(written, xp=torch)
+    got = anynorm.layer_norm(torch.from_numpy(x), moments=moved).numpy()
+    assert_exact(got, exact_rows("layer_norm", x, 1e-5), backend="torch, sent", dtype="float32", norm="layer_norm")
+    assert json.dumps(anynorm.moments(torch.from_numpy(x).requires_grad_()).to_dict()) == json.dumps(written)
+
+
+def test_rows_of_nan_and_no_rows_go_through_a_dict():
+    for x in (np.asarray([[np.nan, 1.0], [2.0, 4.0]]), np.ones((0, 3)), np.ones((2, 0))):
+        found = anynorm.moments(x)
+        twin = anynorm.Moments.from_dict(json.loads(json.dumps(found.to_dict())))
+        assert (twin.count, twin.shape) == (found.count, found.shape)
+        np.testing.assert_array_equal(twin.mean, found.mean)
+
+
+def test_dicts_that_are_no_moments():
+    written = anynorm.moments(np.ones((2, 3))).to_dict()
+    for wrong, message in (
+        ({"count": -1}, "their count 0 or more"),
+        ({"mean": [1.0]}, r"as long as their shape \(2, 1\)"),
+        ({"dtype": "int64"}, "float32 or float64, got 'int64'"),
+        ({"squares": None}, "squares"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            anynorm.Moments.from_dict({**written, **wrong})
+    del written["squares_low"]
+    with pytest.raises(ValueError, match="an entry 'squares_low', and this one has not"):
+        anynorm.Moments.from_dict(written)
 
 
 def test_moments_pass_through_jit():

@@ -10,7 +10,7 @@ import numpy
 
 from anynorm import _definition as definition
 from anynorm._check import Call, Gradient
-from anynorm._moments import Moments, quietly
+from anynorm._moments import Moments, arrays_of, of_arrays, quietly
 from anynorm._pairs import Pair, add_pairs, sum_pair
 
 Array = Any
@@ -150,12 +150,8 @@ def _blocks(shape: tuple[int, ...], axes: tuple[int, ...]) -> Iterator[tuple[sli
 
 def _part_of_moments(moments: Moments, block: tuple[slice, ...]) -> Moments:
     """The moments of a block of rows; no block is cut along a normalized axis."""
-
-    def part(pair: Any) -> Any:
-        return None if pair is None else tuple(None if one is None else one[block] for one in pair)
-
-    unit = None if moments._unit is None else moments._unit[block]
-    return Moments(moments.count, part(moments._mean), part(moments._squares), unit, moments._xp)
+    arrays = [None if one is None else one[block] for one in arrays_of(moments)]
+    return of_arrays(moments.count, arrays, moments.namespace)
 
 
 def _normalize(call: Call, x: Array, residual: Array | None, moments: Moments | None) -> tuple[Array, Array | None]:
