@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from anynorm._definition import Precision, Rule
-from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_of
+from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_of, library_of_blocks
 from anynorm._moments import Moments, known, shapes_agree
 from anynorm._overlap import require_separate, require_writable
 
@@ -63,17 +63,18 @@ def check(
 ) -> Call:
     """Check the arguments of a norm; return them as a Call, or raise with a message that says what to do."""
     library = _check_array("x", x)
+    held = library if library.block is None else _check_blocks(x)
     axes = _check_axes(axis, x)
     if not (type(eps) is float and 0.0 <= eps < math.inf):
         eps = check_number("eps", eps, least=0.0)
     if weight is not None:
         if rule.averaged:
-            _check_parameter("weight", weight, x, library, axes)
+            weight = _check_parameter("weight", weight, x, library, axes)
         else:
             weight = _check_scale(weight, x, library)
     if bias is not None:
-        _check_parameter("bias", bias, x, library, axes)
-    if library.refuses_to_fill and (rule.centred or bias is not None):
+        bias = _check_parameter("bias", bias, x, library, axes)
+    if held.refuses_to_fill and (rule.centred or bias is not None):
         raise TypeError(
             f"{'centring' if rule.centred else 'a bias'} would make every zero of a sparse array nonzero; "
             "pass x.todense(), or use rms_norm without bias or scale_norm, which keep zeros"
@@ -122,6 +123,14 @@ def _check_new_kind(argument: str, value: Array) -> Library:
         )
     _accepted[type(value), value.dtype] = library
     return library
+
+
+def _check_blocks(x: Array) -> Library:
+    """The library of the arrays that a lazy one is made of."""
+    try:
+        return library_of_blocks(x)
+    except TypeError as error:
+        raise TypeError(f"the blocks of x {error}") from None
 
 
 def _check_axes(axis: int | tuple[int, ...], x: Array) -> tuple[int, ...]:
@@ -180,8 +189,9 @@ def check_number(argument: str, value: Any, least: float = -math.inf) -> float:
     return number
 
 
-def _check_parameter(argument: str, value: Array, x: Array, library: Library, axes: tuple[int, ...]) -> None:
+def _check_parameter(argument: str, value: Array, x: Array, library: Library, axes: tuple[int, ...]) -> Array:
     """A weight or bias: library, device, and the shape of the normalized axes in the array's own order."""
+    value = _made_lazy(argument, value, x, library)
     _check_same_place(argument, value, x, library)
     shape = x.shape
     expected = (shape[axes[0]],) if len(axes) == 1 else tuple([shape[axis] for axis in axes])
@@ -190,6 +200,7 @@ def _check_parameter(argument: str, value: Array, x: Array, library: Library, ax
             f"{argument} must have the shape of the normalized axes, {expected} "
             f"(x has shape {tuple(x.shape)}, axis {axes if len(axes) > 1 else axes[0]}), got {tuple(value.shape)}"
         )
+    return value
 
 
 def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:
@@ -197,12 +208,20 @@ def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:
         return check_number("scale", scale)
     if not hasattr(scale, "shape"):
         raise TypeError(f"scale must be a number or a 0-d array, got {type(scale).__name__}")
+    scale = _made_lazy("scale", scale, x, library)
     _check_same_place("scale", scale, x, library)
     if tuple(scale.shape) != ():
         raise ValueError(
             f"scale must be a number or a 0-d array, got shape {tuple(scale.shape)}; pass scale.reshape(())"
         )
     return scale
+
+
+def _made_lazy(argument: str, value: Array, x: Array, library: Library) -> Array:
+    """A parameter of the library that x's blocks are of as one of x's own."""
+    if library.block is None or _check_array(argument, value) is not library_of_blocks(x):
+        return value
+    return library.namespace.asarray(value)
 
 
 def _check_same_place(argument: str, value: Array, x: Array, library: Library) -> None:

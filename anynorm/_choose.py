@@ -10,7 +10,8 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from anynorm._check import Call, Gradient
-from anynorm._kernels import cpu, definition
+from anynorm._kernels import blocks, cpu, definition
+from anynorm._moments import Moments
 
 
 class Kernel(NamedTuple):
@@ -23,6 +24,7 @@ class Kernel(NamedTuple):
     run: Callable[[Call], Any]
     refuses_to_pull: Callable[[Gradient], str | None]  # the same of the derivative
     pull: Callable[[Gradient], tuple[Any, Any, Any]]  # dx, dweight, dbias
+    moments: Callable[[Call], Moments] = definition.run_moments
 
 
 def _run_on_cpu(call: Call) -> Any:
@@ -40,6 +42,15 @@ def _pull_on_cpu(gradient: Gradient) -> tuple[Any, Any, Any]:
     return pull(gradient)
 
 
+def _run_block(call: Call) -> Any:
+    """Run the call on a block of a Dask array; a forced kernel was asked for the whole of it."""
+    return _first(lambda kernel: kernel.refuses(call)).run(call)
+
+
+def _reduce_block(call: Call) -> Moments:
+    return _first(lambda kernel: kernel.refuses(call)).moments(call)
+
+
 KERNELS = (
     Kernel(
         "cpu",
@@ -49,6 +60,26 @@ KERNELS = (
         _run_on_cpu,
         cpu.refuses_to_pull,
         _pull_on_cpu,
+    ),
+    Kernel(
+        "blocks",
+        "Dask arrays whose rows lie within blocks: a task for each, through the kernel for its library",
+        lambda: None,
+        blocks.refuses,
+        lambda call: blocks.run(call, _run_block),
+        blocks.refuses_to_pull,
+        definition.pull,
+        lambda call: blocks.run_moments(call, _reduce_block),
+    ),
+    Kernel(
+        "pieces",
+        "Dask arrays whose rows are cut: moments of each block, merged and applied",
+        lambda: None,
+        blocks.refuses_pieces,
+        lambda call: blocks.run(call, _run_block, _reduce_block),
+        blocks.refuses_to_pull,
+        definition.pull,
+        lambda call: blocks.run_moments(call, _reduce_block),
     ),
     Kernel(
         "definition",
@@ -82,6 +113,10 @@ def _choose(refusal: Callable[[Kernel], str | None]) -> Kernel:
     forced = (_forced_here.get() if _open_blocks else None) or _forced_everywhere
     if forced is not None:
         return _require(forced, refusal)
+    return _first(refusal)
+
+
+def _first(refusal: Callable[[Kernel], str | None]) -> Kernel:
     for kernel in KERNELS:
         if kernel.missing() is None and refusal(kernel) is None:
             return kernel

@@ -26,6 +26,7 @@ class _Entry(NamedTuple):
     writable: bool = False  # arrays can be written in place: `out=` works
     devices: bool = False  # arrays live on devices that a caller can mix up
     refuses_to_fill: bool = False  # centring or a bias would make every stored zero nonzero
+    block: str | None = None  # where an array that is made of another library's shows one of those
 
 
 class Library:
@@ -38,6 +39,7 @@ class Library:
         self.writable = entry.writable
         self.devices = entry.devices
         self.refuses_to_fill = entry.refuses_to_fill
+        self.block = entry.block
         self.dense = namespace.strided if name == "torch" else None  # the layout that arrays must have
         self._precisions: dict[Any, Precision] = {}
 
@@ -71,7 +73,7 @@ _ENTRIES = (
     _Entry("torch", "Tensor", "array_api_compat.torch", writable=True, devices=True),
     _Entry("cupy", "ndarray", "array_api_compat.cupy", writable=True, devices=True),
     _Entry("jax", "Array", "jax.numpy"),
-    _Entry("dask.array", "Array", "array_api_compat.dask.array"),
+    _Entry("dask.array", "Array", "array_api_compat.dask.array", block="_meta"),
     _Entry("array_api_strict._array_object", "Array", "array_api_strict", writable=True, devices=True),
     _Entry("sparse", "SparseArray", "sparse", refuses_to_fill=True),
     _Entry("ndonnx", "Array", "ndonnx"),
@@ -97,6 +99,12 @@ def library_of(x: Any) -> Library:
     if found is None:
         found = _by_type[kind] = _find(x)
     return found
+
+
+def library_of_blocks(x: Any) -> Library:
+    """Return the library of the arrays that a lazy one is made of, or else its own; TypeError for anything else."""
+    library = library_of(x)
+    return library if library.block is None else library_of(getattr(x, library.block))
 
 
 def library_named(namespace: Any) -> Library:

@@ -7,7 +7,6 @@ from typing import Any
 from anynorm._check import check
 from anynorm._choose import choose, is_forced
 from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
-from anynorm._kernels import definition
 from anynorm._kernels.cpu.repeat import repeat
 from anynorm._moments import Moments
 
@@ -337,4 +336,5 @@ def moments(x: Array, *, axis: Axis = -1) -> Moments:
     >>> anynorm.layer_norm(x[:1], moments=both, eps=0.0).round(4)
     array([-1.069])
     """
-    return definition.run_moments(check(LAYER_NORM, x, None, None, axis, 0.0))
+    call = check(LAYER_NORM, x, None, None, axis, 0.0)
+    return choose(call).moments(call)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _asked: int | None = None
 _helpers: tuple[Any, int, Any] | None = None  # what started them, how many, and they themselves
 _lock = threading.RLock()  # a signal may come at any time, and its handler use any of this
+_here = threading.local()  # has `alone` where a thread is one of a framework's that share the cores among them
 # Each thread takes a piece of the work after the other, so that one that is held up does not hold up the rest.
 PIECES_A_THREAD = 4
 
@@ -59,6 +61,8 @@ def get_threads() -> int:
     ValueError
         If the environment variable ``ANYNORM_THREADS`` is not a number of threads.
     """
+    if getattr(_here, "alone", False):
+        return 1
     if _asked is not None:
         return _asked
     written = os.environ.get("ANYNORM_THREADS")
@@ -70,6 +74,17 @@ def get_threads() -> int:
     if written.isdecimal() and int(written) >= 1:
         return int(written)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Have calls from this thread use no other, whatever was asked for."""
+    before = getattr(_here, "alone", False)
+    _here.alone = True
+    try:
+        yield
+    finally:
+        _here.alone = before
 
 
 def helpers(start: Callable[[int], Any], count: int) -> Any:

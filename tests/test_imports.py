@@ -51,7 +51,8 @@ def test_every_public_name_is_listed_and_there():
 ORDER = [
     "cli", "_files", "modules", "torch", "_torch_functions", "_torch_ops", "_torch_own", "_gradients",
     "_norms", "_explain", "_choose",
-    "_kernels", "_kernels.cpu.autograd", "_kernels.cpu.pull", "_kernels.cpu.call", "_kernels.cpu.rescue",
+    "_kernels", "_kernels.blocks",
+    "_kernels.cpu.autograd", "_kernels.cpu.pull", "_kernels.cpu.call", "_kernels.cpu.rescue",
     "_kernels.cpu.entries", "_kernels.cpu", "_kernels.cpu.repeat", "_kernels.cpu.repeat_torch", "_kernels.cpu.crew",
     "_kernels.cpu.crew_program", "_kernels.cpu.layout", "_kernels.cpu.torch_state", "_kernels.cpu.again",
     "_kernels.cpu.columns", "_kernels.cpu.paired", "_kernels.cpu.backward", "_kernels.cpu.derive", "_kernels.cpu.rows",
