@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 
 import anynorm
+from anynorm._files import in_place, raw
 from tests import tolerances
 from tests.backends import HAS_NUMBA
 
@@ -19,6 +20,20 @@ def pytest_configure(config):
     if not HAS_NUMBA:  # without which the modules that it compiles cannot be searched for examples
         kernels = Path(anynorm.__file__).parent / "_kernels" / "cpu" / "*.py"
         config.option.ignore_glob = [*(config.option.ignore_glob or []), str(kernels)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Files are read and written in blocks of 64 bytes."""
+    for module in (raw, in_place):
+        monkeypatch.setattr(module, "BLOCK_NBYTES", 64)
 
 
 @pytest.fixture(autouse=True, scope="session")

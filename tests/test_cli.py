@@ -1,41 +1,31 @@
-"""The command line: its results bit for bit, its refusals, and what each run leaves on disk."""
+"""The command line: its refusals, and what each run leaves on disk."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
-from functools import partial
+import tempfile
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 
 import anynorm
-from anynorm import _files, cli
+from anynorm import _terminal, cli
+from anynorm._files.target import replacing
+from tests.files import (
+    assert_few_ulp,
+    assert_one_line,
+    assert_refused,
+    assert_same_bits,
+    contents,
+    normalize,
+    save_x,
+    start,
+)  # fmt: skip
 
-NORMS = {"layer": anynorm.layer_norm, "rms": anynorm.rms_norm, "scale": anynorm.scale_norm}
-FLOATS = ("float16", "float32", "float64")
-
+pytestmark = pytest.mark.usefixtures("folder")
 posix = pytest.mark.skipif(os.name != "posix", reason="file modes, symlinks, signals and limits as POSIX has them")
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def blocks(monkeypatch):
-    """Blocks of 64 bytes, and mocks that count those written and those that moments are taken of."""
-    monkeypatch.setattr(_files, "_BLOCK_NBYTES", 64)
-    with (
-        mock.patch.object(_files._Work, "_write", autospec=True, side_effect=_files._Work._write) as written,
-        mock.patch.object(_files, "moments", side_effect=_files.moments) as measured,
-    ):
-        yield written, measured
 
 
 @pytest.fixture(params=[False, True], ids=["new", "forced"])
@@ -46,121 +36,68 @@ def force(request):
     return ["--force"] if request.param else []
 
 
-def save_x(shape=(9, 6), dtype="float32", order="C"):
-    x = np.asarray(np.random.default_rng(0).standard_normal(shape) + 3, dtype=dtype, order=order)
-    np.save("x.npy", x)
-    return x
-
-
-def parametrized(norm, x, axis):
-    """Options with files for each parameter of a norm, and the function with the same parameters."""
-    if norm == "scale":
-        return ["--scale", "2.5", "--eps", "20"], partial(NORMS[norm], scale=2.5, eps=20.0)
-    shape = [x.shape[one] for one in sorted(one % x.ndim for one in axis)]
-    weight, bias = np.random.default_rng(1).standard_normal((2, *shape))
-    bias = np.asfortranarray(bias, dtype="float32")
-    np.save("w.npy", weight)
-    np.save("b.npy", bias)
-    options = ["--weight", "w.npy", "--bias", "b.npy", "--eps", "20"]
-    return options, partial(NORMS[norm], weight=weight, bias=bias, eps=20.0)
-
-
-def normalize(*options, target="y.npy"):
-    return cli.main(["normalize", "x.npy", target, "--norm", "layer", *options])  # of two norms, the last counts
-
-
-def assert_same_bits(got, want):
-    assert (got.dtype, got.shape) == (want.dtype, want.shape)
-    assert got.tobytes() == want.tobytes()
-
-
-def assert_few_ulp(got, want):
-    """Each is within 2 ulp of the exact result."""
-    assert (got.dtype, got.shape) == (want.dtype, want.shape)
-    np.testing.assert_allclose(got, want, rtol=0, atol=4 * np.spacing(np.abs(want).max()))
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def assert_one_line(error, message):
-    assert re.fullmatch(rf"anynorm: .*{re.escape(message)}.*\n", error)
-
-
-def assert_refused(capsys, folder, message, *arguments):
-    before = contents(folder)
-    assert cli.main(["normalize", *arguments]) == 1
-    assert_one_line(capsys.readouterr().err, message)
-    assert contents(folder) == before
-
-
-WHOLE = [
-    ((9, 6), "C", (-1,)), ((9, 5, 6), "C", (-1,)), ((30, 3, 2), "C", (-2, -1)), ((30, 3, 2), "C", (1,)),
-    ((6, 9), "F", (0,)), ((6, 5, 4), "F", (0,)), ((2, 3, 30), "F", (0, 1)), ((2, 3, 30), "F", (-2,)),
-]  # fmt: skip
-CUT = [
-    ((150,), "C", (-1,)), ((3, 150), "C", (-1,)), ((30, 6), "C", (0,)), ((30, 6), "F", (-1,)), ((30, 6), "F", (0, 1)),
-    ((2, 10, 10), "C", (-2, -1)), ((2, 30, 3), "C", (1,)), ((6, 5, 4), "C", (0, 1)), ((6, 5, 4), "C", (0, 2)),
-    ((6, 5, 4), "F", (-1,)), ((6, 5, 4), "F", (0, -1)), ((6, 5, 4), "C", (2, 0, 1)),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("with_parameters", [False, True])
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("shape", "order", "axis"), WHOLE + CUT)
-def test_result(blocks, shape, order, axis, norm, dtype, with_parameters):
-    x = save_x(shape, dtype, order)
-    options, function = parametrized(norm, x, axis) if with_parameters else ([], NORMS[norm])
-    assert normalize("--norm", norm, f"--axis={','.join(map(str, axis))}", *options) == 0
-    y = np.load("y.npy")
-    cut = (shape, order, axis) in CUT
-    (assert_few_ulp if cut else assert_same_bits)(y, function(x, axis=axis))
-    assert y.flags.f_contiguous == x.flags.f_contiguous
-    written, measured = (counter.call_count for counter in blocks)
-    assert written > 1
-    assert measured > 1 if cut else measured == 0
-
-
-@pytest.mark.parametrize("dtype", [None, *FLOATS])
-@pytest.mark.parametrize("dtype_of_file", [*FLOATS, ">f2", ">f4", ">f8"])
-def test_dtype(blocks, dtype_of_file, dtype):
-    x = save_x((40, 3), dtype_of_file)
-    assert normalize(*(["--dtype", dtype] if dtype else [])) == 0
-    wide = x.astype(np.promote_types(dtype_of_file, dtype or dtype_of_file))
-    assert_same_bits(np.load("y.npy"), anynorm.layer_norm(wide).astype(dtype or dtype_of_file))
-
-
-@pytest.mark.parametrize("axis", ["0", "-1"])
-@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (2, 0, 3)])
-def test_empty_array(shape, axis):
-    save_x(shape)
-    assert normalize("--axis", axis, "--dtype", "float64") == 0
-    assert_same_bits(np.load("y.npy"), np.empty(shape))
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("norm", NORMS)
-def test_nan_and_inf_make_their_rows_nan(blocks, norm, dtype, capsys):
-    x = save_x((30, 6), dtype)
-    x[3, 0], x[20, 1], x[4, 2], x[25, 2] = np.inf, np.nan, np.inf, -np.inf
-    np.save("x.npy", x)
-    assert normalize("--norm", norm, "--axis", "0") == 0
-    y = np.load("y.npy")
-    assert np.isnan(y[:, :3]).all()
-    assert_few_ulp(y[:, 3:], NORMS[norm](x[:, 3:], axis=0))
-    assert capsys.readouterr() == ("", "")
-
-
 @pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("target", ["x.npy", "y.npy"])
-def test_overwrites_only_with_force(blocks, folder, capsys, target, axis):
+def test_overwrites_only_with_force(small_blocks, folder, capsys, axis):
     x = save_x((30, 6))
     Path("y.npy").write_bytes(b"precious")
-    assert_refused(capsys, folder, "--force", "x.npy", target, "--norm", "layer", "--axis", str(axis))
-    assert normalize("--axis", str(axis), "--force", target=target) == 0
-    assert_few_ulp(np.load(target), anynorm.layer_norm(x, axis=axis))
+    assert_refused(capsys, folder, "--force", "x.npy", "y.npy", "--norm", "layer", "--axis", str(axis))
+    assert normalize("--axis", str(axis), "--force") == 0
+    assert_few_ulp(np.load("y.npy"), anynorm.layer_norm(x, axis=axis))
+    assert sorted(os.listdir(folder)) == ["x.npy", "y.npy"]
+
+
+@posix
+@pytest.mark.parametrize("spelled", ["x.npy", "./x.npy", "folder/../x.npy", "hard.npy", "soft.npy", "in.zarr/y.zarr"])
+def test_a_target_that_is_the_source_is_refused(folder, capsys, spelled):
+    save_x()
+    Path("folder").mkdir()
+    Path("in.zarr").mkdir()
+    os.link("x.npy", "hard.npy")
+    os.symlink("x.npy", "soft.npy")
+    source = "in.zarr" if "zarr" in spelled else "x.npy"
+    message = "lies within" if "zarr" in spelled else "--in-place"
+    assert_refused(capsys, folder, message, source, spelled, "--norm", "layer", "--force")
+
+
+# The first command imports what it takes, for others may not be allowed to read all that root is.
+AS_NOBODY = """
+import os, sys
+from anynorm import cli
+cli.main(["normalize", "x.npy", "--moments"])
+os.geteuid() or os.setuid(65534)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@posix
+def test_a_folder_that_is_read_only(monkeypatch):
+    # Not below pytest's own folder, which is closed to others, as whom root has to run this.
+    with tempfile.TemporaryDirectory() as name:
+        monkeypatch.chdir(name)
+        save_x()
+        before = contents(Path(name))
+        os.chmod(name, 0o555)
+        Path("x.npy").chmod(0o666)
+        try:
+            for options in (("x.npy", "y.npy"), ("x.npy", "--in-place")):
+                command = [sys.executable, "-c", AS_NOBODY, "normalize", "--norm", "layer", *options]
+                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50)
+                assert done.returncode == 1
+                assert_one_line(done.stderr, "Permission denied")
+                assert contents(Path(name)) == before
+        finally:
+            os.chmod(name, 0o755)
+
+
+def test_what_a_killed_run_has_left_is_removed_by_the_next(small_blocks, folder):
+    save_x((30, 6))
+    with replacing(Path("y.npy"), False) as held:
+        left = Path(held.name).with_name(Path(held.name).name[:30] + "0123.part")
+        left.write_bytes(b"left by a process that was killed")
+        assert normalize() == 0
+        assert not left.exists()
+        assert Path(held.name).exists()  # for its process lives
+        Path("y.npy").unlink()
     assert sorted(os.listdir(folder)) == ["x.npy", "y.npy"]
 
 
@@ -203,14 +140,21 @@ def save_bad_files():
     np.save("complex.npy", x.astype(complex))
     np.save("no_axes.npy", x[0, 0])
     np.save("large.npy", np.asarray([1, 1, 1, 1, 1, 1e6]))
-    Path("folder").mkdir()
+    Path("longer.npy").write_bytes(npy + b"0")
+    Path("negative.npy").write_bytes(npy.replace(b"(9, 6)", b"(-9,6)"))
+    Path("header.npy").write_bytes(npy[:6] + b"\x02\x00" + b"\xf0\xff\xff\x7f" + npy[10:])
+    Path("version.npy").write_bytes(npy[:6] + b"\x09\x00" + npy[8:])
+    Path("folder.npy").mkdir()
 
 
 UNREADABLE = [
     "text.npy",
     "nothing.npy",
     "cut.npy",
-    "archive.npz",
+    "longer.npy",
+    "negative.npy",
+    "header.npy",
+    "version.npy",
     "objects.npy",
     "unclosed.npy",
     "immense.npy",
@@ -226,10 +170,19 @@ UNREADABLE = [
         ("complex.npy y.npy", "real floating dtype"),
         ("no_axes.npy y.npy", "at least one axis"),
         ("none.npy y.npy", "none.npy: No such file"),
-        ("folder y.npy", "folder"),
+        ("folder.npy y.npy", "folder.npy: Is a directory"),
+        ("archive.npz y.npy", "no suffix that tells its format"),
+        ("x.npy y.parquet", "of different formats"),
+        ("x.npy y.npy --tensor a", "x.npy holds no a; it holds one array, which has no name"),
+        ("x.npy y.npy --dtype bfloat16", ".npy files have no bfloat16"),
+        ("x.npy", "OUT is missing"),
+        ("x.npy y.npy --in-place", "leave OUT away"),
+        ("- --in-place", "leave OUT away"),
+        ("x.npy y.npy --moments", "leave OUT away"),
+        ("objects.npy --moments", "Python objects, which are never loaded"),
         ("x.npy none/y.npy", "none is not a directory"),
         ("x.npy x.npy/y.npy", "x.npy is not a directory"),
-        ("x.npy folder", "folder is a directory"),
+        ("x.npy folder.npy", "folder.npy is a directory"),
         ("x.npy y.npy --weight x.npy", "weight must have the shape of the normalized axes, (6,)"),
         ("x.npy y.npy --weight none.npy", "none.npy: No such file"),
         ("x.npy y.npy --scale 2", "not --scale"),
@@ -239,23 +192,18 @@ UNREADABLE = [
         ("x.npy y.npy --weight large.npy --dtype float16", "does not fit in float16"),
     ],
 )
-def test_refuses(blocks, folder, capsys, force, arguments, message):
+def test_refuses(small_blocks, folder, capsys, force, arguments, message):
     save_bad_files()
     assert_refused(capsys, folder, message, "--norm", "layer", *arguments.split(), *force)
 
 
-def start(*options, first="", stderr=subprocess.PIPE):
-    code = f"{first}\nimport runpy; runpy.run_module('anynorm.cli', run_name='__main__')"
-    command = [sys.executable, "-c", code, "normalize", "x.npy", "y.npy", "--norm", "layer", *options]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
-
-
 # Ctrl-C is given back its meaning, which a shell takes from jobs in its background, and SIGHUP, which nohup takes.
 SLOW = """
-import signal, time, anynorm._files as files
+import signal, time
+from anynorm._files.job import Task
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-files._Work._write = lambda work, y: (print("ready", flush=True), time.sleep(60))
+Task.normalize = lambda *_: (print("ready", flush=True), time.sleep(60))
 """
 # Set by the child itself: preexec_fn would fork a process that may have threads.
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
@@ -276,7 +224,7 @@ LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 409
 def test_stopped_on_the_way(folder, force, first, sent, status, message):
     save_x((1000, 6))
     before = contents(folder)
-    process = start(*force, first=first)
+    process = start("x.npy", "y.npy", *force, first=first)
     if sent:
         assert process.stdout.readline() == "ready\n"
         assert len(list(folder.glob(".anynorm-*.part"))) == 1
@@ -294,7 +242,7 @@ def test_progress_bar_on_a_terminal():
     ours, theirs = pty.openpty()
     with open(ours, "rb", 0) as shown, open(theirs, "wb", 0) as terminal:
         termios.tcsetwinsize(terminal, (24, 80))
-        process = start(stderr=terminal)
+        process = start("x.npy", "y.npy", stderr=terminal)
         process.communicate(timeout=60)
         os.set_blocking(ours, False)
         assert b"x.npy:   0%" in (shown.read(1 << 16) or b"")
@@ -342,7 +290,7 @@ def test_an_input_that_is_no_regular_file_is_not_waited_for(capsys, folder):
 def test_sighup_stays_ignored_under_nohup():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with cli._terminable():
+        with _terminal.terminable():
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)

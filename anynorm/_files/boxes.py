@@ -1,0 +1,76 @@
+"""How an array is cut into boxes, which are read, normalized and written one after the other.
+
+A box is a tuple of slices, one for each axis. Those of an array come in C order, from the ranges that each of its axes
+is cut into.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+Box = tuple[slice, ...]
+Ranges = Sequence[Sequence[slice]]  # of each axis
+Rows = tuple[tuple[int, int], ...]  # where a box is on each axis that is not normalized
+
+
+def cut_runs(shape: tuple[int, ...], itemsize: int, nbytes: int) -> Ranges:
+    """Cut an array in C order into boxes of at most so many bytes, each in one piece there."""
+    lengths = (1,) * len(shape)
+    for axis in range(len(shape)):
+        step = math.prod(shape[axis + 1 :]) * itemsize
+        if step <= nbytes:
+            lengths = (*(1,) * axis, max(1, nbytes // max(1, step)), *shape[axis + 1 :])
+            break
+    return _cut(shape, lengths)
+
+
+def cut_chunks(
+    shape: tuple[int, ...], chunks: tuple[int, ...], axes: tuple[int, ...], itemsize: int, nbytes: int
+) -> Ranges:
+    """Cut an array into boxes of whole chunks, and of whole rows where those are at most so many bytes."""
+    lengths = [max(1, min(chunk, length)) for chunk, length in zip(chunks, shape, strict=True)]
+    whole = [max(1, length) if axis in axes else lengths[axis] for axis, length in enumerate(shape)]
+    if math.prod(whole) * itemsize <= nbytes:
+        lengths = whole
+    for axis in reversed(range(len(shape))):
+        lengths[axis] *= max(1, nbytes // (math.prod(lengths) * itemsize))
+        lengths[axis] = max(1, min(lengths[axis], shape[axis]))
+    return _cut(shape, tuple(lengths))
+
+
+def _cut(shape: tuple[int, ...], lengths: tuple[int, ...]) -> Ranges:
+    if 0 in shape:  # and another length may be anything
+        return [[] for _ in shape]
+    return [
+        [slice(first, min(first + step, length)) for first in range(0, length, step)]
+        for length, step in zip(shape, lengths, strict=True)
+    ]
+
+
+def cuts(ranges: Ranges, axes: tuple[int, ...]) -> bool:
+    """Whether boxes cut a normalized axis, so that statistics come from many of them."""
+    return any(len(ranges[axis]) > 1 for axis in axes)
+
+
+def groups(ranges: Ranges, axes: tuple[int, ...]) -> Iterator[list[Box]]:
+    """All boxes, those together that hold pieces of the same rows."""
+    leading = next((axis for axis in axes if len(ranges[axis]) > 1), len(ranges))
+    for outer in itertools.product(*ranges[:leading]):
+        yield [outer + inner for inner in itertools.product(*ranges[leading:])]
+
+
+def rows_of(box: Box, axes: tuple[int, ...]) -> Rows:
+    """Which rows a box holds pieces of; two boxes of one array have all of them in common, or none."""
+    return tuple((part.start, part.stop) for axis, part in enumerate(box) if axis not in axes)
+
+
+def shape_of(box: Box) -> tuple[int, ...]:
+    """The lengths of a box."""
+    return tuple(part.stop - part.start for part in box)
+
+
+def size_of(box: Box) -> int:
+    """The number of its elements."""
+    return math.prod(shape_of(box))

@@ -1,0 +1,49 @@
+"""What a file holds, and which part of it is meant."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from anynorm._files.job import Job
+
+
+def package(name: str, path: Path) -> Any:
+    """Import what a file is read with; ValueError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ValueError(f"{path} takes a package that is not here: pip install 'anynorm[files]'") from None
+
+
+@contextmanager
+def readable(what: Any) -> Iterator[None]:
+    """Tell in a ValueError what a library has against a file; there is no end to the kinds of its exceptions."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of what other programs have put there
+            yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{what} cannot be read: {reason}") from error
+
+
+def chosen(job: Job, names: list[str], path: Path, option: str = "--tensor") -> list[str]:
+    """The arrays of a file that a job is for: those that it names, or the only one there is."""
+    missing = [name for name in job.names if name not in names]
+    if missing:
+        raise ValueError(f"{path} holds no {missing[0]}; it holds {_listed(names)}")
+    if not job.names and len(names) != 1:
+        raise ValueError(f"{path} holds {_listed(names)}; say with {option} which to normalize")
+    return list(job.names) or names
+
+
+def _listed(names: list[str], most: int = 10) -> str:
+    if names in ([], [""]):
+        return "nothing that can be normalized" if not names else "one array, which has no name"
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,126 @@
+"""What is to be done to a file, and how it is done to one block of one of its arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+from anynorm._explain import explain
+from anynorm._files.boxes import Box
+from anynorm._moments import Moments
+from anynorm._norms import layer_norm, rms_norm, scale_norm
+
+Array = Any
+
+_NORMS: dict[str, Callable[..., Array]] = {"layer_norm": layer_norm, "rms_norm": rms_norm, "scale_norm": scale_norm}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do to a file."""
+
+    norm: str
+    weight: Array | float | None
+    bias: Array | None
+    axis: tuple[int, ...]
+    eps: float
+    dtype: str | None = None  # of the result; None: the file's own
+    names: tuple[str, ...] = ()  # of the arrays to normalize; none: the only one there is
+    fails_on_nan: bool = False
+
+    def digest(self) -> str:
+        """A digest of all that the result depends on besides the file."""
+        said = hashlib.sha256(json.dumps([self.norm, self.axis, self.eps, self.dtype, self.names]).encode())
+        for parameter in (self.weight, self.bias):
+            if isinstance(parameter, numpy.ndarray):
+                said.update(f"{parameter.dtype.str} {parameter.shape}".encode())
+                said.update(numpy.ascontiguousarray(parameter).view(numpy.uint8).data)
+            else:
+                said.update(repr(parameter).encode())
+        return said.hexdigest()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job made to fit one array, its axes in the order in which they lie in the file."""
+
+    job: Job
+    name: str  # of the array, for messages
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]  # the normalized ones, ascending
+    dtype: Any
+    dtype_out: Any
+    weight: Array | float | None
+    bias: Array | None
+    reversed: bool  # whether the order of axes in the file is that of the array turned round
+
+    def normalize(self, box: Box, x: Array, moments: Moments | None = None) -> Array:
+        """The result for one block, which is written over where it can be."""
+        x = self.widened(x)
+        out = x if x.flags.writeable else None
+        options: dict[str, Any] = {"axis": self.axes, "eps": self.job.eps, "moments": moments, "out": out}
+        if self.axes == (x.ndim - 1,):
+            options["axis"] = -1  # which has a short way
+        weight = self._part(self.weight, box)
+        if self.job.norm == "scale_norm":
+            y = scale_norm(x, weight, **options)
+        else:
+            y = _NORMS[self.job.norm](x, weight, self._part(self.bias, box), **options)
+        return narrowed(y, self.dtype_out)
+
+    def widened(self, x: Array) -> Array:
+        """A block in the dtype to compute in: a result wider than the data has its own, so that it is rounded once."""
+        try:
+            wide = numpy.promote_types(self.dtype, self.dtype_out)
+        except TypeError:  # float16 and bfloat16 have none in common
+            wide = numpy.dtype(numpy.float32)
+        return x.astype(wide, copy=False)
+
+    def _part(self, parameter: Any, box: Box) -> Any:
+        """What of a parameter goes with a box, which may cut the normalized axes."""
+        return parameter[tuple(box[axis] for axis in self.axes)] if isinstance(parameter, numpy.ndarray) else parameter
+
+
+def fit(job: Job, name: str, shape: tuple[int, ...], dtype: Any, dtype_out: Any, in_reverse: bool = False) -> Task:
+    """Check a job against an array; TypeError or ValueError where they do not fit.
+
+    ``in_reverse``: the array lies in Fortran order, which is that of its transpose in C order.
+    """
+    if 0 in shape:  # whose other lengths may be more than NumPy takes
+        like = numpy.empty(tuple(min(length, 1 << 20) for length in shape), dtype)
+    else:
+        like = numpy.broadcast_to(numpy.zeros((), dtype), shape)
+    explain(like, job.weight, job.bias, norm=job.norm, axis=job.axis, eps=job.eps)  # raises for what does not fit
+    axes = tuple(sorted(axis % len(shape) for axis in job.axis))
+    weight, bias = job.weight, job.bias
+    if in_reverse:
+        shape, axes = shape[::-1], tuple(sorted(len(shape) - 1 - axis for axis in axes))
+        weight, bias = (one.T if isinstance(one, numpy.ndarray) else one for one in (weight, bias))
+    return Task(job, name, shape, axes, numpy.dtype(dtype), numpy.dtype(dtype_out), weight, bias, in_reverse)
+
+
+def narrowed(y: Array, dtype: Any) -> Array:
+    """A result in a dtype that may be narrower; ValueError where that has no room for it."""
+    if y.dtype == dtype:
+        return y
+    with numpy.errstate(over="ignore", under="ignore"):
+        narrow = y.astype(dtype)
+    if numpy.isinf(narrow).any() and (numpy.isinf(narrow) & numpy.isfinite(y)).any():
+        raise ValueError(f"a result does not fit in {dtype}; choose a wider --dtype")
+    return narrow
+
+
+def dtype_named(name: str) -> Any:
+    """The dtype of a name; ValueError where it takes a package that is not there."""
+    if name != "bfloat16":
+        return numpy.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise ValueError("bfloat16 takes a package: pip install 'anynorm[files]'") from None
+    return numpy.dtype(ml_dtypes.bfloat16)

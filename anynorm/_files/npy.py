@@ -1,0 +1,111 @@
+"""The headers of .npy files, and of streams in that format."""
+
+from __future__ import annotations
+
+import io
+import math
+import tokenize
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy
+from numpy.lib import format as npy
+
+from anynorm._files.raw import RawArray, RawFile
+from anynorm._files.target import require_regular
+
+Array = Any
+
+_MAX_HEADER_NBYTES = 10_000  # NumPy's own bound, which it looks at when the header is read
+
+
+def open_npy(path: Path) -> RawFile:
+    """Read the header of an .npy file; ValueError where it is none, OSError where it cannot be read."""
+    require_regular(path)
+    with path.open("rb") as file:
+        found = read_header(file, path)
+        length = file.seek(0, io.SEEK_END)
+    (array,) = found.arrays
+    if length != array.start + array.nbytes:
+        kind = "is cut off" if length < array.start + array.nbytes else "holds more than its header tells"
+        raise ValueError(
+            f"{path} is not a readable .npy file: it {kind}, with {length - array.start} bytes of data "
+            f"where {array.shape} of {array.dtype} are {array.nbytes}"
+        )
+    return found
+
+
+def map_npy(path: Path) -> Array:
+    """The array of an .npy file, mapped."""
+    (array,) = open_npy(path).arrays
+    if not array.nbytes:  # nothing can be mapped
+        return numpy.empty(array.shape, array.dtype)
+    order: Any = "F" if array.in_reverse else "C"
+    return numpy.memmap(path, array.dtype, "r", array.start, array.shape, order)
+
+
+def read_header(file: IO[bytes], path: Path) -> RawFile:
+    """Read the header that a file begins with."""
+    try:
+        with warnings.catch_warnings(action="error"):  # of headers that NumPy takes in spite of what is odd in them
+            header = _bytes_of_header(file)
+            shape, fortran, dtype = _parsed(header)
+    except (
+        ValueError,
+        EOFError,
+        TypeError,
+        SyntaxError,
+        RecursionError,
+        MemoryError,
+        tokenize.TokenError,
+        Warning,
+    ) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is not a readable .npy file: {reason}") from None
+    in_reverse = fortran and len(shape) > 1
+    array = RawArray("", shape, dtype, len(header), math.prod(shape) * dtype.itemsize, in_reverse)
+
+    def header_for(dtypes: Mapping[str, Any]) -> bytes:
+        wanted = dtypes[""]
+        if wanted == dtype:
+            return header
+        if wanted.kind == "V":
+            raise ValueError(f".npy files have no {wanted}; choose another --dtype")
+        written = io.BytesIO()
+        described = {"descr": npy.dtype_to_descr(wanted), "fortran_order": fortran, "shape": shape}
+        npy.write_array_header_1_0(written, described)
+        return written.getvalue()
+
+    return RawFile(path, (array,), header_for)
+
+
+def _bytes_of_header(file: IO[bytes]) -> bytes:
+    """The header as it stands, no more of it than a header may hold whatever it says of itself."""
+    begin = file.read(npy.MAGIC_LEN)
+    if begin[:6] != npy.MAGIC_PREFIX:
+        raise ValueError("it holds another format")
+    version = npy.read_magic(io.BytesIO(begin))
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"its format is of version {version}, which is not known")
+    begin += file.read(2 if version == (1, 0) else 4)
+    length = int.from_bytes(begin[npy.MAGIC_LEN :], "little")
+    if length > _MAX_HEADER_NBYTES:
+        raise ValueError(f"its header claims to be {length} bytes long")
+    return begin + file.read(length)
+
+
+def _parsed(header: bytes) -> tuple[tuple[int, ...], bool, Any]:
+    """Shape, order and dtype; an array of Python objects, which would be a pickle, has no dtype for us."""
+    version = npy.read_magic(file := io.BytesIO(header))
+    # 3.0 differs from 2.0 in the names of fields alone.
+    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if any(isinstance(length, bool) or length < 0 for length in shape):
+        raise ValueError(f"its shape is {shape}")
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects, which are never loaded")
+    if dtype.subdtype is not None:
+        raise ValueError(f"its elements are arrays, of dtype {dtype}")
+    return shape, fortran, dtype

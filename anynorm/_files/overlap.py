@@ -1,0 +1,70 @@
+"""Reading, computing and writing at the same time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+
+def overlap(
+    items: Iterable[Item],
+    read: Callable[[Item, Any], Any],
+    compute: Callable[[Item, Any], Any],
+    write: Callable[[Item, Any], Any],
+    buffers: list[Any],
+) -> None:
+    """For each item in turn ``write(item, compute(item, read(item, buffer)))``, each step in a thread of its own.
+
+    A buffer belongs to its item until that is written, so that no more items are in memory than there are buffers, and
+    pages are not asked of the system and zeroed again for each. What a step raises, is raised here.
+    """
+    remaining = iter(items)
+    free = list(buffers)
+    reads: deque[tuple[Item, Any, Future[Any]]] = deque()
+    writes: deque[tuple[Any, Future[Any]]] = deque()
+    reader = ThreadPoolExecutor(1, thread_name_prefix="anynorm-read")
+    writer = ThreadPoolExecutor(1, thread_name_prefix="anynorm-write")
+
+    failed = False
+
+    def write_unless_failed(item: Item, result: Any) -> None:
+        """A journal would take a later block for a sign that those before are written."""
+        nonlocal failed
+        if failed:
+            return
+        try:
+            write(item, result)
+        except BaseException:
+            failed = True
+            raise
+
+    def read_ahead() -> None:
+        while free and len(reads) < 2:
+            for item in remaining:
+                buffer = free.pop()
+                reads.append((item, buffer, reader.submit(read, item, buffer)))
+                break
+            else:
+                return
+
+    try:
+        read_ahead()
+        while reads:
+            item, buffer, future = reads.popleft()
+            x = future.result()
+            read_ahead()
+            writes.append((buffer, writer.submit(write_unless_failed, item, compute(item, x))))
+            while writes and (writes[0][1].done() or len(writes) > 2 or not (free or reads)):
+                buffer, future = writes.popleft()
+                future.result()
+                free.append(buffer)
+            read_ahead()
+        for _, future in writes:
+            future.result()
+    finally:
+        for executor in (reader, writer):
+            executor.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,149 @@
+"""Arrays that lie in a file byte after byte, as those of .npy and .safetensors do: read, copied, written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy
+
+from anynorm._files.boxes import Box, cut_runs, cuts, shape_of, size_of
+from anynorm._files.contents import chosen
+from anynorm._files.job import Job, Task, dtype_named, fit
+from anynorm._files.nans import NanRows
+from anynorm._files.passes import Advance, Sink, normalize_array
+from anynorm._files.target import reserve
+
+Array = Any
+
+# Large enough to keep the disk busy, small enough that a handful of blocks stays near 50 MB and mostly in cache.
+BLOCK_NBYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class RawArray:
+    """Where an array lies, in C order; ``in_reverse``: its transpose does."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any  # None: one that NumPy does not have
+    start: int  # bytes from the begin of the file
+    nbytes: int
+    in_reverse: bool = False
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A header, and arrays without gaps between them, in the order in which they lie."""
+
+    path: Path
+    arrays: tuple[RawArray, ...]
+    header: Callable[[Mapping[str, Any]], bytes]  # for arrays of these dtypes
+
+    def tasks(self, job: Job) -> dict[str, Task]:
+        """What is to be done to which array; ValueError or TypeError where the job does not fit."""
+        names = chosen(job, [array.name for array in self.arrays], self.path)
+        return {
+            array.name: fit(
+                job, str(self.path) if array.name == "" else array.name, array.shape, _known(array),
+                dtype_named(job.dtype) if job.dtype else array.dtype, array.in_reverse,
+            )
+            for array in self.arrays if array.name in names
+        }  # fmt: skip
+
+
+def _known(array: RawArray) -> Any:
+    if array.dtype is None:
+        raise TypeError(f"{array.name} has a dtype that cannot be normalized; convert it first")
+    return array.dtype
+
+
+class RawSource:
+    """An array of a file, to be read in runs; of a stream, in the order in which it comes."""
+
+    def __init__(self, file: IO[bytes], array: RawArray, task: Task, block_nbytes: int, stream: bool = False) -> None:
+        self.ranges = cut_runs(task.shape, task.dtype.itemsize, block_nbytes)
+        # One is being read while another waits, one is computed, one is written while another waits.
+        self.buffers = 5
+        self.buffer_nbytes = min(array.nbytes, max(block_nbytes, task.dtype.itemsize))
+        self._file = file
+        self._array = array
+        self._task = task
+        self._stream = stream
+
+    def start_of(self, box: Box) -> int:
+        """Where a box begins, in bytes from the begin of the file."""
+        first = 0
+        for part, length in zip(box, self._task.shape, strict=True):
+            first = first * length + part.start
+        return self._array.start + first * int(self._task.dtype.itemsize)
+
+    def read(self, box: Box, buffer: Array) -> Array:
+        """The elements of a box, in the buffer."""
+        data = buffer[: size_of(box) * self._task.dtype.itemsize]
+        if not self._stream:
+            self._file.seek(self.start_of(box))
+        fill(self._file, data)
+        return data.view(self._task.dtype).reshape(shape_of(box))
+
+
+def fill(file: IO[bytes], data: Array) -> None:
+    """Read as many bytes as there is room for; ValueError where a file ends before."""
+    room, filled = memoryview(data), 0
+    while filled < len(room):
+        count = file.readinto(room[filled:])  # type: ignore[attr-defined]  # which IO does not tell of
+        if not count:
+            raise ValueError(f"{file.name} ends too early: it is cut off, or was cut while it was read")
+        filled += count
+
+
+class RawSink(Sink):
+    """A file that is written from begin to end."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def write(self, box: Box, y: Array, nans: tuple[int, str]) -> None:
+        """Append a box, and have the disk begin with it now rather than all at once in the end."""
+        self._file.write(as_bytes(y))
+
+
+def as_bytes(y: Array) -> memoryview:
+    """The memory of a contiguous array; NumPy's own view has no name for bfloat16."""
+    return memoryview(y.reshape(-1).view(numpy.uint8))
+
+
+def normalize_raw(
+    file: RawFile, source: IO[bytes], target: IO[bytes], job: Job, nans: NanRows, advance: Advance, *, stream: bool
+) -> None:
+    """Write a file's header and arrays, some of them normalized."""
+    tasks = file.tasks(job)
+    target.write(file.header({name: task.dtype_out for name, task in tasks.items()}))
+    if target.seekable():
+        reserve(target, sum(_nbytes_out(array, tasks.get(array.name)) for array in file.arrays))
+    for array in file.arrays:
+        if array.name in tasks:
+            task = tasks[array.name]
+            raw = RawSource(source, array, task, BLOCK_NBYTES, stream)
+            if stream and cuts(raw.ranges, task.axes):
+                raise ValueError(f"statistics along {job.axis} are taken before, which takes a file in place of -")
+            normalize_array(task, raw, RawSink(target), nans, advance)
+        else:
+            _copy(source, target, array, advance)
+
+
+def _nbytes_out(array: RawArray, task: Task | None) -> int:
+    return array.nbytes if task is None else math.prod(array.shape) * int(task.dtype_out.itemsize)
+
+
+def _copy(source: IO[bytes], target: IO[bytes], array: RawArray, advance: Advance) -> None:
+    buffer = numpy.empty(min(BLOCK_NBYTES, array.nbytes), numpy.uint8)
+    source.seek(array.start)
+    for first in range(0, array.nbytes, BLOCK_NBYTES):
+        part = buffer[: min(BLOCK_NBYTES, array.nbytes - first)]
+        fill(source, part)
+        target.write(part.data)
+        advance(len(part))

@@ -1,0 +1,65 @@
+"""The headers of .safetensors files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from anynorm._files.contents import package
+from anynorm._files.job import dtype_named
+from anynorm._files.raw import RawArray, RawFile
+from anynorm._files.target import require_regular
+
+# The names of dtypes in the format; of those that are not here nothing is needed but their bytes.
+_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+
+
+def open_safetensors(path: Path) -> RawFile:
+    """Read the header of a .safetensors file; ValueError where it is none, OSError where it cannot be read."""
+    safetensors = package("safetensors", path)
+    require_regular(path)
+    with path.open("rb") as file:
+        try:
+            # The library looks at all that a header may lie about: lengths, gaps, overlaps, the end of the file.
+            with safetensors.safe_open(path, "numpy"):
+                pass
+        except (safetensors.SafetensorError, ValueError, OverflowError) as error:
+            raise ValueError(f"{path} is not a readable .safetensors file: {error}") from None
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length)
+    described = json.loads(text)
+    described.pop("__metadata__", None)
+    arrays = [_array(name, one, 8 + length) for name, one in described.items()]
+    arrays.sort(key=lambda array: (array.start, array.nbytes))
+
+    def header_for(dtypes: Mapping[str, Any]) -> bytes:
+        if all(dtypes.get(array.name, array.dtype) == array.dtype for array in arrays):
+            return length.to_bytes(8, "little") + text
+        return _header(json.loads(text), arrays, dtypes)
+
+    return RawFile(path, tuple(arrays), header_for)
+
+
+def _array(name: str, described: dict[str, Any], data: int) -> RawArray:
+    first, last = described["data_offsets"]
+    dtype = dtype_named(_DTYPES[described["dtype"]]) if described["dtype"] in _DTYPES else None
+    return RawArray(name, tuple(described["shape"]), dtype, data + first, last - first)
+
+
+def _header(described: dict[str, Any], arrays: list[RawArray], dtypes: Mapping[str, Any]) -> bytes:
+    """The header with other dtypes in it, the arrays one after the other as before."""
+    names = {name: key for key, name in _DTYPES.items()}
+    end = 0
+    for array in arrays:
+        one, nbytes = described[array.name], array.nbytes
+        if array.name in dtypes:
+            one["dtype"] = names[dtypes[array.name].name]
+            nbytes = math.prod(array.shape) * dtypes[array.name].itemsize
+        one["data_offsets"] = [end, end + nbytes]
+        end += nbytes
+    text = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the arrays begin where their elements are aligned
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,110 @@
+"""Arrays in .zarr folders: a group with some of its arrays normalized, everything else as it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from anynorm._files.boxes import Box, cut_chunks
+from anynorm._files.contents import chosen, package, readable
+from anynorm._files.job import Job, Task, dtype_named, fit
+from anynorm._files.nans import NanRows
+from anynorm._files.passes import Advance, Sink, normalize_array
+
+Array = Any
+
+# Of whole chunks; a chunk that is larger is taken at once.
+_BLOCK_NBYTES = 32 << 20
+_METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
+
+
+class ZarrSource:
+    """An array in a folder, to be read in boxes of whole chunks."""
+
+    def __init__(self, array: Array, task: Task) -> None:
+        chunks = array.shards or array.chunks  # what is written at once
+        self.ranges = cut_chunks(task.shape, chunks, task.axes, task.dtype.itemsize, _BLOCK_NBYTES)
+        self.buffers = 4
+        self.buffer_nbytes = 0
+        self._array = array
+        self._name = task.name
+
+    def read(self, box: Box, buffer: Array) -> Array:
+        """The elements of a box."""
+        with readable(self._name):
+            return self._array[box]
+
+
+class _ZarrSink(Sink):
+    def __init__(self, array: Array) -> None:
+        self._array = array
+
+    def write(self, box: Box, y: Array, nans: tuple[int, str]) -> None:
+        self._array[box] = y
+
+
+def sources_in_zarr(path: Path, job: Job) -> dict[str, tuple[Task, ZarrSource]]:
+    """The arrays of a folder that a job is for; ValueError or TypeError where they cannot be read, or do not fit."""
+    zarr = package("zarr", path)
+    if not path.is_dir():
+        path.stat()  # whose message is better where there is nothing
+        raise ValueError(f"{path} is not a folder of Zarr")
+    with readable(path):
+        root = zarr.open(store=str(path), mode="r")
+        if isinstance(root, zarr.Group):
+            arrays = {name: one for name, one in root.members(max_depth=None) if isinstance(one, zarr.Array)}
+        else:
+            arrays = {"": root}
+    found = {}
+    for name in chosen(job, list(arrays), path):
+        array = arrays[name]
+        dtype = dtype_named(job.dtype) if job.dtype else array.dtype
+        if dtype.kind == "V":
+            raise ValueError(f"Zarr has no {dtype}; choose another --dtype")
+        task = fit(job, name or str(path), array.shape, array.dtype, dtype)
+        found[name] = task, ZarrSource(array, task)
+    return found
+
+
+def normalize_zarr(source: Path, target: Path, job: Job, nans: NanRows, advance: Advance) -> None:
+    """Fill an empty folder with a copy of another one, and its arrays with their normalized elements."""
+    sources = sources_in_zarr(source, job)
+    zarr = package("zarr", source)
+    folders = {os.path.join(source, name) if name else str(source) for name in sources}
+
+    def chunks_in(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if folder in folders and name not in _METADATA]
+
+    shutil.copytree(source, target, ignore=chunks_in, dirs_exist_ok=True)
+    for name, (task, raw) in sources.items():
+        with readable(target):
+            if task.dtype_out != task.dtype:
+                _retype(zarr, target / name, task.dtype_out)
+            array = zarr.open_array(store=str(target / name), mode="r+")
+        normalize_array(task, raw, _ZarrSink(array), nans, advance)
+    with readable(target):
+        root = zarr.open(store=str(target), mode="r+")
+        if job.dtype and getattr(root.metadata, "consolidated_metadata", None) is not None:
+            zarr.consolidate_metadata(str(target))
+
+
+def nbytes_in_zarr(path: Path) -> int:
+    """The bytes of all files of a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _retype(zarr: Any, path: Path, dtype: Any) -> None:
+    """Put an empty array of another dtype in the place of one that is otherwise the same."""
+    old = zarr.open_array(store=str(path), mode="r")
+    third = old.metadata.zarr_format == 3
+    zarr.create_array(
+        store=str(path), shape=old.shape, dtype=dtype, chunks=old.chunks, shards=old.shards, filters=old.filters,
+        compressors=old.compressors, fill_value=None if old.fill_value is None else float(old.fill_value),
+        order=old.order, zarr_format=old.metadata.zarr_format, attributes=dict(old.attrs), overwrite=True,
+        chunk_key_encoding=old.metadata.chunk_key_encoding if third else {
+            "name": "v2", "separator": old.metadata.dimension_separator
+        },
+        dimension_names=old.metadata.dimension_names if third else None,
+    )  # fmt: skip

@@ -1,0 +1,58 @@
+"""What `anynorm info` prints: versions, backends, kernels, and what to install for more."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from importlib import metadata
+
+import anynorm
+from anynorm._choose import KERNELS
+
+# Module, the distribution that holds it, and how to get it.
+_BACKENDS = (
+    ("numpy", ("numpy",), ""),
+    ("numba", ("numba",), "pip install 'anynorm[cpu]' (fused kernels on the CPU)"),
+    ("torch", ("torch",), "pip install torch"),
+    ("cupy", ("cupy-cuda12x", "cupy-cuda13x", "cupy"), "pip install 'anynorm[cuda12]' or 'anynorm[cuda13]'"),
+    ("jax", ("jax",), "pip install 'anynorm[jax]'"),
+    ("dask", ("dask",), "pip install 'anynorm[dask]'"),
+    ("sparse", ("sparse",), "pip install sparse"),
+    ("ndonnx", ("ndonnx",), "pip install ndonnx"),
+    ("ml_dtypes", ("ml_dtypes",), "pip install ml_dtypes (bfloat16 in NumPy)"),
+)
+_ADVICE = "not installed; pip install 'anynorm[files]'"
+_FORMATS = (("safetensors", ".safetensors"), ("zarr", ".zarr"), ("pyarrow", ".parquet"))
+
+
+def print_info() -> None:
+    """Print it all; nothing is imported that is looked for."""
+    print(
+        f"anynorm {anynorm.__version__}, Python {platform.python_version()}, {platform.machine()} {platform.system()}"
+    )
+    print("\nbackends")
+    for module, distributions, advice in _BACKENDS:
+        version = _version(module, distributions)
+        print(f"  {module:12}{version or f'not installed; {advice}'}")
+    print("\nkernels, in order of preference")
+    for kernel in KERNELS:
+        missing = kernel.missing()
+        print(f"  {kernel.name:12}{kernel.description}; {'active' if missing is None else missing}")
+    print("\nfiles\n  .npy          always")
+    for module, suffix in _FORMATS:
+        version = _version(module, (module,))
+        print(f"  {suffix:14}{f'{module} {version}' if version else _ADVICE}")
+    if _version("tqdm", ("tqdm",)) is None:
+        print("\nno progress bar: pip install 'anynorm[cli]'")
+
+
+def _version(module: str, distributions: tuple[str, ...]) -> str | None:
+    """The installed version, found without importing anything."""
+    if importlib.util.find_spec(module) is None:
+        return None
+    for distribution in distributions:
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return "of unknown version"

@@ -1,0 +1,70 @@
+"""Files for the command line to normalize, and what to ask of it and of the folder afterwards."""
+
+import re
+import subprocess
+import sys
+from functools import partial
+
+import numpy as np
+
+import anynorm
+from anynorm import cli
+
+NORMS = {"layer": anynorm.layer_norm, "rms": anynorm.rms_norm, "scale": anynorm.scale_norm}
+FLOATS = ("float16", "float32", "float64")
+
+
+def save_x(shape=(9, 6), dtype="float32", order="C"):
+    x = np.asarray(np.random.default_rng(0).standard_normal(shape) + 3, dtype=dtype, order=order)
+    np.save("x.npy", x)
+    return x
+
+
+def parametrized(norm, x, axis):
+    """Options with files for each parameter of a norm, and the function with the same parameters."""
+    if norm == "scale":
+        return ["--scale", "2.5", "--eps", "20"], partial(NORMS[norm], scale=2.5, eps=20.0)
+    shape = [x.shape[one] for one in sorted(one % x.ndim for one in axis)]
+    weight, bias = np.random.default_rng(1).standard_normal((2, *shape))
+    bias = np.asfortranarray(bias, dtype="float32")
+    np.save("w.npy", weight)
+    np.save("b.npy", bias)
+    options = ["--weight", "w.npy", "--bias", "b.npy", "--eps", "20"]
+    return options, partial(NORMS[norm], weight=weight, bias=bias, eps=20.0)
+
+
+def normalize(*options, target="y.npy"):
+    return cli.main(["normalize", "x.npy", target, "--norm", "layer", *options])  # of two norms, the last counts
+
+
+def assert_same_bits(got, want):
+    assert (got.dtype, got.shape) == (want.dtype, want.shape)
+    assert got.tobytes() == want.tobytes()
+
+
+def assert_few_ulp(got, want):
+    """Each is within 2 ulp of the exact result."""
+    assert (got.dtype, got.shape) == (want.dtype, want.shape)
+    np.testing.assert_allclose(got, want, rtol=0, atol=4 * np.spacing(np.abs(want).max()))
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_one_line(error, message):
+    assert re.fullmatch(rf"anynorm: .*{re.escape(message)}.*\n", error)
+
+
+def start(*arguments, first="", stderr=subprocess.PIPE):
+    """The command in a process of its own, which begins with some code."""
+    code = f"{first}\nimport runpy; runpy.run_module('anynorm.cli', run_name='__main__')"
+    command = [sys.executable, "-c", code, "normalize", "--norm", "layer", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+
+def assert_refused(capsys, folder, message, *arguments):
+    before = contents(folder)
+    assert cli.main(["normalize", *arguments]) == 1
+    assert_one_line(capsys.readouterr().err, message)
+    assert contents(folder) == before
