@@ -51,8 +51,8 @@ def test_every_public_name_is_listed_and_there():
 ORDER = [
     "cli", "_info", "_terminal", "_files", "_files.describe", "_files.in_place", "_files.journal", "_files.npy",
     "_files.safetensors", "_files.raw", "_files.parquet", "_files.zarr", "_files.passes", "_files.nans",
-    "_files.overlap", "_files.contents", "_files.job", "_files.boxes", "_files.target", "_files.locks", "modules", "torch", "_torch_functions", "_torch_ops", "_torch_own", "_gradients",
-    "_norms", "_explain", "_choose",
+    "_files.overlap", "_files.contents", "_files.job", "_files.boxes", "_files.target", "_files.locks",
+    "modules", "torch", "_torch_functions", "_torch_ops", "_torch_own", "_gradients", "_norms", "_explain", "_choose",
     "_kernels", "_kernels.blocks",
     "_kernels.cpu.autograd", "_kernels.cpu.pull", "_kernels.cpu.call", "_kernels.cpu.rescue",
     "_kernels.cpu.entries", "_kernels.cpu", "_kernels.cpu.repeat", "_kernels.cpu.repeat_torch", "_kernels.cpu.crew",

@@ -16,13 +16,13 @@ from anynorm._files.locks import lock
 from anynorm._files.nans import NanRows
 from anynorm._files.passes import Advance, Sink, Statistics, normalize_array
 from anynorm._files.raw import RawArray, RawFile, RawSource, as_bytes
-from anynorm._moments import Moments
+from anynorm._moments import PARTS, Moments, arrays_of, of_arrays
 
 Array = Any
 
 # Larger than elsewhere, for each block waits for the disk three times.
 BLOCK_NBYTES = 16 << 20
-_ARRAYS = 6  # that moments are kept as
+_ARRAYS = 1 + len(PARTS)  # that moments are kept as
 
 
 def rewrites(file: RawFile, job: Job) -> bool:
@@ -123,16 +123,13 @@ class _JournaledSink(Sink):
 
 def _arrays_of(statistics: Moments) -> list[Array]:
     """Moments as arrays, of which empty ones stand for None."""
-    (mean, squares, unit), (count, _) = statistics.flatten()
-    parts = (*(mean or (None, None)), *squares, unit)
-    return [numpy.asarray(count), *(numpy.empty(0) if part is None else part for part in parts)]
+    parts = arrays_of(statistics)
+    return [numpy.asarray(statistics.count), *(numpy.empty(0) if part is None else part for part in parts)]
 
 
 def _moments_of(arrays: Sequence[Array]) -> Moments:
     count, *parts = arrays
-    mean_high, mean_low, squares_high, squares_low, unit = (part if part.size else None for part in parts)
-    mean = None if mean_high is None else (mean_high, mean_low)
-    return Moments.unflatten((int(count), numpy), (mean, (squares_high, squares_low), unit))
+    return of_arrays(int(count), [part if part.size else None for part in parts], numpy)
 
 
 def _unfinished(path: Path, error: BaseException) -> UnfinishedError:
