@@ -29,11 +29,21 @@ class Kernel(NamedTuple):
 
 def _run_on_cpu(call: Call) -> Any:
     # Imported with the first call, as whoever has no use for the kernels should not wait for them.
-    if call.library.name == "torch" and cpu.wants_gradient(call):
+    if call.moments is not None:
+        from anynorm._kernels.cpu.given import run
+    elif call.library.name == "torch" and cpu.wants_gradient(call):
         from anynorm._kernels.cpu.autograd import run
     else:
         from anynorm._kernels.cpu.call import run
     return run(call)
+
+
+def _moments_on_cpu(call: Call) -> Moments:
+    if call.library.name == "torch" and cpu.wants_gradient(call):
+        return definition.run_moments(call)
+    from anynorm._kernels.cpu.given import run_moments
+
+    return run_moments(call)
 
 
 def _pull_on_cpu(gradient: Gradient) -> tuple[Any, Any, Any]:
@@ -60,6 +70,7 @@ KERNELS = (
         _run_on_cpu,
         cpu.refuses_to_pull,
         _pull_on_cpu,
+        _moments_on_cpu,
     ),
     Kernel(
         "blocks",

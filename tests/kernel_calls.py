@@ -186,9 +186,10 @@ def outs(dtype):
 
 
 def streamed(norm, x, *parameters, at, **options):
-    from anynorm._kernels.cpu import call
+    from anynorm._kernels.cpu import call, given
 
-    with mock.patch.object(call, "last_cache_nbytes", return_value=1):
+    nothing = {"last_cache_nbytes": lambda: 1}
+    with mock.patch.multiple(call, **nothing), mock.patch.multiple(given, **nothing):
         return norm(x, *parameters, out=placed(x.shape, x.dtype.name, at), **options)
 
 
@@ -238,7 +239,26 @@ def pullbacks(dtype):
         yield f"extreme {rule}", vjp(x, numbers(33, dtype, 1), eps=0.0)[1](numbers((8, 33), dtype, 2))[:2]
 
 
-KINDS = (rows, repeated, residuals, scattered, columns, outs, extremes, extreme_weights, pullbacks)
+def moments(dtype):
+    """Moments, and rows normalized by given ones."""
+    for n in (2, 33, 1060):
+        x, weight, bias = numbers((3, n), dtype, n), numbers(n, OTHER[dtype], n + 1), numbers(n, dtype, n + 2)
+        found = anynorm.moments(x)
+        yield f"{n}", (found.mean, found.variance)
+        yield f"layer {n}", anynorm.layer_norm(x, weight, bias, weight_offset=1.0, moments=found)
+        yield f"rms {n}", anynorm.rms_norm(x, moments=found)
+        yield f"scale {n}", anynorm.scale_norm(x, -2.0, moments=found)
+        yield f"streamed {n}", streamed(anynorm.layer_norm, x, None, bias, at=1, moments=found)
+        yield (
+            f"scattered {n}",
+            anynorm.layer_norm(x.T.copy(), weight, axis=0, moments=anynorm.moments(x.T.copy(), axis=0)),
+        )
+    x = extreme_rows(33, dtype)
+    yield "extreme", anynorm.layer_norm(x, moments=anynorm.moments(x))
+    yield "extreme weight", anynorm.rms_norm(x, np.full(33, 1e300), moments=anynorm.moments(x))
+
+
+KINDS = (moments, rows, repeated, residuals, scattered, columns, outs, extremes, extreme_weights, pullbacks)
 
 
 def digest(array):

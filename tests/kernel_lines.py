@@ -11,6 +11,8 @@ from tests.kernel_calls import digests
 CPU = Path(anynorm.__file__).parent / "_kernels" / "cpu"
 COMPILED = (
     "again",
+    "apply",
+    "reduce",
     "backward",
     "derive",
     "rows",

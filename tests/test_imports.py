@@ -54,9 +54,11 @@ ORDER = [
     "_files.overlap", "_files.contents", "_files.job", "_files.boxes", "_files.target", "_files.locks",
     "modules", "torch", "_torch_functions", "_torch_ops", "_torch_own", "_gradients", "_norms", "_explain", "_choose",
     "_kernels", "_kernels.blocks",
-    "_kernels.cpu.autograd", "_kernels.cpu.pull", "_kernels.cpu.call", "_kernels.cpu.rescue",
+    "_kernels.cpu.autograd", "_kernels.cpu.pull", "_kernels.cpu.given",
+    "_kernels.cpu.call", "_kernels.cpu.rescue",
     "_kernels.cpu.entries", "_kernels.cpu", "_kernels.cpu.repeat", "_kernels.cpu.repeat_torch", "_kernels.cpu.crew",
     "_kernels.cpu.crew_program", "_kernels.cpu.layout", "_kernels.cpu.torch_state", "_kernels.cpu.again",
+    "_kernels.cpu.reduce", "_kernels.cpu.apply",
     "_kernels.cpu.columns", "_kernels.cpu.paired", "_kernels.cpu.backward", "_kernels.cpu.derive", "_kernels.cpu.rows",
     "_kernels.cpu.parameters", "_kernels.cpu.finish", "_kernels.cpu.scatter", "_kernels.cpu.chunks",
     "_kernels.cpu.sweep", "_kernels.cpu.jit", "_kernels.cpu.objects", "_kernels.cpu.memory", "_kernels.cpu.recipe",
@@ -68,8 +70,9 @@ ORDER = [
 COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
-        "again", "backward", "derive", "columns", "paired", "rows", "parameters", "finish", "scatter", "chunks",
-        "sweep", "lanes", "interpreted", "compiled", "compiled_memory", "tracing", "jit", "objects", "crew_program",
+        "again", "apply", "reduce", "backward", "derive", "columns", "paired", "rows", "parameters", "finish",
+        "scatter", "chunks", "sweep", "lanes", "interpreted", "compiled", "compiled_memory", "tracing", "jit",
+        "objects", "crew_program",
     )
 ]  # fmt: skip
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from anynorm._check import Call, Gradient
 from anynorm._kernels.cpu.torch_state import is_followed
+from anynorm._moments import arrays_of
 
 _ADVICE = "Numba is not installed; pip install 'anynorm[cpu]'"
 
@@ -55,8 +56,6 @@ def refuses(call: Call) -> str | None:
         return f"it takes NumPy arrays and torch tensors on the CPU, and x is an array of {name}"
     if reason is not None:
         return reason
-    if call.moments is not None:
-        return "it forms statistics of its own, and these are given"
     if 0 in call.x.shape:
         return "x is empty"
     if not math.isfinite(scale_of(call)):
@@ -112,6 +111,8 @@ def _refuses_torch(call: Call) -> str | None:
             return f"it takes plain tensors, got {type(tensor).__name__}"
         if tensor.is_neg():
             return "a tensor is a negated view, whose memory holds other numbers"
+    if call.moments is not None and wants_gradient(call, *arrays_of(call.moments)):
+        return "a gradient is wanted by way of given statistics, which goes through the definition"
     if call.out is not None and wants_gradient(call, *call.out):
         return "a gradient is wanted of what is written in place, which goes through the definition"
     if is_followed(torch):

@@ -15,6 +15,8 @@ _NAMES = {
     "rows": ("normalize_rows", "signature_of_rows"),
     "columns": ("normalize_columns", "signature_of_rows"),
     "paired": ("normalize_paired", "signature_of_rows"),
+    "reduce": ("reduce_rows", "signature_of_reduce"),
+    "apply": ("apply_rows", "signature_of_apply"),
     "backward": ("pull_rows", "signature_of_pull"),
 }
 

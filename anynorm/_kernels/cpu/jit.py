@@ -113,6 +113,24 @@ def signature_of_pull(tag: Any, wide: Any, has_dtotal: bool, has_layout: bool) -
     )  # fmt: skip
 
 
+def signature_of_reduce(tag: Any, wide: Any, has_layout: bool) -> tuple[Any, ...]:
+    """The same of the kernel for moments."""
+    address, layout = types.int64, types.int64 if has_layout else types.none
+    return (
+        typeof(tag), typeof(wide), types.int64, types.int64, types.int64, types.float64, types.int64,
+        address, layout, address,
+    )  # fmt: skip
+
+
+def signature_of_apply(tag: Any, wide: Any, has_layout: bool) -> tuple[Any, ...]:
+    """The same of the kernel for given moments."""
+    address, layout = types.int64, types.int64 if has_layout else types.none
+    return (
+        typeof(tag), typeof(wide), types.int64, types.int64, types.int64, types.float64, types.int64,
+        address, address, layout, address, types.int64, address, types.int64, types.float64, types.boolean, address,
+    )  # fmt: skip
+
+
 def entry_again(compiled: Any) -> Callable[..., int]:
     """The kernel for calls like one before; Python's lock is its own business."""
     if config.DISABLE_JIT:

@@ -88,7 +88,7 @@ class _Sums:
         self.squares_low[...] = self.squares_low + (squares[1] + error)
 
 
-def _reduce_row(task: Task, rooms: Rooms, x: int, other: Address, centred: bool) -> tuple[Number, _Sums]:
+def reduce_row(task: Task, rooms: Rooms, x: int, other: Address, centred: bool) -> tuple[Number, _Sums]:
     """The shift, and as pairs the sum of deviations from it and the sum of their squares."""
     # Any element will do for a shift: none is further from the mean than sqrt(features) standard deviations (Samuelson
     # 1968), and pairs have the bits to spare. A constant row has no deviations then.
@@ -143,7 +143,7 @@ def _finish(task: Task, shift: Number, row: _Sums, is_scale: bool) -> tuple[Numb
     return mean, mean_low, where(safe, factor, math.nan), factor_low
 
 
-class _Numbers:
+class Numbers:
     """What a row is moved by and multiplied by, in all lanes."""
 
     def __init__(self, centred: bool, *numbers: Number) -> None:
@@ -151,7 +151,7 @@ class _Numbers:
         self.mean, self.mean_low, self.factor, self.factor_low = (splat(one, WIDE64, _LANES) for one in numbers)
 
 
-def _apply_lanes(value: Lanes, row: _Numbers, weight: Lanes | None, low: Lanes | None, bias: Lanes | None) -> Lanes:
+def _apply_lanes(value: Lanes, row: Numbers, weight: Lanes | None, low: Lanes | None, bias: Lanes | None) -> Lanes:
     """``(x - mean) * factor * weight + bias``; ``low`` is what rounding the weight left behind."""
     if row.centred:
         value = (value - row.mean) - row.mean_low
@@ -169,7 +169,7 @@ def _apply_lanes(value: Lanes, row: _Numbers, weight: Lanes | None, low: Lanes |
 
 
 def _apply_chunk(
-    task: Task, rooms: Rooms, x: int, other: Address, y: int, added: Address, count: int, row: _Numbers,
+    task: Task, rooms: Rooms, x: int, other: Address, y: int, added: Address, count: int, row: Numbers,
     ahead: int, has_parameters: bool, has_offset: bool, streaming: bool,
 ) -> None:  # fmt: skip
     """Step 3 of the definition, with mean and factor as pairs; as `chunks.apply_chunk`."""
@@ -206,24 +206,34 @@ def _are_weights_safe(task: Task, rooms: Rooms) -> bool:
     return total(outside) == 0.0
 
 
+def prepare_parameters(task: Task, rooms: Rooms) -> bool:
+    """Widen parameters that take no more than a chunk; whether all weights are safe."""
+    safe = cell(True)
+    for _ in when(task.widened):
+        fill_chunk(WIDE64, 1.0, CHUNK + _LANES, rooms.weights)
+        fill_chunk(WIDE64, -0.0, CHUNK + _LANES, rooms.biases)  # 0.0 would turn a result of -0.0 into 0.0
+        safe[...] = _are_weights_safe(task, rooms)
+    return safe
+
+
 def _normalize_row(task: Task, rooms: Rooms, row: int) -> bool:
     """Normalize a row; whether that was safe."""
     x, other, y, added = (place(task, WIDE64, which, row) for which in (X, OTHER, Y, ADDED))
     safe = cell(True)
     for centred in cases(task.rule == LAYER):
-        shift, sums = _reduce_row(task, rooms, x, other, centred)
+        shift, sums = reduce_row(task, rooms, x, other, centred)
         numbers = [cell(shift) for _ in range(4)]
         for is_scale in (False,) if centred else cases(task.rule == SCALE):
             for one, found in zip(numbers, _finish(task, shift, sums, is_scale), strict=True):
                 one[...] = found
         safe[...] = numbers[2] == numbers[2]
         for _ in when(safe):
-            _apply_row(task, rooms, row, x, other, y, added, _Numbers(centred, *numbers))
+            apply_row(task, rooms, row, x, other, y, added, Numbers(centred, *numbers))
     return safe
 
 
-def _apply_row(
-    task: Task, rooms: Rooms, row: int, x: int, other: Address, y: int, added: Address, numbers: _Numbers
+def apply_row(
+    task: Task, rooms: Rooms, row: int, x: int, other: Address, y: int, added: Address, numbers: Numbers
 ) -> None:
     ahead = where(is_gathered(task, WIDE64), 0, place(task, WIDE64, X, row + 1) - x)
     for start, count in chunks_of(task, WIDE64):
@@ -255,11 +265,8 @@ def _normalize(
         widened, False, streaming,
     )  # fmt: skip
     rooms = furnish(room)
-    safe, following = cell(True), cell(-1)
-    for _ in when(widened):
-        fill_chunk(WIDE64, 1.0, CHUNK + _LANES, rooms.weights)
-        fill_chunk(WIDE64, -0.0, CHUNK + _LANES, rooms.biases)  # 0.0 would turn a result of -0.0 into 0.0
-        safe[...] = _are_weights_safe(task, rooms)
+    following = cell(-1)
+    safe = prepare_parameters(task, rooms)
     for _ in when(safe):
         clear(rooms.carry)
         following[...], ended = last, cell(False)

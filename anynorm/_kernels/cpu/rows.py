@@ -103,7 +103,7 @@ def is_far(sums: Number, squares: Number, between: Number) -> bool:
     return sums * between > squares * NEAR
 
 
-def _reduce_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, row: int, k: int) -> None:
+def reduce_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, row: int, k: int) -> None:
     """Leave the moments of a row in the rooms."""
     x, other = place(task, tag, X, row), place(task, tag, OTHER, row)
     for centred in cases(task.rule == LAYER):
@@ -161,7 +161,7 @@ def _flatten(task: Task, tag: Tag, rooms: Rooms, row: int, k: int) -> bool:
 def _normalize_group(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, count: int) -> int:
     """Normalize up to GROUP rows; return how many, which is less where one is not safe for float32."""
     for k in loop(0, count, 1):
-        _reduce_row(task, tag, wide, rooms, first + k, 8 * k)
+        reduce_row(task, tag, wide, rooms, first + k, 8 * k)
     finish_group(task, tag, wide, rooms, count)
     count = count_safe(task, tag, wide, rooms, first, count)
     for direct in cases(task.direct):

@@ -70,6 +70,13 @@ def place(task: Task, tag: Tag, which: int, row: int) -> Address:
     return base + _offset(_free(task), _strides(_free(task), which), row)
 
 
+def place_numbers(task: Task, numbers: int, row: int, count: int) -> int:
+    """The address of so many float64 numbers that belong to a row; a layout has their strides in place of the sum's."""
+    if task.layout is None:
+        return numbers + row * count * 8
+    return numbers + _offset(_free(task), _strides(_free(task), ADDED), row)
+
+
 def _copy(task: Task, tag: Tag, which: int, row: int, start: int, count: int, packed: int, gathering: bool) -> None:
     """Copy a chunk between where its elements lie and a buffer."""
     size = size_of(tag)

@@ -14,6 +14,8 @@ Address = Any  # an int, or None where there is nothing
 CACHE_LINE_NBYTES = 64
 GROUP = 32  # rows at most that go through each step together
 CHUNK = 1024  # features whose parameters are widened at a time
+REDUCED = 5  # numbers that a row is reduced to, see reduce.py
+FINISHED = 4  # numbers that a row is applied with, see apply.py
 WIDEST_BLOCK = 256  # rows that are taken side by side
 
 # A dtype as a number of which only the type counts: Numba compiles each kernel anew for each type of tag. NumPy's own

@@ -1,0 +1,202 @@
+"""Moments by the kernels, and rows normalized with given ones: `anynorm.moments`, and ``moments=``.
+
+What lies between both, merging and step 2 of the definition, is a few numbers a row, and NumPy's business.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy
+
+from anynorm import _definition as step
+from anynorm._check import Call
+from anynorm._definition import Precision
+from anynorm._kernels import definition
+from anynorm._kernels.cpu import entries, scale_of
+from anynorm._kernels.cpu.call import ACCESS, LEAST_SHARED_NBYTES, kind_of
+from anynorm._kernels.cpu.crew import share
+from anynorm._kernels.cpu.layout import Layout, plan
+from anynorm._kernels.cpu.memory import NumPy, last_cache_nbytes
+from anynorm._kernels.cpu.tags import FINISHED, REDUCED, RULES
+from anynorm._libraries import library_of
+from anynorm._moments import Moments, arrays_of, of_arrays
+from anynorm._pairs import Pair, add_pairs, multiply_pairs, ratio_pair, renormalize, two_sum
+from anynorm._threads import get_threads
+
+Array = Any
+
+# The unit of rows of float64 that the kernel reduces; for those of other magnitudes it is another, which the definition
+# knows to choose. Factors beyond are left to it too.
+_UNIT = 2.0**256
+_LEAST_SQUARES, _MOST_SQUARES, _MOST_SHIFT = 2.0**-400, 2.0**360, 2.0**180
+_MOST_FACTOR = 2.0**400
+_LARGEST = 1.7976931348623157e308
+
+
+def run_moments(call: Call) -> Moments:
+    """Return the moments of the call's array."""
+    numbers = _room(call, REDUCED)
+    layout = _layout(call, numbers, call.x, False)
+    arguments = (
+        RULES[call.rule.name], 0.0, _features(call), ACCESS[call.library.name].address(call.x),
+        None if layout is None else NumPy.address(layout.numbers), NumPy.address(numbers),
+    )  # fmt: skip
+    _share("reduce", call, layout, arguments, (call, numbers, layout))
+    with numpy.errstate(all="ignore"):
+        moments = (_paired_moments if call.precision.digits else _plain_moments)(call, numbers)
+    if call.library.name == "numpy":
+        return moments
+    import torch
+
+    parts = [None if part is None else torch.from_numpy(numpy.ascontiguousarray(part)) for part in arrays_of(moments)]
+    return of_arrays(moments.count, parts, call.library.namespace)
+
+
+def _plain_moments(call: Call, numbers: Array) -> Moments:
+    count = _features(call)
+    shift, sums, squares = (numbers[..., i] for i in range(3))
+    if not call.rule.centred:
+        return Moments(count, None, (squares.copy(), None), None, numpy)
+    between = sums / count
+    squares = squares - sums * between
+    # A row that is constant has no deviations, and rounding could leave less.
+    return Moments(count, two_sum(shift, between), (numpy.where(squares < 0.0, 0.0, squares), None), None, numpy)
+
+
+def _paired_moments(call: Call, numbers: Array) -> Moments:
+    """Those of float64, in the unit that rows of ordinary magnitude have; the definition forms the others."""
+    count = _features(call)
+    shift, sums, squares = numbers[..., 0], (numbers[..., 1], numbers[..., 2]), (numbers[..., 3], numbers[..., 4])
+    constant = (squares[0] == 0.0) & (sums[0] == 0.0) & (numpy.abs(shift) > 2.0**-200)
+    safe = (squares[0] > _LEAST_SQUARES) & (squares[0] < _MOST_SQUARES) | constant
+    safe &= numpy.abs(shift) < _MOST_SHIFT
+    sums, squares = renormalize(*sums), renormalize(*squares)
+    mean = None
+    if call.rule.centred:
+        between = multiply_pairs(sums, ratio_pair(1, count, 53), 53)
+        high, low = two_sum(shift, between[0])
+        mean = _scaled(renormalize(high, low + between[1]), _UNIT)
+        of_shift = multiply_pairs(sums, between, 53)
+        squares = add_pairs(squares, (-of_shift[0], -of_shift[1]))
+    found = Moments(count, mean, _scaled(squares, _UNIT**2), numpy.full_like(shift, _UNIT), numpy)
+    if safe.all():
+        return found
+    others = definition.run_moments(_in_numpy(call))
+    parts = zip(arrays_of(found), arrays_of(others), strict=True)
+    return of_arrays(count, [None if a is None else numpy.where(safe, a, b) for a, b in parts], numpy)
+
+
+def run(call: Call) -> Array:
+    """Return y, by the moments that the call gives."""
+    access, kind = ACCESS[call.library.name], kind_of(call.x.dtype)
+    with numpy.errstate(all="ignore"):
+        numbers, safe = _finished(call)
+    if not safe.all():
+        return definition.run(call)
+    y = access.empty_like(call.x, call.x.nbytes) if call.out is None else call.out[0]
+    streaming = 4 * call.x.nbytes >= last_cache_nbytes() and y is not call.x
+    streaming = streaming and access.address(y) % kind.itemsize == 0
+    layout = _layout(call, numbers, y, streaming)
+    streaming = streaming if layout is None else layout.streaming
+    parameters: tuple[Any, ...] = (call.weight if call.rule.averaged else None, call.bias)
+    weight, bias = (one if one is None or access.is_contiguous(one) else access.contiguous(one) for one in parameters)
+    arguments = (
+        RULES[call.rule.name], 0.0, _features(call), access.address(call.x), access.address(y),
+        None if layout is None else NumPy.address(layout.numbers),
+        0 if weight is None else access.address(weight), kind.code if weight is None else kind_of(weight.dtype).code,
+        0 if bias is None else access.address(bias), kind.code if bias is None else kind_of(bias.dtype).code,
+        call.weight_offset, streaming, NumPy.address(numbers),
+    )  # fmt: skip
+    if not _share("apply", call, layout, arguments, (call, y, weight, bias, numbers, layout)):
+        return definition.run(call)
+    if call.out is not None:
+        access.written(y)
+    return y
+
+
+def _finished(call: Call) -> tuple[Array, Array]:
+    """What the kernel applies to each row, and whether it may."""
+    numbers, digits = _room(call, FINISHED), call.precision.digits
+    given: Any = call.moments
+    parts = [None if part is None else numpy.asarray(part) for part in arrays_of(given)]
+    moments = of_arrays(given.count, parts, numpy)
+    precision = Precision(numpy.float64, digits)
+    shift, factor, unit = step.finish(numpy, moments, call.rule, call.eps, precision)
+    shift = (numpy.zeros_like(factor[0]), None) if shift is None else shift
+    if not call.rule.averaged:
+        factor = _times_scale(factor, scale_of(call), digits)
+    if not digits:
+        # An eps beyond any row has a unit of its own, in which the kernel does not compute.
+        low = 0.0 if shift[1] is None else shift[1]
+        numbers[..., 0], numbers[..., 1], numbers[..., 2] = shift[0], factor[0], -low * factor[0]
+        return numbers, numpy.asarray(unit is None)
+    own: Any = unit
+    shift, factor = _scaled(shift, 1.0 / own), _scaled(factor, own)
+    for place, one in enumerate((*shift, *factor)):
+        numbers[..., place] = 0.0 if one is None else one
+    size = numpy.abs(factor[0])
+    ordinary = (size < _MOST_FACTOR) & (size > 1.0 / _MOST_FACTOR) | (size == 0.0) | numpy.isnan(size)
+    return numbers, ordinary & ~(numpy.abs(shift[0]) > _MOST_SHIFT)
+
+
+def _times_scale(factor: Pair, scale: float, digits: int) -> Pair:
+    if digits:
+        return multiply_pairs(factor, (scale, 0.0), digits)
+    # Infinity times a zero of the row would be NaN.
+    product = factor[0] * scale
+    return numpy.where(numpy.isinf(product), numpy.copysign(_LARGEST, product), product), None
+
+
+def _scaled(pair: Any, by: Any) -> Pair:
+    return pair[0] * by, None if pair[1] is None else pair[1] * by
+
+
+def _features(call: Call) -> int:
+    return math.prod([call.x.shape[axis] for axis in call.axes])
+
+
+def _room(call: Call, count: int) -> Array:
+    """Room for so many numbers a row, in the shape of moments with one axis more."""
+    return numpy.empty((*(1 if axis in call.axes else n for axis, n in enumerate(call.x.shape)), count))
+
+
+def _in_numpy(call: Call) -> Call:
+    """The call for the definition, of a NumPy array."""
+    x = numpy.asarray(call.x)
+    return call._replace(x=x, library=library_of(x), precision=library_of(x).precision(x))
+
+
+def _layout(call: Call, numbers: Array, y: Array, streaming: bool) -> Layout | None:
+    """Where rows and their numbers lie; None where it is one after the other."""
+    access, x = ACCESS[call.library.name], call.x
+    trailing = call.axes[0] == len(x.shape) - len(call.axes)
+    if trailing and access.is_contiguous(x) and access.is_contiguous(y):
+        return None
+    of_x, of_y = access.strides(x), access.strides(y)
+    # The numbers go with the free axes alone.
+    of_numbers = [of_x[axis] if axis in call.axes else numbers.strides[axis] for axis in range(len(of_x))]
+    strides = list(zip(of_x, of_x, of_y, of_numbers, strict=True))
+    itemsize = kind_of(x.dtype).itemsize
+    return plan(x.shape, strides, call.axes, itemsize, access.address(y), streaming, columns=False)
+
+
+def _share(name: str, call: Call, layout: Layout | None, arguments: tuple[Any, ...], held: Any) -> bool:
+    """Run a kernel on all rows, in several threads where that pays; whether it took them."""
+    nbytes, kind = call.x.nbytes, kind_of(call.x.dtype)
+    rows = math.prod(call.x.shape) // _features(call)
+    variant = name, kind.code, True, layout is not None
+    compute, threads = entries.entry(*variant), get_threads() if nbytes >= LEAST_SHARED_NBYTES and rows > 1 else 1
+    # Whether weights are safe is seen before the first row.
+    if compute(0, 0, *arguments) < 0:
+        return False
+    if threads == 1:
+        compute(0, rows, *arguments)
+        return True
+
+    def work(first: int, last: int, held: Any = held) -> None:
+        compute(first, last, *arguments)
+
+    share(entries.job(*variant), arguments, work, rows, rows, nbytes, threads)
+    return True

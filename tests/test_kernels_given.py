@@ -1,0 +1,137 @@
+"""Moments by the kernels, and given ones applied by them: exact, and the same bits whatever the layout."""
+
+import numpy as np
+import pytest
+import torch
+
+import anynorm
+from tests import reference
+from tests.backends import ALL, TORCH, as_dtype, needs_numba
+from tests.tolerances import assert_exact
+
+pytestmark = needs_numba
+NORMS = ("layer_norm", "rms_norm", "scale_norm")
+X = np.random.default_rng(0).standard_normal((6, 1100)) * 3 + 7
+WEIGHT, BIAS = np.random.default_rng(1).standard_normal((2, 1100))
+
+
+@pytest.fixture(autouse=True)
+def through_the_kernels():
+    with anynorm.use_kernel("cpu"):
+        yield
+
+
+def bits(moments):
+    return list(moments.to_dict().values())
+
+
+def laid_out(x):
+    """The same rows in other places: with gaps, backwards, as columns, and one normalized axis as two."""
+    yield np.repeat(np.repeat(x, 2, 0), 2, 1)[::2, ::2], -1
+    yield x[::-1, ::-1].copy()[::-1, ::-1], -1
+    yield np.asfortranarray(x), 1
+    yield x.T.copy(), 0
+    yield x.reshape(2, 3, 11, 100).transpose(1, 2, 0, 3), (1, 3)
+
+
+@pytest.mark.parametrize("dtype", ALL)
+def test_the_layout_changes_no_bit(dtype):
+    x, weight, bias = (as_dtype(one, dtype) for one in (X, WEIGHT, BIAS))
+    found = anynorm.moments(x)
+    y = anynorm.layer_norm(x, weight, bias, moments=found)
+    for other, axis in laid_out(x):
+        moments = anynorm.moments(other, axis=axis)
+        rows = np.moveaxis(moments.mean, axis, range(-np.size(axis), 0)).reshape(-1)
+        order = [int(np.flatnonzero(found.mean[:, 0] == mean)[0]) for mean in rows]
+        for a, b in ((moments.mean, found.mean), (moments.variance, found.variance)):
+            assert (np.moveaxis(a, axis, range(-np.size(axis), 0)).reshape(-1) == b[order, 0]).all()
+        shape = (11, 100) if isinstance(axis, tuple) else (1100,)
+        again = anynorm.layer_norm(other, weight.reshape(shape), bias.reshape(shape), axis=axis, moments=moments)
+        again = np.moveaxis(again, axis, range(-np.size(axis), 0)).reshape(x.shape)
+        assert (again == y[order]).all()
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("norm", NORMS)
+def test_torch_batches_threads_and_out_change_no_bit(norm, dtype):
+    x = np.tile(as_dtype(X, dtype), (200, 1))  # enough to be shared among threads
+    parameters = {} if norm == "scale_norm" else {"weight": as_dtype(WEIGHT, dtype)}
+    found = anynorm.moments(x[:6])
+    y = getattr(anynorm, norm)(x[:6], **parameters, moments=found)
+    expected = [getattr(reference, norm)(row, **parameters) for row in x[:2]]
+    assert_exact(y[:2], expected, backend="cpu, given moments", dtype=dtype, norm=norm)
+    try:
+        for threads in (1, 2):
+            anynorm.set_threads(threads)
+            whole = anynorm.moments(x)
+            assert (whole.mean[-6:] == found.mean).all()
+            assert (whole.variance[-6:] == found.variance).all()
+            out = x.copy()
+            assert getattr(anynorm, norm)(out, **parameters, moments=whole, out=out) is out
+            assert (out == np.tile(y, (200, 1))).all()
+    finally:
+        anynorm.set_threads(None)
+    tensor = TORCH.make(x[:6])
+    of_tensor = anynorm.moments(tensor)
+    assert isinstance(of_tensor.mean, torch.Tensor)
+    assert bits(of_tensor) == bits(found)
+    given = {name: TORCH.make(one) for name, one in parameters.items()}
+    assert (TORCH.read(getattr(anynorm, norm)(tensor, **given, moments=of_tensor)) == y).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_rows_of_any_magnitude_beside_ordinary_ones(norm, dtype):
+    largest = {"float32": 1e38, "float64": 1e307}[dtype]
+    sizes = [1.0, largest, 1 / largest, 1e-30, 0.0, 1e30]
+    x = as_dtype(np.random.default_rng(2).uniform(-1, 1, (6, 50)) * np.asarray(sizes)[:, None], dtype)
+    weight = None if norm == "scale_norm" else as_dtype(WEIGHT[:50], dtype)
+    parameters = () if weight is None else (weight,)
+    found = anynorm.moments(x)
+    alone = anynorm.moments(x[:1])
+    assert (found.mean[0] == alone.mean[0]).all()
+    for eps in (0.0, 1e-5, 1e300):
+        y = getattr(anynorm, norm)(x, *parameters, eps=eps, moments=found)
+        expected = [getattr(reference, norm)(row, *parameters, eps=eps) for row in x]
+        assert_exact(y, expected, backend="cpu, given moments", dtype=dtype, norm=norm)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_degenerate_rows(dtype):
+    x = as_dtype([[3.0, 3.0, 3.0], [0.0, 0.0, 0.0], [np.nan, 1.0, 2.0], [np.inf, 1.0, 2.0], [1.0, 2.0, 4.0]], dtype)
+    for norm in NORMS:
+        for eps in (0.0, 1e-5):
+            y = getattr(anynorm, norm)(x, eps=eps, moments=anynorm.moments(x))
+            expected = [getattr(reference, norm)(row, eps=eps) for row in x]
+            assert_exact(y, expected, backend="cpu, given moments", dtype=dtype, norm=norm)
+
+
+@pytest.mark.parametrize("dtype", ALL)
+def test_weights_of_any_kind(dtype):
+    x = as_dtype(X[:2, :70], dtype)
+    found = anynorm.moments(x)
+    huge = np.full(70, 1e300)
+    for weight, offset in ((WEIGHT[:70].astype(np.float32), 1.0), (WEIGHT[:70], 0.25), (huge, 0.0)):
+        with np.errstate(over="ignore"):
+            y = anynorm.layer_norm(x, weight, BIAS[:70], weight_offset=offset, moments=found)
+        expected = [reference.layer_norm(row, weight, BIAS[:70], 1e-5, offset) for row in x]
+        assert_exact(y, expected, backend="cpu, given moments", dtype=dtype, norm="layer_norm")
+
+
+def test_statistics_of_other_data_and_statistics_alone():
+    x = X.astype(np.float32)
+    whole = anynorm.moments(x[:, :500]).merge(anynorm.moments(x[:, 500:]))
+    y = [anynorm.layer_norm(part, moments=whole) for part in (x[:, :500], x[:, 500:])]
+    expected = [reference.layer_norm(row) for row in x]
+    joined = np.concatenate(y, axis=1)
+    assert_exact(joined, expected, backend="cpu, given moments", dtype="float32", norm="layer_norm")
+
+
+def test_gradients_by_way_of_given_statistics():
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="a gradient is wanted by way of given statistics"):
+        anynorm.layer_norm(x, moments=anynorm.moments(x))
+    with anynorm.use_kernel("definition"):
+        gradient = torch.autograd.grad(anynorm.layer_norm(x, moments=anynorm.moments(x))[0, 0], x)[0]
+        expected = torch.autograd.grad(anynorm.layer_norm(x)[0, 0], x)[0]
+    torch.testing.assert_close(gradient, expected)
