@@ -1,0 +1,88 @@
+"""Dask with worker processes: a Zarr array from disk to disk, also when a worker dies half-way."""
+
+import os
+import signal
+import time
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+
+import anynorm
+
+distributed = pytest.importorskip("distributed", reason="needs distributed, which runs Dask in several processes")
+zarr = pytest.importorskip("zarr", reason="needs zarr, which keeps arrays on disk")
+
+ROWS, FEATURES, BLOCK = 2048, 256, 64
+SECONDS_TO_WAIT = 60
+
+
+@pytest.fixture(scope="module")
+def client():
+    # What a worker that was killed leaves behind is no concern of these tests.
+    quiet = {"distributed.logging.distributed": "critical", "distributed.comm.timeouts.connect": "20s"}
+    with (
+        dask.config.set(quiet),
+        distributed.LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def source(tmp_path):
+    x = np.random.default_rng(0).standard_normal((ROWS, FEATURES)).astype(np.float32)
+    kept = zarr.create_array(str(tmp_path / "x.zarr"), shape=x.shape, chunks=(BLOCK, FEATURES), dtype=x.dtype)
+    kept[:] = x
+    return x, da.from_zarr(str(tmp_path / "x.zarr")), str(tmp_path / "y.zarr")
+
+
+def slowly(block):
+    """A disk so slow that a worker can be killed while there is still something to do."""
+    time.sleep(0.15)
+    return block
+
+
+def chunks_on_disk(target):
+    return sum(len([name for name in names if name != "zarr.json"]) for _, _, names in os.walk(target))
+
+
+def kill_a_worker(client):
+    pid = client.run(os.getpid, workers=[next(iter(client.scheduler_info()["workers"]))]).popitem()[1]
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+@pytest.mark.parametrize("chunks", [(BLOCK, FEATURES), (4 * BLOCK, FEATURES // 4)], ids=["rows whole", "rows cut"])
+def test_from_disk_to_disk_though_a_worker_is_killed(client, source, chunks):
+    x, lazy, target = source
+    before = {*client.run(os.getpid).values()}
+    y = anynorm.layer_norm(lazy.rechunk(chunks).map_blocks(slowly, meta=x[:0, :0]), x[0], x[1])
+    written = client.persist(da.to_zarr(y, target, compute=False))
+    until = time.monotonic() + SECONDS_TO_WAIT
+    while chunks_on_disk(target) < 8:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert chunks_on_disk(target) < 24  # of 32: it is not over yet
+    killed = kill_a_worker(client)
+    distributed.wait(written, timeout=SECONDS_TO_WAIT)
+    assert killed in before
+    result, expected = zarr.open_array(target, mode="r")[:], anynorm.layer_norm(x, x[0], x[1])
+    if chunks[1] == FEATURES:
+        assert (result == expected).all()
+    else:
+        np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_moments_and_norms_travel_to_the_workers(client):
+    x = np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32)
+    lazy = da.from_array(x, chunks=(32, 16))
+    found = anynorm.moments(lazy)
+    y = anynorm.rms_norm(lazy, moments=found)
+    y, mean = client.gather(client.compute([y, found.mean]))
+    np.testing.assert_allclose(y, anynorm.rms_norm(x), rtol=1e-6)
+    np.testing.assert_allclose(mean, x.mean(axis=1, keepdims=True), atol=1e-6)
+    pieces = client.map(anynorm.moments, np.split(x, 8, axis=1))
+    merged = client.submit(lambda pieces: anynorm.Moments.merge(*pieces), client.gather(pieces[:2])).result()
+    assert merged.count == 16
