@@ -1,14 +1,17 @@
-"""Time and peak memory of `anynorm normalize` on a large file, beside a plain copy of it.
+"""Time and peak memory of `anynorm normalize` on a large .npy file, beside `cp` of it.
 
-    python benchmarks/normalize_memory.py --gigabytes 2
+    python -m benchmarks.normalize_memory --gigabytes 8 --rounds 3
 
-The file is float32 of shape (rows, 1024); it and each result lie in a temporary folder (TMPDIR chooses the disk). Peak
-memory is VmHWM of Linux: the most that was resident at once, mapped pages of the files included.
+The file is float32 of shape (rows, 1024); it and each result lie in a temporary folder (TMPDIR chooses the disk). In
+each round cp, cp with a sync of the copy, and each run of anynorm (which syncs its result) follow each other, each with
+none of the source in the page cache and nothing else waiting to be written. What is printed are medians, of seconds and
+of the ratios to cp within a round. Peak memory is VmHWM of Linux, the most that was resident at once, beyond that of
+Python with NumPy imported.
 """
 
 import argparse
 import os
-import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,7 +22,7 @@ import numpy as np
 
 FEATURES = 1024
 ROWS_A_BLOCK = 1 << 14
-RUNS = ("--norm layer", "--norm rms --dtype float16", "--norm layer --axis 0", "--norm layer --axis 0,1")
+RUNS = ("--norm layer", "--norm rms --dtype float16", "--norm layer --axis 0", "--norm layer --in-place")
 
 NORMALIZE = "import sys; from anynorm.cli import main; status = main(sys.argv[1:]); assert status == 0\n"
 PRINT_PEAK = "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM:')).split()[1])"
@@ -28,21 +31,40 @@ PRINT_PEAK = "print(next(line for line in open('/proc/self/status') if line.star
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the file, in 10**9 bytes (default 2)")
-    rows = int(parser.parse_args().gigabytes * 1e9) // (FEATURES * 4)
-    print(f"float32 of shape ({rows}, {FEATURES})\n{'':32}{'seconds':>10}{'peak MB':>10}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=RUNS, action="append", help="one of the runs; may be repeated")
+    parsed = parser.parse_args()
+    runs, rows = parsed.only or RUNS, int(parsed.gigabytes * 1e9) // (FEATURES * 4)
+    seconds = {run: [] for run in ("cp", "cp, sync", *runs)}
+    peaks = dict.fromkeys(runs, 0.0)
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "in.npy"), Path(folder, "out.npy")
         write_random(source, rows)
-        report("import numpy", *peak_of("import numpy\n"))
-        report("shutil.copyfile, fsync", seconds_of_copy(source, target))
-        target.unlink()
-        for options in RUNS:
-            report(options, *peak_of(NORMALIZE, "normalize", source, target, *options.split()))
-            target.unlink()
+        least = peak_of("import numpy\n")
+        for _ in range(parsed.rounds):
+            for what in seconds:
+                settle(source)
+                start = time.perf_counter()
+                if what in peaks:
+                    files = [source] if "--in-place" in what else [source, target]
+                    peak = peak_of(NORMALIZE, "normalize", *files, *what.split()) - least
+                    peaks[what] = max(peaks[what], peak)
+                else:
+                    subprocess.run(["cp", source, target], check=True)
+                    if what != "cp":
+                        subprocess.run(["sync", target], check=True)
+                seconds[what].append(time.perf_counter() - start)
+                for written in (target, source.with_name(f".{source.name}.anynorm-journal")):
+                    written.unlink(missing_ok=True)
+    print(f"float32 of shape ({rows}, {FEATURES})\n{'':32}{'seconds':>10}{'/ cp':>8}{'/ cp, sync':>12}{'peak MB':>10}")
+    for what, taken in seconds.items():
+        ratios = [statistics.median(map(float.__truediv__, taken, seconds[of])) for of in ("cp", "cp, sync")]
+        peak = f"{peaks[what]:10.0f}" if what in peaks else ""
+        print(f"{what:32}{statistics.median(taken):10.2f}{ratios[0]:8.2f}{ratios[1]:12.2f}{peak}")
 
 
 def write_random(path, rows):
-    """Fill a file with normal deviates, a block at a time, and leave it in the page cache."""
+    """Fill a file with normal deviates, a block at a time."""
     random = np.random.default_rng(0)
     header = {"descr": "<f4", "fortran_order": False, "shape": (rows, FEATURES)}
     with open(path, "wb") as file:
@@ -50,27 +72,20 @@ def write_random(path, rows):
         for first in range(0, rows, ROWS_A_BLOCK):
             shape = (min(ROWS_A_BLOCK, rows - first), FEATURES)
             file.write(random.standard_normal(shape, dtype=np.float32).astype("<f4", copy=False).data)
-        os.fsync(file.fileno())
 
 
-def seconds_of_copy(source, target):
-    """Copy until the copy is on disk, as the results are."""
-    start = time.perf_counter()
-    shutil.copyfile(source, target)
-    with open(target, "rb+") as file:
-        os.fsync(file.fileno())
-    return time.perf_counter() - start
+def settle(path):
+    """Have all that was written on disk, and none of a file in memory."""
+    os.sync()
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    time.sleep(1)
 
 
 def peak_of(code, *arguments):
-    """Run code in a process of its own; return its seconds and its peak in MB."""
-    start = time.perf_counter()
+    """Run code in a process of its own; return its peak in MB."""
     done = subprocess.run([sys.executable, "-c", code + PRINT_PEAK, *arguments], stdout=subprocess.PIPE, check=True)
-    return time.perf_counter() - start, int(done.stdout) * 1024 / 1e6
-
-
-def report(what, seconds, megabytes=None):
-    print(f"{what:32}{seconds:10.2f}{'' if megabytes is None else f'{megabytes:10.0f}'}", flush=True)
+    return int(done.stdout) * 1024 / 1e6
 
 
 if __name__ == "__main__":

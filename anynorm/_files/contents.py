@@ -26,9 +26,11 @@ def readable(what: Any) -> Iterator[None]:
     try:
         with warnings.catch_warnings(action="ignore"):  # of what other programs have put there
             yield
-    except (OSError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno:  # of the system
+            raise
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{what} cannot be read: {reason}") from error
 

@@ -21,14 +21,14 @@ class ParquetSource:
     """A column, read a row group at a time: rows are lists, all of one length."""
 
     def __init__(self, path: Path, job: Job) -> None:
-        parquet = package("pyarrow.parquet", path)
+        arrow, parquet = package("pyarrow", path), package("pyarrow.parquet", path)
         require_regular(path)
         self._path = path
         with readable(path):
             self._file = parquet.ParquetFile(path)
             schema = self._file.schema_arrow
             metadata = self._file.metadata
-        names = chosen(job, [field.name for field in schema if _is_list_of_floats(field.type)], path, "--column")
+        names = chosen(job, [field.name for field in schema if _is_list_of_floats(arrow, field.type)], path, "--column")
         if len(names) > 1:
             raise ValueError(f"one --column of {path} at a time")
         (self.name,) = names
@@ -134,10 +134,8 @@ def normalize_parquet(path: Path, target: IO[bytes], job: Job, nans: NanRows, ad
         normalize_array(source.task, source, sink, nans, advance)
 
 
-def _is_list_of_floats(kind: Any) -> bool:
-    import pyarrow
-
-    types = pyarrow.types
+def _is_list_of_floats(arrow: Any, kind: Any) -> bool:
+    types = arrow.types
     lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     return bool(lists and types.is_floating(kind.value_type))
 

@@ -67,7 +67,7 @@ class RawSource:
     def __init__(self, file: IO[bytes], array: RawArray, task: Task, block_nbytes: int, stream: bool = False) -> None:
         self.ranges = cut_runs(task.shape, task.dtype.itemsize, block_nbytes)
         # One is being read while another waits, one is computed, one is written while another waits.
-        self.buffers = 5
+        self.buffers = min(5, math.prod(map(len, self.ranges)))
         self.buffer_nbytes = min(array.nbytes, max(block_nbytes, task.dtype.itemsize))
         self._file = file
         self._array = array

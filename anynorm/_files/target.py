@@ -50,13 +50,14 @@ def replacing(target: Path, overwrite: bool, before: Callable[[Path], Any] = lam
     _require_absent(target, overwrite)
     part = _part_of(target)
     try:
-        with open(part, "xb") as file:
-            lock(file)
+        open(part, "xb").close()
+        with _held(part):
             if target.exists():  # nobody may read the new file who may not read the old one
                 shutil.copymode(target, part)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+            with open(part, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             _require_absent(target, overwrite)
             before(part)
             os.replace(part, target)
@@ -69,6 +70,9 @@ def replacing(target: Path, overwrite: bool, before: Callable[[Path], Any] = lam
 def replacing_folder(target: Path, overwrite: bool) -> Iterator[Path]:
     """The same of a folder; between the old and the new one there is a moment in which there is neither."""
     target = resolved(target)
+    for old in target.parent.glob(f"{_prefix_of(target)}*.old"):  # of a process that was killed in that moment
+        if not target.exists():
+            os.replace(old, target)
     _require_absent(target, overwrite, folder=True)
     part = _part_of(target)
     old = part.with_suffix(".old")
@@ -84,7 +88,7 @@ def replacing_folder(target: Path, overwrite: bool) -> Iterator[Path]:
             os.replace(part, target)
         sync_folder(target.parent)
     finally:
-        if old.exists() and not target.exists():  # stopped in that moment
+        if old.exists() and not target.exists():
             os.replace(old, target)
         for path in (part, old):
             shutil.rmtree(path, ignore_errors=True)
@@ -130,7 +134,7 @@ def _require_absent(target: Path, overwrite: bool, folder: bool = False) -> None
 
 def _part_of(target: Path) -> Path:
     """A name for what is not whole yet, once what killed processes have left of the same target is away."""
-    prefix = f".anynorm-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}-"
+    prefix = _prefix_of(target)
     for left in target.parent.glob(f"{prefix}*") if can_lock() else ():
         with contextlib.suppress(OSError), _held(left) as free:
             if free and left.is_dir():
@@ -138,6 +142,10 @@ def _part_of(target: Path) -> Path:
             elif free:
                 left.unlink()
     return target.with_name(f"{prefix}{secrets.token_hex(8)}.part")
+
+
+def _prefix_of(target: Path) -> str:
+    return f".anynorm-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}-"
 
 
 @contextmanager
