@@ -33,13 +33,14 @@ CHUNKS = {"rows whole": (1024, FEATURES), "rows cut in 4": (4096, FEATURES // 4)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=16384, help=f"of {FEATURES} float32 numbers (default 16384)")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "float64", "float16"])
     parser.add_argument("--zarr-gigabytes", type=float, help="normalize a Zarr array of so many 10**9 bytes instead")
     arguments = parser.parse_args()
     if arguments.zarr_gigabytes:
         from_zarr_to_zarr(arguments.zarr_gigabytes)
         return
     anynorm.layer_norm(np.ones((2, FEATURES), np.float32))  # compiled before anything is timed
-    for dtype in ("float32", "float64", "float16"):
+    for dtype in arguments.dtypes:
         with dask.config.set(scheduler="threads", num_workers=WORKERS):
             compare("threads", arguments.rows, dtype)
         with cluster():

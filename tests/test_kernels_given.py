@@ -94,6 +94,11 @@ def test_rows_of_any_magnitude_beside_ordinary_ones(norm, dtype):
         y = getattr(anynorm, norm)(x, *parameters, eps=eps, moments=found)
         expected = [getattr(reference, norm)(row, *parameters, eps=eps) for row in x]
         assert_exact(y, expected, backend="cpu, given moments", dtype=dtype, norm=norm)
+        assert (y[0] == getattr(anynorm, norm)(x[:1], *parameters, eps=eps, moments=alone)[0]).all()
+        out = TORCH.make(x)
+        given = [TORCH.make(one) for one in parameters]
+        getattr(anynorm, norm)(out, *given, eps=eps, moments=anynorm.moments(out), out=out)
+        assert (TORCH.read(out) == y).all()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

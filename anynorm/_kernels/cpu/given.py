@@ -93,8 +93,10 @@ def run(call: Call) -> Array:
     access, kind = ACCESS[call.library.name], kind_of(call.x.dtype)
     with numpy.errstate(all="ignore"):
         numbers, safe = _finished(call)
-    if not safe.all():
+    if not safe.any():
         return definition.run(call)
+    # Before anything is written, for that may be in place of x.
+    others = None if safe.all() else definition.run(call._replace(out=None))
     y = access.empty_like(call.x, call.x.nbytes) if call.out is None else call.out[0]
     streaming = 4 * call.x.nbytes >= last_cache_nbytes() and y is not call.x
     streaming = streaming and access.address(y) % kind.itemsize == 0
@@ -111,13 +113,16 @@ def run(call: Call) -> Array:
     )  # fmt: skip
     if not _share("apply", call, layout, arguments, (call, y, weight, bias, numbers, layout)):
         return definition.run(call)
+    if others is not None:
+        xp = call.library.namespace
+        y[...] = xp.where(xp.asarray(safe), y, others)
     if call.out is not None:
         access.written(y)
     return y
 
 
 def _finished(call: Call) -> tuple[Array, Array]:
-    """What the kernel applies to each row, and whether it may."""
+    """What the kernel applies to each row, and to which rows it may."""
     numbers, digits = _room(call, FINISHED), call.precision.digits
     given: Any = call.moments
     parts = [None if part is None else numpy.asarray(part) for part in arrays_of(given)]
