@@ -26,7 +26,7 @@ import zarr
 
 import anynorm
 
-WORKERS, ROUNDS, FEATURES = 4, 9, 4096
+WORKERS, ROUNDS, FEATURES = 4, 15, 4096
 CHUNKS = {"rows whole": (1024, FEATURES), "rows cut in 4": (4096, FEATURES // 4)}
 
 
