@@ -1,6 +1,6 @@
 """Headers of .npy and .safetensors files, mutated at random: each is refused in one line, or its file normalized.
 
-    python -m benchmarks.files_fuzz --headers 10000
+    python -m benchmarks.files_fuzz --headers 5000
 
 Every command runs under a limit of the address space, twice the file's size beyond what Python takes after a first
 command, and under an alarm. A crash, a hang, more than one line, a changed source or a file left behind ends the run.
@@ -35,7 +35,7 @@ TOKENS = (
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--headers", type=int, default=10_000, help="of each format")
+    parser.add_argument("--headers", type=int, default=5000, help="of each format (default 5000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     parsed = parser.parse_args()

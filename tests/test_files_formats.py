@@ -1,9 +1,12 @@
 """Files of several arrays: what is named is normalized, all else comes through as it was."""
 
+import json
 import os
+import pickle
 import shutil
 import sys
 from pathlib import Path
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -165,6 +168,16 @@ def test_zarr_killed_between_the_old_folder_and_the_new(small_chunks, folder, ca
     assert sorted(os.listdir(folder)) == ["x.zarr", "y.zarr"]
 
 
+@pytest.mark.parametrize("where", [{"filters": [{"id": "pickle"}]}, {"compressor": {"id": "pickle"}}])
+def test_pickles_in_zarr_are_never_loaded(folder, capsys, where):
+    zarr.create_array("x.zarr", data=deviates((4, 6)), zarr_format=2)
+    path = Path("x.zarr/.zarray")
+    path.write_text(json.dumps(json.loads(path.read_text()) | where))
+    with mock.patch.object(pickle, "loads") as loads:
+        assert_refused(capsys, folder, "x.zarr cannot be read", "x.zarr", "y.zarr", "--norm", "layer")
+    assert not loads.called
+
+
 @pytest.mark.parametrize("damage", [lambda chunk: chunk[: len(chunk) // 2], lambda chunk: b"x" * len(chunk)])
 def test_a_damaged_chunk_is_told_of(small_chunks, folder, capsys, damage):
     save_group()
@@ -252,6 +265,7 @@ def save_odd_files():
     pq.write_table(pa.table({"e": [[1.0, None]]}), "holes.parquet")
     pq.write_table(pa.table({"a": [[1.0]], "b": [[2.0]]}), "two.parquet")
     pq.write_table(pa.table({"a": [1.0]}), "none.parquet")
+    pq.write_table(pa.table([[[1.0]], [[2.0]]], names=["e", "e"]), "same.parquet")
 
 
 @pytest.mark.parametrize(
@@ -276,6 +290,7 @@ def save_odd_files():
         ("ragged.parquet", "lists of different lengths"),
         ("holes.parquet", "lists with null in them"),
         ("two.parquet", "two.parquet holds a, b; say with --column"),
+        ("same.parquet --column e", "several columns of the name e"),
         ("none.parquet", "nothing that can be normalized"),
     ],
 )

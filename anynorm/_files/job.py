@@ -19,6 +19,8 @@ Array = Any
 
 _NORMS: dict[str, Callable[..., Array]] = {"layer_norm": layer_norm, "rms_norm": rms_norm, "scale_norm": scale_norm}
 
+_NAME_LENGTH = 500  # of an array in messages and journals; that in a file may be of any length
+
 
 @dataclass(frozen=True)
 class Job:
@@ -101,7 +103,9 @@ def fit(job: Job, name: str, shape: tuple[int, ...], dtype: Any, dtype_out: Any,
     if in_reverse:
         shape, axes = shape[::-1], tuple(sorted(len(shape) - 1 - axis for axis in axes))
         weight, bias = (one.T if isinstance(one, numpy.ndarray) else one for one in (weight, bias))
-    return Task(job, name, shape, axes, numpy.dtype(dtype), numpy.dtype(dtype_out), weight, bias, in_reverse)
+    return Task(
+        job, name[:_NAME_LENGTH], shape, axes, numpy.dtype(dtype), numpy.dtype(dtype_out), weight, bias, in_reverse
+    )
 
 
 def narrowed(y: Array, dtype: Any) -> Array:

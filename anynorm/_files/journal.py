@@ -29,7 +29,8 @@ State = dict[str, Any]
 _HEAD_NBYTES = 1 << 16
 _LENGTHS = struct.Struct("<QQ")  # of what is told about the bytes kept, and of those
 _DIGEST_NBYTES = 32
-_TOLD_NBYTES = 1 << 12
+_TOLD_NBYTES = 1 << 14
+_SAID_LENGTH = 1000  # of the command, which is for people
 
 
 class UnfinishedError(RuntimeError):
@@ -144,6 +145,7 @@ class Journal:
 
 def _put_head(path: Path, head: State, nbytes: int) -> None:
     """Have a journal appear whole, with room for so many bytes behind its head."""
+    head["said"] = head["said"][:_SAID_LENGTH]
     journal = path_of_journal(path)
     part = journal.with_name(journal.name + ".part")
     try:

@@ -32,6 +32,8 @@ class ParquetSource:
         if len(names) > 1:
             raise ValueError(f"one --column of {path} at a time")
         (self.name,) = names
+        if schema.names.count(self.name) > 1:
+            raise ValueError(f"{path} has several columns of the name {self.name}")
         ends = numpy.cumsum([metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], dtype=int)
         self._groups = {int(end) - metadata.row_group(i).num_rows: i for i, end in enumerate(ends)}
         self.nulls: dict[int, Array] = {}  # by the first row of a group, until that is written
@@ -75,7 +77,11 @@ class ParquetSource:
 
     def _column(self, group: int) -> Any:
         column = self._file.read_row_group(group, columns=[self.name]).column(self.name).combine_chunks()
-        return column.chunk(0) if hasattr(column, "chunks") else column
+        if not hasattr(column, "chunks"):
+            return column
+        if column.num_chunks != 1:
+            raise ValueError("a row group has too many elements for one array; write smaller ones")
+        return column.chunk(0)
 
     def _length_of_lists(self) -> int:
         """That of the first list there is."""

@@ -19,8 +19,10 @@ from anynorm._files.target import reserve
 
 Array = Any
 
-# Large enough to keep the disk busy, small enough that a handful of blocks stays near 50 MB and mostly in cache.
-BLOCK_NBYTES = 4 << 20
+# So large that handing over takes no time, and so small that what is read is still in cache when it is computed, and
+# the result when it is written: 2 GB in the page cache were computed and handed to the system in 0.9 to 1.4 s in blocks
+# of 2 MB, 1.3 to 2.3 in blocks of 1 MB, 3.1 of 4 MB (stored past the cache by the kernels), 4 to 5 of 8 MB (32 MB of L3).
+BLOCK_NBYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class RawSink(Sink):
         self._file = file
 
     def write(self, box: Box, y: Array, nans: tuple[int, str]) -> None:
-        """Append a box, and have the disk begin with it now rather than all at once in the end."""
+        """Append a box."""
         self._file.write(as_bytes(y))
 
 
