@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from anynorm._check import Call, Gradient
-from anynorm._kernels import blocks, cpu, definition
+from anynorm._kernels import blocks, cpu, cuda, definition
 from anynorm._moments import Moments
 
 
@@ -25,6 +25,7 @@ class Kernel(NamedTuple):
     refuses_to_pull: Callable[[Gradient], str | None]  # the same of the derivative
     pull: Callable[[Gradient], tuple[Any, Any, Any]]  # dx, dweight, dbias
     moments: Callable[[Call], Moments] = definition.run_moments
+    is_off: Callable[[], str | None] = lambda: None  # why it is not chosen unless it is forced
 
 
 def _run_on_cpu(call: Call) -> Any:
@@ -52,6 +53,18 @@ def _pull_on_cpu(gradient: Gradient) -> tuple[Any, Any, Any]:
     return pull(gradient)
 
 
+def _run_on_cuda(call: Call) -> Any:
+    from anynorm._kernels.cuda.run import run
+
+    return run(call)
+
+
+def _pull_on_cuda(gradient: Gradient) -> tuple[Any, Any, Any]:
+    from anynorm._kernels.cuda.pull import pull
+
+    return pull(gradient)
+
+
 def _run_block(call: Call) -> Any:
     """Run the call on a block of a Dask array; a forced kernel was asked for the whole of it."""
     return _first(lambda kernel: kernel.refuses(call)).run(call)
@@ -71,6 +84,16 @@ KERNELS = (
         cpu.refuses_to_pull,
         _pull_on_cpu,
         _moments_on_cpu,
+    ),
+    Kernel(
+        "cuda",
+        "fused, compiled by NVRTC: CuPy arrays and torch tensors on NVIDIA GPUs; off by default, not yet run on a GPU",
+        cuda.missing,
+        cuda.refuses,
+        _run_on_cuda,
+        cuda.refuses_to_pull,
+        _pull_on_cuda,
+        is_off=cuda.is_off,
     ),
     Kernel(
         "blocks",
@@ -129,7 +152,7 @@ def _choose(refusal: Callable[[Kernel], str | None]) -> Kernel:
 
 def _first(refusal: Callable[[Kernel], str | None]) -> Kernel:
     for kernel in KERNELS:
-        if kernel.missing() is None and refusal(kernel) is None:
+        if kernel.is_off() is None and kernel.missing() is None and refusal(kernel) is None:
             return kernel
     raise AssertionError("the definition takes every call")
 

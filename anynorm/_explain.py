@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from anynorm._check import check
-from anynorm._choose import KERNELS, choose
+from anynorm._choose import KERNELS, Kernel, choose, is_forced
 from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._moments import Moments
 
@@ -25,6 +25,10 @@ class Explanation(NamedTuple):
         lines = [f"{self.kernel} runs this call"]
         lines += [f"{name} does not: {reason}" for name, reason in self.refused.items()]
         return "\n".join(lines)
+
+
+def _reason_if_off(kernel: Kernel) -> str | None:
+    return None if is_forced() else kernel.is_off()
 
 
 def explain(
@@ -75,7 +79,7 @@ def explain(
     )  # fmt: skip
     refused = {}
     for kernel in KERNELS:
-        reason = kernel.missing() or kernel.refuses(call)
+        reason = kernel.missing() or kernel.refuses(call) or _reason_if_off(kernel)
         if reason is not None:
             refused[kernel.name] = reason
     return Explanation(choose(call).name, refused)

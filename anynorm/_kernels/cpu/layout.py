@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy
 
+from anynorm._kernels.axes import Axis, merged
 from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, WIDEST_BLOCK
 
 # Bytes of x that a block of neighbouring rows takes: they are to stay in the second cache between reduce and apply.
@@ -55,11 +56,6 @@ class Layout(NamedTuple):
         return tuple(normalized[1 : 1 + ndim]), strides, offsets
 
 
-class _Axis(NamedTuple):
-    length: int
-    strides: Strides
-
-
 def plan(
     shape: Sequence[int],
     strides: Sequence[Strides],
@@ -73,11 +69,11 @@ def plan(
 
     Rows are taken side by side only if that is allowed, and not of float64: there is no kernel for that.
     """
-    free = [_Axis(shape[i], strides[i]) for i in range(len(shape)) if i not in axes and shape[i] > 1]
-    normalized = [_Axis(shape[i], strides[i]) for i in axes if shape[i] > 1]
+    free = [Axis(shape[i], strides[i]) for i in range(len(shape)) if i not in axes and shape[i] > 1]
+    normalized = [Axis(shape[i], strides[i]) for i in axes if shape[i] > 1]
     # Rows may be taken in any order: that of memory, the axis with the smallest strides last.
     free.sort(key=lambda axis: max(map(abs, axis.strides)), reverse=True)
-    free, normalized = _merged(free), _merged(normalized)
+    free, normalized = merged(free), merged(normalized)
     rows = math.prod(axis.length for axis in free)
     contiguous = not normalized or (len(normalized) == 1 and _is_contiguous(normalized[0], itemsize))
     lanes = CACHE_LINE_NBYTES // itemsize
@@ -97,24 +93,13 @@ def plan(
     return Layout(_numbers(True, free, normalized), True, units, streaming, neighbours, block, head, blocks)
 
 
-def _is_contiguous(axis: _Axis, itemsize: int) -> bool:
+def _is_contiguous(axis: Axis, itemsize: int) -> bool:
     return all(stride == itemsize for stride in axis.strides)
 
 
-def _merged(axes: list[_Axis]) -> list[_Axis]:
-    """Make one of neighbouring axes wherever a single stride leads through both, in every array."""
-    done: list[_Axis] = []
-    for axis in axes:
-        if done and done[-1].strides == tuple(axis.length * stride for stride in axis.strides):
-            done[-1] = _Axis(done[-1].length * axis.length, axis.strides)
-        else:
-            done.append(axis)
-    return done
-
-
-def _numbers(scattered: bool, free: list[_Axis], normalized: list[_Axis]) -> numpy.ndarray:
+def _numbers(scattered: bool, free: list[Axis], normalized: list[Axis]) -> numpy.ndarray:
     numbers = [int(scattered)]
-    for axes in (free, normalized or [_Axis(1, (0, 0, 0, 0))]):
+    for axes in (free, normalized or [Axis(1, (0, 0, 0, 0))]):
         numbers.append(len(axes))
         numbers += [axis.length for axis in axes]
         for which in range(4):

@@ -1,0 +1,13 @@
+// What is compiled, with the names in capitals defined by compile.py.
+#include "derive.cuh"
+#include "normalize.cuh"
+
+enum { NORMALIZE = 0, DERIVE = 1, ADD_ROWS = 2, ADD_BLOCKS = 3 };
+
+extern "C" __global__ void __launch_bounds__(BLOCK, 1) anynorm(const __grid_constant__ Task task) {
+    constexpr Choice choice = {RULE, WEIGHT, BIAS, OFFSET, ALIGNED, IS_ADDED};
+    if constexpr (STEP == NORMALIZE) normalize_rows<ELEMENT, MODE, HELD_SLOTS>(task, choice);
+    if constexpr (STEP == DERIVE) derive_rows<ELEMENT, MODE, HELD_SLOTS>(task, choice);
+    if constexpr (STEP == ADD_ROWS) add_rows<ELEMENT, MODE>(task, choice);
+    if constexpr (STEP == ADD_BLOCKS) add_blocks(task, choice);
+}

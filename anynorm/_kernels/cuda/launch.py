@@ -1,0 +1,78 @@
+"""How many threads share a row, how many rows a block, and what of a row stays in registers.
+
+All of it follows from the number of features, the size of an element and where neighbours in memory belong; the sums of
+a row are formed in an order that follows from that, so it must never depend on the number of rows, nor on the device.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+SLOT_NBYTES = 16  # the widest load of a thread
+WARP = 32
+# Of the 65536 registers of a multiprocessor 512 threads may have 128 each, of which eight slots take 32. With 1024
+# threads of 64 registers ptxas spills from four slots on (sm_90, NVRTC 12.9).
+MOST_THREADS = 512
+_MOST_HELD = 8
+# Short of that four slots a thread, so that more warps wait for memory at a time.
+_HELD = 4
+# Rows of a warp or less share blocks, as more than 16 to 32 blocks would not fit on a multiprocessor.
+_BLOCK = 128
+# Neighbouring rows: memory is read in sectors of 32 bytes.
+_SECTOR_NBYTES = 32
+_COLUMNS_NBYTES = 64
+_COLUMNS_BLOCK = 256
+
+
+# The derivative needs more registers: with four slots of 16 bits and 512 threads ptxas spills (sm_80, NVRTC 12.9).
+_MOST_THREADS_OF_DERIVATIVE = 256
+
+
+class Settings(NamedTuple):
+    """How a kernel is started."""
+
+    threads: int  # that share a row
+    rows: int  # of a block
+    held: int  # slots of a thread that stay in registers; 0: a row is read again for every pass over it
+    neighbours: int = 0  # rows whose elements lie side by side, taken by neighbouring threads; 0: none do
+
+    @property
+    def block(self) -> int:
+        """Threads of a block."""
+        return self.threads * self.rows
+
+    @property
+    def held_by_derivative(self) -> int:
+        """The same of slots where the derivative is formed."""
+        return self.held if self.block <= _MOST_THREADS_OF_DERIVATIVE else 0
+
+    def blocks(self, rows: int) -> int:
+        """How many blocks there are for so many rows."""
+        return -(-rows // self.rows)
+
+
+def settings(features: int, itemsize: int, side_by_side: bool = False) -> Settings:
+    """Return the settings for rows of so many features; a row must not be empty."""
+    threads, held = _shared(-(-features * itemsize // SLOT_NBYTES))
+    if side_by_side:
+        rows = min(MOST_THREADS // threads, max(_COLUMNS_BLOCK // threads, _COLUMNS_NBYTES // itemsize))
+        if rows * itemsize >= _SECTOR_NBYTES:
+            return Settings(threads, rows, held, rows)
+    return Settings(threads, max(1, _BLOCK // threads) if threads <= WARP else 1, held)
+
+
+def _shared(slots: int) -> tuple[int, int]:
+    """How many threads share so many slots, and how many each of them holds."""
+    if slots <= WARP:
+        return _power_of_two(slots), 1
+    if slots <= WARP * _MOST_HELD:  # a warp needs no barrier
+        return WARP, _power_of_two(-(-slots // WARP))
+    threads = _power_of_two(-(-slots // _HELD))
+    if threads <= MOST_THREADS:
+        return threads, _HELD
+    return MOST_THREADS, _MOST_HELD if slots <= MOST_THREADS * _MOST_HELD else 0
+
+
+def _power_of_two(count: int) -> int:
+    """The least power of two that is not below."""
+    return 1 << (count - 1).bit_length()

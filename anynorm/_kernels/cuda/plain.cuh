@@ -1,0 +1,87 @@
+// Rows of 16 and 32 bits in float64, which has bits and range to spare.
+#pragma once
+
+#include "parameters.cuh"
+
+// Below the first, a mean square is that of a row of zeros and of an eps too small to divide by; so is a norm below the
+// second.
+constexpr double EMPTY_SQUARE = 0x1p-960, EMPTY_NORM = 1e-300;
+
+struct PlainSums {
+    static constexpr int SIZE = 2;
+    double of[SIZE];  // of deviations from the shift, and of their squares
+
+    __device__ void add(double deviation) {
+        of[0] += deviation;
+        of[1] = fma(deviation, deviation, of[1]);
+    }
+    __device__ void merge(const PlainSums& other) {
+        for (int i = 0; i < SIZE; i++) of[i] += other.of[i];
+    }
+};
+
+// x_hat is (x - shift) * factor + constant, where constant is -factor times what lies between mean and shift.
+struct Plain {
+    using Number = double;
+    double shift, factor, constant;
+    bool is_short = false;  // whether eps is the divisor of scale_norm
+
+    template <class Row>
+    __device__ Plain(const Task& task, const Choice& choice, const Team& team, const Row& row) {
+        // Any element will do for a shift: none is further from the mean than sqrt(features) standard deviations
+        // (Samuelson 1968, "How deviant can you be?"), and float64 has the bits to spare.
+        shift = choice.rule == LAYER ? (double)widen(row.at_first()) : 0.0;
+        PlainSums sums = {};
+        row.each_element([&](auto element) { sums.add((double)widen(element) - shift); });
+        sums = team.merge(sums);
+        double squares = sums.of[1], count = (double)task.features;
+        constant = 0.0;
+        if (choice.rule == SCALE) {
+            is_short = sqrt(squares) <= task.eps;
+            double norm = fmax(sqrt(squares), task.eps);
+            double scale = scale_of(task, choice);
+            factor = norm < EMPTY_NORM ? 0.0 : scale / norm;
+            // Infinity times a zero of the row would be NaN.
+            if (fabs(scale) <= LARGEST) factor = fmax(fmin(factor, LARGEST), -LARGEST);
+        } else {
+            double between = choice.rule == LAYER ? sums.of[0] / count : 0.0;
+            double variance = (squares - sums.of[0] * between) / count;
+            double mean_square = (variance > 0.0 ? variance : 0.0) + task.eps;
+            factor = mean_square < EMPTY_SQUARE ? 0.0 : 1.0 / sqrt(mean_square);
+            constant = 0.0 - between * factor;
+        }
+        // Squares of finite numbers are finite here, so a row that holds NaN or Inf is one whose squares are not.
+        if (!(squares <= LARGEST)) factor = not_a_number();
+    }
+
+    // Normalize a slot; whether that could be done, which it always can.
+    template <class E>
+    __device__ __forceinline__ bool apply(
+        const Task& task, const Choice& choice, long long start, const Slot<E>& slot, Slot<E>& result) const {
+        constexpr int N = Slot<E>::SIZE;
+        Parameters<double, N> parameters(task, choice, start, 0);
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            double value = widen(slot.of[i]);
+            value = choice.rule == LAYER ? fma(value - shift, factor, constant) : value * factor;
+            if (choice.rule != SCALE && choice.weight != NOTHING) {
+                value = fma(value, parameters.weight[i], parameters.bias[i]);
+            } else if (choice.bias != NOTHING) {
+                value += parameters.bias[i];
+            }
+            narrow(value, result.of[i]);
+        }
+        return true;
+    }
+
+    __device__ double apply_carefully(const Task&, const Choice&, long long, double) const { return 0.0; }
+
+    __device__ __forceinline__ double x_hat(double value, const Choice& choice) const {
+        return choice.rule == LAYER ? fma(value - shift, factor, constant) : value * factor;
+    }
+    __device__ double times_factor(double value, int) const { return value * factor; }
+    __device__ void keep(double* to) const { to[0] = shift, to[1] = factor, to[2] = constant; }
+    __device__ static double x_hat_from(const double* kept, double value, const Choice& choice) {
+        return choice.rule == LAYER ? fma(value - kept[0], kept[1], kept[2]) : value * kept[1];
+    }
+};

@@ -1,0 +1,206 @@
+// What a kernel is handed, the threads that share a row, and how elements are read and written.
+#pragma once
+
+#include "elements.cuh"
+
+constexpr int FREE_AXES = 6;
+constexpr int ARRAYS = 4;
+constexpr int GROUP = 32;  // threads of a row whose numbers are merged in a tree; of those the groups follow in order
+constexpr int SLOT_NBYTES = 16;
+constexpr int MOST_THREADS = 512;  // of a block
+
+enum { LAYER = 0, RMS = 1, SCALE = 2 };
+enum { X = 0, OTHER = 1, Y = 2, ADDED = 3 };  // OTHER: the residual, or dy; Y: or dx; ADDED: their sum, or dtotal
+
+// The same fields in the same order as in task.py. Strides and steps are counted in elements.
+struct Task {
+    long long rows, features;
+    double eps, number;  // number: weight_offset, or the scale
+    void* arrays[ARRAYS];
+    const void* weight;
+    const void* bias;
+    double* statistics;  // of the derivative, for each row; null where no parameter wants a gradient
+    double* sums;        // of blocks of rows, for each feature
+    void* dweight;
+    void* dbias;
+    long long rows_of_block, blocks;
+    long long lengths[FREE_AXES];
+    long long strides[ARRAYS][FREE_AXES];
+    long long steps[ARRAYS];
+    int free_axes;
+    int threads;     // that share a row
+    int dweight_code, dbias_code;
+    int neighbours;  // rows side by side in a block whose neighbouring threads take neighbouring rows; 0: one by one
+};
+
+// What the compiler is to know; in tests on a CPU it does not.
+struct Choice {
+    int rule;
+    int weight;  // the code of its dtype, NOTHING, or NUMBER
+    int bias;
+    int offset;  // whether a number is added to the weight
+    int aligned;  // whether every array is whole slots, each at a multiple of its size, and so are the parameters
+    int added;  // whether there is a residual and a sum, or a dtotal
+};
+
+template <class E>
+struct alignas(SLOT_NBYTES) Slot {
+    static constexpr int SIZE = SLOT_NBYTES / sizeof(E);
+    E of[SIZE];
+};
+
+// The threads of a row. Which elements each takes, and the order in which sums are merged, follow from `count` alone.
+struct Team {
+    int count, thread;
+    int neighbours, neighbour;  // 0 where a warp, or a whole block, holds rows one after the other
+    long long row;
+    bool active;
+
+    __device__ Team(const Task& task) {
+        count = task.threads;
+        neighbours = task.neighbours;
+        long long rows_of_block = blockDim.x / count;
+        neighbour = neighbours ? threadIdx.x % neighbours : threadIdx.x / count;
+        thread = neighbours ? threadIdx.x / neighbours : threadIdx.x % count;
+        row = (long long)blockIdx.x * rows_of_block + neighbour;
+        active = row < task.rows;
+    }
+
+    template <class B>
+    __device__ B exchange(B value, int distance) const {
+        if (!neighbours) return __shfl_xor_sync(0xffffffffu, value, distance);
+        __shared__ B room[MOST_THREADS];
+        room[threadIdx.x] = value;
+        __syncthreads();
+        B other = room[(thread ^ distance) * neighbours + neighbour];
+        __syncthreads();
+        return other;
+    }
+
+    // Merge what the threads of a row have; each gets the same whole. Merging must not depend on which of two comes first.
+    template <class S>
+    __device__ S merge(S sums) const {
+        for (int distance = 1; distance < (count < GROUP ? count : GROUP); distance *= 2) {
+            S other;
+            for (int i = 0; i < S::SIZE; i++) other.of[i] = exchange(sums.of[i], distance);
+            sums.merge(other);
+        }
+        if (count <= GROUP) return sums;
+        __shared__ S groups[MOST_THREADS / GROUP];
+        int places = neighbours ? neighbours : 1, place = neighbours ? neighbour : 0;
+        if (thread % GROUP == 0) groups[thread / GROUP * places + place] = sums;
+        __syncthreads();
+        S whole = groups[place];
+        for (int group = 1; group < count / GROUP; group++) whole.merge(groups[group * places + place]);
+        __syncthreads();
+        return whole;
+    }
+};
+
+// Where a row begins, in elements from the first one of an array.
+__device__ __forceinline__ long long offset_of(const Task& task, int array, long long row) {
+    long long offset = 0;
+    for (int axis = task.free_axes - 1; axis > 0; axis--) {
+        long long before = row / task.lengths[axis];
+        offset += (row - before * task.lengths[axis]) * task.strides[array][axis];
+        row = before;
+    }
+    return offset + row * task.strides[array][0];
+}
+
+// The elements of a row in one of the arrays, in slots that lie one after the other among the threads of a team.
+template <class E>
+struct Line {
+    E* first;
+    long long step, features;
+    bool aligned;
+
+    __device__ Line(const Task& task, const Choice& choice, int array, const Team& team) {
+        first = (E*)task.arrays[array] + (team.active ? offset_of(task, array, team.row) : 0);
+        step = task.steps[array];
+        features = team.active ? task.features : 0;
+        aligned = choice.aligned;
+    }
+
+    // Zeros stand for what lies behind the row.
+    __device__ Slot<E> read(long long start) const {
+        Slot<E> slot = {};
+        if (aligned) return start < features ? *(const Slot<E>*)(first + start) : slot;
+#pragma unroll
+        for (int i = 0; i < Slot<E>::SIZE; i++)
+            if (start + i < features) slot.of[i] = first[(start + i) * step];
+        return slot;
+    }
+
+    __device__ void put(long long i, E element) const { first[i * step] = element; }
+
+    // A slot that begins in the row.
+    __device__ void write(long long start, const Slot<E>& slot) const {
+        if (aligned) {
+            *(Slot<E>*)(first + start) = slot;
+            return;
+        }
+#pragma unroll
+        for (int i = 0; i < Slot<E>::SIZE; i++)
+            if (start + i < features) first[(start + i) * step] = slot.of[i];
+    }
+};
+
+// A row of x, or of x and a residual, whose sum is rounded as it is returned. HELD slots of it stay in registers; with
+// HELD = 0 they are read again whenever they are asked for.
+template <class E, int HELD>
+struct Row {
+    Line<E> x, other;
+    long long first, distance, features;
+    bool added;
+    Slot<E> held[HELD ? HELD : 1];
+
+    __device__ Row(const Task& task, const Choice& choice, const Team& team)
+        : x(task, choice, X, team), other(task, choice, choice.added ? OTHER : X, team) {
+        features = x.features;
+        added = choice.added;
+        first = (long long)team.thread * Slot<E>::SIZE;
+        distance = (long long)team.count * Slot<E>::SIZE;
+#pragma unroll
+        for (int k = 0; k < HELD; k++) held[k] = read(first + k * distance);
+    }
+
+    __device__ Slot<E> read(long long start) const {
+        Slot<E> slot = x.read(start);
+        if (!added) return slot;
+        Slot<E> more = other.read(start);
+#pragma unroll
+        for (int i = 0; i < Slot<E>::SIZE; i++) slot.of[i] = add_rounded(slot.of[i], more.of[i]);
+        return slot;
+    }
+
+    __device__ E at(long long i) const {
+        return added ? add_rounded(x.first[i * x.step], other.first[i * other.step]) : x.first[i * x.step];
+    }
+
+    // An element for all threads of the row; zero where there is no row.
+    __device__ E at_first() const {
+        return features ? at(0) : E{};
+    }
+
+    // Call f(start, slot) for each slot that is this thread's.
+    template <class F>
+    __device__ __forceinline__ void each(F f) const {
+        if constexpr (HELD) {
+#pragma unroll
+            for (int k = 0; k < HELD; k++) f(first + k * distance, held[k]);
+        } else {
+            for (long long start = first; start < features; start += distance) f(start, read(start));
+        }
+    }
+
+    // Call f(element) for each element that is this thread's.
+    template <class F>
+    __device__ __forceinline__ void each_element(F f) const {
+        each([&](long long start, const Slot<E>& slot) {
+#pragma unroll
+            for (int i = 0; i < Slot<E>::SIZE; i++)
+                if (start + (x.aligned ? 0 : i) < features) f(slot.of[i]);
+        });
+    }
+};

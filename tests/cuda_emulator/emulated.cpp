@@ -1,0 +1,56 @@
+// The kernels on a CPU, chosen when they are called.
+#include "emulator.hpp"
+
+#include "derive.cuh"
+#include "normalize.cuh"
+
+#ifndef HELD_SLOTS
+#error "which numbers of held slots to compile"
+#endif
+
+enum { NORMALIZE = 0, DERIVE = 1, ADD_ROWS = 2, ADD_BLOCKS = 3 };
+
+struct Launch {
+    int step, held;
+    Index grid, block;
+    bool reversed;
+};
+
+template <class E, class Mode, int HELD>
+void run_held(const Launch& how, const Task& task, const Choice& choice) {
+    if constexpr (std::is_same_v<Mode, Paired<float>>) {
+        launch(how.grid, how.block, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
+    } else if (how.step == NORMALIZE) {
+        launch(how.grid, how.block, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
+    } else {
+        launch(how.grid, how.block, [&] { derive_rows<E, Mode, HELD>(task, choice); });
+    }
+}
+
+template <class E, class Mode>
+bool run(const Launch& how, const Task& task, const Choice& choice) {
+    if (how.step == ADD_BLOCKS) return launch(how.grid, how.block, [&] { add_blocks(task, choice); });
+    if constexpr (!std::is_same_v<Mode, Paired<float>>) {
+        if (how.step == ADD_ROWS) return launch(how.grid, how.block, [&] { add_rows<E, Mode>(task, choice); });
+    }
+    bool found = false;
+    [&]<int... HELD>(std::integer_sequence<int, HELD...>) {
+        ((how.held == HELD ? (run_held<E, Mode, HELD>(how, task, choice), found = true) : false), ...);
+    }(std::integer_sequence<int, HELD_SLOTS>());
+    return found;
+}
+
+template <class E>
+bool run_either(bool paired, const Launch& how, const Task& task, const Choice& choice) {
+    return paired ? run<E, Paired<float>>(how, task, choice) : run<E, Plain>(how, task, choice);
+}
+
+extern "C" bool emulate(int dtype, bool paired, const Launch* how, const Task* task, const Choice* choice) {
+    emulator::reversed = how->reversed;
+    switch (dtype) {
+        case HALF: return run_either<Half>(paired, *how, *task, *choice);
+        case BFLOAT16: return run_either<Bfloat16>(paired, *how, *task, *choice);
+        case FLOAT: return run_either<float>(paired, *how, *task, *choice);
+        default: return run<double, Paired<double>>(*how, *task, *choice);
+    }
+}

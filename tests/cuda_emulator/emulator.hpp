@@ -1,0 +1,171 @@
+// Just enough of CUDA C++ to run the kernels on a CPU, one thread after the other, as fibers.
+//
+// The threads of a warp take turns at its shuffles, and warps at the barriers of their block: each warp runs as far as
+// it gets before the next one starts, so that a barrier that is missing shows. `reversed` turns the order round.
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#define ANYNORM_EMULATED
+#define __device__
+#define __global__
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __forceinline__ inline
+// One for all blocks, which run one after the other; what is left of an earlier block is no number.
+#define __shared__ static
+
+struct Index {
+    unsigned x, y;
+};
+
+namespace emulator {
+
+constexpr int WARP = 32;
+constexpr size_t STACK_NBYTES = 64 << 10;
+
+enum Waiting { RUNS, AT_SHUFFLE, AT_BARRIER, ENDED };
+
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack;
+    Waiting waiting;
+};
+
+inline std::vector<Fiber> fibers;
+inline ucontext_t scheduler;
+inline std::function<void()> body;
+inline unsigned current;
+inline bool reversed = false;
+inline unsigned char exchanged[1024][16];
+
+inline void fail(const char* message) {
+    std::fprintf(stderr, "emulator: %s\n", message);
+    std::abort();
+}
+
+inline void wait(Waiting waiting) {
+    Fiber& fiber = fibers[current];
+    fiber.waiting = waiting;
+    swapcontext(&fiber.context, &scheduler);
+}
+
+inline void enter() {
+    body();
+    fibers[current].waiting = ENDED;
+    swapcontext(&fibers[current].context, &scheduler);
+}
+
+// Run the threads of a warp until all of them wait for the block, or have ended.
+inline Waiting run_warp(unsigned first, unsigned last, Index& index) {
+    for (;;) {
+        for (unsigned k = first; k < last; k++) {
+            current = index.x = reversed ? first + last - 1 - k : k;
+            if (fibers[current].waiting != ENDED) swapcontext(&scheduler, &fibers[current].context);
+        }
+        Waiting waiting = fibers[first].waiting;
+        for (unsigned k = first; k < last; k++)
+            if (fibers[k].waiting != waiting) fail("threads of a warp have parted");
+        if (waiting != AT_SHUFFLE) return waiting;
+    }
+}
+
+inline void run_block(unsigned threads, Index& index, const std::function<void()>& kernel) {
+    body = kernel;
+    if (fibers.size() < threads) fibers.resize(threads);
+    for (unsigned k = 0; k < threads; k++) {
+        Fiber& fiber = fibers[k];
+        fiber.stack.resize(STACK_NBYTES);
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.data();
+        fiber.context.uc_stack.ss_size = STACK_NBYTES;
+        fiber.context.uc_link = nullptr;
+        fiber.waiting = RUNS;
+        makecontext(&fiber.context, enter, 0);
+    }
+    unsigned warps = (threads + WARP - 1) / WARP;
+    for (;;) {
+        unsigned ended = 0;
+        for (unsigned k = 0; k < warps; k++) {
+            unsigned warp = reversed ? warps - 1 - k : k;
+            unsigned first = warp * WARP, last = first + WARP < threads ? first + WARP : threads;
+            ended += run_warp(first, last, index) == ENDED;
+        }
+        if (ended == warps) return;
+        if (ended) fail("some warps have ended and others wait for them");
+    }
+}
+
+}  // namespace emulator
+
+inline Index threadIdx, blockIdx, blockDim, gridDim;
+
+inline void __syncthreads() { emulator::wait(emulator::AT_BARRIER); }
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int distance) {
+    unsigned self = emulator::current;
+    std::memcpy(emulator::exchanged[self], &value, sizeof value);
+    emulator::wait(emulator::AT_SHUFFLE);
+    unsigned other = self ^ distance;
+    if (other >= blockDim.x || other / emulator::WARP != self / emulator::WARP) emulator::fail("no such lane");
+    std::memcpy(&value, emulator::exchanged[other], sizeof value);
+    emulator::wait(emulator::AT_SHUFFLE);
+    return value;
+}
+
+template <class To, class From>
+To as_bits(From value) {
+    To to;
+    static_assert(sizeof to == sizeof value, "sizes differ");
+    std::memcpy(&to, &value, sizeof to);
+    return to;
+}
+
+inline float __int_as_float(int bits) { return as_bits<float>(bits); }
+inline int __float_as_int(float value) { return as_bits<int>(value); }
+inline double __longlong_as_double(long long bits) { return as_bits<double>(bits); }
+inline long long __double_as_longlong(double value) { return as_bits<long long>(value); }
+
+inline float __double2float_rz(double value) {
+    float rounded = (float)value;
+    if (std::fabs((double)rounded) > std::fabs(value)) rounded = std::nextafterf(rounded, 0.0f);
+    return rounded;
+}
+
+inline float half_to_float(unsigned short bits) { return (float)as_bits<_Float16>(bits); }
+inline unsigned short float_to_half(float value) { return as_bits<unsigned short>((_Float16)value); }
+inline unsigned short float_to_bfloat16(float value) {
+    unsigned bits = as_bits<unsigned>(value);
+    if (value != value) return (unsigned short)(bits >> 16 | 64);
+    return (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+using std::abs;
+using std::fabs;
+using std::fma;
+using std::fmax;
+using std::fmin;
+using std::scalbn;
+using std::sqrt;
+inline int max(int a, int b) { return a > b ? a : b; }
+inline int min(int a, int b) { return a < b ? a : b; }
+
+template <class Kernel>
+bool launch(Index grid, Index block, const Kernel& kernel) {
+    blockDim = block;
+    gridDim = grid;
+    for (unsigned k = 0; k < grid.x * grid.y; k++) {
+        unsigned index = emulator::reversed ? grid.x * grid.y - 1 - k : k;
+        blockIdx = {index % grid.x, index / grid.x};
+        emulator::run_block(block.x, threadIdx, kernel);
+    }
+    return true;
+}

@@ -1,0 +1,146 @@
+"""The CUDA kernels on the CPU: compiled by g++ with what little of CUDA they need, called with NumPy arrays."""
+
+import contextlib
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from anynorm._check import check, check_gradient
+from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM
+from anynorm._kernels.cpu.memory import NumPy as CPUAccess
+from anynorm._kernels.cuda import pull, run
+from anynorm._kernels.cuda import task as tasks
+from anynorm._kernels.cuda.device import Device
+
+COMPILER = shutil.which("g++")
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++, which compiles the emulated kernels")
+SOURCES = Path(tasks.__file__).parent
+FLAGS = (
+    "-std=c++20",
+    "-O1",
+    "-ffp-contract=off",
+    "-fPIC",
+    "-shared",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+)
+HELD = (0, 1, 2, 4, 8)
+
+
+class _Choice(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int) for name in ("rule", "weight", "bias", "offset", "aligned", "added"))
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = (
+        ("step", ctypes.c_int),
+        ("held", ctypes.c_int),
+        ("grid", ctypes.c_uint * 2),
+        ("block", ctypes.c_uint * 2),
+        ("reversed", ctypes.c_bool),
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled emulator, in a folder that is gone when this process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="anynorm-emulator-")
+    path = Path(folder.name) / "emulated.so"
+    here = Path(__file__).parent / "cuda_emulator"
+    extra = os.environ.get("ANYNORM_EMULATOR_FLAGS", "").split()
+    command = [COMPILER, *FLAGS, *extra, f"-I{SOURCES}", f"-DHELD_SLOTS={','.join(map(str, HELD))}"]
+    subprocess.run([*command, here / "emulated.cpp", "-o", path], check=True, capture_output=True, text=True)
+    compiled = ctypes.CDLL(path)
+    compiled.kept = folder
+    compiled.emulate.restype = ctypes.c_bool
+    return compiled
+
+
+class NumPy(CPUAccess):
+    """NumPy arrays as if they lay on a GPU."""
+
+    @staticmethod
+    def empty_like(array, nbytes=0):
+        return np.empty_like(array, subok=False)
+
+    @staticmethod
+    def ordinal(array):
+        return 0
+
+    @staticmethod
+    def current(array):
+        return contextlib.nullcontext()
+
+    @staticmethod
+    def stream(array):
+        return 0
+
+    @staticmethod
+    def numbers(array, count):
+        return np.full(count, np.nan)
+
+
+@contextlib.contextmanager
+def emulation(paired=False, backwards=False, held=None):
+    """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it."""
+
+    def launch(choice, grid, block, task, stream):
+        how = _Launch(tasks.STEPS.index(choice.step), choice.held if held is None else held)
+        how.grid[:], how.block[:], how.reversed = grid, (block, 1), backwards
+        given = _Choice(choice.rule, choice.weight, choice.bias, choice.offset, choice.aligned, choice.added)
+        code = tasks.CODES[choice.dtype]
+        found = library().emulate(code, choice.paired, *map(ctypes.byref, (how, task, given)))
+        assert found, f"no kernel that holds {how.held} slots has been compiled"
+
+    def kernel(choice, block, architecture):
+        return choice
+
+    replaced = {
+        "ACCESS": {"numpy": NumPy},
+        "device": lambda ordinal: Device("sm_90", paired),
+        "kernel": kernel,
+        "launch": launch,
+    }
+    with contextlib.ExitStack() as stack:
+        for module in (run, pull):
+            for name, value in replaced.items():
+                stack.enter_context(mock.patch.object(module, name, value))
+        yield
+
+
+RULES = {rule.name: rule for rule in (LAYER_NORM, RMS_NORM, SCALE_NORM)}
+
+
+def normalize(
+    norm, x, weight=None, bias=None, *, axis=-1, eps=1e-5, offset=0.0, residual=None, out=None, **how
+):  # fmt: skip
+    """Return y, or (y, total); for scale_norm the weight is the scale."""
+    call = check(RULES[norm], x, weight, bias, axis, eps, weight_offset=offset, residual=residual, out=out)
+    with emulation(**how):
+        return run.run(call)
+
+
+def differentiate(norm, x, dy, weight=None, bias=None, *, axis=-1, eps=1e-5, offset=0.0, dtotal=None, **how):
+    """Return dx, dweight and dbias."""
+    call = check(RULES[norm], x, weight, bias, axis, eps, weight_offset=offset)
+    with emulation(**how):
+        return pull.pull(check_gradient(call, dy, dtotal))
+
+
+def run_program(source: str) -> subprocess.CompletedProcess:
+    """Compile a program with the emulator alone, and run it."""
+    with tempfile.TemporaryDirectory(prefix="anynorm-emulator-") as folder:
+        program = Path(folder) / "program"
+        flags = ("-std=c++20", f"-I{Path(__file__).parent / 'cuda_emulator'}", "-x", "c++", "-", "-o", program)
+        subprocess.run([COMPILER, *flags], input=source, check=True, capture_output=True, text=True)
+        return subprocess.run([program], capture_output=True, text=True, check=False)

@@ -1,0 +1,84 @@
+"""The CUDA source compiles for every card in question, without spilling registers; NVRTC needs no GPU."""
+
+import importlib.util
+import re
+
+import pytest
+
+from anynorm._kernels.cuda import compile as compiling
+from anynorm._kernels.cuda.launch import settings
+from anynorm._kernels.cuda.task import ADD_BLOCKS, ADD_ROWS, DERIVE, NOTHING, NUMBER, RULES, Choice
+
+LAYER, RMS, SCALE = RULES.values()
+
+
+def has_nvrtc() -> bool:
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
+        return False
+    from cuda.bindings import nvrtc
+
+    try:
+        nvrtc.nvrtcVersion()
+    except RuntimeError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(not has_nvrtc(), reason="needs cuda-bindings and NVRTC, which compile the kernels")
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+# Each way through the source on some architecture: dtypes, rules, parameters, pairs, every number of held slots.
+CHOICES = {
+    "layer float32 1024": (1024, Choice("float32", LAYER, 2, 2, False, True, False)),
+    "layer float32 4096": (4096, Choice("float32", LAYER, 2, 2, False, True, False)),
+    "layer float32 16384": (16384, Choice("float32", LAYER, 2, 2, False, True, False)),
+    "rms bfloat16 4096, sum": (4096, Choice("bfloat16", RMS, 1, NOTHING, True, True, True)),
+    "rms float16 65536": (65536, Choice("float16", RMS, 0, NOTHING, False, True, False)),
+    "layer float64 1000, sum": (1000, Choice("float64", LAYER, 3, 3, True, False, True)),
+    "scale float32 300": (300, Choice("float32", SCALE, NUMBER, NOTHING, False, False, False)),
+    "layer float32 4096, pairs": (4096, Choice("float32", LAYER, 2, 2, False, True, False, True)),
+    "derivative of layer float32 1024": (1024, Choice("float32", LAYER, 2, 2, False, True, False, step=DERIVE)),
+    "derivative of rms bfloat16 16384": (16384, Choice("bfloat16", RMS, 1, NOTHING, True, True, True, step=DERIVE)),
+    "derivative of layer float64 4096": (4096, Choice("float64", LAYER, 3, 3, False, True, False, step=DERIVE)),
+    "sums of rows": (1024, Choice("float32", LAYER, 2, 2, False, True, False, step=ADD_ROWS)),
+    "sums of blocks": (1024, Choice("float32", LAYER, 2, 2, False, True, False, step=ADD_BLOCKS)),
+}  # fmt: skip
+CASES = [
+    pytest.param(name, ARCHITECTURES[i % 3], id=f"{name}, {ARCHITECTURES[i % 3]}") for i, name in enumerate(CHOICES)
+]
+
+
+@pytest.mark.parametrize(("name", "architecture"), CASES)
+def test_it_compiles_and_spills_nothing(name, architecture):
+    features, choice = CHOICES[name]
+    how = settings(features, {"float32": 4, "float64": 8}.get(choice.dtype, 2))
+    held = how.held_by_derivative if choice.step == DERIVE else how.held
+    given = compiling.options(choice._replace(held=held), how.block, architecture)
+    code, said = compiling.build((*given, "--ptxas-options=-v"))
+    assert code[:4] == b"\x7fELF"
+    assert [int(n) for n in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", said)] == [0, 0, 0]
+    (registers,) = re.findall(r"Used (\d+) registers", said)
+    assert int(registers) * how.block <= 65536
+
+
+def test_code_is_kept_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANYNORM_CACHE_DIR", str(tmp_path / "cache"))
+    choice = Choice("float32", SCALE, NOTHING, NOTHING, False, True, False)
+    first = compiling.compiled(choice, 128, "sm_90")
+    (file,) = (tmp_path / "cache").iterdir()
+    assert file.read_bytes() == first
+    monkeypatch.setattr(compiling, "build", lambda given: pytest.fail("compiled once more"))
+    assert compiling.compiled(choice, 128, "sm_90") == first
+    with pytest.raises(pytest.fail.Exception):
+        compiling.compiled(choice, 128, "sm_80")
+
+
+def test_nothing_is_kept_where_nothing_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ANYNORM_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(compiling, "build", lambda given: (b"code", ""))
+    assert compiling.compiled(Choice("float32", SCALE, NOTHING, NOTHING, False, True, False), 128, "sm_90") == b"code"
+
+
+def test_what_the_compiler_says_is_passed_on():
+    with pytest.raises(RuntimeError, match=r"NVRTC could not compile the CUDA kernels.*error"):
+        compiling.build(("--gpu-architecture=sm_90",))

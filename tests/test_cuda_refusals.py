@@ -1,0 +1,41 @@
+"""The kernel "cuda" says why it does not take a call, and is off until it is switched on."""
+
+import numpy as np
+import pytest
+import torch
+
+import anynorm
+from anynorm._kernels import cuda
+from tests.emulated import normalize
+
+X = np.ones((2, 4), np.float32)
+
+
+def test_arrays_elsewhere_are_refused(monkeypatch):
+    monkeypatch.setattr(cuda, "_MISSING", None)
+    assert "an array of numpy" in anynorm.explain(X).refused["cuda"]
+    assert "x is on cpu" in anynorm.explain(torch.ones(2, 4)).refused["cuda"]
+    with anynorm.use_kernel("cuda"), pytest.raises(RuntimeError, match="cuda was asked for and refuses this call"):
+        anynorm.layer_norm(X)
+    _, pullback = anynorm.layer_norm_vjp(X)
+    with anynorm.use_kernel("cuda"), pytest.raises(RuntimeError, match="an array of numpy"):
+        pullback(X)
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    monkeypatch.setattr(cuda, "_MISSING", cuda._ADVICE)
+    assert "pip install 'anynorm[cuda12]'" in anynorm.explain(X).refused["cuda"]
+
+
+def test_it_is_off_unless_switched_on(monkeypatch):
+    monkeypatch.delenv(cuda.SWITCH, raising=False)
+    assert "set ANYNORM_CUDA=1" in cuda.is_off()
+    for value, is_off in (("0", True), ("1", False)):
+        monkeypatch.setenv(cuda.SWITCH, value)
+        assert (cuda.is_off() is not None) == is_off
+
+
+def test_layouts_that_are_no_rows_are_said_to_be_so():
+    x = np.ones((2, 3, 4, 5), np.float32)
+    with pytest.raises(RuntimeError, match="no single stride leads through the normalized axes; pass contiguous ones"):
+        normalize("layer_norm", x, axis=(1, 3))
