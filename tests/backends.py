@@ -118,6 +118,10 @@ def _definition():
     return anynorm.use_kernel("definition")
 
 
+def _cuda():
+    return anynorm.use_kernel("cuda")
+
+
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 needs_numba = pytest.mark.skipif(not HAS_NUMBA, reason="needs Numba, which compiles the kernel")
 KERNELS = (pytest.param("cpu", marks=needs_numba), "definition")  # those that take NumPy arrays
@@ -148,16 +152,15 @@ CPU_BACKENDS = (
     JAX_X64,
     DASK,
 )
-GPU_BACKENDS = (
-    pytest.param(
-        Backend("torch-cuda", _torch_make("cuda"), _torch_read, ALL, writable=True),
-        marks=[pytest.mark.gpu, needs_gpu],
-        id="torch-cuda",
-    ),
-    pytest.param(
-        Backend("cupy", _cupy_make, _cupy_read, ("float16", "float32", "float64"), writable=True),
-        marks=[pytest.mark.gpu, needs_cupy],
-        id="cupy",
-    ),
+_OF_CUPY = ("float16", "float32", "float64")
+# What runs where nobody asks for more, and the CUDA kernels, which are off until they are forced.
+_ON_GPU = (
+    (Backend("torch-cuda", _torch_make("cuda"), _torch_read, ALL, writable=True), needs_gpu),
+    (Backend("torch, cuda kernel", _torch_make("cuda"), _torch_read, ALL, writable=True, context=_cuda), needs_gpu),
+    (Backend("cupy", _cupy_make, _cupy_read, _OF_CUPY, writable=True), needs_cupy),
+    (Backend("cupy, cuda kernel", _cupy_make, _cupy_read, _OF_CUPY, writable=True, context=_cuda), needs_cupy),
+)
+GPU_BACKENDS = tuple(
+    pytest.param(backend, marks=[pytest.mark.gpu, needs], id=backend.name) for backend, needs in _ON_GPU
 )
 BACKENDS = (*(pytest.param(backend, id=backend.name) for backend in CPU_BACKENDS), *GPU_BACKENDS)

@@ -10,14 +10,11 @@ from tests.backends import ALL, as_dtype
 from tests.reference import Exact
 from tests.strategies import cases
 from tests.test_gradients_precision import gradients_like, options_of
-from tests.tolerances import GRADIENT_BOUNDS, KERNEL_GRADIENT_BOUNDS, assert_exact, gradient_of_rows
+from tests.tolerances import CUDA_GRADIENT_BOUNDS, assert_exact, gradient_of_rows
 
 pytestmark = emulated.needs_compiler
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 FEATURES = (1, 2, 3, 7, 33, 300)
-# float64 is formed in float64, and has a kernel's bound; the others are within that of the definition.
-BOUNDS = GRADIENT_BOUNDS | {"float64": KERNEL_GRADIENT_BOUNDS["float64"]}
-
 every_dtype = pytest.mark.parametrize("dtype", ALL)
 every_norm = pytest.mark.parametrize("norm", NORMS)
 
@@ -32,7 +29,7 @@ def differentiate(norm, case, dy, **options):
 
 def assert_gradients(norm, dtype, case, dy, got):
     dx, dweight = gradient_of_rows(norm, case.x, dy, dtype, **options_of(norm, case))
-    said = {"backend": "cuda, emulated", "dtype": dtype, "bounds": BOUNDS}
+    said = {"backend": "cuda, emulated", "dtype": dtype, "bounds": CUDA_GRADIENT_BOUNDS}
     assert_exact(got[0], dx, norm=f"{norm} dx", **said)
     wanted = case.scale if norm == "scale_norm" else case.weight
     assert (got[1] is None) == (wanted is None)
@@ -86,7 +83,7 @@ def test_the_gradient_of_the_sum_is_added(dtype):
     both = emulated.differentiate("rms_norm", x, dy, weight, dtotal=dtotal)[0]
     exact = [[Exact(v, max(abs(v), abs(t), abs(v - t))) for v, t in zip(*rows, strict=True)] for rows in
              zip(alone + dtotal.astype(np.float64), dtotal.astype(np.float64), strict=True)]  # fmt: skip
-    assert_exact(both, exact, backend="cuda, emulated", dtype=dtype, norm="rms_norm dx", bounds=BOUNDS)
+    assert_exact(both, exact, backend="cuda, emulated", dtype=dtype, norm="rms_norm dx", bounds=CUDA_GRADIENT_BOUNDS)
 
 
 @every_norm
@@ -132,4 +129,4 @@ def test_rows_that_are_no_rows_of_numbers(norm, dtype):
     assert (dx[0] == 0).all()
     assert np.isnan(dx[1:6].astype(np.float64)).all()
     exact, _ = gradient_of_rows(norm, x[6:], dy[6:], dtype, eps=0.0)
-    assert_exact(dx[6:], exact, backend="cuda, emulated", dtype=dtype, norm=f"{norm} dx", bounds=BOUNDS)
+    assert_exact(dx[6:], exact, backend="cuda, emulated", dtype=dtype, norm=f"{norm} dx", bounds=CUDA_GRADIENT_BOUNDS)

@@ -9,7 +9,13 @@ import anynorm
 from tests.backends import ALL, CPU_BACKENDS, GPU_BACKENDS, HAS_NUMBA, as_dtype
 from tests.reference import Exact
 from tests.strategies import cases
-from tests.tolerances import GRADIENT_BOUNDS, KERNEL_GRADIENT_BOUNDS, assert_exact, gradient_of_rows
+from tests.tolerances import (
+    CUDA_GRADIENT_BOUNDS,
+    GRADIENT_BOUNDS,
+    KERNEL_GRADIENT_BOUNDS,
+    assert_exact,
+    gradient_of_rows,
+)
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 # The backends that run the CPU kernels, where Numba is there.
@@ -51,7 +57,8 @@ def check(norm, dtype, case, dy, backends):
             exact[by_kernel] = gradient_of_rows(norm, case.x, dy, dtype, by_kernel=by_kernel, **options_of(norm, case))
         dx, dweight = exact[by_kernel]
         got = pull(norm, backend, case, dy)
-        bounds = KERNEL_GRADIENT_BOUNDS if by_kernel else GRADIENT_BOUNDS
+        by_cuda = backend.name.endswith("cuda kernel")
+        bounds = KERNEL_GRADIENT_BOUNDS if by_kernel else CUDA_GRADIENT_BOUNDS if by_cuda else GRADIENT_BOUNDS
         said = {"backend": backend.name, "dtype": dtype, "bounds": bounds, "flushes": backend.flushes}
         assert_exact(got[0], dx, norm=f"{norm} dx", **said)
         wanted = case.scale if norm == "scale_norm" else case.weight

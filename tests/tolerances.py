@@ -17,6 +17,8 @@ GRADIENT_BOUNDS = {"float16": 0.51, "bfloat16": 0.51, "float32": 0.51, "float64"
 # as for y, x_hat counts as 1 at least in those of layer_norm. Sums of float16 and bfloat16 are formed of float32, and
 # may have its error before they are rounded.
 KERNEL_GRADIENT_BOUNDS = {"float16": 0.51, "bfloat16": 0.51, "float32": 4.0, "float64": 16.0}
+# Through the CUDA kernels, which form all but float64 in a wider dtype.
+CUDA_GRADIENT_BOUNDS = GRADIENT_BOUNDS | {"float64": KERNEL_GRADIENT_BOUNDS["float64"]}
 CANCELLED = {"float16": 2.0**-20, "bfloat16": 2.0**-20, "float32": 2.0**-20, "float64": 1.0}
 
 # Largest error seen in this run: (backend, dtype, norm) -> ulp. Printed when the tests are over.
