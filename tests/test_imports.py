@@ -64,7 +64,8 @@ ORDER = [
     "_kernels.cpu.sweep", "_kernels.cpu.jit", "_kernels.cpu.objects", "_kernels.cpu.memory", "_kernels.cpu.recipe",
     "_kernels.cpu.lanes", "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled",
     "_kernels.cpu.tracing", "_kernels.cpu.task", "_kernels.cpu.tags", "_kernels.axes", "_kernels.definition",
-    "_threads", "_check", "_overlap", "_loading", "_libraries", "_definition", "_paired", "_moments", "_pairs", "_pytrees",
+    "_threads", "_check", "_overlap", "_loading", "_libraries", "_definition", "_paired", "_moments", "_pairs",
+    "_pytrees",
 ]  # fmt: skip
 # What Numba compiles, and what it needs for that; imported by name, with the first call.
 COMPILED = [
