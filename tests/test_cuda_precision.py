@@ -27,8 +27,8 @@ every_norm = pytest.mark.parametrize("norm", NORMS)
 def assert_rows(norm, dtype, paired, x, weight=None, bias=None, eps=1e-5, offset=0.0, scale=None):
     expected = expected_rows(norm, x, weight, bias, eps, offset, 1.0 if scale is None else scale)
     given = (scale,) if norm == "scale_norm" else (weight, bias)
-    offset = 0.0 if weight is None else offset
-    got = emulated.normalize(norm, x, *given, eps=eps, offset=0.0 if given == (scale,) else offset, paired=paired)
+    offset = 0.0 if weight is None or norm == "scale_norm" else offset
+    got = emulated.normalize(norm, x, *given, eps=eps, offset=offset, paired=paired)
     name = "cuda, emulated" + (", pairs" if paired else "")
     assert_exact(got, expected, backend=name, dtype=dtype, norm=norm)
 
