@@ -87,7 +87,7 @@ KERNELS = (
     ),
     Kernel(
         "cuda",
-        "fused, compiled by NVRTC: CuPy arrays and torch tensors on NVIDIA GPUs; off by default, not yet run on a GPU",
+        "fused, compiled by NVRTC: CuPy arrays and torch tensors on NVIDIA GPUs",
         cuda.missing,
         cuda.refuses,
         _run_on_cuda,

@@ -36,8 +36,7 @@ def print_info() -> None:
         print(f"  {module:12}{version or f'not installed; {advice}'}")
     print("\nkernels, in order of preference")
     for kernel in KERNELS:
-        missing = kernel.missing()
-        print(f"  {kernel.name:12}{kernel.description}; {'active' if missing is None else missing}")
+        print(f"  {kernel.name:12}{kernel.description}; {kernel.missing() or kernel.is_off() or 'active'}")
     print("\nfiles\n  .npy          always")
     for module, suffix in _FORMATS:
         version = _version(module, (module,))

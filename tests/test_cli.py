@@ -259,6 +259,8 @@ def test_no_tqdm(monkeypatch, capsys):
 def test_info(monkeypatch, capsys):
     for missing in ("torch", "tqdm"):
         monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delenv("ANYNORM_CUDA", raising=False)
+    monkeypatch.setattr("anynorm._kernels.cuda._MISSING", None)
     assert cli.main(["info"]) == 0
     out, error = capsys.readouterr()
     lines = [line.strip().split(maxsplit=1) for line in out.splitlines()]
@@ -267,6 +269,7 @@ def test_info(monkeypatch, capsys):
     assert ["numpy", np.__version__] in lines
     assert ["torch", "not installed; pip install torch"] in lines
     assert ["definition", "the array API definition: any library, any device; active"] in lines
+    assert [line for line in out.splitlines() if line.strip().startswith("cuda ") and "it is switched off" in line]
     assert "no progress bar: pip install 'anynorm[cli]'" in out
 
 
