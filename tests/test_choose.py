@@ -82,12 +82,11 @@ def test_a_kernel_that_refuses_or_is_missing_is_passed_over(monkeypatch):
 
 def test_a_kernel_that_is_off_runs_where_it_is_forced(monkeypatch):
     ran = []
-    off = _choose.Kernel(
-        "off", "sleeps", lambda: None, nothing, ran.append, nothing, nothing, lambda: "it is off; set something"
-    )
+    reason = "it is off; set something"
+    off = _choose.Kernel("off", "sleeps", lambda: None, nothing, ran.append, nothing, nothing, is_off=lambda: reason)
     with_kernels(monkeypatch, off)
     assert anynorm.explain(X).kernel == "definition"
-    assert anynorm.explain(X).refused == {"off": "it is off; set something"}
+    assert anynorm.explain(X).refused == {"off": reason}
     anynorm.rms_norm(X)
     assert not ran
     with anynorm.use_kernel("off"):

@@ -221,7 +221,7 @@ def test_pullbacks():
 
 def test_kernels_explained_and_forced():
     whole, cut = da.from_array(X, chunks=(2, 40)), da.from_array(X, chunks=(2, 20))
-    assert set(anynorm.explain(whole).refused) == {"cpu"}
+    assert set(anynorm.explain(whole).refused) == {"cpu", "cuda"}
     explained = anynorm.explain(cut)
     assert explained.kernel == "pieces"
     assert explained.refused["blocks"] == "axis 1, which is normalized, is cut into 2 chunks"
