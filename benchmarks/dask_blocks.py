@@ -51,7 +51,7 @@ def main() -> None:
 def cluster() -> Iterator[distributed.Client]:
     with (
         distributed.LocalCluster(
-            n_workers=WORKERS, threads_per_worker=1, dashboard_address=None, memory_limit=0
+            n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0", memory_limit=0
         ) as local,
         distributed.Client(local) as client,
     ):

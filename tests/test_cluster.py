@@ -24,7 +24,7 @@ def client():
     quiet = {"distributed.logging.distributed": "critical", "distributed.comm.timeouts.connect": "20s"}
     with (
         dask.config.set(quiet),
-        distributed.LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster,
+        distributed.LocalCluster(n_workers=3, threads_per_worker=1, dashboard_address=":0", memory_limit=0) as cluster,
         distributed.Client(cluster) as client,
     ):
         yield client
