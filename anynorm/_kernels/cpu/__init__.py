@@ -17,9 +17,10 @@ from anynorm._moments import arrays_of
 _ADVICE = "Numba is not installed; pip install 'anynorm[cpu]'"
 
 
-def _is_installed() -> bool:
+def is_installed(module: str) -> bool:
+    """Whether a module could be imported, found without importing it."""
     try:
-        return importlib.util.find_spec("numba") is not None
+        return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
 
@@ -35,7 +36,7 @@ def _lacks_instructions() -> bool:
     )
 
 
-_MISSING = None if _is_installed() else _ADVICE
+_MISSING = None if is_installed("numba") else _ADVICE
 if _MISSING is None and _lacks_instructions():
     _MISSING = "this processor has no instructions for float16 (F16C) or for fused multiplication and addition (FMA)"
 

@@ -6,26 +6,18 @@ Nothing here imports a library of CUDA's.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import Any
 
 from anynorm._check import Call, Gradient
-from anynorm._kernels.cpu import wants_gradient
+from anynorm._kernels.cpu import is_installed, wants_gradient
 from anynorm._kernels.cpu.torch_state import is_followed
 
 SWITCH = "ANYNORM_CUDA"
 _ADVICE = "cuda-bindings is not installed, which launches it; pip install 'anynorm[cuda12]' or 'anynorm[cuda13]'"
 
 
-def _is_installed() -> bool:
-    try:
-        return importlib.util.find_spec("cuda.bindings") is not None
-    except (ImportError, ValueError):
-        return False
-
-
-_MISSING = None if _is_installed() else _ADVICE
+_MISSING = None if is_installed("cuda.bindings") else _ADVICE
 
 
 def missing() -> str | None:
