@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,11 @@ import pytest
 import anynorm
 
 ALL = ("float16", "bfloat16", "float32", "float64")
+
+
+def thorough_but(*kept: Any, of: Any) -> list[Any]:
+    """The values of a parameter, all but some of which wait for `--thorough`."""
+    return [value if value in kept else pytest.param(value, marks=pytest.mark.thorough) for value in of]
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,28 @@ CPU_BACKENDS = (
     JAX_X64,
     DASK,
 )
+# Every test runs on the rest. These are slow, by compiling or by not computing, and take turns.
+TAKING_TURNS = ("strict", "strict-device2", "strict-no-float64", "jax", "jax-x64", "dask")
+turn: int | None = None  # the seed; None where all run
+
+
+def has_its_turn(backend: Any, test: str, place: int) -> bool:
+    """Whether a backend is to run in a test; of consecutive places in one test, each backend has one of six."""
+    if turn is None or getattr(backend, "name", None) not in TAKING_TURNS:
+        return True
+    return TAKING_TURNS[(zlib.crc32(test.encode()) + place + turn) % len(TAKING_TURNS)] == backend.name
+
+
+def some(test: str, place: int, *dtypes: str) -> list[Backend]:
+    """The backends that a test over several is to run on, of those that know the dtypes."""
+    known = [backend for backend in CPU_BACKENDS if set(dtypes) <= set(backend.dtypes)]
+    others = [backend for backend in known if backend.name in TAKING_TURNS]
+    if turn is None:
+        return known
+    chosen = others[(zlib.crc32(test.encode()) + place + turn) % len(others)]
+    return [backend for backend in known if backend not in others or backend is chosen]
+
+
 _OF_CUPY = ("float16", "float32", "float64")
 # What runs where nobody asks for more, and the CUDA kernels, which are off until they are forced.
 _ON_GPU = (

@@ -1,5 +1,8 @@
-"""Hypothesis settings, the strictest flags of array-api-strict, and the table of the largest errors seen."""
+"""What runs (`--thorough`, `--backend-seed`), what workers share, and the table of the largest errors seen."""
 
+import os
+import random
+import tempfile
 from pathlib import Path
 
 import array_api_strict
@@ -8,18 +11,70 @@ from hypothesis import settings
 
 import anynorm
 from anynorm._files import in_place, raw
-from tests import tolerances
+from tests import backends, compiled, tolerances
 from tests.backends import HAS_NUMBA
 
 # Compiling libraries make single examples slow, and shared machines make any deadline flaky.
 settings.register_profile("default", deadline=None, print_blob=True)
-settings.load_profile("default")
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=300)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="run all: tests marked so, every backend, more examples")
+    parser.addoption("--backend-seed", type=int, metavar="N", help="which backends' turn it is; random by default")
 
 
 def pytest_configure(config):
     if not HAS_NUMBA:  # without which the modules that it compiles cannot be searched for examples
         kernels = Path(anynorm.__file__).parent / "_kernels" / "cpu" / "*.py"
         config.option.ignore_glob = [*(config.option.ignore_glob or []), str(kernels)]
+    if config.option.backend_seed is None:  # xdist hands its workers the options as they are then
+        config.option.backend_seed = random.SystemRandom().randrange(1000)
+    backends.turn = None if config.option.thorough else config.option.backend_seed
+    settings.load_profile("thorough" if config.option.thorough else "default")
+    if not hasattr(config, "workerinput"):
+        share_a_folder(config)
+    elif HAS_NUMBA:
+        compiled.one_at_a_time()
+
+
+def share_a_folder(config):
+    """A new folder for this session, in which its workers, and the processes that tests start, find what is compiled.
+
+    It ends with the session, so that no result hangs on an earlier one.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="anynorm-tests-", ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    os.environ[compiled.FOLDER] = folder.name
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(folder.name) / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def pytest_report_header(config):
+    if config.option.thorough:
+        return "thorough: everything on every backend"
+    return f"backends take turns: --backend-seed={config.option.backend_seed}; everything: --thorough"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    if config.option.thorough:
+        return
+    kept, left = [], []
+    for item in items:
+        (kept if has_its_turn(item) and not item.get_closest_marker("thorough") else left).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
+
+
+def has_its_turn(item):
+    """Whether a test for one backend is to run; where the rest of its parameters are others, it is another's turn."""
+    parameters = getattr(item, "callspec", None)
+    if parameters is None or "backend" not in parameters.params:
+        return True
+    place = sum(index for name, index in parameters.indices.items() if name != "backend")
+    return backends.has_its_turn(parameters.params["backend"], f"{item.module.__name__}.{item.originalname}", place)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from anynorm._kernels.cpu.memory import NumPy as CPUAccess
 from anynorm._kernels.cuda import pull, run
 from anynorm._kernels.cuda import task as tasks
 from anynorm._kernels.cuda.device import Device
+from tests import compiled
 
 COMPILER = shutil.which("g++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="needs g++, which compiles the emulated kernels")
@@ -53,17 +54,17 @@ class _Launch(ctypes.Structure):
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled emulator, in a folder that is gone when this process ends."""
-    folder = tempfile.TemporaryDirectory(prefix="anynorm-emulator-")
-    path = Path(folder.name) / "emulated.so"
+    """The emulator, compiled by whichever process of the session needs it first."""
+    path = Path(os.environ[compiled.FOLDER]) / "emulated.so"
     here = Path(__file__).parent / "cuda_emulator"
     extra = os.environ.get("ANYNORM_EMULATOR_FLAGS", "").split()
     command = [COMPILER, *FLAGS, *extra, f"-I{SOURCES}", f"-DHELD_SLOTS={','.join(map(str, HELD))}"]
-    subprocess.run([*command, here / "emulated.cpp", "-o", path], check=True, capture_output=True, text=True)
-    compiled = ctypes.CDLL(path)
-    compiled.kept = folder
-    compiled.emulate.restype = ctypes.c_bool
-    return compiled
+    with compiled.locked("emulator"):
+        if not path.exists():
+            subprocess.run([*command, here / "emulated.cpp", "-o", path], check=True, capture_output=True, text=True)
+    found = ctypes.CDLL(path)
+    found.emulate.restype = ctypes.c_bool
+    return found
 
 
 class NumPy(CPUAccess):

@@ -1,4 +1,7 @@
-"""Prints digests of what the CPU kernels return, and which of their lines were not run, under NUMBA_DISABLE_JIT=1."""
+"""Prints digests of what the CPU kernels return for dtypes, and which of their lines were not run.
+
+NUMBA_DISABLE_JIT=1 has them interpreted.
+"""
 
 import json
 import sys
@@ -50,7 +53,7 @@ def main():
         return trace
 
     sys.settrace(trace)
-    found = digests()
+    found = digests(sys.argv[1:])
     sys.settrace(None)
     missed = {Path(path).name: sorted(lines_of(path) - run[path]) for path in KERNEL_FILES}
     counts = {Path(path).name: len(lines_of(path)) for path in KERNEL_FILES}

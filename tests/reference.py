@@ -3,6 +3,8 @@
 Stored values are exact rationals. Sums are exact; square roots and what follows carry 80 decimal digits.
 """
 
+import functools
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -139,21 +141,34 @@ def _mpf(value: Fraction) -> mpmath.mpf:
 
 def ulp(magnitude, dtype: str) -> mpmath.mpf:
     """The unit in the last place of a dtype at a magnitude."""
+    return mpmath.ldexp(1, _power_of_ulp(magnitude, dtype))
+
+
+def _power_of_ulp(magnitude, dtype) -> int:
     digits, smallest, _ = FORMATS[dtype]
-    exponent = mpmath.frexp(magnitude)[1] - digits if magnitude else smallest
-    return mpmath.ldexp(1, max(int(exponent), smallest))
+    return max(int(mpmath.frexp(magnitude)[1]) - digits, smallest) if magnitude else smallest
+
+
+@functools.cache
+def _far_below_largest(dtype) -> float:
+    return float(FORMATS[dtype][2]) / 4
 
 
 def error_in_ulp(got: float, exact: Exact, dtype: str) -> float:
     """How far a result is from the exact one; infinite where one is NaN and the other is not."""
-    if mpmath.isnan(exact.value) or np.isnan(got):
-        return 0.0 if mpmath.isnan(exact.value) and np.isnan(got) else float("inf")
-    unit = ulp(exact.magnitude, dtype)
+    got = float(got)
+    if math.isnan(got) or mpmath.isnan(exact.value):
+        return 0.0 if mpmath.isnan(exact.value) and math.isnan(got) else float("inf")
+    power = _power_of_ulp(exact.magnitude, dtype)
+    if abs(got) < _far_below_largest(dtype):  # most are, and there are many
+        error = abs(float(mpmath.ldexp(exact.value - got, -power)))
+        return max(0.0, error - float(mpmath.ldexp(exact.slack, -power))) if exact.slack else error
+    unit = mpmath.ldexp(1, power)
     largest = _mpf(FORMATS[dtype][2])
-    if np.isinf(got):
+    if math.isinf(got):
         # Right only if the exact value is past the largest number, or within the allowed error of it.
         beyond = largest - exact.value * (1 if got > 0 else -1)
         return max(0.0, float(beyond / unit)) if got * exact.value > 0 else float("inf")
     if abs(exact.value) > largest:
-        return float("inf") if got * exact.value <= 0 else float(max(0, largest - abs(mpmath.mpf(float(got)))) / unit)
-    return float(max(0, abs(mpmath.mpf(float(got)) - exact.value) - exact.slack) / unit)
+        return float("inf") if got * exact.value <= 0 else float(max(0, largest - abs(mpmath.mpf(got))) / unit)
+    return float(max(0, abs(mpmath.mpf(got) - exact.value) - exact.slack) / unit)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -13,6 +14,11 @@ from tests.tolerances import smallest_normal
 # A few sizes only: each new shape costs a compiling library a second.
 FEATURES = (1, 2, 3, 7, 33, 64)
 ROWS = 2
+
+
+def examples(percent: int) -> settings:
+    """So many per cent of the examples of the profile in use: 100 by default, more with `--thorough`."""
+    return settings(max_examples=percent * settings().max_examples // 100)
 
 
 @dataclass(frozen=True)

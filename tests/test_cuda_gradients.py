@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import given, note
 from hypothesis import strategies as st
 
 from tests import emulated
 from tests.backends import ALL, as_dtype
 from tests.reference import Exact
-from tests.strategies import cases
+from tests.strategies import cases, examples
 from tests.test_gradients_precision import gradients_like, options_of
 from tests.tolerances import CUDA_GRADIENT_BOUNDS, assert_exact, gradient_of_rows
 
@@ -43,7 +43,7 @@ def assert_gradients(norm, dtype, case, dy, got):
 @every_dtype
 @every_norm
 @given(data=st.data())
-@settings(max_examples=25)
+@examples(25)
 def test_gradients(norm, dtype, data):
     case = data.draw(cases(dtype, features=FEATURES).filter(lambda case: case.eps != 1e-300))
     note(case.kind)

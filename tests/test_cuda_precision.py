@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, note, settings
+from hypothesis import given, note
 from hypothesis import strategies as st
 
 from tests import emulated, reference
 from tests.backends import ALL, as_dtype
-from tests.strategies import KINDS, cases
+from tests.strategies import KINDS, cases, examples
 from tests.test_kernels_precision import expected_rows
 from tests.tolerances import assert_exact, smallest_normal
 
@@ -36,7 +36,7 @@ def assert_rows(norm, dtype, paired, x, weight=None, bias=None, eps=1e-5, offset
 @every_mode
 @every_norm
 @given(data=st.data())
-@settings(max_examples=12)
+@examples(12)
 def test_short_rows(norm, dtype, paired, data):
     case = data.draw(cases(dtype, features=FEATURES))
     note(case.kind)

@@ -4,14 +4,14 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import anynorm
 from anynorm._kernels import blocks
 from tests import reference
 from tests.backends import ALL, as_dtype
-from tests.strategies import cases
+from tests.strategies import cases, examples
 from tests.tolerances import assert_exact
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
@@ -97,7 +97,7 @@ def test_cut_rows_take_no_rechunk_and_no_more_than_a_block_a_task(norm):
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("norm", NORMS)
 @given(data=st.data())
-@settings(max_examples=15)
+@examples(15)
 def test_cut_rows_keep_the_precision(norm, dtype, data):
     case = data.draw(cases(dtype, features=(7, 33, 64)))
     cuts = sorted(data.draw(st.lists(st.integers(0, case.x.shape[1]), min_size=1, max_size=9)))

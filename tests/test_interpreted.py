@@ -23,11 +23,10 @@ from tests import kernel_calls, kernel_lines  # noqa: E402
 PAIRS = [(dtype, "float32") for dtype in ("float16", "bfloat16", "float32")] + [(dtype, "float64") for dtype in TAGS]
 
 
-@pytest.fixture(scope="module")
-def both():
+def digests_of(*dtypes):
     """Digests of the compiled kernels; what a process prints in which they are interpreted."""
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "tests.kernel_lines"],
+        [sys.executable, "-W", "error", "-m", "tests.kernel_lines", *dtypes],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
         stdout=subprocess.PIPE,
@@ -35,20 +34,26 @@ def both():
         text=True,
     )
     with process:
-        compiled = kernel_calls.digests()
+        compiled = kernel_calls.digests(dtypes)
         printed, complaints = process.communicate()
     assert process.returncode == 0, complaints
     return compiled, json.loads(printed)
 
 
-def test_interpreted_kernels_give_the_bits_of_the_compiled_ones(both):
-    compiled, found = both
+def assert_same(compiled, found):
     assert found["digests"].keys() == compiled.keys()
     assert [name for name, digest in compiled.items() if found["digests"][name] != digest] == []
 
 
-def test_every_line_of_the_kernels_is_run(both):
-    assert both[1]["missed"] == {Path(path).name: [] for path in kernel_lines.KERNEL_FILES}
+def test_interpreted_kernels_give_the_bits_of_the_compiled_ones():
+    assert_same(*digests_of("float32"))
+
+
+@pytest.mark.thorough
+def test_interpreted_kernels_of_every_dtype_and_each_of_their_lines():
+    compiled, found = digests_of(*kernel_calls.DTYPES)
+    assert_same(compiled, found)
+    assert found["missed"] == {Path(path).name: [] for path in kernel_lines.KERNEL_FILES}
 
 
 def test_a_digest_tells_bits_apart():

@@ -8,7 +8,7 @@ import pytest
 
 import anynorm
 from tests import reference
-from tests.backends import JAX, JAX_X64, as_dtype
+from tests.backends import JAX, JAX_X64, as_dtype, thorough_but
 from tests.strategies import KINDS
 from tests.tolerances import CANCELLED, assert_exact, gradient_of_rows
 
@@ -70,7 +70,7 @@ def check(norm, dtype, backend, pull, bounds, cancelled, name):
 every_pull = pytest.mark.parametrize("name", PULLS)  # that JAX derives, and that the definition states
 
 
-@pytest.mark.parametrize("dtype", JAX_X64.dtypes)
+@pytest.mark.parametrize("dtype", thorough_but("float64", of=JAX_X64.dtypes))
 @every_pull
 @every_norm
 def test_with_float64(norm, name, dtype):
@@ -79,7 +79,7 @@ def test_with_float64(norm, name, dtype):
     check(norm, dtype, JAX_X64, jax.jit(PULLS[name](norm)), DOUBLE_BOUNDS, CANCELLED, name)
 
 
-@pytest.mark.parametrize("dtype", JAX.dtypes)
+@pytest.mark.parametrize("dtype", thorough_but("float32", of=JAX.dtypes))
 @every_pull
 @every_norm
 def test_without_float64(norm, name, dtype):
@@ -120,8 +120,24 @@ def formula(norm, x, weight):
     return x / jnp.sqrt((x * x).mean() + EPS) * weight
 
 
-@every_norm
-def test_second_order(norm):
+def hessian(loss, given):
+    import jax
+
+    return jax.jit(jax.hessian(loss))(*given)
+
+
+def gradient_of_gradient(loss, given):
+    import jax
+
+    return jax.jit(jax.grad(lambda *given: (jax.grad(loss)(*given) ** 2).sum()))(*given)
+
+
+ORDERS = {order.__name__: order for order in (hessian, gradient_of_gradient)}
+
+
+@pytest.mark.parametrize("order", thorough_but("gradient_of_gradient", of=ORDERS))
+@pytest.mark.parametrize("norm", thorough_but("rms_norm", of=NORMS))
+def test_second_order(norm, order):
     import jax
     import jax.numpy as jnp
 
@@ -129,38 +145,42 @@ def test_second_order(norm):
     values, weights = rng.standard_normal(5), np.asarray(1.5) if norm == "scale_norm" else rng.standard_normal(5)
     values, weights = (as_dtype(one, "float32").astype(np.float64) for one in (values, weights))
 
-    def hessian(function, *given):
-        return jax.jit(jax.hessian(lambda *given: (function(norm, *given) ** 3).sum()))(*given)
+    def derivative(function, *given):
+        return ORDERS[order](lambda *given: (function(norm, *given) ** 3).sum(), given)
 
-    def gradient_of_gradient(function, *given):
-        gradient = jax.grad(lambda *given: (function(norm, *given) ** 3).sum())
-        return jax.jit(jax.grad(lambda *given: (gradient(*given) ** 2).sum()))(*given)
-
-    for order in (hessian, gradient_of_gradient):
-        with jax.enable_x64(True):
-            given = jnp.asarray(values), jnp.asarray(weights)
-            exact, wide = order(formula, *given), order(normalize, *given)
-        narrow = order(normalize, *[jnp.asarray(one, jnp.float32) for one in (values, weights)])
-        for got, unit in ((wide, 2.0**-52), (narrow, 2.0**-23)):
-            # Derivatives of products of a dozen factors, each of which adds a unit or two, at the scale of the terms.
-            scale = float(np.abs(exact).max())
-            np.testing.assert_allclose(np.asarray(got, np.float64), exact, rtol=0, atol=64 * unit * scale)
+    with jax.enable_x64(True):
+        given = jnp.asarray(values), jnp.asarray(weights)
+        exact, wide = derivative(formula, *given), derivative(normalize, *given)
+    narrow = derivative(normalize, *[jnp.asarray(one, jnp.float32) for one in (values, weights)])
+    for got, unit in ((wide, 2.0**-52), (narrow, 2.0**-23)):
+        # Derivatives of products of a dozen factors, each of which adds a unit or two, at the scale of the terms.
+        scale = float(np.abs(exact).max())
+        np.testing.assert_allclose(np.asarray(got, np.float64), exact, rtol=0, atol=64 * unit * scale)
 
 
-@pytest.mark.parametrize("backend", [JAX, JAX_X64], ids=str)
+@pytest.mark.parametrize(
+    ("backend", "dtypes"),
+    [
+        pytest.param(JAX, ["float32"], id="jax"),
+        pytest.param(JAX, ["bfloat16"], id="jax, short", marks=pytest.mark.thorough),
+        pytest.param(JAX_X64, ["float16", "float64"], id="jax-x64"),
+    ],
+)
 @pytest.mark.parametrize("eps", [0.0, EPS])
 @every_norm
-def test_odd_rows(norm, eps, backend):
+def test_odd_rows(norm, eps, backend, dtypes):
     import jax
+    import jax.numpy as jnp
 
     rows = np.asarray([[0.0] * 4, [3.0] * 4, [1.0, np.nan, 2.0, 3.0], [1.0, -2.0, 4.0, 0.5], [1.0, np.inf, 0.0, 1.0]])
     upstream = np.asarray([1.0, -2.0, 0.5, 4.0])
-    for dtype in ("float16", "float64") if backend is JAX_X64 else ("bfloat16", "float32"):
+    for dtype in dtypes:
         with backend.context():
             x, dy = backend.make(as_dtype(rows, dtype)), backend.make(as_dtype(upstream, dtype))
             loss = lambda x, dy=dy: (normalize(norm, x, eps=eps) * dy).sum()  # noqa: E731
             pull = jax.jit(jax.grad(loss))
-            got, alone = (backend.read(pull(rows)).astype(np.float64) for rows in (x, x[3:4]))
+            # The last but one, alone: among others that are like it.
+            got, alone = (backend.read(pull(rows)).astype(np.float64) for rows in (x, x[jnp.asarray([3] * 5)]))
         # Where nothing but eps is left of a row, it divides: its square root, or scale_norm's own.
         divided = 0.0 if eps == 0 else 1 / eps if norm == "scale_norm" else eps**-0.5
         zero = divided * (upstream - upstream.mean() if norm == "layer_norm" else upstream)

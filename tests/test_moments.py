@@ -7,14 +7,14 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import anynorm
 from benchmarks import merges
 from tests import reference
 from tests.backends import BACKENDS, DASK, JAX, NUMPY, STRICT, TORCH, as_dtype
-from tests.strategies import rows
+from tests.strategies import examples, rows
 from tests.tolerances import BOUNDS, assert_exact
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
@@ -52,7 +52,7 @@ def test_mean_variance_and_mean_square(backend):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("norm", NORMS)
 @given(data=st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_norms_of_merged_moments_keep_the_precision(norm, dtype, data):
     x, _ = data.draw(rows(dtype, features=(7, 33)))
     cuts = data.draw(st.lists(st.integers(0, x.shape[1]), max_size=5))

@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import anynorm
 from anynorm._libraries import library_of
 from tests import reference
 from tests.backends import ALL, BACKENDS, KERNELS, NUMPY, as_dtype
-from tests.strategies import cases, rows
+from tests.strategies import cases, examples, rows
 from tests.tolerances import BOUNDS
 
 NORMS = {"layer_norm": anynorm.layer_norm, "rms_norm": anynorm.rms_norm, "scale_norm": anynorm.scale_norm}
@@ -63,7 +63,7 @@ def test_nothing_passed_is_written(norm, backend):
 
 @every_backend
 @given(seed=st.integers(0, 2**32 - 1), features=st.sampled_from([2, 33, 64]))
-@settings(max_examples=10)
+@examples(10)
 def test_layer_norm_gives_mean_0_and_variance_1(backend, seed, features):
     x = as_dtype(spread_rows(np.random.default_rng(seed), (3, features)), "float32")
     with backend.context():
@@ -76,7 +76,7 @@ def test_layer_norm_gives_mean_0_and_variance_1(backend, seed, features):
 
 @every_backend
 @given(seed=st.integers(0, 2**32 - 1), features=st.sampled_from([2, 33, 64]))
-@settings(max_examples=10)
+@examples(10)
 def test_rms_norm_and_scale_norm_give_length_1(backend, seed, features):
     x = as_dtype(spread_rows(np.random.default_rng(seed), (3, features)), "float32")
     with backend.context():
@@ -91,7 +91,7 @@ def test_rms_norm_and_scale_norm_give_length_1(backend, seed, features):
 @every_norm
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @given(data=st.data(), power=st.integers(-20, 20))
-@settings(max_examples=40)
+@examples(40)
 def test_scaling_a_row_scales_eps_by_the_square(norm, kernel, dtype, data, power):
     # By a power of two nothing rounds differently, so the bits are the same: norm(c x, c^2 eps) = norm(x, eps).
     x = as_dtype(spread_rows(np.random.default_rng(data.draw(st.integers(0, 2**32 - 1))), (2, 33)), dtype)
@@ -105,7 +105,7 @@ def test_scaling_a_row_scales_eps_by_the_square(norm, kernel, dtype, data, power
 @every_kernel
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @given(data=st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_shifting_a_row_changes_nothing_in_layer_norm(kernel, dtype, data):
     # Small integers and a power of two add without rounding, so exact shift invariance is owed up to the bound.
     seed, power = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.integers(0, 18))
@@ -120,7 +120,7 @@ def test_shifting_a_row_changes_nothing_in_layer_norm(kernel, dtype, data):
 @every_norm
 @pytest.mark.parametrize("dtype", ALL)
 @given(data=st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_bits_of_a_row_depend_on_the_row_alone(norm, kernel, dtype, data):
     row = data.draw(rows(dtype, features=(1, 5, 64, 768)))[0][:1]
     alone = run(norm, kernel, row)
@@ -148,7 +148,7 @@ def test_rows_never_touch_each_other(norm, backend):
 
 
 @given(case=cases("float32"))
-@settings(max_examples=30)
+@examples(30)
 def test_the_definition_on_numpy_and_torch_agrees_to_a_rounding(case):
     # Sums run in another order, so float64 statistics may differ in their last bit, and float32 results by one ulp.
     # Through the kernel they are the same bits, see test_kernels_layout.py.
