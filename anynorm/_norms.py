@@ -61,7 +61,7 @@ def layer_norm(
         If an argument is not an array of x's library with a real floating dtype (for sparse arrays: always, since
         centring would fill them).
     ValueError
-        If a shape, axis, eps or device does not fit, or ``out`` overlaps an input other than by being it.
+        If a shape, axis, eps or device does not fit, or ``out`` shares only a part of an input's memory.
 
     References
     ----------
@@ -120,7 +120,7 @@ def rms_norm(
     TypeError
         If an argument is not an array of x's library with a real floating dtype.
     ValueError
-        If a shape, axis, eps or device does not fit, or ``out`` overlaps an input other than by being it.
+        If a shape, axis, eps or device does not fit, or ``out`` shares only a part of an input's memory.
 
     References
     ----------
@@ -175,7 +175,7 @@ def scale_norm(
     TypeError
         If x is not an array with a real floating dtype, or scale neither a number nor an array of x's library.
     ValueError
-        If a shape, axis, eps or device does not fit, or ``out`` overlaps an input other than by being it.
+        If a shape, axis, eps or device does not fit, or ``out`` shares only a part of an input's memory.
 
     References
     ----------

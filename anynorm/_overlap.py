@@ -42,7 +42,7 @@ def require_writable(argument: str, out: Array, library: str) -> None:
 def require_separate(
     argument: str, out: Array, inputs: dict[str, Array], others: dict[str, Array], library: str
 ) -> None:
-    """Raise ValueError where ``out`` shares memory with an input, unless it is exactly that input, or with another."""
+    """Raise ValueError where ``out`` shares memory with an input, unless it is that input's memory, or with another."""
     for name, other in (inputs | others).items():
         if other is None or (other is out and name in inputs) or _are_apart(out, other, library):
             continue
@@ -80,8 +80,10 @@ def _extent(array: Array, library: str) -> Any:
 
 
 def _same(a: Any, b: Any) -> bool:
+    """Whether two arrays have the same elements in the same places, whatever objects they are."""
     pointers = [array.__array_interface__["data"][0] for array in (a, b)]
-    return bool(pointers[0] == pointers[1] and a.shape == b.shape and a.strides == b.strides)
+    steps = [[s for s, length in zip(array.strides, array.shape, strict=True) if length > 1] for array in (a, b)]
+    return bool(pointers[0] == pointers[1] and a.shape == b.shape and steps[0] == steps[1])
 
 
 def _overlaps_itself(array: Any) -> bool:

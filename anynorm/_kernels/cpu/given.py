@@ -98,7 +98,8 @@ def run(call: Call) -> Array:
     # Before anything is written, for that may be in place of x.
     others = None if safe.all() else definition.run(call._replace(out=None))
     y = access.empty_like(call.x, call.x.nbytes) if call.out is None else call.out[0]
-    streaming = 4 * call.x.nbytes >= last_cache_nbytes() and y is not call.x
+    # In place by address: another object may be the same memory.
+    streaming = 4 * call.x.nbytes >= last_cache_nbytes() and access.address(y) != access.address(call.x)
     streaming = streaming and access.address(y) % kind.itemsize == 0
     layout = _layout(call, numbers, y, streaming)
     streaming = streaming if layout is None else layout.streaming
