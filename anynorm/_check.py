@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from anynorm._definition import Precision, Rule
 from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_of, library_of_blocks
 from anynorm._moments import Moments, known, shapes_agree
-from anynorm._overlap import require_separate, require_writable
+from anynorm._overlap import require_memory, require_separate, require_writable
 
 Array = Any
 Out = Any
@@ -93,7 +93,11 @@ def check(
 
 
 def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradient:
-    """Check what a pullback is given: arrays like the result of the call."""
+    """Check what a pullback is given: arrays like the result of the call, whose own are to be there still."""
+    held = {"x": call.x, "weight": None if isinstance(call.weight, float) else call.weight, "bias": call.bias}
+    for name, one in held.items():
+        if one is not None and call.library.dense is not None:
+            require_memory(name, one)
     _check_twin("dy", dy, call.x, call.library)
     if dtotal is not None:
         _check_twin("dtotal", dtotal, call.x, call.library)
@@ -105,9 +109,21 @@ def _check_array(argument: str, value: Array) -> Library:
     library = _accepted.get((type(value), getattr(value, "dtype", None)))
     if library is None:
         library = _check_new_kind(argument, value)
-    if library.dense is not None and value.layout != library.dense:
-        raise TypeError(f"{argument} must be a dense tensor, got layout {value.layout}; pass {argument}.to_dense()")
+    if library.dense is not None:
+        _check_dense(argument, value, library)
     return library
+
+
+def _check_dense(argument: str, tensor: Array, library: Library) -> None:
+    """Of a torch tensor, that it holds its numbers one by one in memory of its own."""
+    if tensor.is_nested:
+        raise TypeError(
+            f"{argument} must be a dense tensor, got a nested one; pass the tensors of {argument}.unbind() one by one, "
+            "or use the modules of anynorm.torch"
+        )
+    if tensor.layout != library.dense:
+        raise TypeError(f"{argument} must be a dense tensor, got layout {tensor.layout}; pass {argument}.to_dense()")
+    require_memory(argument, tensor)
 
 
 def _check_new_kind(argument: str, value: Array) -> Library:

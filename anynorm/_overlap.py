@@ -1,4 +1,4 @@
-"""Whether the memory that a call would write may be written, and whether an input lives there."""
+"""Whether arrays have memory, whether a call may write to it, and whether an input lives there."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ Array = Any
 # Deciding exactly whether two strided arrays share an element is NP-hard; past this effort overlapping bounds count as
 # overlap. Views that real code makes are decided within a few steps.
 _MAX_WORK = 10_000
+# Addresses below may be none at all, and are looked at twice. Memory mostly lies above, on 64-bit systems.
+LOW_ADDRESS = 1 << 40
 
 
 class _Extent:
@@ -24,6 +26,37 @@ class _Extent:
             "strides": strides,
             "typestr": f"|V{itemsize}",
         }
+
+
+def lacks_memory(tensor: Array) -> bool:
+    """Whether a torch tensor has elements that lie nowhere: its storage was freed, or torch knows them to be zeros."""
+    return bool(tensor.numel()) and not _address(tensor)
+
+
+def _address(tensor: Array) -> int | None:
+    """Where a torch tensor begins; 0 where its storage has no memory, None where it has no storage."""
+    try:
+        address = int(tensor.data_ptr())
+    except RuntimeError:  # of a wrapper, as those of torch.func are
+        return None
+    # What is said of a storage without memory is how far into it the tensor begins.
+    is_offset = address < LOW_ADDRESS and address == tensor.storage_offset() * tensor.element_size()
+    return 0 if is_offset else address
+
+
+def require_memory(argument: str, tensor: Array) -> None:
+    """Raise ValueError where the storage of a torch tensor was freed: torch itself may end the process then."""
+    import torch
+
+    # While a graph is being traced, no address can be asked for; nor of tensors that only stand for others.
+    if torch.compiler.is_compiling() or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return
+    is_nowhere = (tensor.is_cpu or tensor.is_cuda) and tensor.numel() and _address(tensor) == 0
+    if is_nowhere and not tensor.untyped_storage().nbytes():
+        raise ValueError(
+            f"{argument} has no memory any more: its storage was freed (resized to 0, as FSDP does between uses); "
+            f"fill the storage again before the call, or pass another tensor"
+        )
 
 
 def require_writable(argument: str, out: Array, library: str) -> None:
@@ -58,19 +91,22 @@ def _are_apart(a: Array, b: Array, library: str) -> bool:
     if library == "numpy":
         return not numpy.may_share_memory(a, b)
     if library == "torch" and a.is_cpu and a.is_contiguous() and b.is_contiguous() and type(a) is type(b):
-        first, second = a.data_ptr(), b.data_ptr()
-        return bool(first + a.nbytes <= second or second + b.nbytes <= first)
+        first, second = _address(a), _address(b)
+        if first and second:
+            return bool(first + a.nbytes <= second or second + b.nbytes <= first)
     return False
 
 
 def _extent(array: Array, library: str) -> Any:
-    """A stand-in with the array's memory layout; None where a library does not show it."""
+    """A stand-in with the array's memory layout; None where there is none, or a library does not show it."""
     if library == "numpy":
         return array
     if library == "torch":
         if array.device.type == "meta" or type(array).__name__ in ("FakeTensor", "FunctionalTensor"):
             return None
-        pointer, itemsize = array.data_ptr(), array.element_size()
+        pointer, itemsize = _address(array), array.element_size()
+        if not pointer:
+            return None
         strides = tuple(stride * itemsize for stride in array.stride())
     elif library == "cupy":
         pointer, itemsize, strides = array.data.ptr, array.dtype.itemsize, array.strides

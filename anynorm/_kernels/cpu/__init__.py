@@ -13,6 +13,7 @@ from typing import Any
 from anynorm._check import Call, Gradient
 from anynorm._kernels.cpu.torch_state import is_followed
 from anynorm._moments import arrays_of
+from anynorm._overlap import lacks_memory
 
 _ADVICE = "Numba is not installed; pip install 'anynorm[cpu]'"
 
@@ -118,4 +119,6 @@ def _refuses_torch(call: Call) -> str | None:
         return "a gradient is wanted of what is written in place, which goes through the definition"
     if is_followed(torch):
         return "torch follows each operation (torch.func, forward-mode derivatives, a dispatch mode, tracing)"
+    if any(map(lacks_memory, arrays)):
+        return "a tensor has no memory, as torch knows that its elements are all 0"
     return None

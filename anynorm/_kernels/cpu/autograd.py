@@ -13,6 +13,7 @@ from anynorm._kernels import definition
 from anynorm._kernels.cpu.call import run as run_kernel
 from anynorm._kernels.cpu.pull import pull
 from anynorm._kernels.cpu.torch_state import is_followed
+from anynorm._overlap import lacks_memory, require_memory
 
 Array = Any
 
@@ -62,6 +63,9 @@ class _Norm(torch.autograd.Function):
         needs = ctx.needs_input_grad
         weight = ctx.number if weight is None else weight
         call = ctx.call._replace(x=x, weight=weight, bias=ctx.bias)
+        for name, one in (("x", x), ("weight", weight), ("the gradient of the result", dy)):
+            if isinstance(one, torch.Tensor):
+                require_memory(name, one)
         gradient = Gradient(call, dy, dtotal, needs[1] or needs[2])
         # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.
         if torch.is_grad_enabled() or _is_batched(dy) or (dtotal is not None and _is_batched(dtotal)):
@@ -96,4 +100,5 @@ def _is_batched(tensor: Array) -> bool:
 
 def _is_plain(tensor: Array) -> bool:
     """Whether the memory of a tensor holds its numbers; torch has seen to it that dtype and shape are right."""
-    return type(tensor) is torch.Tensor and tensor.is_cpu and tensor.layout == torch.strided and not tensor.is_neg()
+    plain = type(tensor) is torch.Tensor and tensor.is_cpu and tensor.layout == torch.strided
+    return plain and not tensor.is_neg() and not lacks_memory(tensor)

@@ -16,6 +16,7 @@ from typing import Any
 from anynorm._check import Call
 from anynorm._kernels.cpu.recipe import DONE, Recipe
 from anynorm._kernels.cpu.torch_state import Guards, is_followed
+from anynorm._overlap import LOW_ADDRESS, lacks_memory
 
 Array = Any
 Attempt = Callable[..., Array | None]
@@ -48,6 +49,9 @@ def repeat(rule: str, x: Array, weight: Any, bias: Array | None, eps: float, off
     """Normalize x as a call of the same kind was; None where there was none."""
     # First, for no other question can be asked while a graph is being traced. The next two guards do not ask.
     if _torch is None or _is_compiling() or _forward_ad._current_level >= 0 or _count_modes():
+        return None
+    # Nor do they, for a nested tensor, but end the process.
+    if getattr(x, "is_nested", True) or getattr(weight, "is_nested", False) or getattr(bias, "is_nested", False):
         return None
     attempt = _latest.get(rule)
     if attempt is not None:
@@ -83,7 +87,7 @@ def _ask(key: tuple[Any, ...], x: Array, weight: Any, bias: Array | None) -> Arr
         b = bias.dtype
     recipe = _recipes.get((rule, dtype, features, eps, offset, w, b))
     size = x.numel()
-    if recipe is None or size > recipe.most_elements:
+    if recipe is None or size > recipe.most_elements or any(map(_lacks_memory, (x, weight, bias))):
         return None
     if _guards is not None and size:
         if len(_attempts) >= _MOST_RECIPES:
@@ -143,14 +147,19 @@ def _attempt(
             alike = are_alike(x, bias) if biased else bias is None and are_alike(x)
         if not alike:
             return None
-        return follow(call, x, weight, bias, run) if wanted and is_grad_enabled() else run(x, weight, bias)
+        if not (wanted and is_grad_enabled()):
+            return run(x, weight, bias)
+        return None if any(map(_lacks_memory, (x, weight, bias))) else follow(call, x, weight, bias, run)
 
     def run(x: Array, weight: Any, bias: Array | None) -> Array | None:
+        of_x = x.data_ptr()
+        of_weight = weight.data_ptr() if weighted else 0
+        of_bias = bias.data_ptr() if biased else 0  # type: ignore[union-attr]
+        is_low = of_x < LOW_ADDRESS or (weighted and of_weight < LOW_ADDRESS) or (biased and of_bias < LOW_ADDRESS)
+        if is_low and any(map(_lacks_memory, (x, weight, bias))):
+            return None
         y = make(shape, strides, dtype)
-        done = again(
-            address, size, x.data_ptr(), y.data_ptr(),
-            weight.data_ptr() if weighted else 0, bias.data_ptr() if biased else 0,  # type: ignore[union-attr]
-        )  # fmt: skip
+        done = again(address, size, of_x, y.data_ptr(), of_weight, of_bias)
         if done < -1:
             return y if done == DONE else None
         recipe.resume(x, y, weight, bias, done)  # and with that, attempt holds what the address is of
@@ -163,10 +172,15 @@ def _wants_gradient(parameter: Any) -> bool:
     return parameter is not None and type(parameter) is not float and bool(parameter.requires_grad)
 
 
+def _lacks_memory(one: Any) -> bool:
+    return one is not None and type(one) is not float and lacks_memory(one)
+
+
 def _is_plain(tensor: Array) -> bool:
     """Whether the memory of a tensor holds its numbers, one after the other."""
     kind = type(tensor)
     plain = kind is _Tensor or kind is _torch.nn.Parameter
+    plain = plain and tensor.layout is _torch.strided  # without which no other question may be asked
     return plain and tensor.is_contiguous() and tensor.is_cpu and not tensor.is_neg()
 
 

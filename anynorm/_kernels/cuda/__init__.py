@@ -12,6 +12,7 @@ from typing import Any
 from anynorm._check import Call, Gradient
 from anynorm._kernels.cpu import is_installed, wants_gradient
 from anynorm._kernels.cpu.torch_state import is_followed
+from anynorm._overlap import lacks_memory
 
 SWITCH = "ANYNORM_CUDA"
 _ADVICE = "cuda-bindings is not installed, which launches it; pip install 'anynorm[cuda12]' or 'anynorm[cuda13]'"
@@ -77,6 +78,8 @@ def _refuses_torch(call: Call) -> str | None:
         return "torch is to follow the call back, which goes through the definition"
     if is_followed(torch):
         return "torch follows each operation (torch.func, forward-mode derivatives, a dispatch mode, tracing)"
+    if any(map(lacks_memory, [one for one in given if isinstance(one, torch.Tensor)])):
+        return "a tensor has no memory, as torch knows that its elements are all 0"
     return None
 
 
