@@ -40,6 +40,17 @@ def test_modes_that_alternate(norm):
             assert not any(map(torch.equal, before, parameters))
 
 
+@every_norm
+def test_gradients_of_no_rows_are_zeros(norm):
+    """After calls with rows, too, which go the short way."""
+    held = [one.detach().float().requires_grad_() for one in given_to(norm, 2, 33)]
+    for rows in (2, 2, 0, 2, 0):
+        x, dy = held[0].detach()[:rows].requires_grad_(), wide(rows, 33, seed=9).float()
+        found = gradients(norm, [x, *held[1:]], dy)
+        for gradient in found[1:]:
+            assert gradient.any() == (rows > 0)
+
+
 def test_many_threads():
     cases = [(norm, given_to(norm, *shape), wide(*shape, seed=9)) for norm in NORMS for shape in ((2, 33), (900, 130))]
     expected = [gradients(*case) for case in cases]

@@ -50,8 +50,10 @@ def repeat(rule: str, x: Array, weight: Any, bias: Array | None, eps: float, off
     # First, for no other question can be asked while a graph is being traced. The next two guards do not ask.
     if _torch is None or _is_compiling() or _forward_ad._current_level >= 0 or _count_modes():
         return None
-    # Nor do they, for a nested tensor, but end the process.
-    if getattr(x, "is_nested", True) or getattr(weight, "is_nested", False) or getattr(bias, "is_nested", False):
+    # Asked of a nested tensor, guards would end the process.
+    if getattr(x, "is_nested", None) is not False:
+        return None
+    if getattr(weight, "is_nested", False) is not False or getattr(bias, "is_nested", False) is not False:
         return None
     attempt = _latest.get(rule)
     if attempt is not None:
@@ -87,9 +89,9 @@ def _ask(key: tuple[Any, ...], x: Array, weight: Any, bias: Array | None) -> Arr
         b = bias.dtype
     recipe = _recipes.get((rule, dtype, features, eps, offset, w, b))
     size = x.numel()
-    if recipe is None or size > recipe.most_elements or any(map(_lacks_memory, (x, weight, bias))):
+    if recipe is None or not 0 < size <= recipe.most_elements or any(map(_lacks_memory, (x, weight, bias))):
         return None
-    if _guards is not None and size:
+    if _guards is not None:
         if len(_attempts) >= _MOST_RECIPES:
             _attempts.clear()
         is_seen_again = key in _attempts
