@@ -1,10 +1,15 @@
-"""The norms as functions of torch tensors: kernels on the CPU, operators in a graph, torch's own elsewhere."""
+"""The norms as functions of torch tensors: kernels on the CPU, operators in a graph, torch's own elsewhere.
+
+A graph of torch.fx has them as calls of these functions, as it has those of torch.nn.functional.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch.fx import Proxy
+from torch.overrides import handle_torch_function
 
 from anynorm import _norms, _torch_ops, _torch_own
 from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
@@ -38,6 +43,8 @@ def layer_norm(
     """
     if _is_compiling():
         return _traced(LAYER_NORM, x, weight, bias, axis, eps, weight_offset)
+    if type(x) is not Tensor and isinstance(x, Proxy):
+        return handle_torch_function(layer_norm, (x,), x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
     if _is_here(x):
         return _norms.layer_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)  # type: ignore[no-any-return]
     return _torch_own.norm(LAYER_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
@@ -62,6 +69,8 @@ def rms_norm(
     """
     if _is_compiling():
         return _traced(RMS_NORM, x, weight, bias, axis, eps, weight_offset)
+    if type(x) is not Tensor and isinstance(x, Proxy):
+        return handle_torch_function(rms_norm, (x,), x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
     if _is_here(x):
         return _norms.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)  # type: ignore[no-any-return]
     return _torch_own.norm(RMS_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
@@ -78,6 +87,8 @@ def scale_norm(x: Tensor, scale: Tensor | float | None = None, *, axis: Axis = -
     """
     if _is_compiling():
         return _traced(SCALE_NORM, x, scale, None, axis, eps, 0.0)
+    if type(x) is not Tensor and isinstance(x, Proxy):
+        return handle_torch_function(scale_norm, (x,), x, scale, axis=axis, eps=eps)
     if _is_here(x):
         return _norms.scale_norm(x, scale, axis=axis, eps=eps)  # type: ignore[no-any-return]
     return _torch_own.norm(SCALE_NORM, x, scale, axis=axis, eps=eps)
@@ -103,6 +114,10 @@ def add_layer_norm(
     >>> anynorm.torch.add_layer_norm(torch.ones(2), torch.tensor([0.0, 2.0]), eps=0.0)
     (tensor([-1.,  1.]), tensor([1., 3.]))
     """
+    if type(x) is not Tensor and isinstance(x, Proxy):
+        return handle_torch_function(
+            add_layer_norm, (x,), x, residual, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset
+        )
     if _is_here(x) and not _is_compiling():
         options = {"axis": axis, "eps": eps, "weight_offset": weight_offset}
         return _norms.add_layer_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
@@ -128,6 +143,10 @@ def add_rms_norm(
     >>> anynorm.torch.add_rms_norm(torch.ones(2), torch.tensor([0.0, 6.0]), eps=0.0)
     (tensor([0.2000, 1.4000]), tensor([1., 7.]))
     """
+    if type(x) is not Tensor and isinstance(x, Proxy):
+        return handle_torch_function(
+            add_rms_norm, (x,), x, residual, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset
+        )
     if _is_here(x) and not _is_compiling():
         options = {"axis": axis, "eps": eps, "weight_offset": weight_offset}
         return _norms.add_rms_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]

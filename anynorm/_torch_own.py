@@ -1,4 +1,7 @@
-"""The norms by torch's own operators, for devices that there is no kernel for here: they are fused there, too."""
+"""The norms by torch's own operators: for TorchScript, and for devices without a kernel here, where they are fused too.
+
+torch.jit.script compiles `layer_norm`, `rms_norm` and `scale_norm`, and takes the types from the annotations.
+"""
 
 from __future__ import annotations
 
@@ -36,22 +39,74 @@ def norm(
 
 def _norm(call: Call, x: Tensor, axes: tuple[int, ...]) -> Tensor:
     """The norm of x over its last axes."""
-    rule, bias, eps = call.rule, call.bias, call.eps
     weight: Any = call.weight
-    if not rule.averaged:
-        length = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-        y: Tensor = x / length.clamp_min(eps)
-        return (y if weight is None else y * weight).to(x.dtype)
-    if weight is not None and call.weight_offset:
-        # In bfloat16, 1 + weight would have lost all but two or three digits.
-        weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + call.weight_offset
-    dtype = x.dtype
-    for parameter in (weight, bias):
-        if parameter is not None:
-            dtype = torch.promote_types(dtype, parameter.dtype)
-    shape = x.shape[x.ndim - len(axes) :]
-    wide, weight, bias = (None if one is None else one.to(dtype) for one in (x, weight, bias))
-    if rule.centred:
-        return functional.layer_norm(wide, shape, weight, bias, eps).to(x.dtype)  # type: ignore[arg-type]
-    y = functional.rms_norm(wide, shape, weight, eps)  # type: ignore[arg-type]
+    if not call.rule.averaged:
+        if isinstance(weight, float):
+            return scale_norm(x, list(axes), None, weight, call.eps)
+        return scale_norm(x, list(axes), weight, 1.0, call.eps)
+    own = layer_norm if call.rule.centred else rms_norm
+    return own(x, list(x.shape[x.ndim - len(axes) :]), weight, call.bias, call.eps, call.weight_offset)
+
+
+def layer_norm(
+    x: Tensor,
+    shape: list[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    weight_offset: float,
+) -> Tensor:
+    """Normalize over the last axes, of that shape."""
+    weight = _whole(weight, weight_offset)
+    dtype = _widest(x, weight, bias)
+    weight = None if weight is None else weight.to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    return functional.layer_norm(x.to(dtype), shape, weight, bias, eps).to(x.dtype)
+
+
+def rms_norm(
+    x: Tensor,
+    shape: list[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    weight_offset: float,
+) -> Tensor:
+    """Likewise; without an eps, by torch's own for the dtype."""
+    weight = _whole(weight, weight_offset)
+    dtype = _widest(x, weight, bias)
+    weight = None if weight is None else weight.to(dtype)
+    y = functional.rms_norm(x.to(dtype), shape, weight, eps)
     return (y if bias is None else y + bias).to(x.dtype)
+
+
+def scale_norm(
+    x: Tensor,
+    axes: list[int],
+    scale: Tensor | None,
+    number: float,
+    eps: float,
+) -> Tensor:
+    """Give rows the length of a number times the scale."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, 2.0, axes, True, dtype=dtype)
+    y = x / length.clamp_min(eps) * number
+    y = y if scale is None else y * scale
+    return y.to(x.dtype)  # type: ignore[no-any-return]
+
+
+def _whole(weight: Tensor | None, offset: float) -> Tensor | None:
+    """The weight and what is added to it; in bfloat16, 1 + weight would have lost all but two or three digits."""
+    if weight is None or offset == 0.0:
+        return weight
+    return weight.to(torch.promote_types(weight.dtype, torch.float32)) + offset
+
+
+def _widest(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> int:  # what a dtype is to TorchScript
+    """The dtype in which all three can be computed."""
+    dtype = x.dtype
+    if weight is not None:
+        dtype = torch.promote_types(dtype, weight.dtype)
+    if bias is not None:
+        dtype = torch.promote_types(dtype, bias.dtype)
+    return dtype  # type: ignore[return-value]

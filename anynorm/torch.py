@@ -1,16 +1,19 @@
 """LayerNorm, RMSNorm and ScaleNorm as torch modules and functions, for training and for torch.compile.
 
-On the CPU they run through anynorm's fused kernels, forward and backward; on other devices through torch's own
-operators. The modules are subclasses of torch's, with the same parameters under the same names.
+On the CPU they run through anynorm's fused kernels, forward and backward; on other devices, and in TorchScript, through
+torch's own operators. The modules are subclasses of torch's, with the same parameters under the same names; they take
+nested tensors too.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import torch
 
+from anynorm import _torch_forward, _torch_own
 from anynorm._check import check_number
 from anynorm._torch_functions import add_layer_norm, add_rms_norm, layer_norm, rms_norm, scale_norm
 
@@ -26,7 +29,6 @@ __all__ = [
 ]
 
 Tensor = torch.Tensor
-Axis = int | tuple[int, ...]
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -77,9 +79,10 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize a tensor whose last axes have the normalized shape."""
-        axis = _axis_of(self.normalized_shape, input)
-        offset = self.weight_offset if self.weight is not None else 0.0
-        return layer_norm(input, self.weight, self.bias, axis=axis, eps=self.eps, weight_offset=offset)
+        shape, offset = self.normalized_shape, self.weight_offset
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return _torch_own.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
+        return _torch_forward.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)
 
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
@@ -93,8 +96,8 @@ class RMSNorm(torch.nn.RMSNorm):
     ----------
     normalized_shape : int or tuple of ints
         The lengths of the last axes, which are normalized.
-    eps : float
-        A number always; torch's None stands for another one in each dtype, 1.2e-7 for float32.
+    eps : float, optional
+        None as in torch.nn.RMSNorm: the eps of the dtype that torch computes in, 1.2e-7 for float32.
     elementwise_affine, device, dtype
         As in torch.nn.RMSNorm.
     bias : bool
@@ -109,7 +112,7 @@ class RMSNorm(torch.nn.RMSNorm):
     >>> import torch, anynorm.torch
     >>> norm = anynorm.torch.RMSNorm(2)
     >>> norm
-    RMSNorm((2,), eps=1e-06, elementwise_affine=True)
+    RMSNorm((2,), eps=None, elementwise_affine=True)
     >>> norm(torch.tensor([[1.0, 7.0]]))
     tensor([[0.2000, 1.4000]], grad_fn=<_NormBackward>)
     """
@@ -117,7 +120,7 @@ class RMSNorm(torch.nn.RMSNorm):
     def __init__(
         self,
         normalized_shape: Any,
-        eps: float = 1e-6,
+        eps: float | None = None,
         elementwise_affine: bool = True,
         device: Any = None,
         dtype: Any = None,
@@ -126,7 +129,7 @@ class RMSNorm(torch.nn.RMSNorm):
         weight_offset: float = 0.0,
     ) -> None:
         self.weight_offset = check_number("weight_offset", weight_offset)  # reset_parameters needs it
-        eps = check_number("eps", eps, least=0.0)
+        eps = None if eps is None else check_number("eps", eps, least=0.0)
         super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
         held = torch.zeros(self.normalized_shape, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if held is None else torch.nn.Parameter(held))
@@ -143,9 +146,10 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize a tensor whose last axes have the normalized shape."""
-        axis = _axis_of(self.normalized_shape, x)
-        offset = self.weight_offset if self.weight is not None else 0.0
-        return rms_norm(x, self.weight, self.bias, axis=axis, eps=self.eps, weight_offset=offset)  # type: ignore[arg-type]
+        shape, offset = self.normalized_shape, self.weight_offset
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return _torch_own.rms_norm(x, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
+        return _torch_forward.rms_norm(x, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
@@ -174,8 +178,9 @@ class ScaleNorm(torch.nn.Module):
 
     def __init__(self, dim: int, eps: float = 1e-5, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        if type(dim) is not int:
+        if isinstance(dim, bool) or not hasattr(dim, "__index__"):
             raise TypeError(f"dim must be an int, got {dim!r}")
+        dim = operator.index(dim)
         if dim < 1:
             raise ValueError(f"dim must be 1 or more, got {dim}")
         self.dim, self.eps = dim, check_number("eps", eps, least=0.0)
@@ -188,15 +193,18 @@ class ScaleNorm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize a tensor whose last axis is as long as dim."""
-        axis = _axis_of((self.dim,), x)
-        return scale_norm(x, self.scale, axis=axis, eps=self.eps)
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if x.shape[-1] != self.dim:
+                raise ValueError(f"the last axis of the input must have the length {self.dim}")
+            return _torch_own.scale_norm(x, [-1], self.scale, 1.0, self.eps)
+        return _torch_forward.scale_norm(x, (self.dim,), self.scale, self.eps)
 
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
         return f"{self.dim}, eps={self.eps}"
 
 
-def _insist(norm: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+def _insist(self: torch.nn.Module, input: tuple[Tensor]) -> None:
     """Do nothing, as a hook: without one torch.nn.TransformerEncoderLayer may not call a norm but read its parameters.
 
     It takes it for a layer norm of them then, without an offset.
@@ -206,14 +214,3 @@ def _insist(norm: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
 def _start_at_one(norm: Any) -> None:
     if norm.weight is not None and norm.weight_offset:
         torch.nn.init.constant_(norm.weight, 1.0 - norm.weight_offset)
-
-
-def _axis_of(shape: tuple[int, ...], x: Tensor) -> Axis:
-    """The normalized axes of a tensor, whose lengths must be those."""
-    given = x.shape
-    if len(shape) == 1:
-        if given and given[-1] == shape[0]:
-            return -1
-    elif tuple(given[-len(shape) :]) == tuple(shape):
-        return tuple(range(-len(shape), 0))
-    raise ValueError(f"the last axes of the input must have the lengths {tuple(shape)}, got shape {tuple(given)}")

@@ -53,10 +53,10 @@ def test_state_of_layer_norms_goes_both_ways(affine, bias):
 
 @pytest.mark.parametrize("affine", [False, True])
 def test_state_of_rms_norms_goes_both_ways(affine):
-    ours, theirs = norms.RMSNorm(8, elementwise_affine=affine), torch.nn.RMSNorm(8, 1e-6, affine)
+    ours, theirs = norms.RMSNorm(8, elementwise_affine=affine), torch.nn.RMSNorm(8, elementwise_affine=affine)
     names = ["weight"] if affine else []
     assert list(ours.state_dict()) == list(theirs.state_dict()) == names
-    assert ours.eps == theirs.eps
+    assert ours.eps is theirs.eps is None
     for source, target in ((theirs, ours), (ours, theirs)):
         filled(source, seed=7)
         target.load_state_dict(source.state_dict(), strict=True)
@@ -84,6 +84,25 @@ def test_copies_are_the_same_and_apart(name, again):
     assert torch.equal(module(rows()), expected)
 
 
+@pytest.mark.parametrize("dtype", ALL)
+def test_rms_norm_without_an_eps_has_torchs(dtype):
+    """Rows are of about the root of eps, so that each eps gives another result; which one is torch's, torch shows."""
+    x = as_dtype(np.random.default_rng(0).standard_normal((3, 8)) * 2.0 ** (-25 if dtype == "float64" else -11), dtype)
+    theirs = torch.nn.RMSNorm(8, elementwise_affine=False)(TORCH.make(x)).double().numpy()
+    exact = {
+        eps: [reference.rms_norm(row, eps=eps) for row in x]
+        for eps in (torch.finfo(torch.float32).eps, torch.finfo(TORCH.make(x).dtype).eps)
+    }
+    close = [
+        rows
+        for rows in exact.values()
+        if np.allclose(theirs, [[float(e.value) for e in row] for row in rows], 0.02, 0.0)
+    ]
+    assert len(close) == 1
+    ours = norms.RMSNorm(8, elementwise_affine=False)(TORCH.make(x))
+    assert_exact(TORCH.read(ours), close[0], backend="torch, no eps", dtype=dtype, norm="rms_norm")
+
+
 def test_they_are_modules_of_torch():
     assert isinstance(norms.LayerNorm(8), torch.nn.LayerNorm)
     assert isinstance(norms.RMSNorm(8), torch.nn.RMSNorm)
@@ -97,9 +116,9 @@ def test_what_they_print():
         "LayerNorm((8,), eps=1e-05, elementwise_affine=True, bias=True, weight_offset=1.0)": norms.LayerNorm(
             8, weight_offset=1.0
         ),
-        "RMSNorm((8,), eps=1e-06, elementwise_affine=True)": norms.RMSNorm(8),
+        "RMSNorm((8,), eps=None, elementwise_affine=True)": norms.RMSNorm(8),
         "RMSNorm((8,), eps=1e-06, elementwise_affine=True, bias=True, weight_offset=0.5)": norms.RMSNorm(
-            8, bias=True, weight_offset=0.5
+            8, 1e-6, bias=True, weight_offset=0.5
         ),
         "ScaleNorm(8, eps=1e-05)": norms.ScaleNorm(8),
     }
@@ -153,6 +172,8 @@ def test_dtypes_and_devices_of_parameters(name):
 def test_forward_is_exact_and_has_the_bits_of_the_functions(name, dtype):
     kind = getattr(torch, dtype)
     options = {} if name == "ScaleNorm" else {"bias": True, "weight_offset": 0.5}
+    if name == "RMSNorm":
+        options["eps"] = 1e-6
     module, x = filled(MADE[name](dtype=kind, **options)), rows(kind)
     held = [TORCH.read(parameter) for parameter in module.parameters()]
     if name == "ScaleNorm":
@@ -214,11 +235,18 @@ def test_several_axes_that_do_not_fit():
 @every_module
 def test_arguments_that_are_none(name):
     for error, eps in ((TypeError, None), (TypeError, "1e-5"), (ValueError, -1e-5), (ValueError, float("inf"))):
+        if eps is None and name == "RMSNorm":  # as of torch's
+            continue
         with pytest.raises(error, match="eps must be"):
             MADE[name](eps=eps)
     if name != "ScaleNorm":
         with pytest.raises(TypeError, match="weight_offset must be a number"):
             MADE[name](weight_offset=None)
+
+
+def test_dimensions_of_numpy():
+    assert repr(norms.ScaleNorm(np.int64(4))) == repr(norms.ScaleNorm(4))
+    assert type(norms.ScaleNorm(np.int64(4)).dim) is int
 
 
 @pytest.mark.parametrize(("error", "dim"), [(ValueError, 0), (ValueError, -1), (TypeError, 2.0), (TypeError, True)])

@@ -1,0 +1,91 @@
+"""What the modules of anynorm.torch do in `forward`: the norms over the last axes, whose lengths must be those given.
+
+Besides plain tensors they take nested ones, as torch's own modules do, and proxies of torch.fx, in whose graph each
+leaves one node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx import Proxy
+from torch.overrides import handle_torch_function
+
+from anynorm import _torch_functions as functions
+
+Tensor = torch.Tensor
+Shape = tuple[int, ...]
+
+
+def _eps_of_none(dtype: torch.dtype) -> float:
+    """The eps that torch.nn.RMSNorm has for None: that of the dtype it computes in, or in older versions of x's."""
+    own = torch.finfo(dtype).eps
+    if dtype.itemsize > 2:
+        return own
+    small = torch.full((1,), 2.0**-6, dtype=dtype, device="cpu")
+    return own if torch.nn.functional.rms_norm(small, (1,)).item() < 0.9 else torch.finfo(torch.float32).eps
+
+
+_EPS = {dtype: _eps_of_none(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+
+
+def layer_norm(
+    x: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float, offset: float
+) -> Tensor:
+    """Apply layer_norm over the last axes; without a weight there is no offset."""
+    if _is_other(x):
+        return _of_others(layer_norm, x, shape, weight, bias, eps, offset)
+    return functions.layer_norm(x, weight, bias, axis=_axis_of(shape, x), eps=eps, weight_offset=_used(offset, weight))
+
+
+def rms_norm(
+    x: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float | None, offset: float
+) -> Tensor:
+    """Likewise for rms_norm; without an eps, by that of torch for the dtype."""
+    if _is_other(x):
+        return _of_others(rms_norm, x, shape, weight, bias, eps, offset)
+    eps = _EPS.get(x.dtype, 0.0) if eps is None else eps
+    return functions.rms_norm(x, weight, bias, axis=_axis_of(shape, x), eps=eps, weight_offset=_used(offset, weight))
+
+
+def scale_norm(x: Tensor, shape: Shape, scale: Tensor, eps: float) -> Tensor:
+    """Likewise for scale_norm."""
+    if _is_other(x):
+        return _of_others(scale_norm, x, shape, scale, eps)
+    return functions.scale_norm(x, scale, axis=_axis_of(shape, x), eps=eps)
+
+
+def _used(offset: float, weight: Tensor | None) -> float:
+    return 0.0 if weight is None else offset
+
+
+def _is_other(x: Any) -> bool:
+    return isinstance(x, Proxy) or bool(getattr(x, "is_nested", False))
+
+
+def _of_others(norm: Callable[..., Tensor], x: Any, *arguments: Any) -> Tensor:
+    """A norm as a node of a graph, or of what a nested tensor holds, laid out as that is."""
+    if isinstance(x, Proxy):
+        return handle_torch_function(norm, (x,), x, *arguments)
+    if x.layout == torch.strided:
+        parts = [norm(part, *arguments) for part in x.unbind()]
+        return torch.nested.as_nested_tensor(parts, dtype=x.dtype, device=x.device)
+    ragged = [axis for axis, length in enumerate(x.shape) if not isinstance(length, int)]
+    if ragged and ragged[0] >= x.ndim - len(arguments[0]):
+        raise ValueError(f"the last axes of the input must have the lengths {arguments[0]}, got shape {tuple(x.shape)}")
+    values = norm(x.values(), *arguments)
+    jagged_dim = ragged[0] if ragged else 1
+    return torch.nested.nested_tensor_from_jagged(values, x.offsets(), x.lengths(), jagged_dim=jagged_dim)
+
+
+def _axis_of(shape: Shape, x: Tensor) -> int | Shape:
+    """The normalized axes of a tensor, whose lengths must be those."""
+    given = x.shape
+    if len(shape) == 1:
+        if given and given[-1] == shape[0]:
+            return -1
+    elif tuple(given[-len(shape) :]) == tuple(shape):
+        return tuple(range(-len(shape), 0))
+    raise ValueError(f"the last axes of the input must have the lengths {tuple(shape)}, got shape {tuple(given)}")
