@@ -1,24 +1,46 @@
-"""What a command shows on the terminal while it works, and how it is stopped from there."""
+"""What a command shows on the terminal, and how it is stopped from there."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: control characters, which names in files may hold, are escaped."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def say(text: str, file: IO[str] | None) -> None:
+    """Print a line, in what of it the encoding of the file has."""
+    if file is not None:  # it was closed by whoever started the command
+        encoding = getattr(file, "encoding", None) or "utf-8"
+        print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=file)
+
+
+def silence_output() -> None:
+    """Have what is left for a standard output that nobody reads go nowhere, without a word when Python ends."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:  # it is no file
+        sys.stdout = None
 
 
 @contextmanager
 def progress(what: str, total: int | None) -> Iterator[Callable[[int], Any]]:
     """A progress bar on a terminal, where tqdm is installed."""
-    if importlib.util.find_spec("tqdm") is None:
+    if importlib.util.find_spec("tqdm") is None or sys.stderr is None:
         yield lambda nbytes: None
         return
     from tqdm import tqdm
 
-    with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=None, leave=False) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc=printable(what), disable=None, leave=False) as bar:
         yield bar.update
 
 

@@ -3,50 +3,53 @@
 from __future__ import annotations
 
 import argparse
-import shlex
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anynorm
-from anynorm._files import (
-    Job,
-    Place,
-    UnfinishedError,
-    describe,
-    map_npy,
-    nbytes_of,
-    normalize,
-    normalize_where_it_is,
-    path_of_journal,
-)
+from anynorm._files import Job, Place, describe, load_npy, nbytes_of, normalize, normalize_in_place
 from anynorm._info import print_info
-from anynorm._terminal import progress, terminable
+from anynorm._terminal import printable, progress, say, silence_output, terminable
 
-_DEFAULT_EPS = {"layer": 1e-5, "rms": 1e-6, "scale": 1e-5}
+_NORMS: dict[str, Callable[..., Any]] = {
+    "layer": anynorm.layer_norm, "rms": anynorm.rms_norm, "scale": anynorm.scale_norm
+}  # fmt: skip
+_DEFAULT_EPS = {name: inspect.signature(norm).parameters["eps"].default for name, norm in _NORMS.items()}
 
 _DESCRIPTION = """
 Normalize a file of any size into another of the same format, or in place, a few blocks at a time, so that memory stays
 flat. The suffix tells the format: .npy, .safetensors, .zarr or .parquet; - is standard input or output, as .npy.
 """
+# What --moments has no use for, by the name of its value.
+_NOT_WITH_MOMENTS = ("norm", "weight", "bias", "scale", "axis", "eps", "dtype", "on_nan", "in_place", "force")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Arguments stand in the message as they were given."""
+        super().error(printable(message))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     parsed = _parser().parse_args(arguments)
-    parsed.said = shlex.join(["anynorm", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         with terminable():
             status: int = parsed.run(parsed)
+            if sys.stdout is not None:
+                sys.stdout.flush()
             return status
     except KeyboardInterrupt:
         written = "" if getattr(parsed, "target", None) == "-" else "; nothing was written"
         return _fail(f"interrupted{written}", 130)
+    except BrokenPipeError:  # whoever read the output has enough of it
+        silence_output()
+        return 141  # as for a command that SIGPIPE ends
     except MemoryError:
         return _fail("out of memory; nothing was written", 1)
-    except UnfinishedError as error:
-        return _fail(str(error), error.status)
     except OSError as error:
         where = f"{error.filename}: " if error.filename and error.strerror else ""
         return _fail(f"{where}{error.strerror or error}", 1)
@@ -55,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="anynorm", description=anynorm.__doc__)
+    parser = _Parser(prog="anynorm", description=anynorm.__doc__)
     parser.add_argument("--version", action="version", version=f"anynorm {anynorm.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
@@ -66,14 +69,13 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_normalize)
     command.add_argument("source", metavar="IN", type=_place)
     command.add_argument("target", metavar="OUT", type=_place, nargs="?", help="left out with --in-place or --moments")
-    command.add_argument("--norm", choices=sorted(_DEFAULT_EPS), help="which norm")
+    command.add_argument("--norm", choices=sorted(_NORMS), help="which norm")
     command.add_argument("--weight", metavar="W.npy", type=Path, help="for layer and rms: a factor for each feature")
     command.add_argument("--bias", metavar="B.npy", type=Path, help="for layer and rms: added to each feature")
-    command.add_argument("--scale", metavar="NUMBER", type=float, help="for scale: the length of a row (default 1)")
-    command.add_argument(
-        "--axis", metavar="AXES", type=_axes, default=(-1,), help="normalized axes: -1 (default), 0, or --axis=-2,-1"
-    )
-    command.add_argument("--eps", metavar="NUMBER", type=float, help="default 1e-5; for rms 1e-6")
+    command.add_argument("--scale", metavar="NUMBER", type=_number, help="for scale: the length of a row (default 1)")
+    command.add_argument("--axis", metavar="AXES", type=_axes, help="normalized axes: -1 (default), 0, or --axis=-2,-1")
+    eps = ", ".join(f"{name} {default}" for name, default in _DEFAULT_EPS.items())
+    command.add_argument("--eps", metavar="NUMBER", type=_number, help=f"default: {eps}")
     command.add_argument(
         "--dtype",
         choices=("float16", "bfloat16", "float32", "float64"),
@@ -89,12 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         help="which of several tensors (may be repeated) or columns of the file; the others are copied",
     )
     command.add_argument(
-        "--on-nan",
-        choices=("keep", "fail"),
-        default="keep",
-        help="rows with NaN or Inf: NaN throughout (default), or fail",
+        "--on-nan", choices=("keep", "fail"), help="rows with NaN or Inf: NaN throughout (default), or fail"
     )
-    command.add_argument("--in-place", action="store_true", help="normalize IN itself; if killed, run it again")
+    command.add_argument("--in-place", action="store_true", help="put the result in the place of IN")
     command.add_argument("--moments", action="store_true", help="print the statistics of IN and write nothing")
     command.add_argument("--force", action="store_true", help="overwrite OUT")
     return parser
@@ -104,48 +103,51 @@ def _normalize(parsed: argparse.Namespace) -> int:
     if parsed.moments:
         return _describe(parsed)
     if parsed.norm is None:
-        raise ValueError(f"--norm is missing; it is one of {', '.join(sorted(_DEFAULT_EPS))}")
+        raise ValueError(f"--norm is missing; it is one of {', '.join(sorted(_NORMS))}")
     if parsed.in_place:
         if parsed.target is not None or parsed.source == "-":
             raise ValueError("--in-place takes one file and writes no other; leave OUT away")
+        if parsed.force:
+            raise ValueError("--force is for OUT; leave it away with --in-place")
     elif parsed.target is None:
         raise ValueError("OUT is missing; name a file to write, or pass --in-place")
-    job, target = _job(parsed), parsed.target
+    job = _job(parsed)
     with _progress(parsed) as advance:
-        if parsed.in_place or target is None:
-            nans = normalize_where_it_is(parsed.source, job, said=parsed.said, advance=advance)
+        if parsed.target is None:
+            counts = normalize_in_place(parsed.source, job, advance=advance)
         else:
-            nans = normalize(parsed.source, target, job, overwrite=parsed.force, advance=advance)
-    if nans is None:
-        journal = path_of_journal(parsed.source.resolve())
-        _tell(f"{parsed.source} is as this command has left it; remove {journal} to normalize it once more")
-    elif nans.count:
-        _tell(nans.report())
+            counts = normalize(parsed.source, parsed.target, job, overwrite=parsed.force, advance=advance)
+    for line in counts.lines():
+        _tell(line)
     return 0
 
 
 def _job(parsed: argparse.Namespace) -> Job:
-    weight = None if parsed.weight is None else map_npy(parsed.weight)
-    bias = None if parsed.bias is None else map_npy(parsed.bias)
     if parsed.norm == "scale":
-        if weight is not None or bias is not None:
+        if parsed.weight is not None or parsed.bias is not None:
             raise ValueError("--norm scale takes --scale, not --weight or --bias")
-        weight = parsed.scale
-    elif parsed.scale is not None:
-        raise ValueError(f"--norm {parsed.norm} takes --weight and --bias, not --scale")
+        weight, bias = parsed.scale, None
+    else:
+        if parsed.scale is not None:
+            raise ValueError(f"--norm {parsed.norm} takes --weight and --bias, not --scale")
+        weight, bias = (None if path is None else load_npy(path) for path in (parsed.weight, parsed.bias))
     eps = _DEFAULT_EPS[parsed.norm] if parsed.eps is None else parsed.eps
-    names, fails_on_nan = tuple(parsed.names), parsed.on_nan == "fail"
-    return Job(f"{parsed.norm}_norm", weight, bias, parsed.axis, eps, parsed.dtype, names, fails_on_nan)
+    axis, names, fails_on_nan = parsed.axis or (-1,), tuple(parsed.names), parsed.on_nan == "fail"
+    return Job(f"{parsed.norm}_norm", weight, bias, axis, eps, parsed.dtype, names, fails_on_nan)
 
 
 def _describe(parsed: argparse.Namespace) -> int:
     if parsed.target is not None:
         raise ValueError("--moments writes no file; leave OUT away")
-    job = Job("layer_norm", None, None, parsed.axis, 0.0, names=tuple(parsed.names))
+    given = [name for name in _NOT_WITH_MOMENTS if getattr(parsed, name) not in (None, False)]
+    if given:
+        option = f"--{given[0].replace('_', '-')}"
+        raise ValueError(f"--moments prints the statistics of all elements and takes no {option}; leave that away")
     with _progress(parsed) as advance:
-        found = list(describe(parsed.source, job, advance))
+        found = describe(parsed.source, Job("layer_norm", None, None, (-1,), 0.0, names=tuple(parsed.names)), advance)
     for one in found:
-        print(*one.lines(), sep="\n")
+        for line in one.lines():
+            say(line, sys.stdout)
     return 0
 
 
@@ -163,6 +165,13 @@ def _place(text: str) -> Place:
     return "-" if text == "-" else Path(text)
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
 def _axes(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
@@ -171,7 +180,7 @@ def _axes(text: str) -> tuple[int, ...]:
 
 
 def _tell(message: str) -> None:
-    print(f"anynorm: {' '.join(message.split())}", file=sys.stderr)
+    say(f"anynorm: {message}", sys.stderr)
 
 
 def _fail(message: str, status: int) -> int:

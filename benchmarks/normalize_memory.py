@@ -54,8 +54,7 @@ def main():
                     if what != "cp":
                         subprocess.run(["sync", target], check=True)
                 seconds[what].append(time.perf_counter() - start)
-                for written in (target, source.with_name(f".{source.name}.anynorm-journal")):
-                    written.unlink(missing_ok=True)
+                target.unlink(missing_ok=True)
     print(f"float32 of shape ({rows}, {FEATURES})\n{'':32}{'seconds':>10}{'/ cp':>8}{'/ cp, sync':>12}{'peak MB':>10}")
     for what, taken in seconds.items():
         ratios = [statistics.median(map(float.__truediv__, taken, seconds[of])) for of in ("cp", "cp, sync")]

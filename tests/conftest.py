@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 import anynorm
-from anynorm._files import in_place, raw
+from anynorm._files import raw
 from tests import backends, compiled, tolerances
 from tests.backends import HAS_NUMBA
 
@@ -87,8 +87,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Files are read and written in blocks of 64 bytes."""
-    for module in (raw, in_place):
-        monkeypatch.setattr(module, "BLOCK_NBYTES", 64)
+    monkeypatch.setattr(raw, "BLOCK_NBYTES", 64)
 
 
 @pytest.fixture(autouse=True, scope="session")

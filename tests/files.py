@@ -9,6 +9,7 @@ import numpy as np
 
 import anynorm
 from anynorm import cli
+from anynorm._files.job import Task
 
 NORMS = {"layer": anynorm.layer_norm, "rms": anynorm.rms_norm, "scale": anynorm.scale_norm}
 FLOATS = ("float16", "float32", "float64")
@@ -35,6 +36,23 @@ def parametrized(norm, x, axis):
 
 def normalize(*options, target="y.npy"):
     return cli.main(["normalize", "x.npy", target, "--norm", "layer", *options])  # of two norms, the last counts
+
+
+def in_place(*options, source="x.npy"):
+    return cli.main(["normalize", source, "--in-place", "--norm", "layer", *options])
+
+
+def meanwhile(monkeypatch, change):
+    """Have another program change something once, while the second block of a file is at work or a later one."""
+    really, calls = Task.widened, []
+
+    def widened(task, x):
+        calls.append(task)
+        if len(calls) == 2:
+            change()
+        return really(task, x)
+
+    monkeypatch.setattr(Task, "widened", widened)
 
 
 def assert_same_bits(got, want):

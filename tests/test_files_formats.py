@@ -239,9 +239,6 @@ def test_parquet_null_in_place_of_lists(kind, capsys, folder):
     assert new["e"].is_null().equals(old["e"].is_null())
     there = ~old["e"].is_null().to_numpy()
     assert_same_bits(rows_of(new, "float32"), anynorm.layer_norm(x[there]))
-    assert normalize("x.parquet", None, "--in-place") == 0
-    assert_one_line(capsys.readouterr().err, "is as this command has left it")
-    assert pq.read_table("x.parquet").equals(new)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -273,12 +270,12 @@ def save_odd_files():
     [
         ("x.safetensors", "holds"),
         ("x.safetensors --tensor f", "x.safetensors holds no f; it holds"),
-        ("x.safetensors --tensor ids", "cannot be normalized"),
-        ("ids.safetensors", "cannot be normalized"),
+        ("x.safetensors --tensor ids", "ids holds I64"),
+        ("ids.safetensors", "ids holds I64"),
         ("text.safetensors", "text.safetensors is not a readable .safetensors file"),
         ("cut.safetensors", "cut.safetensors is not a readable .safetensors file"),
         ("x.zarr", "x.zarr holds"),
-        ("x.zarr --tensor ids", "real floating dtype"),
+        ("x.zarr --tensor ids", "ids holds int64"),
         ("x.zarr --tensor e --dtype bfloat16", "Zarr has no bfloat16"),
         ("x.zarr --in-place", "cannot be normalized in place"),
         ("empty.zarr", "empty.zarr cannot be read"),

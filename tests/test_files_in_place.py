@@ -1,269 +1,288 @@
-"""Files normalized in place: killed wherever a run may be, the same command completes them, each row once."""
+"""Files normalized in place: killed wherever a run may be, there is the old file or the new one."""
 
-import errno
 import os
+import re
+import stat
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import anynorm
 from anynorm import cli
-from anynorm._files import in_place, journal
-from tests.files import assert_few_ulp, assert_one_line, assert_refused, assert_same_bits, save_x
+from anynorm._files import target
+from anynorm._files.target import replacing
+from tests.files import (
+    assert_few_ulp,
+    assert_one_line,
+    assert_refused,
+    assert_same_bits,
+    contents,
+    in_place,
+    meanwhile,
+    save_x,
+)  # fmt: skip
 from tests.processes import script
 
 pytestmark = [
     pytest.mark.usefixtures("folder"),
-    pytest.mark.skipif(os.name != "posix", reason="SIGKILL and locks as POSIX has them"),
+    pytest.mark.skipif(os.name != "posix", reason="SIGKILL, links and locks as POSIX has them"),
 ]
 
-JOURNAL = ".x.npy.anynorm-journal"
 
-# Runs a command in a child of its own again and again, each time killed one step later, and the command once more
-# after each; a step is a wait for the disk, or half of what is written into the journal or the file.
+@pytest.mark.parametrize("options", [("--axis=-1",), ("--axis=0",), ("--axis=-1", "--dtype=float64")])
+def test_result(small_blocks, folder, options):
+    x = save_x((30, 6))
+    assert in_place(*options) == 0
+    if "--dtype=float64" in options:
+        assert_same_bits(np.load("x.npy"), anynorm.layer_norm(x.astype("float64")))
+    else:
+        assert_few_ulp(np.load("x.npy"), anynorm.layer_norm(x, axis=int(options[0][7:])))
+    assert os.listdir(folder) == ["x.npy"]
+
+
+# Runs a command in a child of its own again and again, each time killed one step later: at a write of half a block, a
+# wait for the disk, or just before or after the file is renamed.
 KILLED = """
-import itertools, os, shutil, signal, sys
+import itertools, os, signal, sys
 from pathlib import Path
 from anynorm import cli
-from anynorm._files import in_place, raw
-from anynorm._files.journal import Journal
+from anynorm._files import raw
 
-in_place.BLOCK_NBYTES = raw.BLOCK_NBYTES = 64
-command, written, step = sys.argv[1].split(), Path(sys.argv[2]), sys.argv[3]
+raw.BLOCK_NBYTES = 64
+command, written = sys.argv[1].split(), Path(sys.argv[2])
 
-def half(write):  # the method that writes its last argument
-    def halved(*arguments):
+def killed(function, half=lambda *arguments: None):
+    def step(*arguments):
         if next(count) == kill_at:
-            write(*arguments[:-1], arguments[-1][: len(arguments[-1]) // 2])
+            half(*arguments)
             os.kill(os.getpid(), signal.SIGKILL)
-        write(*arguments)
-    return halved
+        function(*arguments)
+        if next(count) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return step
 
-def half_record(self, start, told, data):
-    if next(count) == kill_at:
-        packed = b"".join(bytes(part) for part in journal._packed(told, data))
-        self._file.seek(start)
-        self._file.write(packed[: len(packed) - len(data) // 2 - 1])
-        self._file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    put_at(self, start, told, data)
-
-def killed_sync(descriptor):
-    if next(count) == kill_at:
-        os.kill(os.getpid(), signal.SIGKILL)
+def half_a_block(sink, box, y):
+    sink._file.write(bytes(y.reshape(-1).view("uint8"))[: y.nbytes // 2])
+    sink._file.flush()
 
 def run(at):
-    global kill_at, count, put_at, journal
+    global kill_at, count
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    from anynorm._files import journal
-    kill_at, count, put_at = at, itertools.count(), Journal._put_at
-    if step == "block":
-        in_place._JournaledSink._put = half(in_place._JournaledSink._put)
-    elif step == "record":
-        Journal._put_at = half_record
-    os.fsync = killed_sync if step == "sync" else lambda descriptor: None  # which is for a loss of power
+    kill_at, count = at, itertools.count()
+    raw.RawSink.write = killed(raw.RawSink.write, half_a_block)
+    os.replace = killed(os.replace)
+    os.fsync = killed(lambda descriptor: None)  # which is for a loss of power
     os._exit(cli.main(command))
 
-originals = {path: path.read_bytes() for path in Path().iterdir()}
-def renew():
-    for path in Path().iterdir():
-        path.unlink()
-    for path, content in originals.items():
-        path.write_bytes(content)
-
+original = written.read_bytes()
+others = {path: path.read_bytes() for path in Path().iterdir() if path != written}
 assert run(-1) == 0
-old, new = originals[written], written.read_bytes()
-half_way = 0
+new, found = written.read_bytes(), {"old": 0, "new": 0}
 for kill_at in itertools.count():
-    renew()
+    written.write_bytes(original)
     status = run(kill_at)
     if status == 0:
         break
     assert status == -signal.SIGKILL, status
     now = written.read_bytes()
-    half_way += now not in (old, new)
+    found[{original: "old", new: "new"}[now]] += 1
+    written.write_bytes(original)
     assert run(-1) == 0
     assert written.read_bytes() == new
-    changed = [path for path in originals if path != written and path.read_bytes() != originals[path]]
-    assert not changed, changed
-    left = set(Path().iterdir()) - set(originals)
-    assert left <= {Path(f".{written}.anynorm-journal")}, left
-print(kill_at, half_way)
+    assert {path: path.read_bytes() for path in Path().iterdir() if path != written} == others
+print(found["old"], found["new"])
 """
-
-
-def save_weight(features):
-    np.save("w.npy", np.random.default_rng(1).standard_normal(features) + 2)
-
-
-@pytest.mark.parametrize("step", ["sync", "record", "block"])
-@pytest.mark.parametrize(("axis", "order"), [("-1", "C"), ("0", "C"), ("-1", "F")])
-def test_killed_at_each_step(step, axis, order):
-    save_x((12, 6), order=order)
-    save_weight(12 if axis == "0" else 6)
-    command = f"normalize x.npy --in-place --norm rms --axis {axis} --weight w.npy"
-    kills, half_way = map(int, killed(command, "x.npy", step))
-    assert kills > 4
-    assert half_way > 2
 
 
 @pytest.mark.parametrize(
     ("command", "written"),
     [
-        ("normalize x.npy --in-place --norm layer --dtype float64", "x.npy"),
-        ("normalize x.npy y.npy --force --norm layer --axis 0", "y.npy"),
-        ("normalize x.npy y.npy --norm scale --force", "y.npy"),
+        ("normalize x.npy --in-place --norm rms", "x.npy"),
+        pytest.param("normalize x.npy --in-place --norm layer --axis 0", "x.npy", marks=pytest.mark.thorough),
+        pytest.param("normalize x.npy y.npy --force --norm scale", "y.npy", marks=pytest.mark.thorough),
     ],
 )
-def test_killed_where_a_whole_file_takes_the_place(command, written):
-    save_x((20, 6))
+def test_killed_at_each_step(command, written):
+    save_x((12, 6))
     Path("y.npy").write_bytes(b"precious")
-    kills, half_way = map(int, killed(command, written, "sync"))
-    assert kills > 1
-    assert half_way == 0
+    code = f"import sys; sys.argv[1:] = {[command, written]!r}\n{KILLED}"
+    old, new = map(int, script(code, ANYNORM_KERNEL="definition"))
+    assert old > 8
+    assert new == 3  # after the file is renamed, and at the wait for its folder
 
 
-def killed(command, written, step):
-    code = f"import sys; sys.argv[1:] = {[command, written, step]!r}\n{KILLED}"
-    return script(code, ANYNORM_KERNEL="definition")
-
-
-def in_place_command(*options):
-    return cli.main(["normalize", "x.npy", "--in-place", "--norm", "layer", *options])
-
-
-class StoppedError(BaseException):
-    """Stands for SIGKILL: nothing cleans up after it."""
-
-
-@pytest.fixture
-def stop_at_third_block(small_blocks):
-    """A function that runs a command until its third block is to be written."""
-
-    def stop(*options, error=StoppedError):
-        put, calls = in_place._JournaledSink._put, iter(range(100))
-
-        def third(*arguments):
-            if next(calls) == 2:
-                raise error
-            put(*arguments)
-
-        with mock.patch.object(in_place._JournaledSink, "_put", third):
-            return in_place_command(*options)
-
-    return stop
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_result(small_blocks, folder, axis):
-    x = save_x((30, 6))
-    assert in_place_command("--axis", str(axis)) == 0
-    (assert_same_bits if axis else assert_few_ulp)(np.load("x.npy"), anynorm.layer_norm(x, axis=axis))
-    assert sorted(os.listdir(folder)) == [JOURNAL, "x.npy"]
-    assert Path(JOURNAL).stat().st_size < 1000
-
-
-def test_a_file_that_is_done_is_left_until_it_changes(small_blocks, capsys):
-    x = save_x()
-    assert in_place_command() == 0
-    assert in_place_command() == 0
-    assert_one_line(capsys.readouterr().err, "is as this command has left it")
-    once = anynorm.layer_norm(x)
-    assert_same_bits(np.load("x.npy"), once)
-    assert in_place_command("--eps", "7") == 0  # another command
-    assert_same_bits(np.load("x.npy"), anynorm.layer_norm(once, eps=7.0))
-    x = save_x()
-    os.utime("x.npy", ns=(1, 1))  # two files written within one tick of the clock would look the same
-    assert in_place_command("--eps", "7") == 0
-    assert_same_bits(np.load("x.npy"), anynorm.layer_norm(x, eps=7.0))
-
-
-def test_a_symlink_stays_and_names_one_file(small_blocks, capsys, folder):
-    x = save_x()
-    Path("link.npy").symlink_to("x.npy")
-    assert cli.main(["normalize", "link.npy", "--in-place", "--norm", "layer"]) == 0
-    assert Path("link.npy").is_symlink()
-    assert in_place_command() == 0
-    assert_one_line(capsys.readouterr().err, "is as this command has left it")
-    assert_same_bits(np.load("x.npy"), anynorm.layer_norm(x))
-
-
-def test_only_the_same_command_goes_on(stop_at_third_block, capsys, folder):
-    x = save_x((30, 6))
-    with pytest.raises(StoppedError):
-        stop_at_third_block()
-    said = "half normalized by another command; run that again first: anynorm normalize x.npy --in-place --norm layer"
-    assert_refused(capsys, folder, said, "x.npy", "--in-place", "--norm", "layer", "--eps", "1")
-    assert_refused(capsys, folder, "half normalized in place", "x.npy", "y.npy", "--norm", "layer")
-    assert_refused(capsys, folder, "half normalized in place", "x.npy", "--moments")
-    assert in_place_command() == 0
-    assert_same_bits(np.load("x.npy"), anynorm.layer_norm(x))
-
-
-def test_another_file_of_that_name_is_refused(stop_at_third_block, capsys, folder):
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_new_file_is_on_disk_before_it_is_renamed_and_its_name_after(monkeypatch, folder, in_place):
     save_x((30, 6))
-    with pytest.raises(StoppedError):
-        stop_at_third_block()
-    Path("x.npy").rename("elsewhere.npy")
-    save_x((30, 6))
-    assert_refused(capsys, folder, "belongs to another file", "x.npy", "--in-place", "--norm", "layer")
+    steps = []
+
+    def sync(descriptor):
+        found = os.fstat(descriptor)
+        steps.append("folder" if stat.S_ISDIR(found.st_mode) else ("file", found.st_ino, found.st_size))
+
+    def replace(part, to):
+        steps.append(("rename", os.stat(part).st_ino))
+        os.rename(part, to)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    arguments = ["x.npy", "--in-place"] if in_place else ["x.npy", "y.npy"]
+    assert cli.main(["normalize", *arguments, "--norm", "layer"]) == 0
+    written = Path(arguments[-1] if not in_place else "x.npy").stat()
+    assert steps == [("file", written.st_ino, written.st_size), ("rename", written.st_ino), "folder"]
 
 
-def test_a_journal_that_is_none_is_refused(capsys, folder):
+def test_all_files_of_a_folder_are_on_disk_before_it_is_renamed(monkeypatch, folder):
+    synced, renamed = [], []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(target, "sync_folder", lambda path: renamed.append((path, set(synced))))
+    with target.replacing_folder(Path("y.zarr"), False) as part:
+        Path(part, "c").mkdir()
+        Path(part, "c", "0").write_bytes(b"chunk")
+        inodes = {path.stat().st_ino for path in (part, Path(part, "c"), Path(part, "c", "0"))}
+    ((synced_folder, before),) = renamed
+    assert inodes <= before
+    assert synced_folder == folder
+
+
+def test_names_cannot_be_foreseen_and_nothing_that_is_there_is_opened(monkeypatch, folder):
     save_x()
-    Path(JOURNAL).write_bytes(b"a letter")
-    assert_refused(capsys, folder, "is no journal of anynorm", "x.npy", "--in-place", "--norm", "layer")
+    opened, really = [], os.open
+
+    def record(path, flags, *more, **others):
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            opened.append((Path(path).name, flags))
+        return really(path, flags, *more, **others)
+
+    monkeypatch.setattr(os, "open", record)
+    assert in_place() == 0
+    assert in_place() == 0
+    assert len({name for name, _ in opened}) == 2
+    for name, flags in opened:
+        assert flags & os.O_EXCL
+        assert flags & os.O_CREAT
+        assert re.fullmatch(r"\.anynorm-[0-9a-f]{16}-[0-9a-f]{16}\.part", name)  # the latter are drawn
+    assert os.listdir(folder) == ["x.npy"]
 
 
-@pytest.mark.parametrize(
-    ("error", "status", "message"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device; "),
-        (KeyboardInterrupt(), 130, "interrupted; "),
-    ],
-)
-def test_stopped_half_way_says_what_to_do(stop_at_third_block, capsys, error, status, message):
-    x = save_x((30, 6))
-    assert stop_at_third_block(error=error) == status
-    assert_one_line(capsys.readouterr().err, f"{message}{Path('x.npy').resolve()} is half normalized, run the same")
-    assert in_place_command() == 0
+def test_links_and_pipes_among_what_killed_runs_have_left_are_not_followed(folder):
+    x = save_x()
+    Path("precious").write_bytes(b"precious")
+    Path("kept").mkdir()
+    Path("kept", "precious").write_bytes(b"precious")
+    prefix = target._prefix_of(Path("x.npy"))
+    Path(f"{prefix}1.part").symlink_to("precious")
+    Path(f"{prefix}2.part").symlink_to("kept")
+    os.mkfifo(f"{prefix}3.part")  # which nobody writes into
+    before = contents(folder / "kept") | {folder / "precious": b"precious"}
+    assert in_place() == 0
     assert_same_bits(np.load("x.npy"), anynorm.layer_norm(x))
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(os.listdir(folder)) == [f"{prefix}1.part", f"{prefix}2.part", "kept", "precious", "x.npy"]
 
 
-def test_no_room_for_the_journal(small_blocks, capsys, folder, monkeypatch):
-    save_x((30, 6))
-    no_room = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(journal, "reserve", mock.Mock(side_effect=no_room))
-    assert_refused(capsys, folder, "No space left on device", "x.npy", "--in-place", "--norm", "layer")
-
-
-def test_stopped_before_the_first_block_leaves_nothing(small_blocks, capsys, folder, monkeypatch):
-    save_x((30, 6))
-    monkeypatch.setattr(journal.Journal, "put", mock.Mock(side_effect=OSError(errno.EIO, "Input/output error")))
-    assert_refused(capsys, folder, "Input/output error", "x.npy", "--in-place", "--norm", "layer")
-
-
-def test_rows_with_nan_of_both_runs_are_counted(stop_at_third_block, capsys, folder):
-    x = save_x((30, 6))
-    x[1, 2], x[28, 3], x[29, 5] = np.nan, np.inf, np.nan
-    np.save("x.npy", x)
-    assert_refused(capsys, folder, "row 1 of", "x.npy", "--in-place", "--norm", "layer", "--on-nan", "fail")
-    with pytest.raises(StoppedError):
-        stop_at_third_block()
-    assert in_place_command() == 0
-    error = capsys.readouterr().err
-    assert_one_line(error, "3 rows hold NaN or Inf and are NaN throughout, the first is row 1 of")
+def test_a_symbolic_link_stays_and_what_it_leads_to_is_replaced(folder):
+    x = save_x()
+    Path("x.npy").chmod(0o640)
+    Path("link.npy").symlink_to("x.npy")
+    assert in_place(source="link.npy") == 0
+    assert Path("link.npy").is_symlink()
     assert_same_bits(np.load("x.npy"), anynorm.layer_norm(x))
+    assert Path("x.npy").stat().st_mode & 0o777 == 0o640
+    assert sorted(os.listdir(folder)) == ["link.npy", "x.npy"]
+
+
+def test_a_file_with_two_names_is_refused(small_blocks, monkeypatch, capsys, folder):
+    save_x((30, 6))
+    os.link("x.npy", "other.npy")
+    assert_refused(capsys, folder, "2 names (hard links)", "x.npy", "--in-place", "--norm", "layer")
+    Path("other.npy").unlink()
+    meanwhile(monkeypatch, lambda: os.link("x.npy", "other.npy"))
+    assert in_place() == 1
+    assert_one_line(capsys.readouterr().err, "2 names (hard links)")
+    assert sorted(os.listdir(folder)) == ["other.npy", "x.npy"]
+    Path("other.npy").unlink()
+    assert in_place() == 0
+
+
+def test_a_file_that_may_not_be_written_is_refused(monkeypatch, capsys, folder):
+    save_x()
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write whatever the mode
+    assert_refused(capsys, folder, "may not be written to", "x.npy", "--in-place", "--norm", "layer")
+
+
+def test_owner_and_attributes_are_kept_or_the_file_refused(monkeypatch, capsys, folder):
+    save_x()
+    try:
+        os.setxattr("x.npy", "user.note", b"kept")
+        attributes = ["user.note"]
+    except OSError:  # a file system without them
+        attributes = []
+    given = []
+    monkeypatch.setattr(os, "fchown", lambda descriptor, *owner: given.append(owner))
+    really = Path.stat
+
+    def of_another(path, **options):
+        found = list(really(path, **options))
+        return os.stat_result(found[:4] + [found[4] + 1, found[5] + 1] + found[6:])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", of_another)
+        patched.setattr("anynorm._files.original.Original.require_unchanged", lambda original: None)
+        assert in_place() == 0
+        assert given == [(os.getuid() + 1, really(Path("x.npy")).st_gid + 1)]
+        assert [name for name in os.listxattr("x.npy") if name.startswith("user.")] == attributes
+
+        def not_permitted(*_):
+            raise PermissionError
+
+        patched.setattr(os, "fchown", not_permitted)
+        assert_refused(capsys, folder, "belongs to another user or group", "x.npy", "--in-place", "--norm", "layer")
 
 
 def test_two_at_once_are_refused(small_blocks, capsys, folder):
     import fcntl
 
-    save_x()
+    x = save_x()
     with open("x.npy", "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert_refused(capsys, folder, "by another process", "x.npy", "--in-place", "--norm", "layer")
+    assert in_place() == 0
+    assert_same_bits(np.load("x.npy"), anynorm.layer_norm(x))
+
+
+def test_a_part_is_never_that_of_a_run_that_took_it_for_left_over(monkeypatch):
+    really, taken = target.lock, []
+
+    def lock(file):
+        if not taken:  # another run was quicker
+            taken.append(file.name)
+            os.unlink(file.name)
+        return really(file)
+
+    monkeypatch.setattr(target, "lock", lock)
+    with replacing(Path("y.npy"), False) as file:
+        file.write(b"whole")
+        assert file.name != taken[0]
+    assert Path("y.npy").read_bytes() == b"whole"
+
+
+def test_rows_with_nan_may_leave_the_file_as_it_was(small_blocks, capsys, folder):
+    x = save_x((30, 6))
+    x[28, 3] = np.inf
+    np.save("x.npy", x)
+    assert_refused(capsys, folder, "row 28 of", "x.npy", "--in-place", "--norm", "layer", "--on-nan", "fail")
+
+
+def test_tensors_beside_the_normalized_one_stay(small_blocks):
+    x = save_x((30, 6))
+    save_file({"e": x, "w": x[:4], "ids": np.arange(7)}, "x.safetensors", {"kept": "yes"})
+    assert in_place("--tensor", "e", source="x.safetensors") == 0
+    found = load_file("x.safetensors")
+    assert_same_bits(found["e"], anynorm.layer_norm(x))
+    assert_same_bits(found["w"], x[:4])
+    assert_same_bits(found["ids"], np.arange(7))

@@ -175,12 +175,11 @@ def test_streams_that_do_not_fit(small_blocks, monkeypatch, capsys, folder, chan
     assert [path.name for path in folder.iterdir()] == ["x.npy"]
 
 
-@pytest.mark.parametrize(("axis", "bad_rows"), [("-1", 2), ("0", 3), ("0,1", 1)])
-def test_statistics(small_blocks, capsys, axis, bad_rows):
+def test_statistics(small_blocks, capsys):
     x = save_x((40, 6), "float64")
     x[3, :2], x[20, 5] = np.nan, -np.inf
     np.save("x.npy", x)
-    assert cli.main(["normalize", "x.npy", "--moments", "--axis", axis]) == 0
+    assert cli.main(["normalize", "x.npy", "--moments"]) == 0
     lines = capsys.readouterr().out.splitlines()
     kept = x[np.isfinite(x)]
     assert lines[0] == "x.npy: float64 of shape (40, 6)"
@@ -190,4 +189,4 @@ def test_statistics(small_blocks, capsys, axis, bad_rows):
     ):
         assert line.strip().startswith(name)
         assert float(line.split()[-1]) == pytest.approx(want, rel=1e-14)
-    assert lines[5].split() == ["not", "finite", "3,", "in", "rows:", str(bad_rows)]
+    assert lines[5].split() == ["not", "finite", "3,", "in", "rows:", "2"]

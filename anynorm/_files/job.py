@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy
 
-from anynorm._explain import explain
 from anynorm._files.boxes import Box
+from anynorm._libraries import REAL_DTYPES
 from anynorm._moments import Moments
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 
@@ -19,7 +18,7 @@ Array = Any
 
 _NORMS: dict[str, Callable[..., Array]] = {"layer_norm": layer_norm, "rms_norm": rms_norm, "scale_norm": scale_norm}
 
-_NAME_LENGTH = 500  # of an array in messages and journals; that in a file may be of any length
+_NAME_LENGTH = 500  # of an array in messages; that in a file may be of any length
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,6 @@ class Job:
     dtype: str | None = None  # of the result; None: the file's own
     names: tuple[str, ...] = ()  # of the arrays to normalize; none: the only one there is
     fails_on_nan: bool = False
-
-    def digest(self) -> str:
-        """A digest of all that the result depends on besides the file."""
-        said = hashlib.sha256(json.dumps([self.norm, self.axis, self.eps, self.dtype, self.names]).encode())
-        for parameter in (self.weight, self.bias):
-            if isinstance(parameter, numpy.ndarray):
-                said.update(f"{parameter.dtype.str} {parameter.shape}".encode())
-                said.update(numpy.ascontiguousarray(parameter).view(numpy.uint8).data)
-            else:
-                said.update(repr(parameter).encode())
-        return said.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -89,23 +77,55 @@ class Task:
 
 
 def fit(job: Job, name: str, shape: tuple[int, ...], dtype: Any, dtype_out: Any, in_reverse: bool = False) -> Task:
-    """Check a job against an array; TypeError or ValueError where they do not fit.
+    """Check a job against an array; TypeError or ValueError, in words of the command line, where they do not fit.
 
     ``in_reverse``: the array lies in Fortran order, which is that of its transpose in C order.
     """
-    if 0 in shape:  # whose other lengths may be more than NumPy takes
-        like = numpy.empty(tuple(min(length, 1 << 20) for length in shape), dtype)
-    else:
-        like = numpy.broadcast_to(numpy.zeros((), dtype), shape)
-    explain(like, job.weight, job.bias, norm=job.norm, axis=job.axis, eps=job.eps)  # raises for what does not fit
-    axes = tuple(sorted(axis % len(shape) for axis in job.axis))
+    name = name[:_NAME_LENGTH]
+    require_float(name, dtype)
+    axes = _axes_in(job, name, shape)
+    _require_parameters(job, name, tuple(shape[axis] for axis in axes))
     weight, bias = job.weight, job.bias
     if in_reverse:
         shape, axes = shape[::-1], tuple(sorted(len(shape) - 1 - axis for axis in axes))
         weight, bias = (one.T if isinstance(one, numpy.ndarray) else one for one in (weight, bias))
-    return Task(
-        job, name[:_NAME_LENGTH], shape, axes, numpy.dtype(dtype), numpy.dtype(dtype_out), weight, bias, in_reverse
-    )
+    return Task(job, name, shape, axes, numpy.dtype(dtype), numpy.dtype(dtype_out), weight, bias, in_reverse)
+
+
+def require_float(name: str, dtype: Any) -> None:
+    """Raise TypeError for what is not a real floating dtype."""
+    if getattr(dtype, "name", None) not in REAL_DTYPES:
+        raise TypeError(f"{name} holds {dtype}; normalize takes {', '.join(REAL_DTYPES)}: convert it first")
+
+
+def _axes_in(job: Job, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The normalized axes, ascending and none negative."""
+    if not shape:
+        raise ValueError(f"{name} holds a single number, which has no axis to normalize over")
+    for one in job.axis:
+        if not -len(shape) <= one < len(shape):
+            raise ValueError(
+                f"--axis {one} does not fit {name} of shape {shape}: it must be {-len(shape)} to {len(shape) - 1}"
+            )
+    axes = tuple(sorted({one % len(shape) for one in job.axis}))
+    if len(axes) != len(job.axis):
+        raise ValueError(f"--axis {','.join(map(str, job.axis))} names an axis of {name} twice")
+    return axes
+
+
+def _require_parameters(job: Job, name: str, lengths: tuple[int, ...]) -> None:
+    for option, value in (("--weight", job.weight), ("--bias", job.bias)):
+        if isinstance(value, numpy.ndarray):
+            require_float(f"the file of {option}", value.dtype)
+            if value.shape != lengths:
+                raise ValueError(
+                    f"the file of {option} must have the shape of the normalized axes of {name}, {lengths}; "
+                    f"it has {value.shape}"
+                )
+    if job.eps < 0 or not math.isfinite(job.eps):
+        raise ValueError(f"--eps must be finite and not negative, not {job.eps}")
+    if isinstance(job.weight, float) and not math.isfinite(job.weight):
+        raise ValueError(f"--scale must be finite, not {job.weight}")
 
 
 def narrowed(y: Array, dtype: Any) -> Array:

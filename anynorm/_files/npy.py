@@ -13,20 +13,18 @@ from typing import IO, Any
 import numpy
 from numpy.lib import format as npy
 
-from anynorm._files.raw import RawArray, RawFile
-from anynorm._files.target import require_regular
+from anynorm._files.original import opened
+from anynorm._files.raw import RawArray, RawFile, fill
 
 Array = Any
 
 _MAX_HEADER_NBYTES = 10_000  # NumPy's own bound, which it looks at when the header is read
 
 
-def open_npy(path: Path) -> RawFile:
-    """Read the header of an .npy file; ValueError where it is none, OSError where it cannot be read."""
-    require_regular(path)
-    with path.open("rb") as file:
-        found = read_header(file, path)
-        length = file.seek(0, io.SEEK_END)
+def open_npy(file: IO[bytes], path: Path) -> RawFile:
+    """Read the header of an .npy file; ValueError where it is none."""
+    found = read_header(file, path)
+    length = file.seek(0, io.SEEK_END)
     (array,) = found.arrays
     if length != array.start + array.nbytes:
         kind = "is cut off" if length < array.start + array.nbytes else "holds more than its header tells"
@@ -37,13 +35,16 @@ def open_npy(path: Path) -> RawFile:
     return found
 
 
-def map_npy(path: Path) -> Array:
-    """The array of an .npy file, mapped."""
-    (array,) = open_npy(path).arrays
-    if not array.nbytes:  # nothing can be mapped
-        return numpy.empty(array.shape, array.dtype)
-    order: Any = "F" if array.in_reverse else "C"
-    return numpy.memmap(path, array.dtype, "r", array.start, array.shape, order)
+def load_npy(path: Path) -> Array:
+    """The array of an .npy file, in memory, where nobody can change it on the way."""
+    with opened(path) as original:
+        (array,) = open_npy(original.file, path).arrays
+        data = numpy.empty(array.nbytes, numpy.uint8)
+        original.file.seek(array.start)
+        fill(original.file, data)
+        original.require_unchanged()
+    values = data.view(array.dtype)
+    return values.reshape(array.shape, order="F" if array.in_reverse else "C")
 
 
 def read_header(file: IO[bytes], path: Path) -> RawFile:
@@ -64,6 +65,11 @@ def read_header(file: IO[bytes], path: Path) -> RawFile:
     ) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(f"{path} is not a readable .npy file: {reason}") from None
+    if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
+        raise ValueError(
+            f"{path} holds elements of two bytes without a type (|V2), as numpy.save writes bfloat16; save it as "
+            ".safetensors, or as float32: numpy.save(path, numpy.load(path).view(ml_dtypes.bfloat16).astype('float32'))"
+        )
     in_reverse = fortran and len(shape) > 1
     array = RawArray("", shape, dtype, len(header), math.prod(shape) * dtype.itemsize, in_reverse)
 

@@ -32,7 +32,7 @@ def overlap(
     failed = False
 
     def write_unless_failed(item: Item, result: Any) -> None:
-        """A journal would take a later block for a sign that those before are written."""
+        """On standard output a later block would stand in the place of the one that failed."""
         nonlocal failed
         if failed:
             return

@@ -10,8 +10,8 @@ import numpy
 from anynorm._files.boxes import Box, Ranges, shape_of
 from anynorm._files.contents import chosen, package, readable
 from anynorm._files.job import Job, dtype_named, fit
-from anynorm._files.nans import NanRows
-from anynorm._files.passes import Advance, Sink, normalize_array
+from anynorm._files.passes import Advance, normalize_array
+from anynorm._files.rows import RowCounts
 from anynorm._files.target import require_regular
 
 Array = Any
@@ -94,7 +94,7 @@ class ParquetSource:
         return 0
 
 
-class _ParquetSink(Sink):
+class _ParquetSink:
     """Writes row groups, the other columns of each read when it is."""
 
     def __init__(self, path: Path, source: ParquetSource, file: IO[bytes]) -> None:
@@ -110,7 +110,7 @@ class _ParquetSink(Sink):
         self._schema = old.set(self._index, self._field)
         self.writer = parquet.ParquetWriter(file, self._schema, **_options(self._file.metadata))
 
-    def write(self, box: Box, y: Array, nans: tuple[int, str]) -> None:
+    def write(self, box: Box, y: Array) -> None:
         nulls = self._source.nulls.pop(box[0].start, None)
         with readable(self._path):
             table = self._file.read_row_group(self._source.group_of(box))
@@ -132,12 +132,12 @@ class _ParquetSink(Sink):
         )
 
 
-def normalize_parquet(path: Path, target: IO[bytes], job: Job, nans: NanRows, advance: Advance) -> None:
+def normalize_parquet(path: Path, target: IO[bytes], job: Job, counts: RowCounts, advance: Advance) -> None:
     """Write a .parquet file with one column normalized."""
     source = ParquetSource(path, job)
     sink = _ParquetSink(path, source, target)
     with sink.writer:
-        normalize_array(source.task, source, sink, nans, advance)
+        normalize_array(source.task, source, sink, counts, advance)
 
 
 def _is_list_of_floats(arrow: Any, kind: Any) -> bool:

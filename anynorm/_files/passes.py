@@ -10,8 +10,8 @@ import numpy
 
 from anynorm._files.boxes import Box, Ranges, Rows, cuts, groups, rows_of, size_of
 from anynorm._files.job import Task
-from anynorm._files.nans import NanRows
 from anynorm._files.overlap import overlap
+from anynorm._files.rows import RowCounts
 from anynorm._moments import Moments
 from anynorm._norms import moments
 
@@ -31,41 +31,24 @@ class Source(Protocol):
         """The elements of a box, in the buffer or elsewhere."""
 
 
-class Sink:
-    """Where boxes of the result go, one after the other; this one knows nothing of a run before."""
+class Sink(Protocol):
+    """Where boxes of the result go, one after the other."""
 
-    done = 0  # boxes that a run before has written, of the arrays still to come
-
-    def write(self, box: Box, y: Array, nans: tuple[int, str]) -> None:
-        """Write a box; ``nans``: count and place of rows that are NaN, up to this one."""
-        raise NotImplementedError
-
-    def keep(self, statistics: Statistics) -> None:
-        """Keep the statistics of rows of which no box is written yet."""
-
-    def kept(self, rows: Iterable[Rows], boxes_done: int) -> Statistics:
-        """The statistics that a run before has kept, of rows of which that many boxes are written."""
-        raise NotImplementedError
+    def write(self, box: Box, y: Array) -> None:
+        """Write a box."""
 
 
-def normalize_array(task: Task, source: Source, sink: Sink, nans: NanRows, advance: Advance) -> None:
+def normalize_array(task: Task, source: Source, sink: Sink, counts: RowCounts, advance: Advance) -> None:
     """Normalize an array from a source into a sink."""
     together = groups(source.ranges, task.axes)
     if not cuts(source.ranges, task.axes):
-        boxes = itertools.chain.from_iterable(together)
-        _write_boxes(task, source, sink, nans, advance, _after_those_done(boxes, sink))
+        _write_boxes(task, source, sink, counts, advance, itertools.chain.from_iterable(together))
         return
     for group in together:
-        remaining = list(_after_those_done(group, sink))
-        if not remaining:
-            continue
-        if len(remaining) == len(group):
-            statistics = _statistics_of(task, source, group, lambda nbytes: advance(nbytes // 2))
-            sink.keep(statistics)
-        else:
-            rows = dict.fromkeys(rows_of(box, task.axes) for box in group)
-            statistics = sink.kept(rows, len(group) - len(remaining))
-        _write_boxes(task, source, sink, nans, lambda nbytes: advance(nbytes - nbytes // 2), remaining, statistics)
+        statistics = _statistics_of(task, source, group, lambda nbytes: advance(nbytes // 2))
+        for rows, found in statistics.items():
+            counts.look_at_moments(task, rows, found)
+        _write_boxes(task, source, sink, counts, lambda nbytes: advance(nbytes - nbytes // 2), group, statistics)
 
 
 def all_boxes(source: Source) -> Iterator[Box]:
@@ -84,30 +67,24 @@ def visit(
     overlap(boxes, source.read, compute, write, buffers)
 
 
-def _after_those_done(boxes: Iterable[Box], sink: Sink) -> Iterator[Box]:
-    for box in boxes:
-        if sink.done:
-            sink.done -= 1
-        else:
-            yield box
-
-
 def _write_boxes(
     task: Task,
     source: Source,
     sink: Sink,
-    nans: NanRows,
+    counts: RowCounts,
     advance: Advance,
     boxes: Iterable[Box],
     statistics: Statistics | None = None,
 ) -> None:
-    def compute(box: Box, x: Array) -> tuple[Array, tuple[int, str]]:
+    def compute(box: Box, x: Array) -> Array:
+        if statistics is None:
+            counts.look_at_x(task, box, x)  # which may be written over
         y = task.normalize(box, x, None if statistics is None else statistics[rows_of(box, task.axes)])
-        nans.look(task, box, y)
+        counts.look_at_y(task, box, y)
         advance(size_of(box) * task.dtype.itemsize)
-        return numpy.ascontiguousarray(y), (nans.count, nans.first)
+        return numpy.ascontiguousarray(y)
 
-    visit(source, boxes, compute, lambda box, result: sink.write(box, *result))
+    visit(source, boxes, compute, sink.write)
 
 
 def _statistics_of(task: Task, source: Source, boxes: Iterable[Box], advance: Advance) -> Statistics:

@@ -14,8 +14,8 @@ import numpy
 from anynorm._files.boxes import Box, cut_runs, cuts, shape_of, size_of
 from anynorm._files.contents import chosen
 from anynorm._files.job import Job, Task, dtype_named, fit
-from anynorm._files.nans import NanRows
-from anynorm._files.passes import Advance, Sink, normalize_array
+from anynorm._files.passes import Advance, normalize_array
+from anynorm._files.rows import RowCounts
 from anynorm._files.target import reserve
 
 Array = Any
@@ -37,7 +37,7 @@ class RawArray:
 
     name: str
     shape: tuple[int, ...]
-    dtype: Any  # None: one that NumPy does not have
+    dtype: Any  # the name in the file, where NumPy has no such dtype
     start: int  # bytes from the begin of the file
     nbytes: int
     in_reverse: bool = False
@@ -56,27 +56,21 @@ class RawFile:
         names = chosen(job, [array.name for array in self.arrays], self.path)
         return {
             array.name: fit(
-                job, str(self.path) if array.name == "" else array.name, array.shape, _known(array),
+                job, str(self.path) if array.name == "" else array.name, array.shape, array.dtype,
                 dtype_named(job.dtype) if job.dtype else array.dtype, array.in_reverse,
             )
             for array in self.arrays if array.name in names
         }  # fmt: skip
 
 
-def _known(array: RawArray) -> Any:
-    if array.dtype is None:
-        raise TypeError(f"{array.name} has a dtype that cannot be normalized; convert it first")
-    return array.dtype
-
-
 class RawSource:
     """An array of a file, to be read in runs; of a stream, in the order in which it comes."""
 
-    def __init__(self, file: IO[bytes], array: RawArray, task: Task, block_nbytes: int, stream: bool = False) -> None:
-        self.ranges = cut_runs(task.shape, task.dtype.itemsize, block_nbytes)
+    def __init__(self, file: IO[bytes], array: RawArray, task: Task, stream: bool = False) -> None:
+        self.ranges = cut_runs(task.shape, task.dtype.itemsize, BLOCK_NBYTES)
         # One is being read while another waits, one is computed, one is written while another waits.
         self.buffers = min(5, math.prod(map(len, self.ranges)))
-        self.buffer_nbytes = min(array.nbytes, max(block_nbytes, task.dtype.itemsize))
+        self.buffer_nbytes = min(array.nbytes, max(BLOCK_NBYTES, task.dtype.itemsize))
         self._file = file
         self._array = array
         self._task = task
@@ -106,11 +100,15 @@ def fill(file: IO[bytes], data: Array) -> None:
     while filled < len(room):
         count = file.readinto(room[filled:])  # type: ignore[attr-defined]  # which IO does not tell of
         if not count:
-            raise ValueError(f"{file.name} ends too early: it is cut off, or was cut while it was read")
+            raise ValueError(f"{_name_of(file)} ends too early: it is cut off, or was cut while it was read")
         filled += count
 
 
-class RawSink(Sink):
+def _name_of(file: IO[bytes]) -> str:
+    return "standard input" if file.name in (0, "<stdin>") else file.name
+
+
+class RawSink:
     """A file that is written from begin to end."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -118,9 +116,10 @@ class RawSink(Sink):
         on_disk = hasattr(os, "posix_fadvise") and file.seekable()
         self._sent: int | None = file.tell() if on_disk else None  # up to here the disk has been told to write
 
-    def write(self, box: Box, y: Array, nans: tuple[int, str]) -> None:
+    def write(self, box: Box, y: Array) -> None:
         """Append a box, and have the disk begin with it now rather than with everything in the end."""
-        self._file.write(as_bytes(y))
+        # NumPy's own view has no name for bfloat16.
+        self._file.write(memoryview(y.reshape(-1).view(numpy.uint8)))
         if self._sent is None:
             return
         end = self._file.tell()
@@ -130,26 +129,32 @@ class RawSink(Sink):
             self._sent = end
 
 
-def as_bytes(y: Array) -> memoryview:
-    """The memory of a contiguous array; NumPy's own view has no name for bfloat16."""
-    return memoryview(y.reshape(-1).view(numpy.uint8))
-
-
 def normalize_raw(
-    file: RawFile, source: IO[bytes], target: IO[bytes], job: Job, nans: NanRows, advance: Advance, *, stream: bool
+    file: RawFile,
+    source: IO[bytes],
+    target: IO[bytes],
+    job: Job,
+    counts: RowCounts,
+    advance: Advance,
+    *,
+    stream: bool,
+    ours: bool,
 ) -> None:
-    """Write a file's header and arrays, some of them normalized."""
+    """Write a file's header and arrays, some of them normalized.
+
+    ``stream``: the source is read from begin to end. ``ours``: the target is a new file, in which space is reserved.
+    """  # fmt: skip
     tasks = file.tasks(job)
     target.write(file.header({name: task.dtype_out for name, task in tasks.items()}))
-    if target.seekable():
+    if ours:
         reserve(target, sum(_nbytes_out(array, tasks.get(array.name)) for array in file.arrays))
     for array in file.arrays:
         if array.name in tasks:
             task = tasks[array.name]
-            raw = RawSource(source, array, task, BLOCK_NBYTES, stream)
+            raw = RawSource(source, array, task, stream)
             if stream and cuts(raw.ranges, task.axes):
-                raise ValueError(f"statistics along {job.axis} are taken before, which takes a file in place of -")
-            normalize_array(task, raw, RawSink(target), nans, advance)
+                raise ValueError("statistics along this --axis are taken before, which takes a file in place of -")
+            normalize_array(task, raw, RawSink(target), counts, advance)
         else:
             _copy(source, target, array, advance)
 

@@ -6,30 +6,27 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from anynorm._files.contents import package
 from anynorm._files.job import dtype_named
 from anynorm._files.raw import RawArray, RawFile
-from anynorm._files.target import require_regular
 
 # The names of dtypes in the format; of those that are not here nothing is needed but their bytes.
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
-def open_safetensors(path: Path) -> RawFile:
-    """Read the header of a .safetensors file; ValueError where it is none, OSError where it cannot be read."""
+def open_safetensors(file: IO[bytes], path: Path) -> RawFile:
+    """Read the header of a .safetensors file; ValueError where it is none."""
     safetensors = package("safetensors", path)
-    require_regular(path)
-    with path.open("rb") as file:
-        try:
-            # The library looks at all that a header may lie about: lengths, gaps, overlaps, the end of the file.
-            with safetensors.safe_open(path, "numpy"):
-                pass
-        except (safetensors.SafetensorError, ValueError, OverflowError) as error:
-            raise ValueError(f"{path} is not a readable .safetensors file: {error}") from None
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length)
+    try:
+        # The library looks at all that a header may lie about: lengths, gaps, overlaps, the end of the file.
+        with safetensors.safe_open(path, "numpy"):
+            pass
+    except (safetensors.SafetensorError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path} is not a readable .safetensors file: {error}") from None
+    length = int.from_bytes(file.read(8), "little")
+    text = file.read(length)
     described = json.loads(text)
     described.pop("__metadata__", None)
     arrays = [_array(name, one, 8 + length) for name, one in described.items()]
@@ -45,7 +42,8 @@ def open_safetensors(path: Path) -> RawFile:
 
 def _array(name: str, described: dict[str, Any], data: int) -> RawArray:
     first, last = described["data_offsets"]
-    dtype = dtype_named(_DTYPES[described["dtype"]]) if described["dtype"] in _DTYPES else None
+    kind = described["dtype"]
+    dtype = dtype_named(_DTYPES[kind]) if kind in _DTYPES else kind
     return RawArray(name, tuple(described["shape"]), dtype, data + first, last - first)
 
 

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,26 +40,39 @@ def require_apart(source: Path, target: Path) -> None:
         raise ValueError(f"{target} is {source} itself; pass --in-place, without OUT, to normalize it where it is")
 
 
+def require_replaceable(path: Path) -> None:
+    """Raise ValueError or PermissionError for a file that a new one cannot stand in for."""
+    names = path.stat().st_nlink
+    if names > 1:
+        raise ValueError(
+            f"{path} has {names} names (hard links), and the others would keep the old data; "
+            "give OUT, or make this name a file of its own first, with cp and mv"
+        )
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} may not be written to; give OUT, or change its mode first")
+
+
 @contextmanager
-def replacing(target: Path, overwrite: bool, before: Callable[[Path], Any] = lambda part: None) -> Iterator[IO[bytes]]:
+def replacing(target: Path, overwrite: bool, before: Callable[[], Any] = lambda: None) -> Iterator[IO[bytes]]:
     """A file beside the target that takes its place once it is whole and on disk; removed on any failure.
 
-    ``before`` is called with its path when all that is left is to rename it.
+    ``before`` is called when all that is left is to rename the file, and may raise.
     """
     target = resolved(target)
     _require_absent(target, overwrite)
-    part = _part_of(target)
+    file = _create(target)
+    part = Path(file.name)
     try:
-        open(part, "xb").close()
-        with _held(part):
-            if target.exists():  # nobody may read the new file who may not read the old one
-                shutil.copymode(target, part)
-            with open(part, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+        with file:
+            yield file
+            file.flush()
+            if target.exists():
+                _make_like(file, target)
+            os.fsync(file.fileno())
             _require_absent(target, overwrite)
-            before(part)
+            before()
+            if not can_lock():  # Windows renames no open file; elsewhere the lock keeps others from removing it
+                file.close()
             os.replace(part, target)
         sync_folder(target.parent)
     finally:
@@ -67,22 +80,24 @@ def replacing(target: Path, overwrite: bool, before: Callable[[Path], Any] = lam
 
 
 @contextmanager
-def replacing_folder(target: Path, overwrite: bool) -> Iterator[Path]:
+def replacing_folder(target: Path, overwrite: bool, before: Callable[[], Any] = lambda: None) -> Iterator[Path]:
     """The same of a folder; between the old and the new one there is a moment in which there is neither."""
     target = resolved(target)
     for old in target.parent.glob(f"{_prefix_of(target)}*.old"):  # of a process that was killed in that moment
         if not target.exists():
             os.replace(old, target)
     _require_absent(target, overwrite, folder=True)
-    part = _part_of(target)
+    part, held = _create_folder(target)
     old = part.with_suffix(".old")
     try:
-        part.mkdir()
-        with _held(part):
+        with held:
             yield part
+            if target.exists():
+                shutil.copymode(target, part)
             for path in [*part.rglob("*"), part]:
                 _sync(path)
             _require_absent(target, overwrite, folder=True)
+            before()
             if target.exists():
                 os.replace(target, old)
             os.replace(part, target)
@@ -95,14 +110,17 @@ def replacing_folder(target: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def reserve(file: IO[bytes], nbytes: int) -> None:
-    """Have a full disk say so before the work rather than after, where the system can reserve space."""
+    """Have a full disk say so before the work rather than after, where the system can reserve space.
+
+    For new files alone: one of the user's would be left longer than what is written to it.
+    """
     if not nbytes or not hasattr(os, "posix_fallocate"):
         return
     try:
         os.posix_fallocate(file.fileno(), file.tell(), nbytes)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # what file systems say that cannot reserve
-            raise OSError(error.errno, f"{error.strerror}; the result takes {nbytes} bytes", file.name) from None
+            raise OSError(error.errno, f"{error.strerror}; the result takes {nbytes} bytes") from None
 
 
 def sync_folder(folder: Path) -> None:
@@ -132,30 +150,80 @@ def _require_absent(target: Path, overwrite: bool, folder: bool = False) -> None
         raise FileExistsError(f"{target} exists; pass --force to overwrite it")
 
 
+def _create(target: Path) -> IO[bytes]:
+    """A new file beside the target, locked, with a name that nobody can foresee."""
+    mode = 0o600 if target.exists() else 0o666  # nobody may read the new file who may not read the old one
+    while True:
+        _remove_left_of(target)
+        with _in_folder(target.parent):
+            # "x" takes neither a file that is there nor a link.
+            file = open(_part_of(target), "xb", opener=lambda path, flags: os.open(path, flags, mode))  # noqa: SIM115
+        if lock(file) and os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # another run has taken it for left over before it was locked
+
+
+def _create_folder(target: Path) -> tuple[Path, AbstractContextManager[Any]]:
+    """The same of a folder, with what ends its lock."""
+    while True:
+        _remove_left_of(target)
+        part = _part_of(target)
+        with _in_folder(target.parent):
+            part.mkdir()
+        held = contextlib.ExitStack()
+        if not can_lock():
+            return part, held
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(part, os.O_RDONLY)
+            held.callback(os.close, descriptor)
+            if lock(descriptor) and part.exists():
+                return part, held
+        held.close()
+
+
+@contextmanager
+def _in_folder(folder: Path) -> Iterator[None]:
+    """Tell of the folder where a new file cannot be made, rather than of a name that nobody knows."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
+def _make_like(file: IO[bytes], target: Path) -> None:
+    """Give a new file the owner, mode and attributes of the one whose place it takes."""
+    old, new = target.stat(), os.fstat(file.fileno())
+    if not hasattr(os, "fchown"):  # Windows
+        shutil.copymode(target, file.name)
+        return
+    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+        try:
+            os.fchown(file.fileno(), old.st_uid, old.st_gid)
+        except PermissionError:
+            raise PermissionError(
+                f"{target} belongs to another user or group, which a new file cannot be given; name another OUT"
+            ) from None
+    os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+    for name in os.listxattr(target) if hasattr(os, "listxattr") else ():  # access lists are among them
+        with contextlib.suppress(OSError):
+            os.setxattr(file.fileno(), name, os.getxattr(target, name))
+
+
+def _remove_left_of(target: Path) -> None:
+    """Remove what killed runs have left of the same target."""
+    for left in target.parent.glob(f"{_prefix_of(target)}*") if can_lock() else ():
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if lock(descriptor):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(descriptor)
+
+
 def _part_of(target: Path) -> Path:
-    """A name for what is not whole yet, once what killed processes have left of the same target is away."""
-    prefix = _prefix_of(target)
-    for left in target.parent.glob(f"{prefix}*") if can_lock() else ():
-        with contextlib.suppress(OSError), _held(left) as free:
-            if free and left.is_dir():
-                shutil.rmtree(left)
-            elif free:
-                left.unlink()
-    return target.with_name(f"{prefix}{secrets.token_hex(8)}.part")
+    return target.with_name(f"{_prefix_of(target)}{secrets.token_hex(8)}.part")
 
 
 def _prefix_of(target: Path) -> str:
     return f".anynorm-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}-"
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[bool]:
-    """Lock a file or a folder, which on Windows cannot be opened; whether nobody else holds it."""
-    if not can_lock():
-        yield True
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield lock(descriptor)
-    finally:
-        os.close(descriptor)

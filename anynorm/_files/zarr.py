@@ -10,8 +10,8 @@ from typing import Any
 from anynorm._files.boxes import Box, cut_chunks
 from anynorm._files.contents import chosen, package, readable
 from anynorm._files.job import Job, Task, dtype_named, fit
-from anynorm._files.nans import NanRows
-from anynorm._files.passes import Advance, Sink, normalize_array
+from anynorm._files.passes import Advance, normalize_array
+from anynorm._files.rows import RowCounts
 
 Array = Any
 
@@ -37,11 +37,11 @@ class ZarrSource:
             return self._array[box]
 
 
-class _ZarrSink(Sink):
+class _ZarrSink:
     def __init__(self, array: Array) -> None:
         self._array = array
 
-    def write(self, box: Box, y: Array, nans: tuple[int, str]) -> None:
+    def write(self, box: Box, y: Array) -> None:
         self._array[box] = y
 
 
@@ -68,7 +68,7 @@ def sources_in_zarr(path: Path, job: Job) -> dict[str, tuple[Task, ZarrSource]]:
     return found
 
 
-def normalize_zarr(source: Path, target: Path, job: Job, nans: NanRows, advance: Advance) -> None:
+def normalize_zarr(source: Path, target: Path, job: Job, counts: RowCounts, advance: Advance) -> None:
     """Fill an empty folder with a copy of another one, and its arrays with their normalized elements."""
     sources = sources_in_zarr(source, job)
     zarr = package("zarr", source)
@@ -83,7 +83,7 @@ def normalize_zarr(source: Path, target: Path, job: Job, nans: NanRows, advance:
             if task.dtype_out != task.dtype:
                 _retype(zarr, target / name, task.dtype_out)
             array = zarr.open_array(store=str(target / name), mode="r+")
-        normalize_array(task, raw, _ZarrSink(array), nans, advance)
+        normalize_array(task, raw, _ZarrSink(array), counts, advance)
     with readable(target):
         root = zarr.open(store=str(target), mode="r+")
         if job.dtype and getattr(root.metadata, "consolidated_metadata", None) is not None:

@@ -1,0 +1,122 @@
+"""Rows of which the user is told: those that hold NaN or Inf, and those that scale_norm leaves short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy
+
+from anynorm._files.boxes import Box, Rows
+from anynorm._files.job import Task
+from anynorm._moments import Moments, arrays_of, sum_of_squares
+
+Array = Any
+
+
+@dataclass
+class _Tally:
+    """How many rows of a kind there are so far, and where the first of them is."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, task: Task, starts: Sequence[int], found: Array) -> None:
+        """Count the true ones of rows that begin there."""
+        if not found.any():
+            return
+        if not self.count:
+            at = numpy.argwhere(numpy.atleast_1d(found))[0]
+            self.first = _described(task, [int(i) + start for i, start in zip(at, starts, strict=False)])
+        self.count += int(numpy.count_nonzero(found))
+
+
+@dataclass
+class RowCounts:
+    """The rows of a file of which the user is told, so far."""
+
+    nan: _Tally = field(default_factory=_Tally)
+    zero: _Tally = field(default_factory=_Tally)  # this and the next: of scale_norm alone
+    short: _Tally = field(default_factory=_Tally)
+    eps: float = 0.0
+
+    def look_at_x(self, task: Task, box: Box, x: Array) -> None:
+        """Count the rows without a length, or with less than eps, of a block of whole rows."""
+        if task.job.norm != "scale_norm":
+            return
+        eps = task.job.eps
+        # A row is at least as long as any of its elements, so that most rows need no more than one.
+        first = x[tuple(0 if axis in task.axes else slice(None) for axis in range(x.ndim))].astype(numpy.float64)
+        maybe = ~(numpy.abs(first) >= max(eps, 5e-324))
+        if not maybe.any():
+            return
+        last = range(x.ndim - len(task.axes), x.ndim)
+        rows = numpy.moveaxis(x, task.axes, last).reshape(*first.shape, -1)[maybe].astype(numpy.float64)
+        largest = numpy.abs(rows).max(axis=-1, keepdims=True)
+        with numpy.errstate(all="ignore"):  # of rows with NaN or Inf, which are not short
+            squares = ((rows / numpy.where(largest > 0, largest, 1.0)) ** 2).sum(axis=-1)
+            length = largest[..., 0] * numpy.sqrt(squares)
+        lengths = numpy.full(first.shape, numpy.inf)
+        lengths[maybe] = length
+        self._count_short(task, [box[axis].start for axis in _free(task)], lengths)
+
+    def look_at_moments(self, task: Task, rows: Rows, moments: Moments) -> None:
+        """The same of rows that blocks cut."""
+        if task.job.norm != "scale_norm":
+            return
+        with numpy.errstate(all="ignore"):
+            scaled, unit = numpy.sqrt(sum_of_squares(moments)[0]), arrays_of(moments)[-1]
+            lengths = numpy.maximum(scaled if unit is None else scaled / unit, numpy.where(scaled > 0, 5e-324, 0.0))
+        self._count_short(task, [start for start, _ in rows], lengths.squeeze(task.axes))
+
+    def look_at_y(self, task: Task, box: Box, y: Array) -> None:
+        """Count the rows of NaN in a block of the result; ValueError where the job is to fail on them."""
+        probe = _probe(task)
+        if not all(box[axis].start <= probe[axis] < box[axis].stop for axis in task.axes):
+            return  # another piece of the same rows tells
+        at = tuple(probe[axis] - box[axis].start if axis in probe else slice(None) for axis in range(y.ndim))
+        self.nan.add(task, [box[axis].start for axis in _free(task)], numpy.isnan(y[at]))
+        if self.nan.count and task.job.fails_on_nan:
+            raise ValueError(f"{self.nan.first} holds NaN or Inf; --on-nan keep makes such rows NaN throughout")
+
+    def lines(self) -> list[str]:
+        """A sentence for the user for each kind of which there are some."""
+        kinds = (
+            (self.nan, "holds NaN or Inf and is NaN throughout", "hold NaN or Inf and are NaN throughout"),
+            (self.zero, "is zero throughout and stays so", "are zero throughout and stay so"),
+            (self.short, "is", "are"),
+        )
+        shorter = f" shorter than --eps {self.eps!r} and so shorter than others in the result"
+        return [
+            f"{tally.count} {f'row {one}' if tally.count == 1 else f'rows {many}'}"
+            f"{shorter if tally is self.short else ''}, the first is {tally.first}"
+            for tally, one, many in kinds if tally.count
+        ]  # fmt: skip
+
+    def _count_short(self, task: Task, starts: Sequence[int], lengths: Array) -> None:
+        self.eps = task.job.eps
+        self.zero.add(task, starts, lengths == 0)
+        self.short.add(task, starts, (lengths > 0) & (lengths < self.eps))
+
+
+def _free(task: Task) -> list[int]:
+    """The axes that are not normalized."""
+    return [axis for axis in range(len(task.shape)) if axis not in task.axes]
+
+
+def _probe(task: Task) -> dict[int, int]:
+    """A place in each row, by axis, where finite parameters leave the row's NaN alone."""
+    finite: Any = True
+    for parameter in (task.weight, task.bias):
+        if isinstance(parameter, numpy.ndarray):
+            finite = numpy.isfinite(parameter) & finite
+    place = numpy.unravel_index(int(numpy.argmax(finite)), numpy.shape(finite)) if numpy.ndim(finite) else None
+    return {axis: int(place[i]) if place is not None else 0 for i, axis in enumerate(task.axes)}
+
+
+def _described(task: Task, row: list[int]) -> str:
+    row = row[::-1] if task.reversed else row
+    if not row:
+        return f"the only row of {task.name}"
+    return f"row {row[0] if len(row) == 1 else tuple(row)} of {task.name}"
