@@ -28,7 +28,9 @@ def pytest_configure(config):
     if not HAS_NUMBA:  # without which the modules that it compiles cannot be searched for examples
         kernels = Path(anynorm.__file__).parent / "_kernels" / "cpu" / "*.py"
         config.option.ignore_glob = [*(config.option.ignore_glob or []), str(kernels)]
-    if config.option.backend_seed is None:  # xdist hands its workers the options as they are then
+    if hasattr(config, "workerinput"):
+        config.option.backend_seed = config.workerinput["backend_seed"]
+    elif config.option.backend_seed is None:
         config.option.backend_seed = random.SystemRandom().randrange(1000)
     backends.turn = None if config.option.thorough else config.option.backend_seed
     settings.load_profile("thorough" if config.option.thorough else "default")
@@ -49,6 +51,11 @@ def share_a_folder(config):
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(folder.name) / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["backend_seed"] = node.config.option.backend_seed
 
 
 def pytest_report_header(config):

@@ -54,7 +54,13 @@ def kill_a_worker(client):
     return pid
 
 
-@pytest.mark.parametrize("chunks", [(BLOCK, FEATURES), (4 * BLOCK, FEATURES // 4)], ids=["rows whole", "rows cut"])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        pytest.param((BLOCK, FEATURES), id="rows whole", marks=pytest.mark.thorough),
+        pytest.param((4 * BLOCK, FEATURES // 4), id="rows cut"),
+    ],
+)
 def test_from_disk_to_disk_though_a_worker_is_killed(client, source, chunks):
     x, lazy, target = source
     before = {*client.run(os.getpid).values()}

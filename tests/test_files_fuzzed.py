@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from anynorm._files import npy
+from tests.backends import thorough_but
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and counts of memory as Linux has them")
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", thorough_but(0, of=[0, 1]))
 def test_mutated_headers_do_no_harm(seed):
     command = [sys.executable, "-m", "benchmarks.files_fuzz", "--headers", "150", "--seed", str(seed)]
     root = Path(__file__).parents[1]

@@ -26,6 +26,9 @@ NORMS = ("layer_norm", "rms_norm", "scale_norm")
 
 @pytest.fixture(autouse=True)
 def forced():
+    # Of what ran before in this process, helpers may be left that nobody has told to end, or that are still ending.
+    anynorm.set_threads(None)
+    assert_all_end(helpers_alive())
     with anynorm.use_kernel("cpu"):
         yield
 
@@ -199,6 +202,21 @@ def test_whoever_finds_the_crew_at_work_does_without(monkeypatch):
     assert_bits(normalize("layer_norm", x), expected)
     assert busy.value == 0
     crew.shutdown()
+
+
+def test_a_job_is_made_known_when_all_of_it_is_there():
+    # A helper takes a piece as soon as it sees that one is left, and counts it off what is undone. Were the number of
+    # pieces left stored before that of those undone, one could be counted off too early, and the caller wait for good:
+    # within a few nanoseconds, which no test meets.
+    from anynorm._kernels.cpu import crew_program
+
+    publishing = crew_program._PROGRAM.split("define i64 @run(")[1].split("\npublish:\n")[1].split("\ncall:\n")[0]
+    stores = [line.split() for line in publishing.splitlines() if "store" in line]
+    *before, last = [line[line.index("ptr", 3) + 1].strip(",") for line in stores]
+    assert sorted(before) == ["%asleep", "%job_at", "%results_at", "%undone"]
+    assert last == "%left"
+    assert stores[-1][1] == "atomic"
+    assert "seq_cst" in " ".join(stores[-1])
 
 
 def test_each_unit_is_done_once_whoever_does_it(program, monkeypatch):

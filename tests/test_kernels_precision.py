@@ -62,7 +62,7 @@ def test_short_rows(norm, dtype, data):
 
 @every_dtype
 @every_norm
-@pytest.mark.parametrize("features", LONG)
+@pytest.mark.parametrize("features", thorough_but(1030, of=LONG))
 @given(data=st.data())
 @examples(4)
 def test_long_rows(features, norm, dtype, data):

@@ -15,6 +15,9 @@ every_dtype = pytest.mark.parametrize("dtype", ALL)
 every_norm = pytest.mark.parametrize("norm", NORMS)
 
 
+SHAPES = ((3, 33), (33,), (33,))  # of x, weight and bias
+
+
 @pytest.fixture(autouse=True)
 def nothing_remembered():
     from anynorm._kernels.cpu import repeat
@@ -261,6 +264,22 @@ def test_sharing_writes_where_it_may(shared):
     again = x.copy()
     assert anynorm.layer_norm(again, weight, out=again) is again
     assert again.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_out_that_overlaps_is_refused_in_later_calls_too(place):
+    arguments = [np.random.default_rng(i).standard_normal(shape).astype(np.float32) for i, shape in enumerate(SHAPES)]
+    for _ in range(3):
+        anynorm.layer_norm(*arguments, out=np.empty_like(arguments[0]))
+    assert recipes() == 1
+    memory = np.ones(200, np.float32)
+    size = arguments[place].size
+    for first, out_first in ((0, size - 1), (98, 0)):  # they share one element
+        arguments[place] = memory[first : first + size].reshape(SHAPES[place])
+        for _ in range(2):
+            with pytest.raises(ValueError, match="overlap"):
+                anynorm.layer_norm(*arguments, out=memory[out_first : out_first + 99].reshape(SHAPES[0]))
+            assert (memory == 1).all()
 
 
 def test_nothing_lives_on_because_it_was_remembered():

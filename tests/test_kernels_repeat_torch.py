@@ -184,6 +184,14 @@ def test_other_values_and_parameters_left_out():
         assert torch.equal(anynorm.layer_norm(x, weight, bias, **options), long_way(x, weight, bias, **options))
 
 
+@pytest.mark.parametrize(("before", "then"), [({}, {"eps": 1.0}), ({"eps": 1.0}, {}), ({}, {"weight_offset": 1.0})])
+def test_another_eps_or_offset_than_that_of_the_call_before(before, then):
+    x, weight, bias = tensors()
+    prime(x, weight, bias, **before)
+    for options in (then, before, then, then, before):
+        assert torch.equal(anynorm.layer_norm(x, weight, bias, **options), long_way(x, weight, bias, **options))
+
+
 def test_results_are_tensors_like_any_other():
     x, weight, bias = tensors()
     y = prime(x, weight, bias)

@@ -5,7 +5,7 @@ import pytest
 
 import anynorm
 from tests import reference
-from tests.backends import CPU_BACKENDS, as_dtype
+from tests.backends import CPU_BACKENDS, as_dtype, thorough_but
 from tests.strategies import KINDS
 from tests.test_imports import fresh
 from tests.tolerances import assert_exact, smallest_normal
@@ -62,7 +62,7 @@ def test_jax_jit_and_vmap(norm):
         assert_exact(y, expected(norm), backend="jax, traced", dtype="float32", norm=norm)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", thorough_but("rms_norm", of=NORMS))
 def test_jax_gradients(norm):
     import jax
     import jax.numpy as jnp
@@ -136,7 +136,7 @@ def test_weights_of_every_magnitude_where_float32_is_all_there_is(name, offset):
         assert_exact(got, exact, backend=name, dtype="float32", norm=norm, flushes=backend.flushes)
 
 
-@pytest.mark.parametrize("eps", [0.0, None])
+@pytest.mark.parametrize("eps", thorough_but(None, of=[0.0, None]))
 @pytest.mark.parametrize("norm", NORMS)
 def test_jit_gradients_at_every_magnitude(norm, eps):
     import jax
@@ -175,7 +175,7 @@ def test_jax_stays_traced():
     assert jaxpr.out_avals[0].shape == X.shape
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", thorough_but("float32", of=["float32", "float64", "bfloat16"]))
 @pytest.mark.parametrize("norm", NORMS)
 def test_torch_compile_without_a_break(norm, dtype):
     import torch
@@ -186,7 +186,7 @@ def test_torch_compile_without_a_break(norm, dtype):
     torch.testing.assert_close(compiled(*arguments), call_definition(norm, *arguments), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("imported", ["torch", "torch, jax"])
+@pytest.mark.parametrize("imported", thorough_but("torch, jax", of=["torch", "torch, jax"]))
 def test_torch_compile_follows_the_first_call_of_a_process(imported):
     compiled = "torch.compile(anynorm.rms_norm, fullgraph=True, backend='eager')"
     code = f"import anynorm, {imported}; print(*{compiled}(torch.asarray([3.0, -3.0]), eps=0.0).tolist())"
@@ -210,14 +210,14 @@ def test_torch_compile_follows_moments(dtype):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
-def test_torch_inductor_keeps_the_precision():
+@pytest.mark.parametrize("dtype", thorough_but("float32", of=("float32", "float64")))
+def test_torch_inductor_keeps_the_precision(dtype):
     import torch
 
     torch.compiler.reset()
-    for dtype in ("float32", "float64"):
-        compiled = torch.compile(lambda *arguments: call("layer_norm", *arguments), fullgraph=True)
-        y = compiled(*(torch.from_numpy(a).to(getattr(torch, dtype)) for a in (X, WEIGHT, BIAS)))
-        assert_exact(y.numpy(), expected("layer_norm"), backend="torch, compiled", dtype=dtype, norm="layer_norm")
+    compiled = torch.compile(lambda *arguments: call("layer_norm", *arguments), fullgraph=True)
+    y = compiled(*(torch.from_numpy(a).to(getattr(torch, dtype)) for a in (X, WEIGHT, BIAS)))
+    assert_exact(y.numpy(), expected("layer_norm"), backend="torch, compiled", dtype=dtype, norm="layer_norm")
 
 
 @pytest.mark.parametrize("norm", NORMS)
