@@ -19,12 +19,13 @@ def one_at_a_time() -> None:
     """Have no two workers compile the same kernel: the second finds it on disk."""
     from anynorm._kernels.cpu import jit
 
-    compile_entry = jit.entry
+    def held(compile_entry):
+        @functools.wraps(compile_entry)
+        def entry(kernel, *signature):
+            name = hashlib.sha256(f"{kernel.__module__}.{kernel.__name__}{signature}".encode()).hexdigest()[:16]
+            with locked(f"kernel-{name}"):
+                return compile_entry(kernel, *signature)
 
-    @functools.wraps(compile_entry)
-    def entry(kernel, signature):
-        name = hashlib.sha256(f"{kernel.__module__}.{kernel.__name__}{signature}".encode()).hexdigest()[:16]
-        with locked(f"kernel-{name}"):
-            return compile_entry(kernel, signature)
+        return entry
 
-    jit.entry = entry
+    jit.entry, jit.entry_again = held(jit.entry), held(jit.entry_again)
