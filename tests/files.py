@@ -21,6 +21,18 @@ def save_x(shape=(9, 6), dtype="float32", order="C"):
     return x
 
 
+def deviates(shape, dtype="float32", seed=0):
+    return (np.random.default_rng(seed).standard_normal(shape) + 3).astype(dtype)
+
+
+def wider(x, dtype):
+    """In what a result of another dtype is computed."""
+    if x.dtype == dtype:
+        return x
+    nbytes = max(x.dtype.itemsize, dtype.itemsize)
+    return x.astype("float32" if nbytes == 2 else f"float{8 * nbytes}")  # float16 and bfloat16 have nothing in common
+
+
 def parametrized(norm, x, axis):
     """Options with files for each parameter of a norm, and the function with the same parameters."""
     if norm == "scale":

@@ -21,27 +21,23 @@ import anynorm
 from anynorm import cli
 from anynorm._files import zarr as zarr_files
 from anynorm._files.target import replacing_folder
-from tests.files import FLOATS, assert_few_ulp, assert_one_line, assert_refused, assert_same_bits
+from tests.files import (
+    FLOATS,
+    assert_few_ulp,
+    assert_one_line,
+    assert_refused,
+    assert_same_bits,
+    deviates,
+    wider,
+)  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("folder")
 
 DTYPES = {name: np.dtype(name) for name in FLOATS} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
-def deviates(shape, dtype="float32", seed=0):
-    return (np.random.default_rng(seed).standard_normal(shape) + 3).astype(dtype)
-
-
 def normalize(source, target, *options):
     return cli.main(["normalize", source, *([target] if target else []), "--norm", "layer", *options])
-
-
-def wider(x, dtype):
-    """In what a result of another dtype is computed."""
-    if x.dtype == dtype:
-        return x
-    nbytes = max(x.dtype.itemsize, dtype.itemsize)
-    return x.astype("float32" if nbytes == 2 else f"float{8 * nbytes}")  # float16 and bfloat16 have nothing in common
 
 
 def save_tensors(dtype="float32"):
@@ -186,68 +182,6 @@ def test_a_damaged_chunk_is_told_of(small_chunks, folder, capsys, damage):
     assert_refused(capsys, folder, "e cannot be read", "x.zarr", "y.zarr", "--norm", "layer", "--tensor", "e")
 
 
-def lists(x, kind, nulls=()):
-    values = [None if i in nulls else list(row) for i, row in enumerate(x)]
-    return pa.array(values, kind(pa.from_numpy_dtype(x.dtype)))
-
-
-KINDS = {
-    "list": pa.list_,
-    "large list": pa.large_list,
-    "fixed": lambda value: pa.list_(pa.field("item", value, metadata={"of": "item"}), 6),
-}
-
-
-def save_table(kind, dtype="float32", nulls=(), **options):
-    x = deviates((30, 6), dtype)
-    columns = {"id": pa.array(range(30)), "e": lists(x, KINDS[kind], nulls), "text": pa.array(["a", None, "b"] * 10)}
-    table = pa.table(columns).replace_schema_metadata({"kept": "yes"})
-    pq.write_table(table, "x.parquet", row_group_size=7, **options)
-    return x, pq.read_table("x.parquet")
-
-
-def rows_of(table, dtype):
-    return np.asarray(table["e"].drop_null().to_pylist(), dtype)
-
-
-@pytest.mark.parametrize("dtype", [None, *FLOATS])
-@pytest.mark.parametrize("dtype_of_file", FLOATS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_parquet(kind, dtype_of_file, dtype):
-    x, old = save_table(kind, dtype_of_file, compression={"id": "gzip", "text": "snappy"}, use_dictionary=["text"])
-    assert normalize("x.parquet", "y.parquet", *(["--dtype", dtype] if dtype else [])) == 0
-    new, out = pq.read_table("y.parquet"), np.dtype(dtype or dtype_of_file)
-    assert_same_bits(rows_of(new, out), anynorm.layer_norm(wider(x, out)).astype(out))
-    assert new.drop_columns("e").equals(old.drop_columns("e"), check_metadata=True)
-    if not dtype:
-        assert new.schema.equals(old.schema, check_metadata=True)
-    assert new.schema.field("e").type.value_type == pa.from_numpy_dtype(out)
-    before, after = (pq.read_metadata(name) for name in ("x.parquet", "y.parquet"))
-    assert [after.row_group(i).num_rows for i in range(5)] == [7, 7, 7, 7, 2]
-    for i in range(3):
-        a, b = (metadata.row_group(1).column(i) for metadata in (before, after))
-        assert (a.compression, a.has_dictionary_page) == (b.compression, b.has_dictionary_page)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_parquet_null_in_place_of_lists(kind, capsys, folder):
-    x, old = save_table(kind, nulls=(0, 1, 2, 3, 4, 5, 6, 9, 29))
-    command = ["x.parquet", "y.parquet", "--norm", "rms", "--axis", "0"]
-    assert_refused(capsys, folder, "has null in place of lists", *command)
-    assert normalize("x.parquet", None, "--in-place") == 0
-    new = pq.read_table("x.parquet")
-    assert new["e"].is_null().equals(old["e"].is_null())
-    there = ~old["e"].is_null().to_numpy()
-    assert_same_bits(rows_of(new, "float32"), anynorm.layer_norm(x[there]))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_parquet_over_all_rows(kind):
-    x, _ = save_table(kind)
-    assert normalize("x.parquet", "y.parquet", "--column", "e", "--axis", "0") == 0
-    assert_few_ulp(rows_of(pq.read_table("y.parquet"), "float32"), anynorm.layer_norm(x, axis=0))
-
-
 def save_odd_files():
     save_tensors()
     save_file({"ids": np.arange(3)}, "ids.safetensors")
@@ -256,13 +190,7 @@ def save_odd_files():
     save_group()
     Path("empty.zarr").mkdir()
     Path("file.zarr").write_bytes(b"")
-    save_table("list")
-    Path("cut.parquet").write_bytes(Path("x.parquet").read_bytes()[:-9])
-    pq.write_table(pa.table({"e": [[1.0, 2.0], [3.0]]}), "ragged.parquet")
-    pq.write_table(pa.table({"e": [[1.0, None]]}), "holes.parquet")
-    pq.write_table(pa.table({"a": [[1.0]], "b": [[2.0]]}), "two.parquet")
-    pq.write_table(pa.table({"a": [1.0]}), "none.parquet")
-    pq.write_table(pa.table([[[1.0]], [[2.0]]], names=["e", "e"]), "same.parquet")
+    pq.write_table(pa.table({"e": [[1.0, 2.0]]}), "x.parquet")
 
 
 @pytest.mark.parametrize(
@@ -281,14 +209,6 @@ def save_odd_files():
         ("empty.zarr", "empty.zarr cannot be read"),
         ("file.zarr", "not a folder of Zarr"),
         ("none.zarr", "none.zarr: No such file"),
-        ("x.parquet --column id", "x.parquet holds no id; it holds e"),
-        ("x.parquet --dtype bfloat16", "Parquet has no bfloat16"),
-        ("cut.parquet", "cut.parquet cannot be read"),
-        ("ragged.parquet", "lists of different lengths"),
-        ("holes.parquet", "lists with null in them"),
-        ("two.parquet", "two.parquet holds a, b; say with --column"),
-        ("same.parquet --column e", "several columns of the name e"),
-        ("none.parquet", "nothing that can be normalized"),
     ],
 )
 def test_refuses(capsys, folder, arguments, message):

@@ -50,9 +50,9 @@ def test_every_public_name_is_listed_and_there():
 # Each module may import those after it; see "Development" in the README.
 ORDER = [
     "cli", "_info", "_terminal", "_files", "_files.describe", "_files.npy",
-    "_files.safetensors", "_files.raw", "_files.parquet", "_files.zarr", "_files.passes", "_files.rows",
-    "_files.overlap", "_files.contents", "_files.job", "_files.boxes", "_files.original", "_files.target",
-    "_files.locks",
+    "_files.safetensors", "_files.raw", "_files.parquet", "_files.lists", "_files.zarr", "_files.passes", "_files.rows",
+    "_files.overlap", "_files.contents", "_files.job", "_files.boxes", "_files.original",
+    "_files.target", "_files.locks",
     "modules", "torch", "_torch_functions", "_torch_ops", "_torch_own", "_gradients", "_norms", "_explain", "_choose",
     "_kernels", "_kernels.blocks", "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda", "_kernels.cuda.arrays",
     "_kernels.cuda.device", "_kernels.cuda.compile", "_kernels.cuda.task", "_kernels.cuda.launch",

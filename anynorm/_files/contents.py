@@ -39,13 +39,14 @@ def chosen(job: Job, names: list[str], path: Path, option: str = "--tensor") -> 
     """The arrays of a file that a job is for: those that it names, or the only one there is."""
     missing = [name for name in job.names if name not in names]
     if missing:
-        raise ValueError(f"{path} holds no {missing[0]}; it holds {_listed(names)}")
+        raise ValueError(f"{path} holds no {missing[0]}; it holds {listed(names)}")
     if not job.names and len(names) != 1:
-        raise ValueError(f"{path} holds {_listed(names)}; say with {option} which to normalize")
+        raise ValueError(f"{path} holds {listed(names)}; say with {option} which to normalize")
     return list(job.names) or names
 
 
-def _listed(names: list[str], most: int = 10) -> str:
+def listed(names: list[str], most: int = 10) -> str:
+    """Names in a message."""
     if names in ([], [""]):
         return "nothing that can be normalized" if not names else "one array, which has no name"
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
