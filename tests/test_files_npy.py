@@ -1,7 +1,5 @@
 """Files in .npy format: results bit for bit, whole or cut into blocks, statistics, streams."""
 
-import io
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -128,51 +126,6 @@ def test_rows_with_nan_are_counted_or_refused(small_blocks, capsys, folder, shap
     assert normalize(*options, "--on-nan", "fail") == 1
     assert_one_line(capsys.readouterr().err, f"{first} of x.npy holds NaN or Inf")
     assert not Path("y.npy").exists()
-
-
-class Bytes(io.TextIOWrapper):
-    """Standard input or output that is no file, and cannot be told to go elsewhere."""
-
-    def __init__(self, content=b""):
-        super().__init__(Pipe(content))
-
-
-class Pipe(io.BytesIO):
-    name = "pipe"
-
-    def seekable(self):
-        return False
-
-    def seek(self, *_):
-        raise io.UnsupportedOperation("seek")
-
-
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_streams(small_blocks, monkeypatch, order):
-    x = save_x((30, 6) if order == "C" else (6, 30), order=order)
-    monkeypatch.setattr(sys, "stdin", Bytes(Path("x.npy").read_bytes()))
-    monkeypatch.setattr(sys, "stdout", out := Bytes())
-    axis = "-1" if order == "C" else "0"
-    assert cli.main(["normalize", "-", "-", "--norm", "rms", "--axis", axis, "--dtype", "float64"]) == 0
-    want = anynorm.rms_norm(x.astype("float64"), axis=int(axis))
-    assert_same_bits(np.load(io.BytesIO(out.buffer.getvalue())), want)
-
-
-@pytest.mark.parametrize(
-    ("change", "options", "message"),
-    [
-        (lambda npy: npy[:-1], [], "pipe ends too early"),
-        (lambda npy: npy + b"x", [], "holds more than its header tells"),
-        (lambda npy: npy[:50], [], "standard input is not a readable .npy file"),
-        (lambda npy: npy, ["--axis", "0"], "takes a file in place of -"),
-    ],
-)
-def test_streams_that_do_not_fit(small_blocks, monkeypatch, capsys, folder, change, options, message):
-    save_x((30, 6))
-    monkeypatch.setattr(sys, "stdin", Bytes(change(Path("x.npy").read_bytes())))
-    assert cli.main(["normalize", "-", "y.npy", "--norm", "layer", *options]) == 1
-    assert_one_line(capsys.readouterr().err, message)
-    assert [path.name for path in folder.iterdir()] == ["x.npy"]
 
 
 def test_statistics(small_blocks, capsys):

@@ -1,0 +1,165 @@
+"""Standard input and output: streams in .npy format, into pipes and files that others have opened."""
+
+import io
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import anynorm
+from anynorm import cli
+from tests.files import assert_one_line, assert_same_bits, save_x
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+
+class Bytes(io.TextIOWrapper):
+    """Standard input or output that is no file, and cannot be told to go elsewhere."""
+
+    def __init__(self, content=b""):
+        super().__init__(Pipe(content))
+
+
+class Pipe(io.BytesIO):
+    name = "pipe"
+
+    def seekable(self):
+        return False
+
+    def seek(self, *_):
+        raise io.UnsupportedOperation("seek")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_streams(small_blocks, monkeypatch, order):
+    x = save_x((30, 6) if order == "C" else (6, 30), order=order)
+    monkeypatch.setattr(sys, "stdin", Bytes(Path("x.npy").read_bytes()))
+    monkeypatch.setattr(sys, "stdout", out := Bytes())
+    axis = "-1" if order == "C" else "0"
+    assert cli.main(["normalize", "-", "-", "--norm", "rms", "--axis", axis, "--dtype", "float64"]) == 0
+    want = anynorm.rms_norm(x.astype("float64"), axis=int(axis))
+    assert_same_bits(np.load(io.BytesIO(out.buffer.getvalue())), want)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda npy: npy[:-1], [], "pipe ends too early"),
+        (lambda npy: npy + b"x", [], "holds more than its header tells"),
+        (lambda npy: npy[:50], [], "standard input is not a readable .npy file"),
+        (lambda npy: npy, ["--axis", "0"], "takes a file in place of -"),
+    ],
+)
+def test_streams_that_do_not_fit(small_blocks, monkeypatch, capsys, folder, change, options, message):
+    save_x((30, 6))
+    monkeypatch.setattr(sys, "stdin", Bytes(change(Path("x.npy").read_bytes())))
+    assert cli.main(["normalize", "-", "y.npy", "--norm", "layer", *options]) == 1
+    assert_one_line(capsys.readouterr().err, message)
+    assert [path.name for path in folder.iterdir()] == ["x.npy"]
+
+
+def run_into(monkeypatch, content, how, *options):
+    """Status of a command that reads a stream, and what its output has in the end, in one of four ways."""
+    monkeypatch.setattr(sys, "stdin", Bytes(content))
+    command = ["normalize", "-", "-", "--norm", "scale", *options]
+    if how == "OUT":
+        status = cli.main(["normalize", "-", "y.npy", *command[3:]])
+        return status, Path("y.npy").read_bytes() if Path("y.npy").exists() else None
+    if how != "|":
+        Path("y.npy").write_bytes(b"before")
+        with open("y.npy", {">": "w", ">>": "a"}[how]) as file:
+            monkeypatch.setattr(sys, "stdout", file)
+            status = cli.main(command)
+        return status, Path("y.npy").read_bytes()
+    ours, theirs = os.pipe()
+    found = []
+    with open(ours, "rb") as reader, open(theirs, "w") as writer:
+        thread = threading.Thread(target=lambda: found.append(reader.read()))
+        thread.start()
+        monkeypatch.setattr(sys, "stdout", writer)
+        status = cli.main(command)
+        writer.close()
+        thread.join()
+    return status, found[0]
+
+
+@pytest.mark.parametrize("how", [">", ">>", "|", "OUT"])
+def test_each_kind_of_output(small_blocks, monkeypatch, how):
+    x = save_x((30, 6))
+    status, out = run_into(monkeypatch, Path("x.npy").read_bytes(), how)
+    assert status == 0
+    before = b"before" if how == ">>" else b""
+    assert out.startswith(before)
+    assert_same_bits(np.load(io.BytesIO(out[len(before) :])), anynorm.scale_norm(x))
+
+
+@pytest.mark.parametrize("how", [">", ">>", "|", "OUT"])
+def test_a_stream_that_ends_too_early(small_blocks, monkeypatch, capsys, how):
+    """What was written stays, where it cannot be taken back, and no reader takes it for the whole."""
+    x = save_x((30, 6))
+    status, out = run_into(monkeypatch, Path("x.npy").read_bytes()[:-200], how)
+    assert status == 1
+    assert_one_line(capsys.readouterr().err, "ends too early")
+    if how == "OUT":
+        assert out is None
+        return
+    out = out.removeprefix(b"before")
+    rows = np.frombuffer(out[128:], "float32").reshape(-1, 6)
+    assert_same_bits(rows, anynorm.scale_norm(x)[: len(rows)])
+    with pytest.raises(ValueError, match=r"reshape|array data"):
+        np.load(io.BytesIO(out))
+
+
+def test_space_is_reserved_for_new_files_alone(monkeypatch):
+    save_x((30, 6))
+    reserved = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda *arguments: reserved.append(arguments[2]), raising=False)
+    for how, nbytes in (("OUT", [30 * 6 * 4]), (">", []), (">>", []), ("|", [])):
+        assert run_into(monkeypatch, Path("x.npy").read_bytes(), how)[0] == 0
+        assert reserved == nbytes
+        reserved.clear()
+
+
+@pytest.mark.parametrize("command", ["normalize x.npy - --norm layer", "normalize x.npy --moments", "info"])
+@pytest.mark.skipif(os.name != "posix", reason="SIGPIPE as POSIX has it")
+def test_an_output_that_nobody_reads_ends_quietly(monkeypatch, capfd, command):
+    save_x((3000, 6))
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open(theirs, "w") as writer:
+        monkeypatch.setattr(sys, "stdout", writer)
+        assert cli.main(command.split()) == 141
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk as Linux has one")
+@pytest.mark.parametrize("command", ["normalize x.npy - --norm layer", "normalize x.npy --moments"])
+def test_an_output_that_is_full(command):
+    save_x((3, 6))
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "anynorm.cli", *command.split()], stdout=full, stderr=subprocess.PIPE, text=True,
+            check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert_one_line(done.stderr, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("closed", "command", "message"),
+    [
+        ("stdin", "- y.npy", "standard input is closed"),
+        ("stdout", "x.npy -", "standard output is closed"),
+        ("stderr", "x.npy none/y.npy", None),
+    ],
+)
+def test_streams_that_are_closed(monkeypatch, capsys, closed, command, message):
+    save_x()
+    monkeypatch.setattr(sys, closed, None)
+    assert cli.main(["normalize", *command.split(), "--norm", "layer"]) == 1
+    if message:
+        assert_one_line(capsys.readouterr().err, message)
