@@ -66,7 +66,8 @@ class RowCounts:
         if task.job.norm != "scale_norm":
             return
         with numpy.errstate(all="ignore"):
-            scaled, unit = numpy.sqrt(sum_of_squares(moments)[0]), arrays_of(moments)[-1]
+            scaled = numpy.sqrt(sum_of_squares(moments)[0].astype(numpy.float64))
+            unit = arrays_of(moments)[-1]
             lengths = numpy.maximum(scaled if unit is None else scaled / unit, numpy.where(scaled > 0, 5e-324, 0.0))
         self._count_short(task, [start for start, _ in rows], lengths.squeeze(task.axes))
 
