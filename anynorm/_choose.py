@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from anynorm._check import Call, Gradient
+from anynorm._forks import unforked
 from anynorm._kernels import blocks, cpu, cuda, definition
 from anynorm._moments import Moments
 
@@ -30,25 +31,28 @@ class Kernel(NamedTuple):
 
 def _run_on_cpu(call: Call) -> Any:
     # Imported with the first call, as whoever has no use for the kernels should not wait for them.
-    if call.moments is not None:
-        from anynorm._kernels.cpu.given import run
-    elif call.library.name == "torch" and cpu.wants_gradient(call):
-        from anynorm._kernels.cpu.autograd import run
-    else:
-        from anynorm._kernels.cpu.call import run
+    with unforked:
+        if call.moments is not None:
+            from anynorm._kernels.cpu.given import run
+        elif call.library.name == "torch" and cpu.wants_gradient(call):
+            from anynorm._kernels.cpu.autograd import run
+        else:
+            from anynorm._kernels.cpu.call import run
     return run(call)
 
 
 def _moments_on_cpu(call: Call) -> Moments:
     if call.library.name == "torch" and cpu.wants_gradient(call):
         return definition.run_moments(call)
-    from anynorm._kernels.cpu.given import run_moments
+    with unforked:
+        from anynorm._kernels.cpu.given import run_moments
 
     return run_moments(call)
 
 
 def _pull_on_cpu(gradient: Gradient) -> tuple[Any, Any, Any]:
-    from anynorm._kernels.cpu.pull import pull
+    with unforked:
+        from anynorm._kernels.cpu.pull import pull
 
     return pull(gradient)
 

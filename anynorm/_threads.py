@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from anynorm._forks import unforked
+
 _asked: int | None = None
 _helpers: tuple[Any, int, Any] | None = None  # what started them, how many, and they themselves
 _lock = threading.RLock()  # a signal may come at any time, and its handler use any of this
@@ -145,7 +147,8 @@ def share(work: Callable[[int, int], None], units: int, threads: int) -> None:
 
 
 def _pool_of(threads: int) -> Any:
-    from concurrent.futures import ThreadPoolExecutor
+    with unforked:
+        from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(threads, thread_name_prefix="anynorm")
 

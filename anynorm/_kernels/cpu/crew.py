@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm import _threads
+from anynorm._forks import unforked
 from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES
 
 # A kernel looks at its parameters before it begins, a piece as well as the whole. That takes as long as 2 rows do of
@@ -117,4 +118,5 @@ def share(
 
 def _words() -> Any:
     """The module of the program, which needs the compiler."""
-    return importlib.import_module("anynorm._kernels.cpu.crew_program")
+    with unforked:
+        return importlib.import_module("anynorm._kernels.cpu.crew_program")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
+from anynorm._forks import unforked
 from anynorm._kernels.cpu.crew import Job, job_of
 from anynorm._kernels.cpu.tags import TAGS, WIDE32, WIDE64
 
@@ -27,16 +28,18 @@ def entry(name: str, code: int, in_float64: bool, *has: bool) -> Callable[..., i
 
     ``has`` tells for which variant, as the function in jit.py does that finds the types of the arguments.
     """
-    function, signature, tags = _found(name, code, in_float64, *has)
-    return partial(_jit().entry(function, signature), *tags)
+    with unforked:
+        function, signature, tags = _found(name, code, in_float64, *has)
+        return partial(_jit().entry(function, signature), *tags)
 
 
 @cache
 def job(name: str, code: int, in_float64: bool, *has: bool) -> Job | None:
     """The same, to be shared among threads."""
     entry(name, code, in_float64, *has)
-    function, signature, _ = _found(name, code, in_float64, *has)
-    return job_of(_jit().native(function, signature))
+    with unforked:
+        function, signature, _ = _found(name, code, in_float64, *has)
+        return job_of(_jit().native(function, signature))
 
 
 @cache
@@ -50,9 +53,10 @@ def address(name: str, code: int, in_float64: bool, *has: bool) -> int:
 @cache
 def again() -> Callable[..., int]:
     """The compiled kernel for calls like one before."""
-    module = importlib.import_module("anynorm._kernels.cpu.again")
-    compiled: Callable[..., int] = _jit().entry_again(module.normalize_again)
-    return compiled
+    with unforked:
+        module = importlib.import_module("anynorm._kernels.cpu.again")
+        compiled: Callable[..., int] = _jit().entry_again(module.normalize_again)
+        return compiled
 
 
 def _found(name: str, code: int, in_float64: bool, *has: bool) -> tuple[Any, tuple[Any, ...], tuple[Any, Any]]:

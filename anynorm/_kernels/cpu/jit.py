@@ -8,11 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llvmlite.binding import ffi
 from numba import config, njit, typeof, types
 from numba.core.caching import FunctionCache
+from numba.core.compiler_lock import global_compiler_lock
 
+from anynorm import _forks
 from anynorm._kernels.cpu.interpreted import as_compiled
 from anynorm._kernels.cpu.objects import HELD
+
+# Other code of the process may compile too. LLVM's own lock has no public name: without it, a fork may only come
+# between the few calls that are made without Numba's lock.
+_forks.wait_for(global_compiler_lock)
+if getattr(ffi.lib, "_lock", None) is not None:
+    _forks.wait_for(ffi.lib._lock)
 
 
 def _fingerprint_of_sources() -> str:

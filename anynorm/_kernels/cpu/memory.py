@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy
 
+from anynorm._forks import unforked
+
 Array = Any
 
 # The documented way to the address of an array takes 0.8 microseconds, a third of a call on one row. An ndarray holds
@@ -151,7 +153,8 @@ def _ask_for_huge_pages(address: int, nbytes: int) -> None:
 @cache
 def last_cache_nbytes() -> int:
     """The size of the last cache; 32 MiB where the system does not tell."""
-    from pathlib import Path  # not at the top: it takes milliseconds, and no norm needs it before this
+    with unforked:
+        from pathlib import Path  # not at the top: it takes milliseconds, and no norm needs it before this
 
     for level in (4, 3, 2):
         try:

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from anynorm._check import Call
+from anynorm._forks import unforked
 from anynorm._kernels.cpu.recipe import DONE, Recipe
 from anynorm._kernels.cpu.torch_state import Guards, is_followed
 from anynorm._overlap import LOW_ADDRESS, lacks_memory
@@ -195,7 +196,8 @@ def remember(call: Call, make: Callable[[], Recipe]) -> None:
         _Tensor, _forward_ad, _guards = torch.Tensor, torch.autograd.forward_ad, Guards.of(torch)
         _is_compiling, _count_modes = torch.compiler.is_compiling, torch._C._len_torch_dispatch_stack
         # By name, since it is above this: it runs what `call` does, which repeats.
-        _follow = import_module("anynorm._kernels.cpu.autograd").run_again
+        with unforked:
+            _follow = import_module("anynorm._kernels.cpu.autograd").run_again
         _torch = torch
     weight: Any = call.weight
     w = weight if weight is None or type(weight) is float else weight.dtype

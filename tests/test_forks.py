@@ -1,0 +1,125 @@
+"""A fork while another thread imports or compiles: the child has no such thread, and can do all the same."""
+
+import contextlib
+import os
+
+import pytest
+
+from anynorm import _forks
+from tests.backends import needs_numba
+from tests.processes import script
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+
+# A child that calls a norm whose kernel nobody has asked for yet; one that hangs is ended, with another status.
+BEGIN = """
+import faulthandler, os, sys, threading, time, warnings, numpy, anynorm
+faulthandler.dump_traceback_later(60, exit=True)
+warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads, as this one is
+begun = threading.Event()
+def fork_and_ask():
+    child = os.fork()
+    if child == 0:
+        import signal
+        signal.alarm(20)
+        y = anynorm.rms_norm(numpy.full((2, 33), 3, numpy.float16))
+        os._exit(0 if (y == 1).all() else 1)
+    return os.waitpid(child, 0)[1]
+def call(x=numpy.arange(66, dtype=numpy.float32).reshape(2, 33)):
+    anynorm.layer_norm(x)
+"""
+FORK = """
+thread = threading.Thread(target=call)
+thread.start()
+begun.wait(20)
+print(fork_and_ask())
+thread.join()
+print(fork_and_ask())
+"""
+
+
+@needs_numba
+def test_while_another_thread_compiles():
+    code = """
+import anynorm._kernels.cpu.jit as jit
+compile = jit.entry
+def slowly(*arguments):
+    if not begun.is_set():
+        with jit.global_compiler_lock:
+            begun.set()
+            time.sleep(0.5)
+    return compile(*arguments)
+jit.entry = slowly
+"""
+    assert script(BEGIN + code + FORK) == ["0", "0"]
+
+
+@needs_numba
+def test_while_another_library_compiles():
+    code = """
+from numba.core.compiler_lock import global_compiler_lock
+def call():
+    with global_compiler_lock:
+        begun.set()
+        time.sleep(0.5)
+anynorm.layer_norm(numpy.ones((2, 33), numpy.float32))
+"""
+    assert script(BEGIN + code + FORK) == ["0", "0"]
+
+
+@needs_numba
+@pytest.mark.parametrize("module", ["numba.core", "anynorm._kernels.cpu.call"])
+def test_while_another_thread_imports(module):
+    code = f"""
+class Slow:
+    def find_spec(self, name, *_):
+        if name == {module!r} and not begun.is_set():
+            begun.set()
+            time.sleep(0.5)
+sys.meta_path.insert(0, Slow())
+"""
+    assert script(BEGIN + code + FORK) == ["0", "0"]
+
+
+@needs_numba
+def test_by_the_thread_that_compiles():
+    code = """
+import anynorm._kernels.cpu.jit as jit
+compile = jit.entry
+def fork_within(*arguments):
+    if not begun.is_set():
+        with jit.global_compiler_lock:
+            begun.set()
+            print(fork_and_ask())
+    return compile(*arguments)
+jit.entry = fork_within
+call()
+print(fork_and_ask())
+"""
+    assert script(BEGIN + code) == ["0", "0"]
+
+
+class Recorded:
+    """A lock of another kind, which says what becomes of it."""
+
+    def __init__(self, seen, name, fails=False):
+        self.seen, self.name, self.fails = seen, name, fails
+
+    def __enter__(self):
+        if self.fails:
+            raise KeyboardInterrupt
+        self.seen.append(self.name)
+
+    def __exit__(self, *_):
+        self.seen.append(-self.name)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_locks_are_let_go_of_in_turn_and_no_others(fails, monkeypatch):
+    seen = []
+    monkeypatch.setattr(_forks, "_locks", [Recorded(seen, 1), Recorded(seen, 2), Recorded(seen, 3, fails)])
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt) if fails else contextlib.nullcontext():
+            _forks._before()
+        _forks._after()
+    assert seen == ([1, 2, -2, -1] if fails else [1, 2, 3, -3, -2, -1]) * 2
