@@ -7,14 +7,15 @@ and one for the dtype, and comparisons.
 from __future__ import annotations
 
 import math
-import operator
 from numbers import Real
 from typing import Any, NamedTuple
 
 from anynorm._definition import Precision, Rule
-from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_of, library_of_blocks
+from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_named, library_of, library_of_blocks
 from anynorm._moments import Moments, known, shapes_agree
+from anynorm._numbers import as_index, check_number
 from anynorm._overlap import require_memory, require_separate, require_writable
+from anynorm._wording import arrays_of_library, describe, module_of, not_a_real_dtype, not_an_array, sentence
 
 Array = Any
 Out = Any
@@ -62,7 +63,7 @@ def check(
     out: Out = None,
 ) -> Call:
     """Check the arguments of a norm; return them as a Call, or raise with a message that says what to do."""
-    library = _check_array("x", x)
+    library = check_array("x", x)
     held = library if library.block is None else _check_blocks(x)
     axes = _check_axes(axis, x)
     if not (type(eps) is float and 0.0 <= eps < math.inf):
@@ -75,14 +76,14 @@ def check(
     if bias is not None:
         bias = _check_parameter("bias", bias, x, library, axes)
     if held.refuses_to_fill and (rule.centred or bias is not None):
-        raise TypeError(
-            f"{'centring' if rule.centred else 'a bias'} would make every zero of a sparse array nonzero; "
-            "pass x.todense(), or use rms_norm without bias or scale_norm, which keep zeros"
-        )
-    if weight_offset != 0.0:
+        why = f"{'centring' if rule.centred else 'a bias'} would make every zero of a sparse array nonzero"
+        do = "pass x.todense(), or use rms_norm without bias or scale_norm, which keep zeros"
+        raise TypeError(sentence("x", f"be dense, for {why}", describe(x), do))
+    if not (type(weight_offset) is float and weight_offset == 0.0):
         weight_offset = check_number("weight_offset", weight_offset)
-        if weight is None:
-            raise ValueError("weight_offset is added to weight; pass weight too, or leave weight_offset out")
+        if weight is None and weight_offset:
+            must = "be left out where there is no weight to add it to"
+            raise ValueError(sentence("weight_offset", must, str(weight_offset), "pass weight too"))
     if moments is not None:
         _check_moments(moments, x, library, axes)
     if residual is not None:
@@ -104,11 +105,14 @@ def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradie
     return Gradient(call, dy, dtotal)
 
 
-def _check_array(argument: str, value: Array) -> Library:
-    """Library and dtype."""
-    library = _accepted.get((type(value), getattr(value, "dtype", None)))
+def check_array(argument: str, value: Array, of_x: Library | None = None) -> Library:
+    """Library and dtype; that of x tells what to pass instead of what is no array."""
+    try:
+        library = _accepted.get((type(value), getattr(value, "dtype", None)))
+    except Exception:  # what a dtype does that is none
+        library = None
     if library is None:
-        library = _check_new_kind(argument, value)
+        library = _check_new_kind(argument, value, of_x)
     if library.dense is not None:
         _check_dense(argument, value, library)
     return library
@@ -116,28 +120,31 @@ def _check_array(argument: str, value: Array) -> Library:
 
 def _check_dense(argument: str, tensor: Array, library: Library) -> None:
     """Of a torch tensor, that it holds its numbers one by one in memory of its own."""
+    must = "be a dense tensor"
     if tensor.is_nested:
-        raise TypeError(
-            f"{argument} must be a dense tensor, got a nested one; pass the tensors of {argument}.unbind() one by one, "
-            "or use the modules of anynorm.torch"
-        )
+        do = f"pass the tensors of {argument}.unbind() one by one, or use the modules of anynorm.torch"
+        raise TypeError(sentence(argument, must, "a nested one", do))
     if tensor.layout != library.dense:
-        raise TypeError(f"{argument} must be a dense tensor, got layout {tensor.layout}; pass {argument}.to_dense()")
+        raise TypeError(sentence(argument, must, f"layout {tensor.layout}", f"pass {argument}.to_dense()"))
     require_memory(argument, tensor)
 
 
-def _check_new_kind(argument: str, value: Array) -> Library:
+def _check_new_kind(argument: str, value: Array, of_x: Library | None) -> Library:
     """The same for a type and dtype that were not met before."""
     try:
         library = library_of(value)
-    except TypeError as error:
-        raise TypeError(f"{argument} {error}") from None
-    if dtype_name(value.dtype) not in REAL_DTYPES:
-        raise TypeError(
-            f"{argument} must have a real floating dtype ({', '.join(REAL_DTYPES)}), got {value.dtype}; "
-            f"convert it first, say to float32"
-        )
-    _accepted[type(value), value.dtype] = library
+        dtype, shape = value.dtype, tuple(value.shape)
+        name = dtype_name(dtype)
+        hash(dtype)
+    except ImportError:
+        raise
+    except Exception:  # no array, or what it says of itself cannot be read
+        dtype = shape = None
+    if shape is None or isinstance(dtype, str):
+        raise TypeError(not_an_array(argument, value, None if of_x is None else of_x.name))
+    if name not in REAL_DTYPES:
+        raise TypeError(not_a_real_dtype(argument, value))
+    _accepted[type(value), dtype] = library
     return library
 
 
@@ -145,8 +152,19 @@ def _check_blocks(x: Array) -> Library:
     """The library of the arrays that a lazy one is made of."""
     try:
         return library_of_blocks(x)
-    except TypeError as error:
-        raise TypeError(f"the blocks of x {error}") from None
+    except TypeError:
+        raise TypeError(not_an_array("the blocks of x", x._meta)) from None
+
+
+def check_namespace(xp: Any) -> Library:
+    """The library of an array namespace."""
+    try:
+        return library_named(xp)
+    except ImportError:
+        raise
+    except Exception:
+        do = "pass the module itself, such as numpy or torch"
+        raise TypeError(sentence("xp", "be an array namespace", describe(xp), do)) from None
 
 
 def _check_axes(axis: int | tuple[int, ...], x: Array) -> tuple[int, ...]:
@@ -158,127 +176,106 @@ def _check_axes(axis: int | tuple[int, ...], x: Array) -> tuple[int, ...]:
         axes = _check_odd_axes(axis, x)
     for one in axes:
         if not known(x.shape[one]):
-            raise ValueError(
-                f"the length of the normalized axis {one} must be known, got shape {tuple(x.shape)}; "
-                "for Dask call x.compute_chunk_sizes() first, for ndonnx declare the length"
-            )
+            do = "for Dask call x.compute_chunk_sizes() first, for ndonnx declare the length"
+            must = f"have a known length along the normalized axis {one}"
+            raise ValueError(sentence("x", must, f"shape {tuple(x.shape)}", do))
     return axes
 
 
 def _check_odd_axes(axis: Any, x: Array) -> tuple[int, ...]:
     shape = tuple(x.shape)
     if not shape:
-        raise ValueError("x must have at least one axis to normalize over, got shape (); pass x.reshape(1)")
-    try:
-        given = tuple(map(_index, axis)) if isinstance(axis, (tuple, list)) else (_index(axis),)
-    except TypeError:
-        raise TypeError(f"axis must be an int or a tuple of ints, got {axis!r}") from None
-    if not given:
-        raise ValueError("axis must name at least one axis, got an empty tuple")
-    for one in given:
-        if not -len(shape) <= one < len(shape):
-            raise ValueError(
-                f"axis {one} does not fit x of shape {shape}: it must lie in [{-len(shape)}, {len(shape)})"
-            )
+        raise ValueError(sentence("x", "have at least one axis to normalize over", "shape ()", "pass x.reshape(1)"))
+    several = isinstance(axis, (tuple, list))
+    given = tuple([as_index("axis", one, "an int or a tuple of ints") for one in (axis if several else (axis,))])
     axes = tuple(sorted({one % len(shape) for one in given}))
-    if len(axes) != len(given):
-        raise ValueError(f"axis must name each axis once, got {axis} for x of shape {shape}")
-    return axes
-
-
-def _index(axis: Any) -> int:
-    if isinstance(axis, bool):  # True is 1 to Python, and never meant as that axis
-        raise TypeError
-    return operator.index(axis)
-
-
-def check_number(argument: str, value: Any, least: float = -math.inf) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{argument} must be a number, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:  # an int or a fraction past the largest float
-        number = math.inf
-    if not (math.isfinite(number) and number >= least):
-        must = "finite" if least == -math.inf else "finite and not negative"
-        raise ValueError(f"{argument} must be {must}, got {number}")
-    return number
+    if not all(-len(shape) <= one < len(shape) for one in given):
+        must = f"lie in [{-len(shape)}, {len(shape)}) for x of shape {shape}"
+    elif not given:
+        must = "name at least one axis"
+    elif len(axes) != len(given):
+        must = f"name each axis once, for x of shape {shape}"
+    else:
+        return axes
+    raise ValueError(sentence("axis", must, describe(axis), "pass an axis that x has, -1 for the last one"))
 
 
 def _check_parameter(argument: str, value: Array, x: Array, library: Library, axes: tuple[int, ...]) -> Array:
     """A weight or bias: library, device, and the shape of the normalized axes in the array's own order."""
-    value = _made_lazy(argument, value, x, library)
+    value = _taken_over(argument, value, x, library)
     _check_same_place(argument, value, x, library)
     shape = x.shape
     expected = (shape[axes[0]],) if len(axes) == 1 else tuple([shape[axis] for axis in axes])
     if tuple(value.shape) != expected:
-        raise ValueError(
-            f"{argument} must have the shape of the normalized axes, {expected} "
-            f"(x has shape {tuple(x.shape)}, axis {axes if len(axes) > 1 else axes[0]}), got {tuple(value.shape)}"
-        )
+        of_x = f"(x has shape {tuple(shape)}, axis {axes if len(axes) > 1 else axes[0]})"
+        must, got = f"have the shape of the normalized axes, {expected} {of_x}", str(tuple(value.shape))
+        raise ValueError(sentence(argument, must, got, f"pass {argument} of that shape, or another axis"))
     return value
 
 
 def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:
-    if isinstance(scale, Real) and not isinstance(scale, bool):
+    must = f"be a number or a 0-d {arrays_of_library(library.name)} like x"
+    try:
+        is_number = isinstance(scale, Real) and not isinstance(scale, bool)
+        shape = () if is_number else tuple(scale.shape)
+    except Exception:  # whatever its attributes do when they are looked at
+        raise TypeError(sentence("scale", must, describe(scale), "pass a float")) from None
+    if is_number:
         return check_number("scale", scale)
-    if not hasattr(scale, "shape"):
-        raise TypeError(f"scale must be a number or a 0-d array, got {type(scale).__name__}")
-    scale = _made_lazy("scale", scale, x, library)
+    scale = _taken_over("scale", scale, x, library)
     _check_same_place("scale", scale, x, library)
-    if tuple(scale.shape) != ():
-        raise ValueError(
-            f"scale must be a number or a 0-d array, got shape {tuple(scale.shape)}; pass scale.reshape(())"
-        )
+    if shape != ():
+        raise ValueError(sentence("scale", must, f"shape {shape}", "pass one number, such as scale.reshape(())"))
     return scale
 
 
-def _made_lazy(argument: str, value: Array, x: Array, library: Library) -> Array:
-    """A parameter of the library that x's blocks are of as one of x's own."""
-    if library.block is None or _check_array(argument, value) is not library_of_blocks(x):
+def _taken_over(argument: str, value: Array, x: Array, library: Library) -> Array:
+    """A parameter as an array of x's library, where that takes NumPy's (JAX) or those that its blocks are of (Dask)."""
+    if library.block is None and library.name != "jax":
         return value
-    return library.namespace.asarray(value)
+    given = check_array(argument, value, library)
+    taken = given.name == "numpy" if library.block is None else given is library_of_blocks(x)
+    return library.namespace.asarray(value) if taken else value
 
 
 def _check_same_place(argument: str, value: Array, x: Array, library: Library) -> None:
     """Same library and same device as x."""
-    if _check_array(argument, value) is not library:
-        raise TypeError(
-            f"x and {argument} must come from one library, got {type(x).__module__}.{type(x).__qualname__} "
-            f"and {type(value).__module__}.{type(value).__qualname__}; convert {argument}"
-        )
+    if check_array(argument, value, library) is not library:
+        raise TypeError(not_an_array(argument, value, library.name))
     if library.devices and value.device != x.device:
-        raise ValueError(f"x and {argument} must be on one device, got {x.device} and {value.device}; move {argument}")
+        must, got = f"be on x's device, {x.device}", f"one on {value.device}"
+        raise ValueError(sentence(argument, must, got, f"move it to x.device, or x to {argument}.device"))
 
 
 def _check_twin(argument: str, value: Array, x: Array, library: Library) -> None:
     """An array like x: library, device, dtype and shape."""
     _check_same_place(argument, value, x, library)
     if value.dtype != x.dtype or not shapes_agree(tuple(value.shape), tuple(x.shape)):
-        raise ValueError(
-            f"{argument} must have x's shape and dtype, {tuple(x.shape)} of {x.dtype}, "
-            f"got {tuple(value.shape)} of {value.dtype}"
-        )
+        must = f"have x's shape and dtype, {tuple(x.shape)} of {x.dtype}"
+        do = f"pass {argument} of x's dtype" if value.dtype != x.dtype else "reshape or broadcast it before the call"
+        do = f"pass {module_of(library.name)}.empty_like(x)" if argument.startswith("out") else do
+        raise ValueError(sentence(argument, must, f"{tuple(value.shape)} of {value.dtype}", do))
 
 
 def _check_moments(moments: Moments, x: Array, library: Library, axes: tuple[int, ...]) -> None:
     if not isinstance(moments, Moments):
-        raise TypeError(f"moments must be what anynorm.moments returned, got {type(moments).__name__}")
+        must, do = "be what anynorm.moments returned", "pass anynorm.moments(...)"
+        raise TypeError(sentence("moments", must, describe(moments), do))
+    if moments.namespace is not library.namespace:
+        must = f"come from arrays of x's library, {library.name}"
+        raise TypeError(sentence("moments", must, moments.namespace.__name__, "take them of such an array"))
     expected = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
     if not shapes_agree(moments.shape, expected):
-        raise ValueError(
-            f"moments must have shape {expected}, that of x, {tuple(x.shape)}, with the normalized axes of length 1; "
-            f"got {moments.shape}"
-        )
+        must = f"have shape {expected}, that of x, {tuple(x.shape)}, with the normalized axes of length 1"
+        raise ValueError(sentence("moments", must, str(moments.shape), "take them along the same axis"))
     if not moments.count:
-        raise ValueError("moments of no elements cannot normalize anything; merge some with a count above 0")
-    if moments.namespace is not library.namespace:
-        raise TypeError(f"moments must come from arrays of x's library, {library.name}; take them of such an array")
-    if moments.paired != bool(library.precision(x).digits):
         raise ValueError(
-            f"moments must come from data as wide as x, of {x.dtype}: those of float64 and of narrower floats "
-            "do not mix; convert x, or take the moments of data of x's dtype"
+            sentence("moments", "be of one element or more", "a count of 0", "merge some with a count above 0")
         )
+    if moments.paired != bool(library.precision(x).digits):
+        must = f"come from data as wide as x, of {x.dtype}"
+        got = "those of float64" if moments.paired else "those of narrower floats"
+        raise ValueError(sentence("moments", must, got, "convert x, or take the moments of data of x's dtype"))
 
 
 def _check_out(
@@ -298,13 +295,15 @@ def _check_out(
     elif isinstance(out, tuple) and len(out) == 2:
         outs, names = out, ("out[0]", "out[1]")
     else:
-        raise TypeError(f"out must be a pair of arrays (y, total), got {type(out).__name__}")
+        raise TypeError(sentence("out", "be a pair of arrays (y, total)", describe(out), "pass a tuple of two"))
     if not library.writable:
-        raise TypeError(f"arrays of {library.name} cannot be written in place; leave out= away and use the result")
+        must = f"be None, for {arrays_of_library(library.name)}s cannot be written in place"
+        raise TypeError(sentence("out", must, describe(out), "leave out= away and use the result"))
     inputs = {"x": x, "residual": residual}
     parameters = {"weight": None if isinstance(weight, Real) else weight, "bias": bias}
-    for index, (name, one) in enumerate(zip(names, outs, strict=True)):
+    for name, one in zip(names, outs, strict=True):
         _check_twin(name, one, x, library)
+    for index, (name, one) in enumerate(zip(names, outs, strict=True)):
         require_writable(name, one, library.name)
         others = dict(zip(names[index + 1 :], outs[index + 1 :], strict=True))
         require_separate(name, one, inputs, parameters | others, library.name)

@@ -13,6 +13,7 @@ import numpy
 
 from anynorm._definition import Precision
 from anynorm._pytrees import register
+from anynorm._wording import holds_numbers
 
 REAL_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -40,6 +41,7 @@ class Library:
         self.devices = entry.devices
         self.refuses_to_fill = entry.refuses_to_fill
         self.block = entry.block
+        self.listed = bool(entry.array)  # whether it is known which class its arrays are of
         self.dense = namespace.strided if name == "torch" else None  # the layout that arrays must have
         self._precisions: dict[Any, Precision] = {}
 
@@ -79,15 +81,6 @@ _ENTRIES = (
     _Entry("ndonnx", "Array", "ndonnx"),
 )
 
-# What holds numbers and is no array, and what to pass instead.
-_ADVICE = {
-    "pandas": "pass x.to_numpy()",
-    "polars": "pass x.to_numpy()",
-    "pyarrow": "pass x.to_numpy()",
-    "xarray": "pass x.data",
-    "scipy": "pass x.toarray(), or sparse.COO(x) of the package sparse",
-}
-
 _by_type: dict[type, Library] = {}
 _by_namespace: dict[str, Library] = {}
 
@@ -111,13 +104,13 @@ def library_named(namespace: Any) -> Library:
     """Return the library that a namespace such as ``torch`` or ``jax.numpy`` belongs to."""
     name = getattr(namespace, "__name__", None)
     if not isinstance(name, str):
-        raise TypeError(f"xp must be an array namespace, the module such as numpy or torch itself, got {namespace!r}")
+        raise TypeError("an array namespace has a name")
     name = name.removeprefix("array_api_compat.")
     for entry in _ENTRIES:
         if name in (entry.module, entry.namespace.removeprefix("array_api_compat.")):
             return _make(entry)
     if not hasattr(namespace, "__array_namespace_info__"):
-        raise TypeError(f"xp must be an array namespace such as numpy or torch, got {name}")
+        raise TypeError(f"{name} is no array namespace")
     return _kept(Library(name, namespace, _Entry(name, "", name)))
 
 
@@ -134,12 +127,13 @@ def _find(x: Any) -> Library:
         if array is None or not isinstance(x, array):
             continue
         if entry.module == "numpy" and kind not in (numpy.ndarray, numpy.memmap):
-            raise TypeError(_refusal(kind))
+            raise TypeError("a subclass of numpy.ndarray may change what arithmetic means")
         return _make(entry)
-    unlisted = not issubclass(kind, numpy.generic) and kind.__module__.partition(".")[0] not in _ADVICE
-    if unlisted and hasattr(x, "__array_namespace__"):
-        return library_named(x.__array_namespace__())
-    raise TypeError(_refusal(kind))
+    if hasattr(x, "__array_namespace__") and not issubclass(kind, numpy.generic) and not holds_numbers(x):
+        library = library_named(x.__array_namespace__())
+        if not library.listed:  # else it is no array of that library, whose kernels could not read it
+            return library
+    raise TypeError(f"no array library is known for {kind.__qualname__}")
 
 
 def _make(entry: _Entry) -> Library:
@@ -155,18 +149,3 @@ def _kept(library: Library) -> Library:
     if library.name == "jax":  # in no other case, for torch.compile cannot trace it
         register()
     return _by_namespace.setdefault(library.name, library)
-
-
-def _refusal(kind: type) -> str:
-    root = kind.__module__.partition(".")[0]
-    if issubclass(kind, numpy.ma.MaskedArray):
-        advice = "a masked array has no defined norm; pass x.filled(value), or x.data to ignore the mask"
-    elif issubclass(kind, numpy.ndarray):
-        advice = "subclasses of numpy.ndarray may change what arithmetic means; pass numpy.asarray(x)"
-    elif root in _ADVICE:
-        advice = _ADVICE[root]
-    elif issubclass(kind, (list, tuple, int, float, numpy.generic)):
-        advice = "pass numpy.asarray(x, dtype=numpy.float32)"
-    else:
-        advice = "pass an array of NumPy, CuPy, PyTorch, JAX, Dask or another library with __array_namespace__"
-    return f"must be an array, got {kind.__module__}.{kind.__qualname__}: {advice}"

@@ -6,23 +6,21 @@ Merging follows Chan, Golub, LeVeque 1983, "Algorithms for computing the sample 
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy
 
+from anynorm._moments_dict import read
 from anynorm._pairs import Pair, add_pairs, multiply_pairs, ratio_pair, two_sum
 from anynorm._pytrees import pytree, register
+from anynorm._wording import describe, sentence
 
 Array = Any
 
 # They compute with NumPy as they are called, and so would print its warnings.
 _ON_NUMPY = ("numpy", "array_api_strict", "sparse")
-
-# For which array-api-compat speaks the standard.
-_WRAPPED = ("cupy", "torch", "dask.array")
 
 # Of the arrays that moments are made of, in this order; each but the squares may be None.
 PARTS = ("mean", "mean_low", "mean_rest", "squares", "squares_low", "unit")
@@ -136,27 +134,13 @@ class Moments:
 
         Raises
         ------
+        TypeError
+            If ``values`` is no dict, an entry of another type, or ``xp`` not an array namespace.
         ValueError
             If an entry is missing, or does not fit the others.
         """
         register()
-        try:
-            count, shape, dtype = int(values["count"]), tuple(values["shape"]), values["dtype"]
-            lists = [values[name] for name in PARTS]
-        except KeyError as error:
-            raise ValueError(f"a dict of moments has an entry {error}, and this one has not") from None
-        if values["squares"] is None:
-            raise ValueError("moments have squares, and these have None")
-        if dtype not in ("float32", "float64"):
-            raise ValueError(f"moments are of float32 or float64, got {dtype!r}")
-        if count < 0 or any(one is not None and len(one) != math.prod(shape) for one in lists):
-            raise ValueError(f"lists of moments must be as long as their shape {shape} says, and their count 0 or more")
-        if xp.__name__ in _WRAPPED:
-            xp = importlib.import_module(f"array_api_compat.{xp.__name__}")
-        arrays = [
-            None if one is None else xp.reshape(xp.asarray(one, dtype=getattr(xp, dtype)), shape) for one in lists
-        ]
-        return of_arrays(count, arrays, xp)
+        return of_arrays(*read(values, PARTS, xp))
 
     def flatten(self) -> tuple[tuple[Any, ...], tuple[int, Any]]:
         """Take apart into arrays and what is known without them, as a JAX pytree is."""
@@ -205,15 +189,16 @@ pytree(Moments, Moments.flatten, Moments.unflatten)
 def merge(a: Moments, b: Moments) -> Moments:
     """Merge the moments of two pieces of the same rows."""
     if not isinstance(b, Moments):
-        raise TypeError(f"Moments merge with Moments, got {type(b).__name__}")
+        raise TypeError(sentence("other", "be Moments", describe(b), "pass what anynorm.moments returned"))
     if a._xp is not b._xp:
-        raise TypeError(f"Moments merge with those of one library, got {a._xp.__name__} and {b._xp.__name__}")
+        must, do = f"be of one library with these, {a._xp.__name__}", "take both of arrays of one library"
+        raise TypeError(sentence("other", must, b._xp.__name__, do))
     if not shapes_agree(a.shape, b.shape) or (a._unit is None) != (b._unit is None):
-        kinds = ["float64" if m._unit is not None else "narrower floats" for m in (a, b)]
-        raise ValueError(
-            "Moments merge with those of another piece of the same rows: "
-            f"got shape {a.shape} from {kinds[0]} and shape {b.shape} from {kinds[1]}"
+        mine, theirs = (
+            f"shape {m.shape} from {'float64' if m._unit is not None else 'narrower floats'}" for m in (a, b)
         )
+        must = f"be of another piece of the same rows, of {mine}"
+        raise ValueError(sentence("other", must, theirs, "take both along the same axis, of data of one dtype"))
     if not a.count or not b.count:
         return a if a.count else b
     return _merge_plain(a, b) if a._unit is None else _merge_paired(a, b)

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy
 
+from anynorm._wording import sentence
+
 Array = Any
 
 # Deciding exactly whether two strided arrays share an element is NP-hard; past this effort overlapping bounds count as
@@ -62,14 +64,16 @@ def require_memory(argument: str, tensor: Array) -> None:
 def require_writable(argument: str, out: Array, library: str) -> None:
     """Raise ValueError where an out array is read-only, repeats its memory, or must not be written for autograd."""
     if library == "numpy" and not out.flags.writeable:
-        raise ValueError(f"{argument} is read-only; pass an array that may be written")
+        raise ValueError(sentence(argument, "be writable", "a read-only array", "pass a copy, or numpy.empty_like(x)"))
     if library == "torch" and out.requires_grad and out.is_leaf:
-        raise ValueError(f"{argument} is a leaf that requires a gradient, which autograd does not let be written")
+        got = "a leaf that requires a gradient, which autograd does not let be written"
+        raise ValueError(sentence(argument, "be writable", got, f"pass {argument}.detach(), or torch.empty_like(x)"))
     if library == "torch" and out.is_contiguous():
         return
     extent = _extent(out, library)
     if extent is not None and not extent.flags.forc and _overlaps_itself(extent):
-        raise ValueError(f"{argument} has elements that share memory (a broadcast view, windows); pass a whole array")
+        got = "elements that share memory (a broadcast view, windows)"
+        raise ValueError(sentence(argument, "have memory for each element", got, "pass a whole array"))
 
 
 def require_separate(
@@ -82,8 +86,10 @@ def require_separate(
         mine, theirs = _extent(out, library), _extent(other, library)
         if mine is None or (name in inputs and _same(mine, theirs)) or not _overlap(mine, theirs):
             continue
-        allowed = f"; pass {argument}={name} itself to work in place" if name in inputs else ""
-        raise ValueError(f"{argument} and {name} overlap in memory{allowed}, or pass an array of its own")
+        must, do = f"share no memory with {name}", "pass an array of its own"
+        if name in inputs:
+            must, do = f"be {name} itself or {must}", f"pass {argument}={name} to work in place, or an array of its own"
+        raise ValueError(sentence(argument, must, "one that overlaps it", do))
 
 
 def _are_apart(a: Array, b: Array, library: str) -> bool:

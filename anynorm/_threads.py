@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from anynorm._forks import unforked
+from anynorm._numbers import check_length
+from anynorm._wording import sentence
 
 _asked: int | None = None
 _helpers: tuple[Any, int, Any] | None = None  # what started them, how many, and they themselves
@@ -46,10 +48,7 @@ def set_threads(threads: int | None) -> None:
     """
     global _asked
     if threads is not None:
-        if not isinstance(threads, int) or isinstance(threads, bool):
-            raise TypeError(f"threads must be an int or None, got {type(threads).__name__}")
-        if threads < 1:
-            raise ValueError(f"threads must be 1 or more, got {threads}")
+        threads = check_length("threads", threads, "an int or None")
     with _lock:
         _asked = threads
         _dismiss()
@@ -70,7 +69,8 @@ def get_threads() -> int:
     written = os.environ.get("ANYNORM_THREADS")
     if written:
         if not written.isdecimal() or int(written) < 1:
-            raise ValueError(f"the environment variable ANYNORM_THREADS must be a number of threads, got {written!r}")
+            variable = "the environment variable ANYNORM_THREADS"
+            raise ValueError(sentence(variable, "be a number of threads", repr(written), "set 1 or more"))
         return int(written)
     written = os.environ.get("OMP_NUM_THREADS", "")
     if written.isdecimal() and int(written) >= 1:

@@ -18,6 +18,7 @@ from anynorm._choose import choose_pull
 from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels import definition
 from anynorm._kernels.cpu.torch_state import is_followed
+from anynorm._numbers import check_number
 
 Tensor = torch.Tensor
 
@@ -190,4 +191,5 @@ def norm(
         weight = x.new_tensor(weight, dtype=torch.float64)
     axes = list(axis) if isinstance(axis, (tuple, list)) else [axis]
     operator = getattr(torch.ops.anynorm, rule.name)
-    return operator(x, weight, bias, axes, float(eps), float(offset))  # type: ignore[no-any-return]
+    eps, offset = check_number("eps", eps, least=0.0), check_number("weight_offset", offset)
+    return operator(x, weight, bias, axes, eps, offset)  # type: ignore[no-any-return]

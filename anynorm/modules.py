@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy
 
-from anynorm._check import check_number
-from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_named
+from anynorm._check import check_array, check_namespace
+from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_of
 from anynorm._loading import converted
 from anynorm._norms import layer_norm, rms_norm, scale_norm
+from anynorm._numbers import check_length, check_lengths, check_number
 from anynorm._pytrees import pytree, register
+from anynorm._wording import arrays_of_library, describe, module_of, sentence, with_article
 
 Array = Any
 
@@ -49,19 +51,31 @@ class _Norm:
             If a value is not an array with a real floating dtype. Nothing is changed then either.
         """
         if not isinstance(state, Mapping):
-            raise TypeError(f"state must be a mapping from name to array, got {type(state).__name__}")
+            do = "pass what state_dict() returns"
+            raise TypeError(sentence("state", "be a mapping from name to array", describe(state), do))
         present = self.state_dict()
-        missing, unknown = sorted(present.keys() - state.keys()), sorted(state.keys() - present.keys())
+        missing, unknown = present.keys() - state.keys(), state.keys() - present.keys()
         if missing or unknown:
             problems = [
-                f"{kind} {', '.join(names)}" for kind, names in (("misses", missing), ("has unknown", unknown)) if names
+                f"{kind} {', '.join(sorted(map(str, names)))}"
+                for kind, names in (("without", missing), ("with unknown", unknown))
+                if names
             ]
-            raise ValueError(
-                f"the state {' and '.join(problems)}; {self!r} holds {', '.join(present) or 'no parameters'}"
-            )
+            must = f"hold {', '.join(present)}, as {self!r} does"
+            raise ValueError(sentence("state", must, f"one {' and '.join(problems)}", "pass exactly these names"))
         loaded = {name: converted(name, state[name], like) for name, like in present.items()}
         for name, value in loaded.items():
             setattr(self, name, value)
+
+    def _require_own_library(self, x: Array) -> None:
+        """Raise TypeError where x is of another library than the parameters: it is x that was passed, not they."""
+        for parameter in self.state_dict().values():
+            of_x, of_parameter = check_array("x", x), library_of(parameter)
+            if of_x is of_parameter or (of_parameter.name == "numpy" and (of_x.block or of_x.name == "jax")):
+                continue
+            must = f"be {with_article(arrays_of_library(of_parameter.name))}, as the parameters of {self!r} are"
+            do = f"convert x, or make the norm with xp={module_of(of_x.name)}"
+            raise TypeError(sentence("x", must, describe(x), do)) from None
 
     def _config(self) -> tuple[Any, ...]:
         raise NotImplementedError
@@ -102,20 +116,26 @@ class _AffineNorm(_Norm):
         device: Any,
     ) -> None:
         library, dtype = _library_and_dtype(xp, dtype)
-        self.shape = _checked_shape(shape)
+        self.shape = check_lengths("shape", shape)
         self.eps = check_number("eps", eps, least=0.0)
         self.weight_offset = check_number("weight_offset", weight_offset)
-        make = library.namespace.full
+        if not isinstance(bias, (bool, numpy.bool)):
+            do = "set the attribute bias of the norm, or load_state_dict, for its values"
+            raise TypeError(sentence("bias", "be True or False", describe(bias), do))
         # Zero-centred weights start at zero, so that the factor starts at 1 either way.
-        self.weight = make(self.shape, 0.0 if weight_offset == 1.0 else 1.0, dtype=dtype, device=device)
-        self.bias = make(self.shape, 0.0, dtype=dtype, device=device) if bias else None
+        self.weight = _full(library, self.shape, 0.0 if weight_offset == 1.0 else 1.0, dtype, device)
+        self.bias = _full(library, self.shape, 0.0, dtype, device) if bias else None
 
     def __call__(self, x: Array, *, out: Array | None = None) -> Array:
         """Normalize an array of the parameters' library."""
         axis = tuple(range(-len(self.shape), 0))
-        return self._function(
-            x, self.weight, self.bias, axis=axis, eps=self.eps, weight_offset=self.weight_offset, out=out
-        )
+        try:
+            return self._function(
+                x, self.weight, self.bias, axis=axis, eps=self.eps, weight_offset=self.weight_offset, out=out
+            )
+        except TypeError:
+            self._require_own_library(x)
+            raise
 
     def _config(self) -> tuple[Any, ...]:
         return self.shape, self.eps, self.weight_offset, self.bias is not None, self._dtype_name()
@@ -226,18 +246,22 @@ class ScaleNorm(_Norm):
 
     def __init__(self, dim: int, *, eps: float = 1e-5, xp: Any = numpy, dtype: Any = None, device: Any = None) -> None:
         library, dtype = _library_and_dtype(xp, dtype)
-        if type(dim) is not int:
-            raise TypeError(f"dim must be an int, got {dim!r}")
-        (self.dim,) = _checked_shape(dim)
+        self.dim = check_length("dim", dim)
         self.eps = check_number("eps", eps, least=0.0)
-        self.scale = library.namespace.full((), math.sqrt(check_number("dim", dim)), dtype=dtype, device=device)
+        self.scale = _full(library, (), math.sqrt(check_number("dim", self.dim)), dtype, device)
 
     def __call__(self, x: Array, *, out: Array | None = None) -> Array:
         """Normalize an array of the scale's library."""
-        shape = tuple(getattr(x, "shape", ()))
+        check_array("x", x)
+        shape = tuple(x.shape)
         if shape and shape[-1] != self.dim:
-            raise ValueError(f"{self!r} needs x of shape (..., {self.dim}), got {shape}")
-        return scale_norm(x, self.scale, eps=self.eps, out=out)
+            must = f"have shape (..., {self.dim}) for {self!r}"
+            raise ValueError(sentence("x", must, str(shape), "pass x of that length along its last axis"))
+        try:
+            return scale_norm(x, self.scale, eps=self.eps, out=out)
+        except TypeError:
+            self._require_own_library(x)
+            raise
 
     def _config(self) -> tuple[Any, ...]:
         return self.dim, self.eps, self._dtype_name()
@@ -248,22 +272,40 @@ class ScaleNorm(_Norm):
 
 def _library_and_dtype(xp: Any, dtype: Any) -> tuple[Library, Any]:
     register()
-    library = library_named(xp)
-    dtype = library.namespace.float32 if dtype is None else dtype
-    with contextlib.suppress(TypeError):  # libraries that share NumPy's dtypes take classes and names for them
+    library = check_namespace(xp)
+    if dtype is None:
+        return library, library.namespace.float32
+    with contextlib.suppress(Exception):  # libraries that share NumPy's dtypes take classes and names for them
         dtype = numpy.dtype(dtype)
-    if dtype_name(dtype) not in REAL_DTYPES:
-        raise TypeError(f"dtype must be a real floating dtype ({', '.join(REAL_DTYPES)}), got {dtype}")
+    name = None if isinstance(dtype, str) else dtype_name(dtype)
+    if name not in REAL_DTYPES:
+        must = f"be a real floating dtype ({', '.join(REAL_DTYPES)})"
+        got = str(dtype) if hasattr(dtype, "itemsize") else describe(dtype)
+        raise TypeError(sentence("dtype", must, got, f"pass {module_of(library.name)}.float32 or leave it out"))
     return library, dtype
 
 
-def _checked_shape(shape: Any) -> tuple[int, ...]:
-    lengths = (shape,) if isinstance(shape, int) else shape
-    if not isinstance(lengths, (tuple, list)) or not lengths or not all(type(length) is int for length in lengths):
-        raise TypeError(f"shape must be an int or a tuple of ints, got {shape!r}")
-    if min(lengths) < 1:
-        raise ValueError(f"shape must be made of positive lengths, got {shape!r}")
-    return tuple(lengths)
+def _full(library: Library, shape: tuple[int, ...], value: float, dtype: Any, device: Any) -> Array:
+    """A parameter; what a library says of a wrong dtype or device is told as everything else."""
+    full, module = library.namespace.full, module_of(library.name)
+    try:
+        return full(shape, value, dtype=dtype, device=device)
+    except Exception:
+        if not _runs(full, (), value, dtype=dtype):
+            do = f"pass {module}.float32 or leave it out"
+            raise TypeError(sentence("dtype", f"be a dtype of {module}", str(dtype), do)) from None
+        if not _runs(full, (), value, dtype=dtype, device=device):
+            do = "leave it out for the default"
+            raise ValueError(sentence("device", f"be a device that {module} has", describe(device), do)) from None
+        raise ValueError(sentence("shape", "fit into memory", describe(shape), "pass shorter lengths")) from None
+
+
+def _runs(function: Callable[..., Any], *given: Any, **options: Any) -> bool:
+    try:
+        function(*given, **options)
+    except Exception:
+        return False
+    return True
 
 
 def _flatten(norm: _Norm) -> tuple[tuple[Array, ...], tuple[tuple[str, Any], ...]]:

@@ -8,13 +8,12 @@ nested tensors too.
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
 import torch
 
 from anynorm import _torch_forward, _torch_own
-from anynorm._check import check_number
+from anynorm._numbers import check_length, check_lengths, check_number
 from anynorm._torch_functions import add_layer_norm, add_rms_norm, layer_norm, rms_norm, scale_norm
 
 __all__ = [
@@ -68,6 +67,7 @@ class LayerNorm(torch.nn.LayerNorm):
     ) -> None:
         self.weight_offset = check_number("weight_offset", weight_offset)  # reset_parameters needs it
         eps = check_number("eps", eps, least=0.0)
+        normalized_shape = check_lengths("normalized_shape", normalized_shape, least=0)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device=device, dtype=dtype)
         if self.weight_offset:
             self.register_forward_pre_hook(_insist)
@@ -130,6 +130,7 @@ class RMSNorm(torch.nn.RMSNorm):
     ) -> None:
         self.weight_offset = check_number("weight_offset", weight_offset)  # reset_parameters needs it
         eps = None if eps is None else check_number("eps", eps, least=0.0)
+        normalized_shape = check_lengths("normalized_shape", normalized_shape, least=0)
         super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
         held = torch.zeros(self.normalized_shape, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if held is None else torch.nn.Parameter(held))
@@ -178,12 +179,7 @@ class ScaleNorm(torch.nn.Module):
 
     def __init__(self, dim: int, eps: float = 1e-5, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        if isinstance(dim, bool) or not hasattr(dim, "__index__"):
-            raise TypeError(f"dim must be an int, got {dim!r}")
-        dim = operator.index(dim)
-        if dim < 1:
-            raise ValueError(f"dim must be 1 or more, got {dim}")
-        self.dim, self.eps = dim, check_number("eps", eps, least=0.0)
+        self.dim, self.eps = check_length("dim", dim), check_number("eps", eps, least=0.0)
         self.scale = torch.nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.reset_parameters()
 

@@ -144,7 +144,7 @@ def test_weights_of_numpy_and_of_dask_in_any_chunks(chunks):
     scaled = anynorm.scale_norm(x, 2.5).compute()
     for scale in (np.asarray(2.5), np.float32(2.5), da.from_array(np.asarray(2.5, np.float32))):
         assert (anynorm.scale_norm(x, scale).compute() == scaled).all()
-    with pytest.raises(TypeError, match="residual must come from one library"):
+    with pytest.raises(TypeError, match="residual must be a Dask array like x"):
         anynorm.add_rms_norm(x, X)
 
 

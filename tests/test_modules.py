@@ -67,22 +67,34 @@ def test_several_axes_and_options():
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: anynorm.LayerNorm(0), ValueError, "positive lengths"),
+        (lambda: anynorm.LayerNorm(0), ValueError, "shape must be 1 or more"),
         (lambda: anynorm.LayerNorm(()), TypeError, "an int or a tuple of ints"),
         (lambda: anynorm.LayerNorm(4.0), TypeError, "an int or a tuple of ints"),
         (lambda: anynorm.RMSNorm(4, eps=-1), ValueError, "eps must be finite and not negative"),
         (lambda: anynorm.RMSNorm(4, dtype=np.int32), TypeError, "real floating dtype"),
         (lambda: anynorm.ScaleNorm((3, 4)), TypeError, "dim must be an int"),
         (lambda: anynorm.LayerNorm(4, xp=math), TypeError, "array namespace"),
-        (lambda: anynorm.LayerNorm(4, xp="torch"), TypeError, "the module such as numpy or torch itself, got 'torch'"),
+        (lambda: anynorm.LayerNorm(4, xp="torch"), TypeError, "got the str 'torch'; pass the module itself"),
         (lambda: anynorm.LayerNorm(5)(X), ValueError, "(5,)"),
         (lambda: anynorm.LayerNorm((2, 4))(X), ValueError, "(2, 4)"),
         (
             lambda: anynorm.ScaleNorm(5)(X),
             ValueError,
-            "ScaleNorm(5, eps=1e-05, dtype=float32) needs x of shape (..., 5)",
+            "x must have shape (..., 5) for ScaleNorm(5, eps=",
         ),
         (lambda: anynorm.ScaleNorm(5)([1.0]), TypeError, "must be an array"),
+        (
+            lambda: anynorm.LayerNorm(4)(TORCH.make(X)),
+            TypeError,
+            "x must be a NumPy array, as the parameters of LayerNorm(4, eps=1e-05, bias=True, dtype=float32) are, "
+            "got a float32 torch tensor of shape (3, 4); convert x, or make the norm with xp=torch",
+        ),
+        (
+            lambda: anynorm.ScaleNorm(4, xp=array_api_strict)(X),
+            TypeError,
+            "x must be an array_api_strict array, as the parameters",
+        ),
+        (lambda: anynorm.RMSNorm(4)(X, out=[1.0]), TypeError, "out must be a NumPy array like x"),
     ],
 )
 def test_what_does_not_fit(make, error, words):
@@ -208,15 +220,19 @@ def test_a_scale_that_arithmetic_made_a_number():
 @pytest.mark.parametrize(
     ("state", "error", "words"),
     [
-        ({"weight": np.ones(4)}, ValueError, "misses bias"),
-        ({"weight": np.ones(4), "bias": np.ones(4), "gamma": np.ones(4)}, ValueError, "has unknown gamma"),
-        ({}, ValueError, "misses bias, weight"),
+        ({"weight": np.ones(4)}, ValueError, "got one without bias"),
+        ({"weight": np.ones(4), "bias": np.ones(4), "gamma": np.ones(4)}, ValueError, "got one with unknown gamma"),
+        ({}, ValueError, "got one without bias, weight"),
         ({"weight": np.zeros(4), "bias": np.ones(5)}, ValueError, "bias must have shape (4,), got (5,)"),
-        ({"weight": np.zeros(4), "bias": [1, 2, 3, 4]}, TypeError, "bias must be an array, got list"),
+        ({"weight": np.zeros(4), "bias": [1, 2, 3, 4]}, TypeError, "bias must be an array, got the list"),
         ({"weight": np.zeros(4), "bias": np.ones(4) * 1j}, TypeError, "real floating dtype"),
         ({"weight": np.zeros(4), "bias": np.asarray(["1"] * 4)}, TypeError, "real floating dtype"),
-        ({"weight": np.zeros(4), "bias": np.ma.masked_array(np.ones(4), [0, 0, 0, 1])}, TypeError, "without a mask"),
-        (None, TypeError, "state must be a mapping from name to array, got NoneType"),
+        (
+            {"weight": np.zeros(4), "bias": np.ma.masked_array(np.ones(4), [0, 0, 0, 1])},
+            TypeError,
+            "bias must be an array, got a numpy MaskedArray",
+        ),
+        (None, TypeError, "state must be a mapping from name to array, got None"),
     ],
 )
 def test_a_wrong_state_changes_nothing(state, error, words):

@@ -218,9 +218,9 @@ def test_inputs_that_do_not_fit(name):
             module(torch.ones(shape))
     with pytest.raises(TypeError, match="real floating dtype"):
         module(torch.ones(3, 8, dtype=torch.int64))
-    with pytest.raises(ValueError, match="must be on one device"):
+    with pytest.raises(ValueError, match="must be on x's device"):
         module(torch.ones(3, 8, device="meta"))
-    with pytest.raises(TypeError, match="one library"):
+    with pytest.raises(TypeError, match="must be a NumPy array like x"):
         module(np.ones((3, 8), np.float32))
 
 
@@ -258,20 +258,20 @@ def test_dimensions_that_are_none(error, dim):
 @pytest.mark.parametrize("x", [torch.ones(2, 3), torch.ones(2, 3, device="meta")], ids=["cpu", "meta"])
 def test_functions_say_the_same_on_every_device(x):
     wrong = [
-        (TypeError, "x must have a real floating dtype", lambda: norms.layer_norm(x.long())),
-        (ValueError, "axis 2 does not fit", lambda: norms.rms_norm(x, axis=2)),
+        (TypeError, "x must have one of the real floating dtypes", lambda: norms.layer_norm(x.long())),
+        (ValueError, "axis must lie in", lambda: norms.rms_norm(x, axis=2)),
         (ValueError, "axis must name each axis once", lambda: norms.layer_norm(x, axis=(1, -1))),
         (ValueError, "at least one axis", lambda: norms.layer_norm(x[0, 0])),
         (ValueError, "eps must be", lambda: norms.rms_norm(x, eps=-1.0)),
         (TypeError, "eps must be", lambda: norms.rms_norm(x, eps=None)),
         (ValueError, "weight must have the shape", lambda: norms.layer_norm(x, x[0, :1])),
         (ValueError, "pass weight too", lambda: norms.layer_norm(x, weight_offset=1.0)),
-        (ValueError, "scale must be a number or a 0-d array", lambda: norms.scale_norm(x, x[0])),
+        (ValueError, "scale must be a number or a 0-d", lambda: norms.scale_norm(x, x[0])),
     ]
     for error, message, call in wrong:
         with pytest.raises(error, match=message):
             call()
-    with pytest.raises(TypeError, match=r"x must be an array, got builtins\.list"):
+    with pytest.raises(TypeError, match="x must be an array, got the list"):
         norms.layer_norm([1.0, 2.0])
 
 

@@ -73,11 +73,11 @@ def test_gradients(norm):
 @every_norm
 def test_arguments_are_checked(norm):
     x = rows(2, 3, 4)
-    with pytest.raises(ValueError, match="axis 5 does not fit"):
+    with pytest.raises(ValueError, match="axis must lie in"):
         own(norm, x, axis=5)
     with pytest.raises(ValueError, match="eps must be"):
         own(norm, x, eps=-1.0)
-    with pytest.raises(ValueError, match=r"must have the shape|must be a number or a 0-d array"):
+    with pytest.raises(ValueError, match=r"must have the shape|must be a number or a 0-d"):
         own(norm, x, rows(1))
 
 

@@ -1,0 +1,187 @@
+"""What is said of a wrong argument: what must hold, what came, and what to do.
+
+Nothing here runs unless an argument is wrong.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import numpy
+
+_MOST_CHARACTERS = 120
+_REAL_DTYPES = "float16, bfloat16, float32 and float64"
+_PLAIN = (int, float, complex, str, bytes, bool, type(None))
+# By the package of a class, and by its name.
+_LIBRARIES = {
+    "numpy": "NumPy array",
+    "torch": "torch tensor",
+    "cupy": "CuPy array",
+    "jax": "JAX array",
+    "dask": "Dask array",
+    "array_api_strict": "array_api_strict array",
+    "sparse": "sparse array",
+    "ndonnx": "ndonnx array",
+}
+_CLASSES = ("ndarray", "memmap", "Tensor", "Parameter", "FakeTensor", "ArrayImpl", "Array", "COO", "GCXS")
+_MODULES = {"jax": "jax.numpy", "dask": "dask.array"}
+_HAVE_ASTYPE = ("numpy", "cupy", "jax", "dask", "sparse")
+
+# What holds numbers and is no array, and what makes one of it.
+_CONVERSIONS = {
+    "pandas": "{}.to_numpy()",
+    "polars": "{}.to_numpy()",
+    "pyarrow": "{}.to_numpy()",
+    "xarray": "{}.data",
+    "scipy": "{}.toarray()",
+}
+_ANY_LIBRARY = "an array of NumPy, CuPy, PyTorch, JAX, Dask or another library with __array_namespace__"
+
+
+def sentence(argument: str, must: str, got: str, do: str) -> str:
+    """One sentence about one argument; what came is cut where it is long."""
+    got = "".join(character if character.isprintable() else "?" for character in got[: 2 * _MOST_CHARACTERS])
+    if len(got) > _MOST_CHARACTERS:
+        got = got[: _MOST_CHARACTERS - 3] + "..."
+    return f"{argument} must {must}, got {got}; {do}"
+
+
+def describe(value: Any) -> str:
+    """A value in a few words: 'the int 3', 'a list', 'a float64 NumPy array of shape (3,)', 'a pandas DataFrame'."""
+    try:
+        return _described(value)
+    except Exception:  # whatever its attributes do when they are looked at
+        return with_article(type(value).__name__)
+
+
+def _described(value: Any) -> str:
+    kind = type(value)
+    if value is None or kind is bool:
+        return str(value)
+    if kind in _PLAIN or (kind in (tuple, list) and all(type(one) in _PLAIN for one in value[:8])):
+        return f"the {kind.__name__} {_written(value)}"
+    if isinstance(value, (type, types.ModuleType)):
+        return f"the {'class' if isinstance(value, type) else 'module'} {value.__name__}"
+    if is_traced(value):
+        return "a traced JAX value"
+    root = _package(value)
+    if root in _LIBRARIES and kind.__name__ in _CLASSES:
+        return f"{with_article(_name(value.dtype))} {_LIBRARIES[root]} of shape {tuple(value.shape)}"
+    return with_article(kind.__name__ if root in ("builtins", "__main__") else f"{root} {kind.__name__}")
+
+
+def _written(value: Any) -> str:
+    """A number, a string, or a list of such, of long ones the beginning; torch.compile cannot trace reprlib."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:_MOST_CHARACTERS])
+    if not isinstance(value, (tuple, list)):
+        return repr(value)
+    written = [_written(one) for one in value[:6]] + ["..."] * (len(value) > 6)
+    if isinstance(value, list):
+        return f"[{', '.join(written)}]"
+    return f"({', '.join(written)}{',' * (len(written) == 1)})"
+
+
+def with_article(noun: str) -> str:
+    """'a list', 'an int'."""
+    return f"{'an' if noun[:1] in 'aeiox' else 'a'} {noun}"
+
+
+def arrays_of_library(name: str) -> str:
+    """What the arrays of a library are called."""
+    return _LIBRARIES.get(name, f"{name} array")
+
+
+def module_of(library: str) -> str:
+    """The name of a library's namespace, as a caller would have imported it."""
+    return _MODULES.get(library, library)
+
+
+def holds_numbers(value: Any) -> bool:
+    """Whether a value is one of those that hold numbers and are no arrays, whatever they say of themselves."""
+    return _package(value) in _CONVERSIONS
+
+
+def _package(value: Any) -> str:
+    """The package that the class of a value is of."""
+    if type(value) in (*_PLAIN, list, tuple, dict, set):  # whose module torch.compile cannot ask for
+        return "builtins"
+    root = str(type(value).__module__).partition(".")[0]
+    return "jax" if root == "jaxlib" else root
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).rpartition(".")[2]
+
+
+def is_traced(value: Any) -> bool:
+    """Whether JAX traces a value, which is not known then."""
+    return _package(value) == "jax" and "Tracer" in type(value).__name__
+
+
+def must_be_static(argument: str) -> str:
+    """What to do where an argument is traced that has to be known."""
+    return f"make it static, with {argument} in static_argnames of jax.jit, or close over it"
+
+
+def not_an_array(argument: str, value: Any, library: str | None = None) -> str:
+    """Say that a value is no array, or none of x's library where that is given."""
+    if library is None:
+        must, do = "be an array", f"pass {_as_array(argument, value) or _ANY_LIBRARY}"
+    else:
+        must = f"be {with_article(arrays_of_library(library))} like x"
+        do = f"pass {_like_x(argument, value, library)}"
+    if (_package(value), type(value).__name__) == ("torch", "Proxy"):
+        do = "under torch.fx use a module of anynorm.torch, into which it does not look"
+    return sentence(argument, must, describe(value), do)
+
+
+def _like_x(argument: str, value: Any, library: str) -> str:
+    """The expression that makes an array of x's library of a value."""
+    module = module_of(library)
+    if argument.startswith("out"):
+        return f"{module}.empty_like(x)"
+    made = _as_array(argument, value)
+    if made is None:
+        is_array = hasattr(type(value), "__array__") or hasattr(type(value), "__array_namespace__")
+        return f"{module}.asarray({argument})" if is_array else with_article(arrays_of_library(library))
+    if isinstance(value, (list, tuple, int, float, numpy.generic)):
+        return f"{module}.asarray({argument}, dtype=x.dtype)"
+    return made if library == "numpy" else f"{module}.asarray({made})"
+
+
+def _as_array(argument: str, value: Any) -> str | None:
+    """The expression that makes a NumPy array of what is none; None where there is no such."""
+    kind, argument, root = type(value), argument.rpartition(" ")[2], _package(value)
+    if issubclass(kind, numpy.ma.MaskedArray):
+        return f"{argument}.filled(value)"
+    if root in _CONVERSIONS:
+        return _CONVERSIONS[root].format(argument)
+    if issubclass(kind, numpy.ndarray) and kind not in (numpy.ndarray, numpy.memmap):
+        return f"numpy.asarray({argument})"
+    if issubclass(kind, (list, tuple, int, float, numpy.generic)):
+        return f"numpy.asarray({argument}, dtype=numpy.float32)"
+    return None
+
+
+def not_a_real_dtype(argument: str, value: Any) -> str:
+    """Say that an array has a dtype that is not computed with."""
+    must = f"have one of the real floating dtypes {_REAL_DTYPES}"
+    return sentence(argument, must, describe(value), f"pass {_as_real(argument, value)}")
+
+
+def _as_real(argument: str, value: Any) -> str:
+    """The expression that makes one of the real floating dtypes of another dtype."""
+    name, library = _name(value.dtype), _package(value)
+    if name.startswith("complex"):
+        return f"{argument}.real or abs({argument})"
+    if getattr(value.dtype, "names", None):
+        return f"numpy.lib.recfunctions.structured_to_unstructured({argument})"
+    if library == "numpy" and name == "|V2":
+        return f"{argument}.view(ml_dtypes.bfloat16), if that is what was saved"
+    wide = "float64" if name in ("float128", "float96", "longdouble") else "float32"
+    if library == "torch":
+        return f"{argument}.to(torch.{wide})"
+    as_method = library in _HAVE_ASTYPE
+    return f"{argument}.astype({module_of(library)}.{wide})" if as_method else f"{argument} converted to {wide}"
