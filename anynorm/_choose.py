@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, cast
 
 from anynorm._check import Call, Gradient
 from anynorm._forks import unforked
 from anynorm._kernels import blocks, cpu, cuda, definition
 from anynorm._moments import Moments
+from anynorm._wording import describe, sentence
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+# Functions that stop half-way, where what they have set stays for whoever runs meanwhile.
+_STOPPING = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
 
 
 class Kernel(NamedTuple):
@@ -130,11 +136,19 @@ KERNELS = (
     ),
 )
 
+
+class _Force:
+    """A name of a kernel, alive for as long as some context or some `use_kernel` holds it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        _alive.add(weakref.ref(self, _alive.discard))
+
+
 _forced_everywhere = os.environ.get("ANYNORM_KERNEL") or None
-_forced_here: ContextVar[str | None] = ContextVar("anynorm_kernel", default=None)
-# torch.compile cannot trace a ContextVar, so it is only looked at while some use_kernel block is open.
-_open_blocks = 0
-_count = threading.Lock()
+_forced_here: ContextVar[_Force | None] = ContextVar("anynorm_kernel", default=None)
+# torch.compile cannot trace a ContextVar, so it is only looked at while something may be in it.
+_alive: set[weakref.ref[_Force]] = set()
 
 
 def choose(call: Call) -> Kernel:
@@ -148,10 +162,8 @@ def choose_pull(gradient: Gradient) -> Kernel:
 
 
 def _choose(refusal: Callable[[Kernel], str | None]) -> Kernel:
-    forced = (_forced_here.get() if _open_blocks else None) or _forced_everywhere
-    if forced is not None:
-        return _require(forced, refusal)
-    return _first(refusal)
+    name = forced()
+    return _first(refusal) if name is None else _require(name, refusal)
 
 
 def _first(refusal: Callable[[Kernel], str | None]) -> Kernel:
@@ -162,27 +174,36 @@ def _first(refusal: Callable[[Kernel], str | None]) -> Kernel:
 
 
 def is_forced() -> bool:
-    """Whether some kernel is forced, here or in another thread."""
-    return _open_blocks != 0 or _forced_everywhere is not None
+    """Whether some kernel may be forced, here or in another thread."""
+    return bool(_alive) or _forced_everywhere is not None
 
 
-@contextmanager
-def use_kernel(name: str) -> Iterator[None]:
-    """Force one kernel within a ``with`` block: a call that it refuses raises, nothing else runs instead.
+def forced() -> str | None:
+    """The kernel that is forced here."""
+    held = _forced_here.get() if _alive else None
+    return _forced_everywhere if held is None else held.name
 
-    The environment variable ``ANYNORM_KERNEL`` does the same for a whole process.
+
+class use_kernel:  # noqa: N801  # called as a function is, with or without `with`, as torch.set_grad_enabled
+    """Force one kernel from now on, or within a ``with`` block: a call that it refuses raises, and no other runs it.
+
+    It takes effect when it is called. As a context manager it ends with the block, as a decorator it holds while the
+    function runs; called alone it holds until the next call, in the thread (or the asyncio task) that called it. The
+    environment variable ``ANYNORM_KERNEL`` does the same for a whole process.
 
     Parameters
     ----------
-    name : str
-        As `explain` and ``anynorm info`` print it.
+    name : str or None
+        As `explain` and ``anynorm info`` print it; None to force none here.
 
     Raises
     ------
     ValueError
         If there is no kernel of that name.
+    TypeError
+        If the name is no str, or what is decorated no plain function.
     RuntimeError
-        Raised by the norms within the block, with the reason, if the kernel refuses a call.
+        Raised by the norms, with the reason, if the kernel refuses a call.
 
     Examples
     --------
@@ -190,29 +211,50 @@ def use_kernel(name: str) -> Iterator[None]:
     >>> with anynorm.use_kernel("definition"):
     ...     anynorm.rms_norm(numpy.asarray([3.0, 3.0]), eps=0.0)
     array([1., 1.])
+    >>> _ = anynorm.use_kernel("definition")
+    >>> anynorm.explain(numpy.ones(3)).kernel
+    'definition'
+    >>> _ = anynorm.use_kernel(None)
     """
-    global _open_blocks
-    _find(name)
-    token = _forced_here.set(name)
-    with _count:
-        _open_blocks += 1
-    try:
-        yield
-    finally:
-        with _count:
-            _open_blocks -= 1
-        _forced_here.reset(token)
+
+    def __init__(self, name: str | None) -> None:
+        self._name = None if name is None else _find(name).name
+        self._before = _forced_here.get()
+        self._force = None if self._name is None else _Force(self._name)
+        _forced_here.set(self._force)
+
+    def __enter__(self) -> None:
+        _forced_here.set(self._force)  # again, where it has been left before
+
+    def __exit__(self, *exception: object) -> None:
+        _forced_here.set(self._before)
+
+    def __call__(self, function: _Function) -> _Function:
+        """Decorate a function."""
+        self.__exit__()
+        if not callable(function) or any(stops(function) for stops in _STOPPING):
+            must, do = "be one that runs to its end at once", "write the with block inside of it"
+            raise TypeError(sentence("the decorated function", must, describe(function), do))
+
+        @functools.wraps(function)
+        def run(*given: Any, **options: Any) -> Any:
+            with use_kernel(self._name):
+                return function(*given, **options)
+
+        return cast(_Function, run)
 
 
-def _find(name: str) -> Kernel:
+def _find(name: Any, argument: str = "name") -> Kernel:
     for kernel in KERNELS:
-        if kernel.name == name:
+        if isinstance(name, str) and kernel.name == name:
             return kernel
-    raise ValueError(f"there is no kernel {name!r}; the kernels are {', '.join(kernel.name for kernel in KERNELS)}")
+    known = ", ".join(kernel.name for kernel in KERNELS)
+    wrong = ValueError if isinstance(name, str) else TypeError
+    raise wrong(sentence(argument, f"be one of the kernels {known}", describe(name), "pass one of these names"))
 
 
 def _require(name: str, refusal: Callable[[Kernel], str | None]) -> Kernel:
-    kernel = _find(name)
+    kernel = _find(name, "the environment variable ANYNORM_KERNEL")  # the names that were passed are known
     reason = kernel.missing() or refusal(kernel)
     if reason is not None:
         raise RuntimeError(f"kernel {name} was asked for and refuses this call: {reason}")

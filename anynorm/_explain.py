@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from anynorm._check import check
-from anynorm._choose import KERNELS, Kernel, choose, is_forced
+from anynorm._choose import KERNELS, Kernel, choose, forced
 from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._moments import Moments
+from anynorm._wording import describe, sentence
 
 Array = Any
 Axis = int | tuple[int, ...]
@@ -28,7 +29,7 @@ class Explanation(NamedTuple):
 
 
 def _reason_if_off(kernel: Kernel) -> str | None:
-    return None if is_forced() else kernel.is_off()
+    return None if forced() is not None else kernel.is_off()
 
 
 def explain(
@@ -71,10 +72,18 @@ def explain(
     >>> anynorm.explain(numpy.ones((2, 3), ">f4")).kernel  # in an order of bytes that no other kernel reads
     'definition'
     """
-    if norm not in _RULES:
-        raise ValueError(f"norm must be one of {', '.join(_RULES)}, got {norm!r}")
+    if not isinstance(norm, str) or norm not in _RULES:
+        wrong = ValueError if isinstance(norm, str) else TypeError
+        raise wrong(sentence("norm", f"be one of {', '.join(_RULES)}", describe(norm), "pass one of these names"))
+    rule = _RULES[norm]
+    for argument, value in (("bias", bias), ("weight_offset", weight_offset or None), ("residual", residual)):
+        if value is not None and not rule.averaged:
+            raise TypeError(sentence(argument, "be left out for scale_norm", describe(value), "pass another norm"))
+    if moments is not None and residual is not None:
+        do = "leave out the one or the other"
+        raise TypeError(sentence("moments", "be left out where there is a residual", describe(moments), do))
     call = check(
-        _RULES[norm], x, weight, bias, axis, eps,
+        rule, x, weight, bias, axis, eps,
         weight_offset=weight_offset, moments=moments, residual=residual, out=out,
     )  # fmt: skip
     refused = {}

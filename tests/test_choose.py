@@ -1,5 +1,8 @@
 """The table of kernels: explained, forced, and refusing."""
 
+import asyncio
+import contextvars
+import gc
 import threading
 
 import numpy as np
@@ -114,14 +117,13 @@ def test_a_forced_kernel_that_refuses_raises(monkeypatch):
         assert anynorm.layer_norm(X).shape == X.shape
 
 
-def test_an_unknown_kernel_is_an_error():
-    with (
-        pytest.raises(
-            ValueError, match="there is no kernel 'fast'; the kernels are cpu, cuda, blocks, pieces, definition"
-        ),
-        anynorm.use_kernel("fast"),
-    ):
-        pass
+def test_an_unknown_kernel_is_an_error(monkeypatch):
+    names = "must be one of the kernels cpu, cuda, blocks, pieces, definition, got the str 'fast'"
+    with pytest.raises(ValueError, match=f"name {names}"):
+        anynorm.use_kernel("fast")
+    monkeypatch.setattr(_choose, "_forced_everywhere", "fast")
+    with pytest.raises(ValueError, match=f"the environment variable ANYNORM_KERNEL {names}"):
+        anynorm.layer_norm(X)
 
 
 def test_forcing_stays_in_its_thread(monkeypatch):
@@ -132,6 +134,100 @@ def test_forcing_stays_in_its_thread(monkeypatch):
         thread.start()
         thread.join()
     assert results[0].shape == X.shape
+
+
+def kernel():
+    return anynorm.explain(X).kernel
+
+
+@needs_numba
+def test_a_call_alone_forces_until_the_next():
+    def use():
+        anynorm.use_kernel("definition")
+        assert kernel() == "definition"
+        with anynorm.use_kernel("cpu"):
+            assert kernel() == "cpu"
+            with anynorm.use_kernel(None):
+                assert kernel() == "cpu"  # by itself
+                anynorm.use_kernel("definition")  # until the block around it ends
+                assert kernel() == "definition"
+            assert kernel() == "cpu"
+        assert kernel() == "definition"
+        anynorm.use_kernel(None)
+        assert kernel() == "cpu"
+        anynorm.use_kernel("definition")
+
+    contextvars.copy_context().run(use)
+    assert kernel() == "cpu"
+    gc.collect()
+    assert not _choose.is_forced()  # and calls are repeated again
+
+
+@needs_numba
+def test_a_block_ends_what_it_began():
+    with pytest.raises(ZeroDivisionError), anynorm.use_kernel("definition"):
+        raise ZeroDivisionError
+    assert kernel() == "cpu"
+    held = anynorm.use_kernel("definition")
+    for _ in range(2):
+        with held:
+            assert kernel() == "definition"
+        assert kernel() == "cpu"
+    for _ in range(3):
+        anynorm.use_kernel("definition")
+    anynorm.use_kernel(None)
+    del held
+    gc.collect()
+    assert not _choose.is_forced()
+
+
+@needs_numba
+def test_use_kernel_decorates_functions():
+    @anynorm.use_kernel("definition")
+    def decorated(x, *, again=0):
+        """It says something."""
+        return [kernel(), *(decorated(x, again=again - 1) if again else [])]
+
+    assert kernel() == "cpu"
+    assert decorated(X, again=1) == ["definition", "definition"]
+    assert decorated.__doc__ == "It says something."
+    assert kernel() == "cpu"
+
+    def generator():
+        yield kernel()
+
+    async def coroutine():
+        return kernel()
+
+    for stops in (generator, coroutine, 3):
+        with pytest.raises(TypeError, match="the decorated function must be one that runs to its end at once, got"):
+            anynorm.use_kernel("definition")(stops)
+    assert kernel() == "cpu"
+
+
+@needs_numba
+def test_a_generator_that_stops_within_a_block():
+    def generator():
+        with anynorm.use_kernel("definition"):
+            yield kernel()
+            yield kernel()
+
+    assert list(generator()) == ["definition", "definition"]
+    assert kernel() == "cpu"
+
+
+@needs_numba
+def test_tasks_keep_to_themselves():
+    async def task(name):
+        anynorm.use_kernel(name)
+        await asyncio.sleep(0)
+        return kernel()
+
+    async def both():
+        return await asyncio.gather(task("definition"), task(None), task("definition"))
+
+    assert asyncio.run(both()) == ["definition", "cpu", "definition"]
+    assert kernel() == "cpu"
 
 
 def test_many_threads_at_once():

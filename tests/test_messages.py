@@ -244,6 +244,22 @@ def test_modules():
         speaks(TypeError, "bias", norm.load_state_dict, {"weight": np.ones(3), "bias": value})
 
 
+def test_names_and_threads():
+    for value in (*wrong.not_integers().values(), *wrong.not_real().values()):
+        if value is not None:
+            speaks(TypeError, "threads", anynorm.set_threads, value)
+    for value in (0, -1, np.int64(0), -(10**5000)):
+        speaks(ValueError, "threads", anynorm.set_threads, value)
+    x = np.ones((2, 3), np.float32)
+    for value in (*wrong.not_arrays().values(), *wrong.numbers().values()):
+        error = ValueError if isinstance(value, str) else TypeError
+        speaks(error, "name", anynorm.use_kernel, value)
+        speaks(error, "norm", anynorm.explain, x, norm=value)
+    for argument, value in (("bias", x[0]), ("weight_offset", 1.0), ("residual", x)):
+        speaks(TypeError, argument, anynorm.explain, x, norm="scale_norm", **{argument: value})
+    speaks(TypeError, "moments", anynorm.explain, x, residual=x, moments=anynorm.moments(x))
+
+
 def test_messages_come_through_torch_compile():
     import torch
 
