@@ -182,6 +182,6 @@ def _as_real(argument: str, value: Any) -> str:
         return f"{argument}.view(ml_dtypes.bfloat16), if that is what was saved"
     wide = "float64" if name in ("float128", "float96", "longdouble") else "float32"
     if library == "torch":
-        return f"{argument}.to(torch.{wide})"
+        return f"{argument}.dequantize()" if value.is_quantized else f"{argument}.to(torch.{wide})"
     as_method = library in _HAVE_ASTYPE
     return f"{argument}.astype({module_of(library)}.{wide})" if as_method else f"{argument} converted to {wide}"

@@ -128,7 +128,7 @@ OTHERS = {
     ),
     "quantized": (
         lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
-        "must have a real floating dtype",
+        "must have one of the real floating dtypes .*; pass {}.dequantize\\(\\)",
     ),
 }
 
