@@ -144,7 +144,7 @@ def test_memory_that_is_shared_in_part_is_refused(view, streaming):
     streaming(x)
     before = read(x).copy()
     for wrong in (x[1:], x.reshape(-1)[1:211].reshape(3, 70)):
-        with pytest.raises(ValueError, match="overlap in memory"):
+        with pytest.raises(ValueError, match="share no memory with x"):
             anynorm.layer_norm(x[:-1], out=view(wrong))
     assert (read(x) == before).all()
 
