@@ -213,20 +213,22 @@ LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 409
 
 @posix
 @pytest.mark.parametrize(
-    ("first", "sent", "status", "message"),
+    ("first", "sent", "options", "status", "message"),
     [
-        (SLOW, "SIGINT", 130, "interrupted; nothing was written"),
-        (SLOW, "SIGTERM", 130, "interrupted; nothing was written"),
-        (SLOW, "SIGHUP", 130, "interrupted; nothing was written"),
-        (LIMITED, None, 1, "File too large"),
-        (LIMITED + "; import os; vars(os).pop('posix_fallocate', None)", None, 1, "File too large"),
+        (SLOW, "SIGINT", [], 130, "interrupted; nothing was written"),
+        (SLOW, "SIGTERM", ["--force"], 130, "interrupted; nothing was written"),
+        (SLOW, "SIGHUP", [], 130, "interrupted; nothing was written"),
+        (LIMITED, None, ["--force"], 1, "File too large"),
+        (LIMITED + "; import os; vars(os).pop('posix_fallocate', None)", None, [], 1, "File too large"),
     ],
     ids=["SIGINT", "SIGTERM", "SIGHUP", "no space", "no space, unreserved"],
 )
-def test_stopped_on_the_way(folder, force, first, sent, status, message):
+def test_stopped_on_the_way(folder, first, sent, options, status, message):
     save_x((1000, 6))
+    if options:
+        Path("y.npy").write_bytes(b"precious")
     before = contents(folder)
-    process = start("x.npy", "y.npy", *force, first=first)
+    process = start("x.npy", "y.npy", *options, first=first)
     if sent:
         assert process.stdout.readline() == "ready\n"
         assert len(list(folder.glob(".anynorm-*.part"))) == 1
@@ -235,6 +237,27 @@ def test_stopped_on_the_way(folder, force, first, sent, status, message):
     assert process.returncode == status
     assert_one_line(error, message)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interrupt_at_the_rename_does_not_say_that_nothing_was_written(monkeypatch, capsys, folder, late):
+    x = save_x()
+    before = contents(folder)
+    really = os.replace
+
+    def replace(part, to):
+        if late:
+            really(part, to)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", replace)
+    assert normalize() == (0 if late else 130)
+    if late:
+        assert_same_bits(np.load("y.npy"), anynorm.layer_norm(x))
+        assert capsys.readouterr().err == ""
+    else:
+        assert_one_line(capsys.readouterr().err, "interrupted; nothing was written")
+        assert contents(folder) == before
 
 
 def test_progress_bar_on_a_terminal():

@@ -182,6 +182,15 @@ def test_a_damaged_chunk_is_told_of(small_chunks, folder, capsys, damage):
     assert_refused(capsys, folder, "e cannot be read", "x.zarr", "y.zarr", "--norm", "layer", "--tensor", "e")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes with a name as POSIX has them")
+def test_what_cannot_be_copied_is_told_of(folder, capsys):
+    save_group()
+    os.mkfifo("x.zarr/deep/pipe")
+    assert normalize("x.zarr", "y.zarr", "--tensor", "e") == 1
+    assert_one_line(capsys.readouterr().err, "x.zarr/deep/pipe cannot be copied: `x.zarr/deep/pipe` is a named pipe")
+    assert os.listdir(folder) == ["x.zarr"]
+
+
 def save_odd_files():
     save_tensors()
     save_file({"ids": np.arange(3)}, "ids.safetensors")

@@ -50,21 +50,10 @@ def load_npy(path: Path) -> Array:
 def read_header(file: IO[bytes], path: Path) -> RawFile:
     """Read the header that a file begins with."""
     try:
-        with warnings.catch_warnings(action="error"):  # of headers that NumPy takes in spite of what is odd in them
-            header = _bytes_of_header(file)
-            shape, fortran, dtype = _parsed(header)
-    except (
-        ValueError,
-        EOFError,
-        TypeError,
-        SyntaxError,
-        RecursionError,
-        MemoryError,
-        tokenize.TokenError,
-        Warning,
-    ) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} is not a readable .npy file: {reason}") from None
+        header = _bytes_of_header(file)
+        shape, fortran, dtype = _parsed(header)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a readable .npy file: {error}") from None
     if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
         raise ValueError(
             f"{path} holds elements of two bytes without a type (|V2), as numpy.save writes bfloat16; save it as "
@@ -99,7 +88,14 @@ def _bytes_of_header(file: IO[bytes]) -> bytes:
     length = int.from_bytes(begin[npy.MAGIC_LEN :], "little")
     if length > _MAX_HEADER_NBYTES:
         raise ValueError(f"its header claims to be {length} bytes long")
-    return begin + file.read(length)
+    header = begin + file.read(length)
+    if len(header) < len(begin) + length:
+        raise ValueError("it ends within its header")
+    return header
+
+
+# What NumPy raises for headers, and with warnings as errors for those that it takes in spite of what is odd in them.
+_DAMAGED = (ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError, Warning)
 
 
 def _parsed(header: bytes) -> tuple[tuple[int, ...], bool, Any]:
@@ -107,7 +103,11 @@ def _parsed(header: bytes) -> tuple[tuple[int, ...], bool, Any]:
     version = npy.read_magic(file := io.BytesIO(header))
     # 3.0 differs from 2.0 in the names of fields alone.
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read(file)
+    try:
+        with warnings.catch_warnings(action="error"):
+            shape, fortran, dtype = read(file)
+    except _DAMAGED:
+        raise ValueError("its header is damaged") from None
     if any(isinstance(length, bool) or length < 0 for length in shape):
         raise ValueError(f"its shape is {shape}")
     if dtype.hasobject:

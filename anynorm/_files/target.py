@@ -73,8 +73,13 @@ def replacing(target: Path, overwrite: bool, before: Callable[[], Any] = lambda:
             before()
             if not can_lock():  # Windows renames no open file; elsewhere the lock keeps others from removing it
                 file.close()
-            os.replace(part, target)
-        sync_folder(target.parent)
+            try:
+                os.replace(part, target)
+                sync_folder(target.parent)
+            except KeyboardInterrupt:
+                if part.exists():
+                    raise
+                sync_folder(target.parent)  # it is done, and the command must not say that it is not
     finally:
         part.unlink(missing_ok=True)
 

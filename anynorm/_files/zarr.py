@@ -77,7 +77,11 @@ def normalize_zarr(source: Path, target: Path, job: Job, counts: RowCounts, adva
     def chunks_in(folder: str, names: list[str]) -> list[str]:
         return [name for name in names if folder in folders and name not in _METADATA]
 
-    shutil.copytree(source, target, ignore=chunks_in, dirs_exist_ok=True)
+    try:
+        shutil.copytree(source, target, ignore=chunks_in, dirs_exist_ok=True)
+    except shutil.Error as error:  # with a list of what went wrong
+        path, _, reason = error.args[0][0]
+        raise OSError(f"{path} cannot be copied: {reason}") from None
     for name, (task, raw) in sources.items():
         with readable(target):
             if task.dtype_out != task.dtype:
