@@ -64,10 +64,10 @@ def replacing(target: Path, overwrite: bool, before: Callable[[], Any] = lambda:
     part = Path(file.name)
     try:
         with file:
-            yield file
-            file.flush()
             if target.exists():
                 _make_like(file, target)
+            yield file
+            file.flush()
             os.fsync(file.fileno())
             _require_absent(target, overwrite)
             before()
@@ -204,7 +204,7 @@ def _make_like(file: IO[bytes], target: Path) -> None:
     if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
         try:
             os.fchown(file.fileno(), old.st_uid, old.st_gid)
-        except PermissionError:
+        except OSError:
             raise PermissionError(
                 f"{target} belongs to another user or group, which a new file cannot be given; name another OUT"
             ) from None
