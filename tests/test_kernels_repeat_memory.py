@@ -1,5 +1,8 @@
 """The short way reads from memory what NumPy arrays are, and writes to no memory that it should not write to."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -78,3 +81,31 @@ def test_where_arrays_keep_what_is_read_from_memory():
     assert memory.KNOWS_FIELDS
     for array in (np.zeros(()), np.zeros((2, 0)), np.zeros((3, 4), ">f4").T, np.broadcast_to(np.ones(3), (2, 3))):
         assert memory._has_known_fields(array)
+
+
+def unusual(array, kind, folder):
+    if kind == "memory-mapped":
+        mapped = np.memmap(folder / f"{array.ndim}.bin", array.dtype, "w+", shape=array.shape)
+        mapped[...] = array
+        return mapped
+    options = {"metadata": {"unit": "m"}} if kind == "metadata" else {"copy": True}
+    return array.view(np.dtype(array.dtype, **options))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["x", "weight", "bias"])
+@pytest.mark.parametrize("kind", ["memory-mapped", "metadata", "a copy of the dtype"])
+def test_unusual_arrays_are_forgotten_and_slow_nobody_down(kind, place, monkeypatch, tmp_path):
+    from anynorm import _norms
+
+    usual = case("layer_norm", "float32")
+    given = list(usual)
+    given[place] = unusual(given[place], kind, tmp_path)
+    expected = anynorm.layer_norm(*given)
+    assert anynorm.layer_norm(*given).tobytes() == expected.tobytes()
+    held = [weakref.ref(one) for one in given]
+    del given
+    gc.collect()
+    assert held[place]() is None
+    assert anynorm.layer_norm(*usual).tobytes() == expected.tobytes()
+    monkeypatch.setattr(_norms, "check", None)  # not asked from now on
+    assert anynorm.layer_norm(*usual).tobytes() == expected.tobytes()

@@ -100,7 +100,7 @@ def remember(call: Call, make: Callable[[], Recipe]) -> None:
     if call.library.name == "torch":
         repeat_torch.remember(call, make)
         return
-    if not KNOWS_FIELDS:
+    if not (KNOWS_FIELDS and all(map(_is_usual, (call.x, weight, call.bias)))):
         return
     w = weight if weight is None or type(weight) is float else weight.dtype
     b = None if call.bias is None else call.bias.dtype
@@ -109,6 +109,16 @@ def remember(call: Call, make: Callable[[], Recipe]) -> None:
         if len(_recipes) >= _MOST_RECIPES:
             forget()
         _recipes[key] = _attempt(call, make())
+
+
+def _is_usual(argument: Any) -> bool:
+    """Whether an array and its dtype are of the kind that others are; a recipe holds that dtype itself.
+
+    A memory-mapped array, or a dtype with metadata, is not: kept for others of that key, it would fit none of them.
+    """
+    if argument is None or type(argument) is float:
+        return True
+    return type(argument) is _ndarray and argument.dtype is numpy.dtype(argument.dtype.type)
 
 
 def forget() -> None:
