@@ -202,7 +202,8 @@ def _check_odd_axes(axis: Any, x: Array) -> tuple[int, ...]:
 
 def _check_parameter(argument: str, value: Array, x: Array, library: Library, axes: tuple[int, ...]) -> Array:
     """A weight or bias: library, device, and the shape of the normalized axes in the array's own order."""
-    value = _taken_over(argument, value, x, library)
+    if library.takes_others:
+        value = _taken_over(argument, value, x, library)
     _check_same_place(argument, value, x, library)
     shape = x.shape
     expected = (shape[axes[0]],) if len(axes) == 1 else tuple([shape[axis] for axis in axes])
@@ -222,7 +223,8 @@ def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:
         raise TypeError(sentence("scale", must, describe(scale), "pass a float")) from None
     if is_number:
         return check_number("scale", scale)
-    scale = _taken_over("scale", scale, x, library)
+    if library.takes_others:
+        scale = _taken_over("scale", scale, x, library)
     _check_same_place("scale", scale, x, library)
     if shape != ():
         raise ValueError(sentence("scale", must, f"shape {shape}", "pass one number, such as scale.reshape(())"))
@@ -231,8 +233,6 @@ def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:
 
 def _taken_over(argument: str, value: Array, x: Array, library: Library) -> Array:
     """A parameter as an array of x's library, where that takes NumPy's (JAX) or those that its blocks are of (Dask)."""
-    if library.block is None and library.name != "jax":
-        return value
     given = check_array(argument, value, library)
     taken = given.name == "numpy" if library.block is None else given is library_of_blocks(x)
     return library.namespace.asarray(value) if taken else value

@@ -41,6 +41,7 @@ class Library:
         self.devices = entry.devices
         self.refuses_to_fill = entry.refuses_to_fill
         self.block = entry.block
+        self.takes_others = entry.block is not None or name == "jax"  # parameters may be of another library
         self.listed = bool(entry.array)  # whether it is known which class its arrays are of
         self.dense = namespace.strided if name == "torch" else None  # the layout that arrays must have
         self._precisions: dict[Any, Precision] = {}

@@ -23,6 +23,7 @@ from anynorm._pairs import (
     two_product,
     two_sum,
 )
+from anynorm._wording import sentence
 
 Array = Any
 
@@ -200,7 +201,8 @@ def derive(
 def host_pair(argument: str, value: float, digits: int) -> Pair:
     """A number of the host as a pair; ValueError where the dtype cannot hold it."""
     if digits == 24 and abs(value) > 3.4e38:
-        raise ValueError(f"{argument} must be at most 3.4e38 where arrays are computed in float32, got {value}")
+        must = "be at most 3.4e38 where arrays are computed in float32"
+        raise ValueError(sentence(argument, must, str(value), "pass a smaller one"))
     return round_pair((value, 0.0), digits)
 
 
@@ -226,7 +228,8 @@ def _eps_term(eps: float, count: int, digits: int) -> tuple[int, Pair]:
     low, exponents = _LEVELS[digits]
     largest = 1e76 if count else 3.4e38
     if digits == 24 and eps > largest:
-        raise ValueError(f"eps must be at most {largest} where arrays are computed in float32, got {eps}")
+        must = f"be at most {largest} where arrays are computed in float32"
+        raise ValueError(sentence("eps", must, str(eps), "pass a smaller one"))
     size = math.sqrt(eps) if count else eps
     exponent = exponents[0]
     for candidate in exponents:

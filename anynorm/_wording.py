@@ -133,7 +133,7 @@ def not_an_array(argument: str, value: Any, library: str | None = None) -> str:
         must = f"be {with_article(arrays_of_library(library))} like x"
         do = f"pass {_like_x(argument, value, library)}"
     if (_package(value), type(value).__name__) == ("torch", "Proxy"):
-        do = "under torch.fx use a module of anynorm.torch, into which it does not look"
+        do = "under torch.fx call the functions and modules of anynorm.torch, which it does not look into"
     return sentence(argument, must, describe(value), do)
 
 

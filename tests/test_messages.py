@@ -1,5 +1,6 @@
 """Every argument with every wrong kind of value: one sentence that names it, and says what must hold and what to do."""
 
+import functools
 import importlib
 import re
 
@@ -31,31 +32,37 @@ def ones(library, *shape):
     return importlib.import_module(library).asarray(np.ones(shape, np.float32))
 
 
+@functools.cache
 def calls_with_arrays(library):
     """Arguments that are arrays, each with a call that passes a value as it."""
     x, weight = ones(library, 2, 3), ones(library, 3)
     norm = anynorm.RMSNorm(3, xp=importlib.import_module(library))
     _, pull = anynorm.layer_norm_vjp(x)
     _, pull_sum = anynorm.add_rms_norm_vjp(x, x)
-    yield "x", anynorm.layer_norm
-    yield "x", anynorm.moments
-    yield "x", anynorm.explain
-    yield "x", norm
-    yield "x", anynorm.ScaleNorm(3)
-    yield "x", lambda value: anynorm.add_rms_norm(value, x)
-    yield "weight", lambda value: anynorm.layer_norm(x, value)
-    yield "weight", lambda value: anynorm.explain(x, value, norm="rms_norm")
-    yield "bias", lambda value: anynorm.rms_norm(x, weight, value)
-    yield "bias", lambda value: anynorm.layer_norm_vjp(x, bias=value)
-    yield "scale", lambda value: anynorm.scale_norm(x, value)
-    yield "residual", lambda value: anynorm.add_layer_norm(x, value)
-    yield "residual", lambda value: anynorm.explain(x, residual=value)
-    yield "dy", pull
-    yield "dtotal", lambda value: pull_sum(x, value)
+    calls = [
+        ("x", anynorm.layer_norm),
+        ("x", anynorm.moments),
+        ("x", anynorm.explain),
+        ("x", norm),
+        ("x", anynorm.ScaleNorm(3)),
+        ("x", lambda value: anynorm.add_rms_norm(value, x)),
+        ("weight", lambda value: anynorm.layer_norm(x, value)),
+        ("weight", lambda value: anynorm.explain(x, value, norm="rms_norm")),
+        ("bias", lambda value: anynorm.rms_norm(x, weight, value)),
+        ("bias", lambda value: anynorm.layer_norm_vjp(x, bias=value)),
+        ("scale", lambda value: anynorm.scale_norm(x, value)),
+        ("residual", lambda value: anynorm.add_layer_norm(x, value)),
+        ("residual", lambda value: anynorm.explain(x, residual=value)),
+        ("dy", pull),
+        ("dtotal", lambda value: pull_sum(x, value)),
+    ]
     if library in ("numpy", "torch"):  # the others write into none
-        yield "out", lambda value: anynorm.rms_norm(x, out=value)
-        yield "out[0]", lambda value: anynorm.add_rms_norm(x, x, out=(value, x))
-        yield "out[1]", lambda value: anynorm.add_layer_norm(x, x, out=(x, value))
+        calls += [
+            ("out", lambda value: anynorm.rms_norm(x, out=value)),
+            ("out[0]", lambda value: anynorm.add_rms_norm(x, x, out=(value, x))),
+            ("out[1]", lambda value: anynorm.add_layer_norm(x, x, out=(x, value))),
+        ]
+    return calls
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -68,9 +75,8 @@ def test_what_is_no_array(library):
             wanted |= another
         for value in wanted.values():
             speaks(TypeError, argument, call, value, words="" if argument == "x" else LIBRARIES[library])
-    x = ones(library, 2, 3)
     speaks(TypeError, "x", anynorm.rms_norm, None)
-    speaks(TypeError, "dy", anynorm.rms_norm_vjp(x)[1], None, words=LIBRARIES[library])
+    speaks(TypeError, "dy", dict(calls_with_arrays(library))["dy"], None, words=LIBRARIES[library])
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -139,6 +145,10 @@ def test_numbers(library):
     for value in wrong.not_finite().values():
         speaks(ValueError, "scale", anynorm.scale_norm, x, value)
     speaks(ValueError, "weight_offset", anynorm.rms_norm, x, weight_offset=1.0)
+    if library == "jax.numpy":  # which has no float64 here
+        for argument, norm in (("eps", anynorm.rms_norm), ("eps", anynorm.scale_norm), ("scale", anynorm.scale_norm)):
+            speaks(ValueError, argument, norm, x, **{argument: 1e77})
+        speaks(ValueError, "weight_offset", anynorm.layer_norm, x, weight, weight_offset=-1e39)
     assert anynorm.rms_norm(x, weight_offset=0) is not None
 
 
@@ -258,6 +268,23 @@ def test_names_and_threads():
     for argument, value in (("bias", x[0]), ("weight_offset", 1.0), ("residual", x)):
         speaks(TypeError, argument, anynorm.explain, x, norm="scale_norm", **{argument: value})
     speaks(TypeError, "moments", anynorm.explain, x, residual=x, moments=anynorm.moments(x))
+
+
+def test_functions_for_torch():
+    import torch
+
+    import anynorm.torch as norms
+
+    for x in (torch.ones(2, 3), torch.ones(2, 3, device="meta")):
+        for add in (norms.add_layer_norm, norms.add_rms_norm):
+            for value in wrong.not_arrays().values():
+                speaks(TypeError, "residual", add, x, value, words="torch tensor")
+            speaks(ValueError, "residual", add, x, x[0])
+            speaks(ValueError, "residual", torch.compile(add, backend="eager"), x, x[0])
+        for value in wrong.not_arrays().values():
+            speaks(TypeError, "x", norms.rms_norm, value) if "Proxy" not in type(value).__name__ else None
+            speaks(TypeError, "weight", norms.layer_norm, x, value, words="torch tensor")
+            speaks(TypeError, "scale", norms.scale_norm, x, value, words="torch tensor")
 
 
 def test_messages_come_through_torch_compile():
