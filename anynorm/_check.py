@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from anynorm._definition import Precision, Rule
-from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_named, library_of, library_of_blocks
+from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_of, library_of_blocks
 from anynorm._moments import Moments, known, shapes_agree
 from anynorm._numbers import as_index, check_number
 from anynorm._overlap import require_memory, require_separate, require_writable
@@ -154,17 +154,6 @@ def _check_blocks(x: Array) -> Library:
         return library_of_blocks(x)
     except TypeError:
         raise TypeError(not_an_array("the blocks of x", x._meta)) from None
-
-
-def check_namespace(xp: Any) -> Library:
-    """The library of an array namespace."""
-    try:
-        return library_named(xp)
-    except ImportError:
-        raise
-    except Exception:
-        do = "pass the module itself, such as numpy or torch"
-        raise TypeError(sentence("xp", "be an array namespace", describe(xp), do)) from None
 
 
 def _check_axes(axis: int | tuple[int, ...], x: Array) -> tuple[int, ...]:

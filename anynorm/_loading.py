@@ -1,16 +1,64 @@
-"""Values of a state, of any library, as the parameters of a norm."""
+"""Parameters of a norm: made in any library, or of the values of a state, which may be of another."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
 import numpy
 
-from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_of
-from anynorm._wording import not_a_real_dtype, not_an_array, sentence
+from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_named, library_of
+from anynorm._pytrees import register
+from anynorm._wording import describe, module_of, not_a_real_dtype, not_an_array, sentence
 
 Array = Any
+
+
+def library_and_dtype(xp: Any, dtype: Any) -> tuple[Library, Any]:
+    """The library of a namespace, and the dtype of a norm's parameters there."""
+    register()
+    try:
+        library = library_named(xp)
+    except ImportError:
+        raise
+    except Exception:  # whatever its attributes do when they are looked at
+        do = "pass the module itself, such as numpy or torch"
+        raise TypeError(sentence("xp", "be an array namespace", describe(xp), do)) from None
+    if dtype is None:
+        return library, library.namespace.float32
+    with contextlib.suppress(Exception):  # libraries that share NumPy's dtypes take classes and names for them
+        dtype = numpy.dtype(dtype)
+    name = None if isinstance(dtype, str) else dtype_name(dtype)
+    if name not in REAL_DTYPES:
+        must = f"be a real floating dtype ({', '.join(REAL_DTYPES)})"
+        got = str(dtype) if hasattr(dtype, "itemsize") else describe(dtype)
+        raise TypeError(sentence("dtype", must, got, f"pass {module_of(library.name)}.float32 or leave it out"))
+    return library, dtype
+
+
+def full(library: Library, shape: tuple[int, ...], value: float, dtype: Any, device: Any) -> Array:
+    """A parameter; what a library says of a wrong dtype or device is told as everything else."""
+    make, module = library.namespace.full, module_of(library.name)
+    try:
+        return make(shape, value, dtype=dtype, device=device)
+    except Exception:
+        if not _runs(make, (), value, dtype=dtype):
+            do = f"pass {module}.float32 or leave it out"
+            raise TypeError(sentence("dtype", f"be a dtype of {module}", str(dtype), do)) from None
+        if not _runs(make, (), value, dtype=dtype, device=device):
+            do = "leave it out for the default"
+            raise ValueError(sentence("device", f"be a device that {module} has", describe(device), do)) from None
+        raise ValueError(sentence("shape", "fit into memory", describe(shape), "pass shorter lengths")) from None
+
+
+def _runs(function: Callable[..., Any], *given: Any, **options: Any) -> bool:
+    try:
+        function(*given, **options)
+    except Exception:
+        return False
+    return True
 
 
 def converted(name: str, value: Array, like: Array) -> Array:

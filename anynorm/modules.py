@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,9 +9,9 @@ from typing import Any
 
 import numpy
 
-from anynorm._check import check_array, check_namespace
-from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_of
-from anynorm._loading import converted
+from anynorm._check import check_array
+from anynorm._libraries import dtype_name, library_of
+from anynorm._loading import converted, full, library_and_dtype
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 from anynorm._numbers import check_length, check_lengths, check_number
 from anynorm._pytrees import pytree, register
@@ -115,7 +114,7 @@ class _AffineNorm(_Norm):
         dtype: Any,
         device: Any,
     ) -> None:
-        library, dtype = _library_and_dtype(xp, dtype)
+        library, dtype = library_and_dtype(xp, dtype)
         self.shape = check_lengths("shape", shape)
         self.eps = check_number("eps", eps, least=0.0)
         self.weight_offset = check_number("weight_offset", weight_offset)
@@ -123,8 +122,8 @@ class _AffineNorm(_Norm):
             do = "set the attribute bias of the norm, or load_state_dict, for its values"
             raise TypeError(sentence("bias", "be True or False", describe(bias), do))
         # Zero-centred weights start at zero, so that the factor starts at 1 either way.
-        self.weight = _full(library, self.shape, 0.0 if weight_offset == 1.0 else 1.0, dtype, device)
-        self.bias = _full(library, self.shape, 0.0, dtype, device) if bias else None
+        self.weight = full(library, self.shape, 0.0 if weight_offset == 1.0 else 1.0, dtype, device)
+        self.bias = full(library, self.shape, 0.0, dtype, device) if bias else None
 
     def __call__(self, x: Array, *, out: Array | None = None) -> Array:
         """Normalize an array of the parameters' library."""
@@ -245,10 +244,10 @@ class ScaleNorm(_Norm):
     _parameter_names = ("scale",)
 
     def __init__(self, dim: int, *, eps: float = 1e-5, xp: Any = numpy, dtype: Any = None, device: Any = None) -> None:
-        library, dtype = _library_and_dtype(xp, dtype)
+        library, dtype = library_and_dtype(xp, dtype)
         self.dim = check_length("dim", dim)
         self.eps = check_number("eps", eps, least=0.0)
-        self.scale = _full(library, (), math.sqrt(check_number("dim", self.dim)), dtype, device)
+        self.scale = full(library, (), math.sqrt(check_number("dim", self.dim)), dtype, device)
 
     def __call__(self, x: Array, *, out: Array | None = None) -> Array:
         """Normalize an array of the scale's library."""
@@ -268,44 +267,6 @@ class ScaleNorm(_Norm):
 
     def __repr__(self) -> str:
         return self._repr(self.dim, eps=self.eps, dtype=self._dtype_name())
-
-
-def _library_and_dtype(xp: Any, dtype: Any) -> tuple[Library, Any]:
-    register()
-    library = check_namespace(xp)
-    if dtype is None:
-        return library, library.namespace.float32
-    with contextlib.suppress(Exception):  # libraries that share NumPy's dtypes take classes and names for them
-        dtype = numpy.dtype(dtype)
-    name = None if isinstance(dtype, str) else dtype_name(dtype)
-    if name not in REAL_DTYPES:
-        must = f"be a real floating dtype ({', '.join(REAL_DTYPES)})"
-        got = str(dtype) if hasattr(dtype, "itemsize") else describe(dtype)
-        raise TypeError(sentence("dtype", must, got, f"pass {module_of(library.name)}.float32 or leave it out"))
-    return library, dtype
-
-
-def _full(library: Library, shape: tuple[int, ...], value: float, dtype: Any, device: Any) -> Array:
-    """A parameter; what a library says of a wrong dtype or device is told as everything else."""
-    full, module = library.namespace.full, module_of(library.name)
-    try:
-        return full(shape, value, dtype=dtype, device=device)
-    except Exception:
-        if not _runs(full, (), value, dtype=dtype):
-            do = f"pass {module}.float32 or leave it out"
-            raise TypeError(sentence("dtype", f"be a dtype of {module}", str(dtype), do)) from None
-        if not _runs(full, (), value, dtype=dtype, device=device):
-            do = "leave it out for the default"
-            raise ValueError(sentence("device", f"be a device that {module} has", describe(device), do)) from None
-        raise ValueError(sentence("shape", "fit into memory", describe(shape), "pass shorter lengths")) from None
-
-
-def _runs(function: Callable[..., Any], *given: Any, **options: Any) -> bool:
-    try:
-        function(*given, **options)
-    except Exception:
-        return False
-    return True
 
 
 def _flatten(norm: _Norm) -> tuple[tuple[Array, ...], tuple[tuple[str, Any], ...]]:
