@@ -1,5 +1,7 @@
 """Any axis or axes, on every library: the same as moving them to the end."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,23 @@ AXES = [0, 1, 2, 3, -1, -3, (1,), (0, 1), (3, 0), (-2, -1), (1, 2, 3), [0, 2], (
 
 
 def normalized_axes(axis):
-    return sorted(a % 4 for a in ((axis,) if isinstance(axis, int) else axis))
+    return tuple(sorted(a % 4 for a in ((axis,) if isinstance(axis, int) else axis)))
+
+
+@functools.cache  # for one backend after the other
+def expected_rows(norm, axes):
+    x, weight, bias = made(axes)
+    rows = np.moveaxis(x, axes, range(-len(axes), 0)).reshape(-1, weight.size)
+    if norm == "scale_norm":
+        return [reference.scale_norm(row, 1.5, 1e-5) for row in rows]
+    return [getattr(reference, norm)(row, weight.ravel(), bias.ravel(), 1e-5) for row in rows]
+
+
+def made(axes):
+    """x, weight and bias."""
+    rng = np.random.default_rng(0)
+    lengths = tuple(SHAPE[a] for a in axes)
+    return as_dtype(rng.standard_normal(SHAPE) + 2, "float32"), *as_dtype(rng.standard_normal((2, *lengths)), "float32")
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -21,20 +39,14 @@ def normalized_axes(axis):
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "scale_norm"])
 def test_any_axes(norm, axis, backend):
     axes = normalized_axes(axis)
-    lengths = tuple(SHAPE[a] for a in axes)
-    rng = np.random.default_rng(0)
-    x = as_dtype(rng.standard_normal(SHAPE) + 2, "float32")
-    weight, bias = (as_dtype(rng.standard_normal(lengths), "float32") for _ in range(2))
-    last = np.moveaxis(x, axes, range(-len(axes), 0)).reshape(-1, np.prod(lengths))
+    x, weight, bias = made(axes)
+    expected = expected_rows(norm, axes)
     with backend.context():
         if norm == "scale_norm":
-            expected = [reference.scale_norm(row, 1.5, 1e-5) for row in last]
             y = anynorm.scale_norm(backend.make(x), 1.5, axis=axis)
         else:
-            exact = getattr(reference, norm)
-            expected = [exact(row, weight.ravel(), bias.ravel(), 1e-5) for row in last]
             y = getattr(anynorm, norm)(*map(backend.make, (x, weight, bias)), axis=axis, eps=1e-5)
-        got = np.moveaxis(backend.read(y), axes, range(-len(axes), 0)).reshape(last.shape)
+        got = np.moveaxis(backend.read(y), axes, range(-len(axes), 0)).reshape(-1, weight.size)
     assert_exact(got, expected, backend=backend.name, dtype="float32", norm=norm)
 
 

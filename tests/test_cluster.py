@@ -89,6 +89,7 @@ def test_from_disk_to_disk_though_a_worker_is_killed(client, source, chunks, tmp
         np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_moments_and_norms_travel_to_the_workers(client):
     x = np.random.default_rng(1).standard_normal((64, 64)).astype(np.float32)
     lazy = da.from_array(x, chunks=(32, 16))

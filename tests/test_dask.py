@@ -97,7 +97,7 @@ def test_cut_rows_take_no_rechunk_and_no_more_than_a_block_a_task(norm):
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("norm", NORMS)
 @given(data=st.data())
-@examples(15)
+@examples(8)
 def test_cut_rows_keep_the_precision(norm, dtype, data):
     case = data.draw(cases(dtype, features=(7, 33, 64)))
     cuts = sorted(data.draw(st.lists(st.integers(0, case.x.shape[1]), min_size=1, max_size=9)))

@@ -89,7 +89,7 @@ def gradients_like(data, case, dtype):
 @pytest.mark.parametrize("dtype", ALL)
 @pytest.mark.parametrize("norm", NORMS)
 @given(data=st.data())
-@examples(20)
+@examples(10)
 def test_gradients(norm, dtype, data):
     case = data.draw(cases(dtype))
     assume(case.kind in TAME and case.eps != 1e-300)

@@ -88,7 +88,7 @@ def test_without_float64(norm, name, dtype):
     check(norm, dtype, JAX, jax.jit(PULLS[name](norm)), SINGLE_BOUNDS, SINGLE_CANCELLED, name)
 
 
-@every_norm
+@pytest.mark.parametrize("norm", thorough_but("layer_norm", of=NORMS))
 def test_transforms_agree(norm):
     """The gradient of a sum is that of its rows, however JAX is asked for it."""
     import jax

@@ -10,7 +10,7 @@ import pytest
 
 import anynorm
 from anynorm import _threads
-from tests.backends import ALL, TORCH, as_dtype, needs_numba
+from tests.backends import ALL, TORCH, as_dtype, needs_numba, thorough_but
 from tests.test_kernels_layout import assert_bits, normalize, parameters_of, rows_of
 
 pytestmark = needs_numba
@@ -78,11 +78,23 @@ def test_the_number_of_threads_does_not_matter(shape, layout, norm, dtype, share
         out = LAYOUTS[layout](np.zeros_like(x))
         normalize(norm, x, *parameters, out=out)
         assert_bits(out, expected)
-        if norm != "scale_norm":
-            zeros = np.full_like(x, -0.0)
-            y, total = getattr(anynorm, f"add_{norm}")(LAYOUTS[layout](x), zeros, *parameters, eps=1e-5)
-            assert_bits(y, expected)
-            assert_bits(total, x)
+
+
+@pytest.mark.parametrize("dtype", thorough_but("float32", of=ALL))
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(1, 33), (2, 5000), (1000, 33)], ids=str)
+def test_the_number_of_threads_does_not_matter_to_sums(shape, layout, norm, dtype, shared):
+    x = rows_of(dtype, shape[1], shape[0])
+    parameters = parameters_of(norm, dtype, shape[1])
+    anynorm.set_threads(1)
+    expected = normalize(norm, x, *parameters)
+    for threads in (1, 2, 5):
+        anynorm.set_threads(threads)
+        zeros = np.full_like(x, -0.0)
+        y, total = getattr(anynorm, f"add_{norm}")(LAYOUTS[layout](x), zeros, *parameters, eps=1e-5)
+        assert_bits(y, expected)
+        assert_bits(total, x)
 
 
 @every_dtype
@@ -149,7 +161,7 @@ def test_streaming_rows_at_odd_distances(first, dtype, streamed):
     assert (records["flag"] == 7).all()
 
 
-@every_dtype
+@pytest.mark.parametrize("dtype", thorough_but("float32", "bfloat16", of=ALL))
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
 def test_streaming_with_a_residual(norm, dtype, streamed):
     x, residual = rows_of(dtype, 100, 6), np.flip(rows_of(dtype, 100, 6)).copy()

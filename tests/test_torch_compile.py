@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jvp, vmap
 
 import anynorm.torch as norms
+from tests.backends import thorough_but
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 # The compiler uses what torch has deprecated, and its export a spelling of its own trees.
@@ -175,7 +176,7 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("transform", thorough_but("vmap", "jvp", of=TRANSFORMS))
 def test_transforms_within_what_is_compiled(transform):
     # An operator of torch.library has no forward-mode derivative, and torch takes it for 0 then.
     function = TRANSFORMS[transform](lambda x: norms.layer_norm(x, eps=1e-3))

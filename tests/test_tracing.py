@@ -50,7 +50,7 @@ def slope(norm, x):
     return (4 * differences(1e-3) - differences(2e-3)) / 3
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", thorough_but("layer_norm", of=NORMS))
 def test_jax_jit_and_vmap(norm):
     import jax
     import jax.numpy as jnp
@@ -62,7 +62,8 @@ def test_jax_jit_and_vmap(norm):
         assert_exact(y, expected(norm), backend="jax, traced", dtype="float32", norm=norm)
 
 
-@pytest.mark.parametrize("norm", thorough_but("rms_norm", of=NORMS))
+@pytest.mark.thorough  # test_jax_gradients.py has the same under jit
+@pytest.mark.parametrize("norm", NORMS)
 def test_jax_gradients(norm):
     import jax
     import jax.numpy as jnp
@@ -115,7 +116,7 @@ def weights_far_from_one():
 
 
 @pytest.mark.parametrize("name", ["jax", "jax, traced", "strict-no-float64"])
-@pytest.mark.parametrize("offset", [0.0, 1.5e-33])
+@pytest.mark.parametrize("offset", thorough_but(1.5e-33, of=[0.0, 1.5e-33]))
 def test_weights_of_every_magnitude_where_float32_is_all_there_is(name, offset):
     import jax
 

@@ -74,6 +74,7 @@ def test_every_gradient_agrees_with_torch(norm, text):
         assert distance <= ROUNDING * size, name
 
 
+@pytest.mark.thorough
 def test_losses_agree_with_torch(norm, text):
     # Ten steps add nothing to that: the losses are one ulp apart, and so are those of torch with a weight moved by one.
     losses = list(characters.train(*models_and_batches(norm, text, 10)))
@@ -82,6 +83,7 @@ def test_losses_agree_with_torch(norm, text):
         assert step[characters.OURS] == pytest.approx(step[characters.THEIRS], rel=ROUNDING)
 
 
+@pytest.mark.thorough
 def test_training_again_gives_the_same_bits(norm, text):
     once, again = (list(characters.train(*models_and_batches(norm, text, 3))) for _ in range(2))
     assert once == again
@@ -120,6 +122,7 @@ def test_the_numpy_model_needs_no_torch():
     assert script(code, path=ROOT) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("norm", mlp.NORMS)
 def test_the_numpy_model_learns(norm, text):
     parameters = mlp.start(norm, len(text.vocabulary), seed=0)
