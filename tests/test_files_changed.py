@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 import anynorm
 from anynorm import cli
+from anynorm._files.job import Task
 from tests.files import assert_one_line, assert_same_bits, contents, in_place, meanwhile, save_x
 
 pytestmark = [
@@ -22,8 +23,11 @@ pytestmark = [
 
 
 def replaced(path):
-    Path(path).with_name("other").write_bytes(Path(path).read_bytes()[:-4] + b"\0\0\0\0")
-    os.replace(Path(path).with_name("other"), path)
+    """By a file of the same size and time."""
+    before, other = os.stat(path), Path(path).with_name("other")
+    other.write_bytes(Path(path).read_bytes()[:-4] + b"\0\0\0\0")
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(other, path)
 
 
 def written_to(path):
@@ -100,6 +104,7 @@ def test_a_run_that_reads_while_another_is_in_place_has_rows_of_one_file(small_b
 def test_one_that_waited_for_its_lock_while_the_file_was_replaced_is_refused(monkeypatch, capsys):
     x = save_x()
     monkeypatch.setattr("anynorm._files.original.lock", lambda file: replaced("x.npy") is None)
+    monkeypatch.setattr(Task, "normalize", lambda *_: pytest.fail("said before the work, not after it"))
     assert in_place() == 1
     assert_one_line(capsys.readouterr().err, "was changed or replaced")
     assert_same_bits(np.load("x.npy")[:-1], x[:-1])

@@ -135,6 +135,12 @@ def test_the_least_length_is_no_zero(small_blocks, capsys, axis, value):
         assert [one in line for one, line in zip(short, others, strict=True)] == [True] * len(short)
 
 
+def test_an_eps_that_float16_has_not(small_blocks, capsys):
+    np.save("x.npy", np.zeros((9, 6), "float16"))
+    assert normalize("--norm", "scale", "--eps", "1e-12") == 0
+    assert told(capsys.readouterr().err) == ["9 rows are zero throughout and stay so, the first is row 0 of x.npy"]
+
+
 def test_where_rows_are(small_blocks, capsys):
     x = np.ones((3, 5, 4, 2), "float32")
     x[1, 2, :, 1] = x[2, 4, :, 0] = 0

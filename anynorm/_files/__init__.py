@@ -63,7 +63,7 @@ def normalize_in_place(source: Path, job: Job, *, advance: Advance) -> RowCounts
             original.require_unchanged()
             require_replaceable(source)
 
-        require_same()
+        require_same()  # another run may have replaced it between opening and locking
         with replacing(source, True, require_same) as target:
             _normalize_file(original, suffix, target, job, counts, advance, ours=True)
     return counts

@@ -66,9 +66,7 @@ def opened(place: Place, *, alone: bool = False) -> Iterator[Original]:
     with open(place, "rb", buffering=0) as file:
         if alone and not lock(file):
             raise ValueError(f"{place} is being normalized in place by another process")
-        original = Original(place, file)
-        original.require_unchanged()  # the one that held it may have replaced it between opening and locking
-        yield original
+        yield Original(place, file)
 
 
 def _state_of(path: Path) -> Any:

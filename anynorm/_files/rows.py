@@ -68,7 +68,7 @@ class RowCounts:
         with numpy.errstate(all="ignore"):
             scaled = numpy.sqrt(sum_of_squares(moments)[0].astype(numpy.float64))
             unit = arrays_of(moments)[-1]
-            lengths = numpy.maximum(scaled if unit is None else scaled / unit, numpy.where(scaled > 0, 5e-324, 0.0))
+            lengths = scaled if unit is None else scaled / unit
         self._count_short(task, [start for start, _ in rows], lengths.squeeze(task.axes))
 
     def look_at_y(self, task: Task, box: Box, y: Array) -> None:
