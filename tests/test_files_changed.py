@@ -48,12 +48,17 @@ def save_all_formats():
     zarr.create_array("x.zarr", data=x, chunks=(7, 6), compressors=None)
 
 
+WAYS = [
+    (suffix, way)
+    for suffix in (".npy", ".safetensors", ".parquet", ".zarr")
+    for way in ("y", "--in-place", "--moments")
+    if (suffix, way) != (".zarr", "--in-place")  # no folder is normalized in place
+]
+
+
 @pytest.mark.parametrize("change", [replaced, written_to, removed])
-@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet", ".zarr"])
-@pytest.mark.parametrize("way", ["y", "--in-place", "--moments"])
+@pytest.mark.parametrize(("suffix", "way"), WAYS)
 def test_a_file_that_changes_while_it_is_read(small_blocks, monkeypatch, capsys, folder, change, suffix, way):
-    if (suffix, way) == (".zarr", "--in-place"):
-        pytest.skip("no folder is normalized in place")
     monkeypatch.setattr("anynorm._files.zarr._BLOCK_NBYTES", 64)
     save_all_formats()
     path = Path("x.zarr/c/1/0") if suffix == ".zarr" else Path(f"x{suffix}")
@@ -86,6 +91,16 @@ def test_a_file_that_changes_while_it_is_read(small_blocks, monkeypatch, capsys,
     assert out == ""
     assert_one_line(error, "was changed or replaced while it was read; run the command again")
     assert contents(folder) == expected
+
+
+def test_standard_input_that_is_a_file_and_changes(small_blocks, monkeypatch, capsys, folder):
+    save_x((30, 6))
+    meanwhile(monkeypatch, lambda: written_to("x.npy"))
+    with open("x.npy") as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert cli.main(["normalize", "-", "y.npy", "--norm", "layer"]) == 1
+    assert_one_line(capsys.readouterr().err, "standard input was changed or replaced while it was read")
+    assert os.listdir(folder) == ["x.npy"]
 
 
 def test_a_run_that_reads_while_another_is_in_place_has_rows_of_one_file(small_blocks, monkeypatch, capsysbinary):

@@ -1,5 +1,6 @@
 """Files normalized in place: killed wherever a run may be, there is the old file or the new one."""
 
+import errno
 import os
 import re
 import stat
@@ -272,6 +273,17 @@ def test_a_part_is_never_that_of_a_run_that_took_it_for_left_over(monkeypatch):
         file.write(b"whole")
         assert file.name != taken[0]
     assert Path("y.npy").read_bytes() == b"whole"
+
+
+def test_a_file_that_cannot_be_renamed_over_is_named(monkeypatch, capsys, folder):
+    save_x()
+
+    def busy(part, to):  # as where the file is a mount point
+        raise OSError(errno.EBUSY, "Device or resource busy", part)
+
+    monkeypatch.setattr(os, "replace", busy)
+    message = f"{folder.resolve() / 'x.npy'}: Device or resource busy"
+    assert_refused(capsys, folder, message, "x.npy", "--in-place", "--norm", "layer")
 
 
 def test_rows_with_nan_may_leave_the_file_as_it_was(small_blocks, capsys, folder):

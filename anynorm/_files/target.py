@@ -74,7 +74,8 @@ def replacing(target: Path, overwrite: bool, before: Callable[[], Any] = lambda:
             if not can_lock():  # Windows renames no open file; elsewhere the lock keeps others from removing it
                 file.close()
             try:
-                os.replace(part, target)
+                with _telling_of(target):
+                    os.replace(part, target)
                 sync_folder(target.parent)
             except KeyboardInterrupt:
                 if part.exists():
@@ -160,7 +161,7 @@ def _create(target: Path) -> IO[bytes]:
     mode = 0o600 if target.exists() else 0o666  # nobody may read the new file who may not read the old one
     while True:
         _remove_left_of(target)
-        with _in_folder(target.parent):
+        with _telling_of(target.parent):
             # "x" takes neither a file that is there nor a link.
             file = open(_part_of(target), "xb", opener=lambda path, flags: os.open(path, flags, mode))  # noqa: SIM115
         if lock(file) and os.fstat(file.fileno()).st_nlink:
@@ -173,7 +174,7 @@ def _create_folder(target: Path) -> tuple[Path, AbstractContextManager[Any]]:
     while True:
         _remove_left_of(target)
         part = _part_of(target)
-        with _in_folder(target.parent):
+        with _telling_of(target.parent):
             part.mkdir()
         held = contextlib.ExitStack()
         if not can_lock():
@@ -187,12 +188,12 @@ def _create_folder(target: Path) -> tuple[Path, AbstractContextManager[Any]]:
 
 
 @contextmanager
-def _in_folder(folder: Path) -> Iterator[None]:
-    """Tell of the folder where a new file cannot be made, rather than of a name that nobody knows."""
+def _telling_of(path: Path) -> Iterator[None]:
+    """Tell of this path where a new file cannot be made or renamed, rather than of a name that nobody knows."""
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder)) from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _make_like(file: IO[bytes], target: Path) -> None:
