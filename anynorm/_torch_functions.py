@@ -14,11 +14,13 @@ from torch.overrides import handle_torch_function
 from anynorm import _norms, _torch_ops, _torch_own
 from anynorm._check import check
 from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
+from anynorm._kernels.cpu.torch_state import transforms_question
 
 Tensor = torch.Tensor
 Axis = int | tuple[int, ...]
 
 _is_compiling = torch.compiler.is_compiling
+_is_transformed = transforms_question(torch)
 
 
 def layer_norm(
@@ -165,7 +167,7 @@ def _is_here(x: Any) -> bool:
 def _traced(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: Axis, eps: float, offset: float) -> Tensor:
     """Leave an operator in the graph: anynorm's on the CPU, torch's own elsewhere."""
     if x.device.type == "cpu":
-        if torch._C._are_functorch_transforms_active():
+        if _is_transformed():
             # For these an operator has no derivative, or one of 0.
             return _torch_ops.by_name(rule, x, weight, bias, axis=axis, eps=eps, weight_offset=offset)
         return _torch_ops.norm(rule, x, weight, bias, axis, eps, offset)

@@ -17,7 +17,7 @@ from anynorm._check import Gradient, check, check_gradient
 from anynorm._choose import choose_pull
 from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels import definition
-from anynorm._kernels.cpu.torch_state import is_followed
+from anynorm._kernels.cpu.torch_state import below_autograd, has_tangent, is_followed
 from anynorm._numbers import check_number
 
 Tensor = torch.Tensor
@@ -35,7 +35,7 @@ def _given(options: Sequence[Any]) -> dict[str, Any]:
 
 def _run(rule: Rule, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any) -> Tensor:
     """The operator itself; autograd is above it."""
-    if torch.autograd.forward_ad._current_level >= 0:  # torch would go on with a tangent of 0
+    if has_tangent(torch, [one for one in (x, weight, bias) if one is not None]):  # torch would go on with one of 0
         raise NotImplementedError(
             f"the operator anynorm::{rule.name} has no forward-mode derivative; call anynorm.torch.{rule.name}"
         )
@@ -119,16 +119,21 @@ def _register(
     _LIBRARY.define(name + signature)
     operator = getattr(torch.ops.anynorm, name).default
 
+    below = below_autograd(torch)
+
     def run_below(*arguments: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
+        with below():
             return operator(*arguments)
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, axis, eps, weight_offset = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.options = axis, eps, weight_offset
 
     class Followed(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Any:
-            *tensors, axis, eps, weight_offset = arguments
-            ctx.save_for_backward(*tensors)
-            ctx.options = axis, eps, weight_offset
+            save(ctx, arguments, None)
             return run_below(*arguments)
 
         @staticmethod
@@ -145,7 +150,10 @@ def _register(
         return Followed.apply(*arguments) if wanted else run_below(*arguments)  # type: ignore[no-untyped-call]
 
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    _LIBRARY.impl(name, follow, "Autograd")
+    if below is None:
+        torch.library.register_autograd(f"anynorm::{name}", backward, setup_context=save, lib=_LIBRARY)
+    else:
+        _LIBRARY.impl(name, follow, "Autograd")
     torch.library.register_fake(f"anynorm::{name}", fake, lib=_LIBRARY)
 
 

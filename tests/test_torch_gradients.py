@@ -87,6 +87,7 @@ def operators(norm):
     yield (dy, *given), lambda dy, *given: backward(dy, *with_bias(given), [-1], EPS, offset)[: len(given)]
 
 
+@pytest.mark.filterwarnings("ignore:Please use `torch.vmap`:FutureWarning")  # gradcheck of older versions
 @every_norm
 @pytest.mark.parametrize("of", [variants, operators])
 def test_numeric_differences(norm, of):

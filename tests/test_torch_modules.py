@@ -111,12 +111,10 @@ def test_they_are_modules_of_torch():
 
 def test_what_they_print():
     written = {
-        "LayerNorm((8,), eps=1e-05, elementwise_affine=True, bias=True)": norms.LayerNorm(8),
-        "LayerNorm((2, 4), eps=0.1, elementwise_affine=False, bias=False)": norms.LayerNorm((2, 4), 0.1, False),
-        "LayerNorm((8,), eps=1e-05, elementwise_affine=True, bias=True, weight_offset=1.0)": norms.LayerNorm(
-            8, weight_offset=1.0
-        ),
-        "RMSNorm((8,), eps=None, elementwise_affine=True)": norms.RMSNorm(8),
+        repr(torch.nn.LayerNorm(8)): norms.LayerNorm(8),
+        repr(torch.nn.LayerNorm((2, 4), 0.1, False)): norms.LayerNorm((2, 4), 0.1, False),
+        repr(torch.nn.LayerNorm(8))[:-1] + ", weight_offset=1.0)": norms.LayerNorm(8, weight_offset=1.0),
+        repr(torch.nn.RMSNorm(8)): norms.RMSNorm(8),
         "RMSNorm((8,), eps=1e-06, elementwise_affine=True, bias=True, weight_offset=0.5)": norms.RMSNorm(
             8, 1e-6, bias=True, weight_offset=0.5
         ),

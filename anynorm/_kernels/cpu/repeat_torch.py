@@ -16,7 +16,7 @@ from typing import Any
 from anynorm._check import Call
 from anynorm._forks import unforked
 from anynorm._kernels.cpu.recipe import DONE, Recipe
-from anynorm._kernels.cpu.torch_state import Guards, is_followed
+from anynorm._kernels.cpu.torch_state import Guards, is_followed, modes_question
 from anynorm._overlap import LOW_ADDRESS, lacks_memory
 
 Array = Any
@@ -48,7 +48,8 @@ def _count_modes() -> int:
 
 def repeat(rule: str, x: Array, weight: Any, bias: Array | None, eps: float, offset: float) -> Array | None:
     """Normalize x as a call of the same kind was; None where there was none."""
-    # First, for no other question can be asked while a graph is being traced. The next two guards do not ask.
+    # First, for no other question can be asked while a graph is being traced. The next two guards do not ask, and
+    # `is_followed` has found both to exist before anything was remembered.
     if _torch is None or _is_compiling() or _forward_ad._current_level >= 0 or _count_modes():
         return None
     # Asked of a nested tensor, guards would end the process.
@@ -194,7 +195,7 @@ def remember(call: Call, make: Callable[[], Recipe]) -> None:
         import torch
 
         _Tensor, _forward_ad, _guards = torch.Tensor, torch.autograd.forward_ad, Guards.of(torch)
-        _is_compiling, _count_modes = torch.compiler.is_compiling, torch._C._len_torch_dispatch_stack
+        _is_compiling, _count_modes = torch.compiler.is_compiling, modes_question(torch)
         # By name, since it is above this: it runs what `call` does, which repeats.
         with unforked:
             _follow = import_module("anynorm._kernels.cpu.autograd").run_again
