@@ -65,7 +65,7 @@ class _Norm(torch.autograd.Function):
         call = ctx.call._replace(x=x, weight=weight, bias=ctx.bias)
         given = {"x": x, "weight": weight, "bias": ctx.bias, "the gradient of y": dy, "the gradient of total": dtotal}
         for name, one in given.items():
-            if isinstance(one, torch.Tensor):
+            if isinstance(one, torch.Tensor) and lacks_memory(one):
                 require_memory(name, one)
         gradient = Gradient(call, dy, dtotal, needs[1] or needs[2])
         # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.

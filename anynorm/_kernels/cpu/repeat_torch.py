@@ -151,19 +151,21 @@ def _attempt(
             alike = are_alike(x, bias) if biased else bias is None and are_alike(x)
         if not alike:
             return None
-        if not (wanted and is_grad_enabled()):
-            return run(x, weight, bias)
-        return None if any(map(_lacks_memory, (x, weight, bias))) else follow(call, x, weight, bias, run)
-
-    def run(x: Array, weight: Any, bias: Array | None) -> Array | None:
-        of_x = x.data_ptr()
-        of_weight = weight.data_ptr() if weighted else 0
-        of_bias = bias.data_ptr() if biased else 0  # type: ignore[union-attr]
-        is_low = of_x < LOW_ADDRESS or (weighted and of_weight < LOW_ADDRESS) or (biased and of_bias < LOW_ADDRESS)
+        is_low = (
+            x.data_ptr() < LOW_ADDRESS
+            or (weighted and weight.data_ptr() < LOW_ADDRESS)
+            or (biased and bias.data_ptr() < LOW_ADDRESS)  # type: ignore[union-attr]
+        )
         if is_low and any(map(_lacks_memory, (x, weight, bias))):
             return None
+        return follow(call, x, weight, bias, run) if wanted and is_grad_enabled() else run(x, weight, bias)
+
+    def run(x: Array, weight: Any, bias: Array | None) -> Array | None:
         y = make(shape, strides, dtype)
-        done = again(address, size, of_x, y.data_ptr(), of_weight, of_bias)
+        done = again(
+            address, size, x.data_ptr(), y.data_ptr(),
+            weight.data_ptr() if weighted else 0, bias.data_ptr() if biased else 0,  # type: ignore[union-attr]
+        )  # fmt: skip
         if done < -1:
             return y if done == DONE else None
         recipe.resume(x, y, weight, bias, done)  # and with that, attempt holds what the address is of
