@@ -133,6 +133,7 @@ def derive(
     weight: Pair | None,
     axes: tuple[int, ...],
     rule: Rule,
+    eps: float,
     precision: Precision,
 ) -> tuple[Array, Pair]:
     """The gradient dx, and dy * x_hat, whose sum over all rows is the gradient of the weight.
@@ -146,7 +147,7 @@ def derive(
     """
     count = math.prod([x.shape[axis] for axis in axes]) if rule.averaged else 1
     if precision.digits:
-        return _paired.derive(xp, x, dy, found, weight, axes, count, rule.averaged, precision.digits)
+        return _paired.derive(xp, x, dy, found, weight, axes, count, rule.averaged, eps, precision.digits)
     shift, (factor, _), unit = found
     x_hat = x if unit is None else x * unit
     if shift is not None:
@@ -159,9 +160,11 @@ def derive(
         # Before it is multiplied by x_hat, whose own mean is not 0 to the last bit.
         rest = rest - xp.sum(rest, axis=axes, keepdims=True) / max(count, 1)
     across = xp.sum(rest * x_hat, axis=axes, keepdims=True) / max(count, 1)
+    # Of finite numbers it is finite, whatever the row: NaN or Inf in dy makes NaN of all of it.
+    across = xp.where(xp.isfinite(across), across, xp.nan)
     if not rule.averaged:
         short = xp.sum(x_hat * x_hat, axis=axes, keepdims=True) < 1.0 - _paired.BELOW_ONE[0]
-        across = xp.where(short, 0.0, across)
+        across = xp.where(short, 0.0 * across, across)
     rest = rest - x_hat * across
     dx = rest * factor
     return dx if unit is None else dx * unit, (dy * x_hat, None)

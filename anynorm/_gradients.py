@@ -56,8 +56,8 @@ def layer_norm_vjp(
     Notes
     -----
     At a constant row dx is ``(g - mean(g)) / sqrt(eps)``, and 0 for eps = 0, where the formula has no value. A row with
-    NaN or Inf, in x or in dy, has a gradient of NaN throughout; no other row notices, and dweight and dbias are sums
-    that hold it.
+    NaN or Inf, in x or in dy, has a dx of NaN throughout, and no other row notices. dweight and dbias are sums that
+    hold it: NaN or Inf where dy has it in any row, and dweight throughout where x has it.
 
     Examples
     --------

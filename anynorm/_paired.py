@@ -6,6 +6,7 @@ squares in range, and eps by its square.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -47,6 +48,9 @@ _EMPTY = {24: 2.0**-110, 53: 2.0**-960}
 # with digits to spare and in pairs of floats. XLA leaves little of the low halves of float32.
 BELOW_ONE = {0: 2.0**-40, 24: 2.0**-20, 53: 2.0**-40}
 
+# Of an eps above this 1 / sqrt(eps) is in range.
+_LEAST_ALONE = {24: 2.0**-200, 53: 0.0}
+
 # What is left of a gradient that lies along x_hat may be smaller than its terms by so many bits.
 _CANCELLED = 20
 
@@ -66,7 +70,7 @@ def reduce(
             return xp.sum(values, axis=axes, keepdims=True)
         return sum_pair(xp, values, axes, digits)[0]
 
-    unit = _unit(xp, largest(xp, x, axes), digits)
+    unit = unit_of(xp, x, axes, digits)
     x = x * unit
     mean, low = None, None
     if centred:
@@ -159,6 +163,7 @@ def derive(
     axes: tuple[int, ...],
     count: int,
     averaged: bool,
+    eps: float,
     digits: int,
 ) -> tuple[Array, Pair]:
     """The derivative of the definition, every intermediate a pair."""
@@ -177,25 +182,48 @@ def derive(
         left = mean(x_hat)
         x_hat = add_pairs(x_hat, (-left[0], -left[1]))
     x_hat = multiply_pairs(x_hat, factor, digits)
-    own = _unit(xp, largest(xp, dy, axes), digits)
+    own = unit_of(xp, dy, axes, digits)
+    back = 1.0 / own
+    units = [back]
     g = (dy * own, 0.0 * dy)
     share = multiply_pairs(x_hat, g, digits)
     if weight is not None:
-        g = multiply_pairs(g, (weight[0], 0.0 if weight[1] is None else weight[1]), digits)
+        high = xp.full_like(own, weight[0]) if isinstance(weight[0], float) else weight[0]
+        of_weight = unit_of(xp, high, tuple(range(len(high.shape))), digits)
+        units.append(1.0 / of_weight)
+        g = multiply_pairs(g, (high * of_weight, 0.0 if weight[1] is None else weight[1] * of_weight), digits)
     across = mean(share if weight is None else multiply_pairs(x_hat, g, digits))
     if not averaged:
         length = mean(multiply_pairs(x_hat, x_hat, digits))
         short = (length[0] - 1.0) + length[1] < -BELOW_ONE[digits]
-        across = xp.where(short, 0.0, across[0]), xp.where(short, 0.0, across[1])
+        # Where dy holds NaN or Inf it is NaN, and makes NaN of the whole row.
+        across = xp.where(short, 0.0 * across[0], across[0]), xp.where(short, 0.0 * across[1], across[1])
     rest = add_pairs(g, multiply_pairs(x_hat, (-across[0], -across[1]), digits))
     if shift is not None:
         middle = mean(g)
         rest = add_pairs(rest, (-middle[0], -middle[1]))
+    if averaged and eps > _LEAST_ALONE[digits]:
+        # A row without deviations is divided by eps alone, which may have vanished in the unit of the row.
+        flat, alone = factor[0] == 0.0, _inverse_root_of(eps, digits)
+        factor = xp.where(flat, alone[0], factor[0]), xp.where(flat, alone[1], factor[1])
+        unit = xp.where(flat, 1.0, unit)
     dx = multiply_pairs(rest, factor, digits)
-    # Both powers of two at once, for either alone may lead out of range; where both do, so does the gradient.
-    back = unit * (1.0 / own)
-    back = xp.where(xp.isfinite(back), back, _RANGE[digits][1])
-    return (dx[0] + dx[1]) * back, (share[0] * (1.0 / own), share[1] * (1.0 / own))
+    return _times_powers(xp, dx[0] + dx[1], [unit, *units]), (share[0] * back, share[1] * back)
+
+
+def _times_powers(xp: Any, value: Array, powers: list[Array]) -> Array:
+    """A number times powers of two, out of range only where all of them together lead there."""
+    left: list[Array] = []
+    for power in powers:
+        # What leads up and what leads down become one, so that all that is left goes the same way.
+        for i, other in enumerate(left):
+            opposite = (power > 1.0) != (other > 1.0)
+            product, one = power * other, xp.ones_like(other)
+            left[i], power = xp.where(opposite, one, other), xp.where(opposite, product, power)
+        left.append(power)
+    for power in left:
+        value = value * power
+    return value
 
 
 def host_pair(argument: str, value: float, digits: int) -> Pair:
@@ -213,12 +241,13 @@ def _boost(xp: Any, factor: Array, digits: int) -> Array:
     return xp.where(size < small, step, xp.where(size < large, xp.ones_like(size), 1.0 / step))
 
 
-def _unit(xp: Any, magnitude: Array, digits: int) -> Array:
-    """The power of two that brings rows with this largest magnitude into range."""
+def unit_of(xp: Any, values: Array, axes: tuple[int, ...], digits: int) -> Array:
+    """The power of two that brings rows into range; for a row with NaN one that keeps its other elements there."""
     low, exponents = _LEVELS[digits]
-    unit = xp.full_like(magnitude, 2.0 ** -exponents[0])
-    for exponent in exponents[1:]:
-        unit = xp.where(magnitude >= 2.0 ** (exponent + low), 2.0**-exponent, unit)
+    magnitude = largest(xp, values, axes) if axes else xp.abs(values)
+    unit = xp.full_like(magnitude, 2.0 ** -exponents[-1])
+    for exponent, above in reversed(list(itertools.pairwise(exponents))):
+        unit = xp.where(magnitude < 2.0 ** (above + low), 2.0**-exponent, unit)
     return unit
 
 
@@ -239,6 +268,18 @@ def _eps_term(eps: float, count: int, digits: int) -> tuple[int, Pair]:
     power = power - 2 * exponent if count else 2 * (power - exponent)
     term, error = two_product(mantissa, float(count) if count else mantissa, 53)
     return exponent, round_pair((math.ldexp(term, power), math.ldexp(error, power)), digits)
+
+
+def _inverse_root_of(eps: float, digits: int) -> Pair:
+    """1 / sqrt(eps) as a pair of numbers of the host."""
+    mantissa, power = math.frexp(eps)
+    if power % 2:
+        mantissa, power = mantissa * 2.0, power - 1
+    high = 1.0 / math.sqrt(mantissa)
+    square, square_error = two_product(high, high, 53)
+    product, error = two_product(square, mantissa, 53)
+    low = high * (((1.0 - product) - error) - square_error * mantissa) / 2.0
+    return round_pair((math.ldexp(high, -power // 2), math.ldexp(low, -power // 2)), digits)
 
 
 def _eps_in_unit(xp: Any, pair: Pair, level: int, unit: Array, digits: int) -> Pair:

@@ -88,12 +88,18 @@ def gradient(norm, row, dy, weight=None, eps=1e-5, offset=0.0, scale=1.0):
         dx = f * (g - mean(g) - d * f**2 * mean(g * d))
 
     The first mean is 0 without centring. For scale_norm g is scale * dy, the other mean is a sum, and 0 where eps is
-    the divisor. The magnitude of each element of dx is that of its terms, f * max(abs(g)).
+    the divisor. The magnitude of each element of dx is that of its terms, f * max(abs(g)). A row with NaN or Inf has a
+    dx of NaN throughout; what it adds to the gradient of the weight is NaN there where it holds that, in x everywhere.
     """
     count = len(row)
-    if not (np.isfinite(row).all() and np.isfinite(dy).all()):
-        nan = Exact(mpmath.nan, mpmath.nan)
-        return [nan] * count, None
+    dy = np.asarray(dy, dtype=np.float64)
+    if not np.isfinite(row).all():
+        return [Exact(mpmath.nan, mpmath.nan)] * count, [mpmath.nan] * count
+    if not np.isfinite(dy).all():
+        finite = np.isfinite(dy)
+        _, shares = gradient(norm, row, np.where(finite, dy, 0.0), weight, eps, offset, scale)
+        kept = [share if is_finite else mpmath.nan for share, is_finite in zip(shares, finite, strict=True)]
+        return [Exact(mpmath.nan, mpmath.nan)] * count, kept
     x, exponent = _integers(row)
     total = sum(x) if norm == "layer_norm" else 0
     d = [Fraction(count * v - total, count) * _power(exponent) for v in x]

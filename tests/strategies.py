@@ -116,3 +116,33 @@ def cases(draw, dtype, features=FEATURES):
         scale=draw(st.sampled_from([None, 1.0, -0.7, float(np.sqrt(768))])),
         kind=kind,
     )
+
+
+def _row(rng, features):
+    """A row of float64: ordinary, of any magnitude, constant, zeros, with one element of any size, with NaN or Inf."""
+    row, size = rng.standard_normal(features), 10.0 ** rng.uniform(-300, 300)
+    kind = rng.integers(6)
+    if kind == 1:
+        row *= size
+    elif kind == 2:
+        row[:] = row[0] * size
+    elif kind == 3:
+        row[:] = 0
+    elif kind == 4:
+        row[rng.integers(features)] *= size
+    elif kind == 5:
+        row[rng.integers(features)] = rng.choice([np.nan, np.inf, -np.inf])
+    return row
+
+
+@st.composite
+def rows_of_any_magnitude(draw):
+    """Rows of float64 of which each is of another magnitude, and gradients by what becomes of them."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    features = draw(st.sampled_from((1, 2, 7, 33)))
+    x = np.stack([_row(rng, features) for _ in range(4)])
+    # Gradients go with dy / x, and are to be normal numbers.
+    largest = np.where(np.isfinite(x), np.abs(x), 0.0).max(1)
+    power = np.log10(np.where(largest == 0.0, 1.0, largest))
+    sizes = np.where(rng.random(4) < 0.5, power, np.clip(power + rng.uniform(-280, 280, 4), -290, 290))
+    return x, rng.standard_normal(x.shape) * 10.0 ** sizes[:, None]

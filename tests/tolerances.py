@@ -14,8 +14,8 @@ BOUNDS = {"float16": 0.51, "bfloat16": 0.51, "float32": 2.0, "float64": 4.0}
 # measured at the terms.
 GRADIENT_BOUNDS = {"float16": 0.51, "bfloat16": 0.51, "float32": 0.51, "float64": 0.51}
 # Through the kernels, a unit of float32 is taken at the norm of the row's gradient, or at that of the terms of a sum;
-# as for y, x_hat counts as 1 at least in those of layer_norm. Sums of float16 and bfloat16 are formed of float32, and
-# may have its error before they are rounded.
+# as for y, x_hat counts as 1 at least in those of layer_norm, of float64 too. Sums of 16 bits are formed of
+# float32, and may have its error before they are rounded.
 KERNEL_GRADIENT_BOUNDS = {"float16": 0.51, "bfloat16": 0.51, "float32": 4.0, "float64": 16.0}
 # Through the CUDA kernels, which form all but float64 in a wider dtype.
 CUDA_GRADIENT_BOUNDS = GRADIENT_BOUNDS | {"float64": KERNEL_GRADIENT_BOUNDS["float64"]}
@@ -69,7 +69,7 @@ def seen_table() -> list[str]:
 
 def gradient_of_rows(norm, x, dy, dtype, cancelled=CANCELLED, by_kernel=False, **options):
     """Exact dx of rows, and the exact gradient of the weight, as `assert_exact` compares with them."""
-    at_norm = by_kernel and dtype == "float32"
+    at_norm, of_double = (by_kernel and dtype == one for one in ("float32", "float64"))
     found = [reference.gradient(norm, *both, **options) for both in zip(x, dy, strict=True)]
     dx = []
     for row, _ in found:
@@ -81,10 +81,30 @@ def gradient_of_rows(norm, x, dy, dtype, cancelled=CANCELLED, by_kernel=False, *
     least = [[0] * len(terms) for terms in columns] if norm != "layer_norm" else np.abs(dy.astype(float)).T.tolist()
     dweight = []
     for terms, floors in zip(columns, least, strict=True):
-        size = mpmath.sqrt(sum(max(abs(term), floor) ** 2 for term, floor in zip(terms, floors, strict=True)))
+        if any(map(mpmath.isnan, terms)):
+            dweight.append(Exact(mpmath.nan, mpmath.nan))
+            continue
+        size = mpmath.sqrt(
+            sum(mpmath.mpf(max(abs(term), floor)) ** 2 for term, floor in zip(terms, floors, strict=True))
+        )
         magnitude = max(abs(sum(terms)), sum(map(abs, terms)) * cancelled[dtype])
         of_float32 = KERNEL_GRADIENT_BOUNDS["float32"] * reference.ulp(size, "float32")
         is_short = by_kernel and dtype in ("float16", "bfloat16")
-        exact = Exact(sum(terms), max(magnitude, size if at_norm else 0), of_float32 if is_short else 0.0)
+        exact = Exact(sum(terms), max(magnitude, size if at_norm or of_double else 0), of_float32 if is_short else 0.0)
         dweight.append(exact)
     return dx, [dweight]
+
+
+def gradient_of_bias(dy):
+    """Exact sums of dy over rows, likewise."""
+    columns = [[mpmath.mpf(float(v)) if np.isfinite(v) else mpmath.nan for v in column] for column in dy.T]
+    return [[Exact(sum(column), max(map(abs, [sum(column), *column]))) for column in columns]]
+
+
+def assert_sums_exact(got, expected, **said) -> None:
+    """`assert_exact` of the gradient of a parameter, which is not finite where a term is NaN or Inf."""
+    got = np.array(got).reshape(1, -1)
+    holds_nan = np.asarray([[bool(mpmath.isnan(exact.value)) for exact in expected[0]]])
+    assert not np.isfinite(got[holds_nan].astype(np.float64)).any()
+    got[holds_nan] = np.nan
+    assert_exact(got, expected, **said)

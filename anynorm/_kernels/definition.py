@@ -11,6 +11,7 @@ import numpy
 from anynorm import _definition as definition
 from anynorm._check import Call, Gradient
 from anynorm._moments import Moments, arrays_of, of_arrays, quietly
+from anynorm._paired import unit_of
 from anynorm._pairs import Pair, add_pairs, sum_pair
 
 Array = Any
@@ -82,7 +83,7 @@ def _pull(gradient: Gradient) -> tuple[Array, Pair | None, Pair | None]:
     moments = definition.reduce(xp, x, call.axes, call.rule, precision, careful=True)
     found = definition.finish(xp, moments, call.rule, call.eps, precision)
     weight, _ = _parameters(call, precision)
-    dx, share = definition.derive(xp, x, dy, found, weight, call.axes, call.rule, precision)
+    dx, share = definition.derive(xp, x, dy, found, weight, call.axes, call.rule, call.eps, precision)
     if dtotal is not None:
         dx = dx + xp.astype(dtotal, precision.dtype, copy=False)
     over = tuple(axis for axis in range(len(x.shape)) if not (call.rule.averaged and axis in call.axes))
@@ -92,8 +93,11 @@ def _pull(gradient: Gradient) -> tuple[Array, Pair | None, Pair | None]:
             return values
         if not precision.digits:
             return xp.sum(values[0], axis=over, keepdims=True), None
-        high, low = sum_pair(xp, values[0], over, precision.digits)
-        return high, low if values[1] is None else low + xp.sum(values[1], axis=over, keepdims=True)
+        # Of the largest numbers too: sum_pair needs some room above them.
+        unit = unit_of(xp, values[0], over, precision.digits)
+        high, low = sum_pair(xp, values[0] * unit, over, precision.digits)
+        low = low if values[1] is None else low + xp.sum(values[1] * unit, axis=over, keepdims=True)
+        return high / unit, low / unit
 
     dweight = sum_up(share) if wanted and call.weight is not None else None
     dbias = sum_up((dy, None)) if wanted and call.bias is not None else None

@@ -11,6 +11,7 @@ smaller than its terms by eps / var.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from anynorm._kernels.cpu.chunks import chunks_of, is_flat_chunk, sum_first
@@ -168,6 +169,8 @@ def finish_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, row:
     across = cell(along / count)
     for _ in when(task.rule == SCALE):
         across[...] = where(squares < task.eps * task.eps, 0.0, along)
+    # The sum of g is not finite where dy holds NaN or Inf, which makes NaN of the whole row.
+    across[...] = where(magnitude(gradients) < math.inf, across, math.nan)
     for room, value in (
         (slots.shifts, shift), (slots.factors, factor), (slots.constants, constant),
         (slots.middles, 0.0 - middle * factor), (slots.alongs, 0.0 - across * factor),
@@ -187,7 +190,22 @@ def finish_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, row:
             a = gather(task, tag, X, place(task, tag, X, row), start, length, rooms.x)
             flat[...] = flat & is_flat_chunk(tag, a, None, length, shift)
         safe[...] = flat
-    return safe
+    # Squares of finite numbers add up to Inf at worst: an energy of NaN is that of a row which is to become NaN.
+    known = cell(where(energy == energy, _lies_within(energy, _RANGE64), True))
+    for _ in when(energy == 0.0):
+        known[...] = _has_no_gradient(task, tag, rooms, row)
+    return safe & known
+
+
+def _has_no_gradient(task: Task, tag: Tag, rooms: Rooms, row: int) -> bool:
+    """Whether g is 0 throughout, rather than too small to be squared."""
+    dy, nothing = place(task, tag, OTHER, row), cell(True)
+    for start, count in chunks_of(task, tag):
+        b, weights = gather(task, tag, OTHER, dy, start, count, rooms.other), weights_of(task, WIDE64) + start * 8
+        for i in loop(0, count, 1):
+            gradient, weight = peek(b + i * 8, None, tag), peek(weights + i * 8, None, WIDE64)
+            nothing[...] = nothing & ((gradient == 0.0) | (weight == 0.0))
+    return nothing
 
 
 def _lies_within(value: Number, bounds: tuple[float, float]) -> bool:

@@ -119,6 +119,8 @@ def _rescue(
     features = arguments[3]
     for unit, (count, *rows) in enumerate(refused):
         for row in rows[:count]:
-            share_of_row = pull_row(gradient, layout, features, arguments[4:8], int(row))
-            if len(sums):
-                sums[2 * unit * features :][:features] += share_of_row
+            shares = pull_row(gradient, layout, features, arguments[4:8], int(row))
+            if not len(sums):
+                continue
+            with numpy.errstate(all="ignore"):
+                sums[2 * unit * features :][: 2 * features] += shares

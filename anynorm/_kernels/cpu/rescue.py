@@ -36,7 +36,7 @@ def normalize_row(
 def pull_row(
     gradient: Gradient, layout: Layout | None, features: int, addresses: tuple[int | None, ...], row: int
 ) -> Array:
-    """Differentiate one row by the definition; return what it adds to the gradient of the weight.
+    """Differentiate one row by the definition; return what it adds to the gradients of weight and bias, in one array.
 
     Addresses are those of x, dy, dx and dtotal.
     """
@@ -47,9 +47,10 @@ def pull_row(
         call = call._replace(weight=numpy.ones(x.shape) if call.rule.averaged else 1.0)
     found: tuple[Any, ...] = definition.pull(Gradient(call, dy, dtotal))
     dx[...], dweight, _ = found
-    share = numpy.zeros(features)
-    share[: dweight.size] = dweight.reshape(-1)  # that of a scale is one number, the sum over all features
-    return share
+    shares = numpy.zeros(2 * features)
+    shares[: dweight.size] = dweight.reshape(-1)  # that of a scale is one number, the sum over all features
+    shares[features:] = dy.reshape(-1)
+    return shares
 
 
 def _row(layout: Layout | None, features: int, addresses: tuple[int | None, ...], row: int) -> list[Array | None]:

@@ -129,6 +129,7 @@ struct Paired {
     bool is_short;
     B unit;
     int exponent;  // of the unit's reciprocal
+    double alone;  // what a row without deviations is multiplied by where eps vanishes in its unit, or 0
     bool safe;     // whether what the row is multiplied by is of moderate size
 
     template <class Row>
@@ -153,6 +154,7 @@ struct Paired {
         moved = finish(sums, shift, (double)task.features, eps, choice.rule == SCALE);
         // Inf less Inf is NaN already, and so is the exact square of Inf.
         is_short = moved.is_short;
+        alone = choice.rule != SCALE && moved.whole == 0.0 && task.eps > 0.0 ? 1.0 / sqrt(task.eps) : 0.0;
         int size = exponent_of(moved.whole);
         safe = moved.whole == 0.0 || abs(size) < Bounds<B>::SAFE;
         if (choice.rule != LAYER) safe = safe && abs(exponent) < Bounds<B>::SAFE;
@@ -206,7 +208,9 @@ struct Paired {
     __device__ __forceinline__ double x_hat(double value, const Choice& choice) const {
         return x_hat_of(value, unit, moved.mean, moved.factor.high, choice);
     }
-    __device__ double times_factor(double value, int more) const { return scaled(value * moved.factor.high, more - exponent); }
+    __device__ double times_factor(double value, int more) const {
+        return alone > 0.0 ? scaled(value * alone, more) : scaled(value * moved.factor.high, more - exponent);
+    }
     __device__ void keep(double* to) const {
         to[0] = moved.mean.high, to[1] = moved.mean.low, to[2] = moved.factor.high, to[3] = unit;
     }
