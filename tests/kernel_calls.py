@@ -237,6 +237,8 @@ def pullbacks(dtype):
     x = extreme_rows(33, dtype)
     for rule, vjp in VJPS.items():
         yield f"extreme {rule}", vjp(x, numbers(33, dtype, 1), eps=0.0)[1](numbers((8, 33), dtype, 2))[:2]
+        bias = numbers(33, dtype, 3)
+        yield f"extreme gradients {rule}", vjp(numbers((8, 33), dtype, 1), bias, bias)[1](extreme_rows(33, dtype))
 
 
 def moments(dtype):
