@@ -144,7 +144,8 @@ def _check_new_kind(argument: str, value: Array, of_x: Library | None) -> Librar
         raise TypeError(not_an_array(argument, value, None if of_x is None else of_x.name))
     if name not in REAL_DTYPES:
         raise TypeError(not_a_real_dtype(argument, value))
-    _accepted[type(value), dtype] = library
+    if library.listed:
+        _accepted[type(value), dtype] = library
     return library
 
 

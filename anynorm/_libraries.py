@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import weakref
 from typing import Any, NamedTuple
 
 import numpy
@@ -40,9 +41,9 @@ class Library:
         self.writable = entry.writable
         self.devices = entry.devices
         self.refuses_to_fill = entry.refuses_to_fill
+        self.listed = bool(entry.array)  # whether the type of an array tells that it is of this library
         self.block = entry.block
         self.takes_others = entry.block is not None or name == "jax"  # parameters may be of another library
-        self.listed = bool(entry.array)  # whether it is known which class its arrays are of
         self.dense = namespace.strided if name == "torch" else None  # the layout that arrays must have
         self._precisions: dict[Any, Precision] = {}
 
@@ -83,7 +84,9 @@ _ENTRIES = (
 )
 
 _by_type: dict[type, Library] = {}
-_by_namespace: dict[str, Library] = {}
+_by_name: dict[str, Library] = {}
+# Those that are not listed, by the identity of the namespace, which lives as long as its library.
+_others: weakref.WeakValueDictionary[int, Library] = weakref.WeakValueDictionary()
 
 
 def library_of(x: Any) -> Library:
@@ -91,7 +94,9 @@ def library_of(x: Any) -> Library:
     kind = type(x)
     found = _by_type.get(kind)
     if found is None:
-        found = _by_type[kind] = _find(x)
+        found = _find(x)
+        if found.listed:  # any other array is asked each time, for those of one type may be of several libraries
+            _by_type[kind] = found
     return found
 
 
@@ -106,13 +111,20 @@ def library_named(namespace: Any) -> Library:
     name = getattr(namespace, "__name__", None)
     if not isinstance(name, str):
         raise TypeError("an array namespace has a name")
+    is_itself = sys.modules.get(name) is namespace  # and nothing else that has the name
     name = name.removeprefix("array_api_compat.")
     for entry in _ENTRIES:
-        if name in (entry.module, entry.namespace.removeprefix("array_api_compat.")):
+        if is_itself and name in (entry.module, entry.namespace.removeprefix("array_api_compat.")):
             return _make(entry)
     if not hasattr(namespace, "__array_namespace_info__"):
         raise TypeError(f"{name} is no array namespace")
-    return _kept(Library(name, namespace, _Entry(name, "", name)))
+    found = _others.get(id(namespace))
+    if found is None:
+        # Kernels know a listed library by its name.
+        is_taken = any(name == entry.module.partition(".")[0] for entry in _ENTRIES)
+        called = f"another {name}" if is_taken else name
+        found = _others[id(namespace)] = Library(called, namespace, _Entry(name, "", name))
+    return found
 
 
 def dtype_name(dtype: Any) -> str:
@@ -146,7 +158,7 @@ def _make(entry: _Entry) -> Library:
 
 
 def _kept(library: Library) -> Library:
-    """One Library for each namespace, so that two arrays of one library compare by identity."""
+    """One Library for each namespace that is listed, so that two arrays of one library compare by identity."""
     if library.name == "jax":  # in no other case, for torch.compile cannot trace it
         register()
-    return _by_namespace.setdefault(library.name, library)
+    return _by_name.setdefault(library.name, library)
