@@ -63,7 +63,7 @@ class Moments:
     def mean(self) -> Array:
         """The mean of each row; normalized axes are kept with length 1."""
         with quietly(self._xp):
-            return self._in_units(_mean_of(self)[0], 1)
+            return self._in_units(_mean_of(self)[0] * 1.0, 1)  # a copy, which the caller may write to
 
     @property
     def variance(self) -> Array:
@@ -200,7 +200,8 @@ def merge(a: Moments, b: Moments) -> Moments:
         must = f"be of another piece of the same rows, of {mine}"
         raise ValueError(sentence("other", must, theirs, "take both along the same axis, of data of one dtype"))
     if not a.count or not b.count:
-        return a if a.count else b
+        kept = a if a.count else b
+        return of_arrays(kept.count, arrays_of(kept), kept._xp)
     return _merge_plain(a, b) if a._unit is None else _merge_paired(a, b)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import anynorm
 from benchmarks import merges
 from tests import reference
-from tests.backends import BACKENDS, DASK, JAX, NUMPY, STRICT, TORCH, as_dtype
+from tests.backends import BACKENDS, DASK, JAX, KERNELS, NUMPY, STRICT, TORCH, as_dtype
 from tests.strategies import examples, rows
 from tests.tolerances import BOUNDS, assert_exact
 
@@ -272,3 +272,27 @@ def test_variance_is_right_where_its_square_root_is_extreme():
     assert found.variance[1, 0] == pytest.approx(float(exact[1][1]), rel=1e-15)
     assert exact[0][1] < Fraction(1, 10**390)
     assert found.variance[0, 0] == 0.0
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("backend", [NUMPY, TORCH], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_is_handed_out_may_be_written_to(backend, kernel, dtype):
+    """Moments share no memory with what they show, came from or were merged of; rows of one element neither."""
+    for features in (1, 4):
+        values = as_dtype(np.random.default_rng(13).standard_normal((3, features)) + 2, dtype)
+        with anynorm.use_kernel(kernel):
+            x = backend.make(values)
+            found, nothing = anynorm.moments(x), anynorm.moments(x[:, :0]) if kernel == "definition" else None
+            written = found.to_dict()
+            merges = [] if nothing is None else [found.merge(nothing), nothing.merge(found)]
+            merges += [anynorm.Moments.from_dict(written, xp=found.namespace)]
+            for one in (found, *merges):
+                for handed_out in (one.mean, one.variance, one.mean_square):
+                    handed_out[...] = 99.0
+                one.to_dict()["mean"][0] = 99.0
+            x[...] = 99.0
+            for one in merges:
+                one.count = 99
+            assert found.to_dict() == written
+            assert all({**one.to_dict(), "count": features} == written for one in merges)
