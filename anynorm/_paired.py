@@ -39,6 +39,8 @@ _LEVELS = {  # digits: (low, exponents)
 # An element smaller than this in the unit of its row may become subnormal when it is multiplied by the factor. With
 # digits to spare, a unit is only there for an eps that is far above any row.
 _FAR_BELOW = {0: math.inf, 24: 2.0**-60, 53: 2.0**-500}
+# One larger than this is there for given moments alone, and may be out of range before a small weight brings it back.
+_FAR_ABOVE = {0: math.inf, 24: 2.0**90, 53: 2.0**900}
 
 # A sum of squares below this is that of a row without deviations, and of an eps too small to divide by; the factor is
 # 0 then. The levels see to it that the squares of any real deviation are far above it.
@@ -116,15 +118,16 @@ def finish(
 
 
 def weighted_early(xp: Any, x: Array, unit: Array, weight: Pair, like: Array, digits: int) -> tuple[Array, Pair]:
-    """Return x * unit, with the weight in those elements whose x_hat would be subnormal before it, and the weight left.
+    """Return x * unit, with the weight in those elements whose x_hat would leave the range before it, and what is left.
 
     Only without centring, which leaves an error of the row's own scale in every element.
     """
     high = xp.full_like(like, weight[0]) if isinstance(weight[0], float) else weight[0]
     scaled = x * unit
-    early = (xp.abs(scaled) < _FAR_BELOW[digits]) & (xp.abs(high) > 1.0)
+    size, large = xp.abs(scaled), xp.abs(high) > 1.0
+    early = (size < _FAR_BELOW[digits]) & large | (size > _FAR_ABOVE[digits]) & ~large
     # In the order in which nothing underflows, and nothing overflows, that does not in the end.
-    weighted = xp.where((xp.abs(x) < 1.0) & (unit < 1.0), x * high * unit, scaled * high)
+    weighted = xp.where((xp.abs(x) < 1.0) == (unit < 1.0), x * high * unit, scaled * high)
     low = None if weight[1] is None else xp.where(early, 0.0, weight[1] + xp.zeros_like(high))
     return xp.where(early, weighted, scaled), (xp.where(early, 1.0, high), low)
 

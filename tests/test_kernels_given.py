@@ -140,3 +140,34 @@ def test_gradients_by_way_of_given_statistics():
         gradient = torch.autograd.grad(anynorm.layer_norm(x, moments=anynorm.moments(x))[0, 0], x)[0]
         expected = torch.autograd.grad(anynorm.layer_norm(x)[0, 0], x)[0]
     torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "definition"])
+def test_scales_and_lengths_that_are_extreme_where_the_result_is_not(kernel):
+    """scale / length is out of range, or nearly; on either side of what the kernel takes and of what pairs hold."""
+    rng = np.random.default_rng(3)
+    for size, scale in [
+        (1e300, 1e-300), (1e200, 1e-200), (1e130, 1e-119), (1e-200, 1e-320), (1e-300, 1e-300), (1e308, 1e-308),
+        (1e-300, 1e305), (1.0, 1.7e308), (1.0, 1e-120), (1.0, 1e-121), (1.0, 1e120), (1.0, 1e121), (1e300, 0.0),
+    ]:  # fmt: skip
+        x = rng.uniform(0.5, 1, (3, 5)) * np.asarray([[size], [1.0], [0.0]])
+        expected = [reference.scale_norm(row, scale) for row in x]
+        with anynorm.use_kernel(kernel):
+            for given in (scale, np.asarray(scale)):
+                y = anynorm.scale_norm(x, given, moments=anynorm.moments(x))
+                assert_exact(y, expected, backend=f"{kernel}, given", dtype="float64", norm="scale_norm")
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "definition"])
+@pytest.mark.parametrize(
+    ("length", "size", "scale"), [(1e-200, 1e200, 1e-300), (1e200, 1e-200, 1e300), (1e150, 1e-150, 1e10)]
+)
+def test_rows_far_from_the_moments_that_they_are_given(kernel, length, size, scale):
+    whole = np.asarray([[3.0, 4.0]]) * length
+    x = np.asarray([[1.0, -2.0, 0.0, 1.7]]) * size
+    norm = reference.mpmath.sqrt(sum(reference.mpmath.mpf(float(v)) ** 2 for v in whole[0]))
+    exact = [reference.mpmath.mpf(float(v)) * reference.mpmath.mpf(scale) / norm for v in x[0]]
+    with anynorm.use_kernel(kernel):
+        y = anynorm.scale_norm(x, scale, eps=0.0, moments=anynorm.moments(whole))
+    expected = [[reference.Exact(value, abs(value)) for value in exact]]
+    assert_exact(y, expected, backend=f"{kernel}, given", dtype="float64", norm="scale_norm")

@@ -131,8 +131,9 @@ def _finished(call: Call) -> tuple[Array, Array]:
     precision = Precision(numpy.float64, digits)
     shift, factor, unit = step.finish(numpy, moments, call.rule, call.eps, precision)
     shift = (numpy.zeros_like(factor[0]), None) if shift is None else shift
+    bare, scale = factor[0], 1.0 if call.rule.averaged else scale_of(call)
     if not call.rule.averaged:
-        factor = _times_scale(factor, scale_of(call), digits)
+        factor = _times_scale(factor, scale, digits)
     if not digits:
         # An eps beyond any row has a unit of its own, in which the kernel does not compute.
         low = 0.0 if shift[1] is None else shift[1]
@@ -143,7 +144,9 @@ def _finished(call: Call) -> tuple[Array, Array]:
     for place, one in enumerate((*shift, *factor)):
         numbers[..., place] = 0.0 if one is None else one
     size = numpy.abs(factor[0])
-    ordinary = (size < _MOST_FACTOR) & (size > 1.0 / _MOST_FACTOR) | (size == 0.0) | numpy.isnan(size)
+    # Of 0 or NaN only where the row or the scale is: a product may also have left the range.
+    nothing = (size == 0.0) & ((bare == 0.0) | (scale == 0.0)) | numpy.isnan(bare)
+    ordinary = (size < _MOST_FACTOR) & (size > 1.0 / _MOST_FACTOR) | nothing
     return numbers, ordinary & ~(numpy.abs(shift[0]) > _MOST_SHIFT)
 
 
