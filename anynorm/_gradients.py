@@ -105,7 +105,7 @@ def rms_norm_vjp(
 
 
 def scale_norm_vjp(
-    x: Array, scale: Array | float | None = None, *, axis: Axis = -1, eps: float = 1e-5
+    x: Array, scale: Array | float | None = None, *, axis: Axis = -1, eps: float = 1e-12
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array | None]]]:
     """Return scale_norm and its pullback, which turns a gradient by the result into those by x and the scale.
 

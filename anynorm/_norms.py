@@ -140,7 +140,7 @@ def scale_norm(
     scale: Array | float | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-5,
+    eps: float = 1e-12,
     moments: Moments | None = None,
     out: Array | None = None,
 ) -> Array:
@@ -157,7 +157,7 @@ def scale_norm(
     axis : int or tuple of ints
         The normalized axes.
     eps : float
-        The least length to divide by, in x's units; 0 or more.
+        The least length to divide by, in x's units; 0 or more. Rows shorter than it stay shorter than ``scale``.
     moments : Moments, optional
         Statistics to use instead of x's own, as `moments` returns them.
     out : array like x, optional

@@ -79,7 +79,7 @@ def rms_norm(
     return _torch_own.norm(RMS_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
 
 
-def scale_norm(x: Tensor, scale: Tensor | float | None = None, *, axis: Axis = -1, eps: float = 1e-5) -> Tensor:
+def scale_norm(x: Tensor, scale: Tensor | float | None = None, *, axis: Axis = -1, eps: float = 1e-12) -> Tensor:
     """`anynorm.scale_norm` of a tensor, as `layer_norm` here is `anynorm.layer_norm`.
 
     Examples

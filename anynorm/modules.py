@@ -243,7 +243,7 @@ class ScaleNorm(_Norm):
 
     _parameter_names = ("scale",)
 
-    def __init__(self, dim: int, *, eps: float = 1e-5, xp: Any = numpy, dtype: Any = None, device: Any = None) -> None:
+    def __init__(self, dim: int, *, eps: float = 1e-12, xp: Any = numpy, dtype: Any = None, device: Any = None) -> None:
         library, dtype = library_and_dtype(xp, dtype)
         self.dim = check_length("dim", dim)
         self.eps = check_number("eps", eps, least=0.0)

@@ -177,7 +177,7 @@ class ScaleNorm(torch.nn.Module):
     tensor(2., requires_grad=True)
     """
 
-    def __init__(self, dim: int, eps: float = 1e-5, device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, dim: int, eps: float = 1e-12, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         self.dim, self.eps = check_length("dim", dim), check_number("eps", eps, least=0.0)
         self.scale = torch.nn.Parameter(torch.empty((), device=device, dtype=dtype))

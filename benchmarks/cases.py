@@ -18,7 +18,7 @@ CHANNELS_FIRST = ((32, 256, 56, 56), (8, 64, 128, 128))
 QUICK_GRID = ((1, 768), (512, 1000), (4096, 1024))
 QUICK_CHANNELS_FIRST = ((8, 64, 128, 128),)
 
-EPS = {"layer_norm": 1e-5, "rms_norm": 1e-6, "scale_norm": 1e-5}
+EPS = {"layer_norm": 1e-5, "rms_norm": 1e-6, "scale_norm": 1e-12}
 NBYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 

@@ -169,7 +169,7 @@ def rivals(case: Case, weight: Any, bias: Any) -> dict[str, Callable[[Any, Any],
     plain: dict[str, Callable[[Any], Any]] = {
         "layer_norm": lambda x: functional.layer_norm(x, shape, weight, bias),
         "rms_norm": lambda x: functional.rms_norm(x, shape, weight, 1e-6),
-        "scale_norm": lambda x: functional.normalize(x, dim=-1, eps=1e-5),
+        "scale_norm": lambda x: functional.normalize(x, dim=-1),
     }
     ours: dict[str, Callable[[Any], Any]] = {
         "layer_norm": lambda x: anynorm.layer_norm(x, weight, bias),
@@ -258,7 +258,7 @@ def largest_error(case: Case, x: Any, dy: Any, weight: Any, got: Any) -> float:
     x, dy, got = (torch.as_tensor(one, device="cuda")[:64].double() for one in (x, dy, got))
     wide = x.requires_grad_(case.backward)
     if case.norm == "scale_norm":
-        y = wide / torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp(min=1e-5)
+        y = wide / torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp(min=1e-12)
     else:
         centred = wide - wide.mean(-1, keepdim=True) if case.norm == "layer_norm" else wide
         eps = 1e-5 if case.norm == "layer_norm" else 1e-6

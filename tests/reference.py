@@ -41,7 +41,7 @@ def rms_norm(row, weight=None, bias=None, eps=1e-6, offset=0.0):
     return _norm(row, weight, bias, offset, centred=False, eps=Fraction(eps))
 
 
-def scale_norm(row, scale=1.0, eps=1e-5):
+def scale_norm(row, scale=1.0, eps=1e-12):
     """y = scale * x / max(norm2(x), eps), for one row of floats."""
     if not np.isfinite(row).all():
         return [Exact(mpmath.nan, mpmath.nan)] * len(row)

@@ -80,7 +80,7 @@ def test_several_axes_and_options():
         (
             lambda: anynorm.ScaleNorm(5)(X),
             ValueError,
-            "x must have shape (..., 5) for ScaleNorm(5, eps=",
+            "x must have shape (..., 5) for ScaleNorm(5, eps=1e-12",
         ),
         (lambda: anynorm.ScaleNorm(5)([1.0]), TypeError, "must be an array"),
         (
@@ -248,7 +248,7 @@ def test_repr_and_equality():
     assert repr(anynorm.LayerNorm((3, 4), eps=0.1)) == "LayerNorm((3, 4), eps=0.1, bias=True, dtype=float32)"
     gemma = "RMSNorm(4, eps=1e-06, bias=False, weight_offset=1.0, dtype=float32)"
     assert repr(anynorm.RMSNorm(4, weight_offset=1.0)) == gemma
-    assert repr(anynorm.ScaleNorm(4)) == "ScaleNorm(4, eps=1e-05, dtype=float32)"
+    assert repr(anynorm.ScaleNorm(4)) == "ScaleNorm(4, eps=1e-12, dtype=float32)"
     norm = anynorm.LayerNorm(4)
     trained = anynorm.LayerNorm(4)
     trained.weight = trained.weight * 2

@@ -168,3 +168,28 @@ def test_scale_and_eps_beyond_any_row(backend, eps):
         with backend.context():
             holds_inf = backend.make(as_dtype([[1.0, np.inf, 3.0]], dtype))
             assert np.isnan(backend.read(anynorm.scale_norm(holds_inf, eps=eps))).all()
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS, ids=str)
+def test_short_rows_become_unit_vectors(backend):
+    """On either side of the default eps, which is far below the length of any embedding."""
+    direction = np.asarray([0.6, -0.48, 0.64])
+    for dtype in backend.dtypes:
+        lengths = [1e-7, 1.0] if dtype == "float16" else [1e-7, 3e-12, 1.01e-12, 0.99e-12, 1e-14]
+        x = as_dtype(direction * np.asarray(lengths)[:, None], dtype)
+        with backend.context():
+            held = backend.make(x)
+            found = [backend.read(y) for y in (anynorm.scale_norm(held), anynorm.scale_norm_vjp(held)[0])]
+        expected = [reference.scale_norm(row, 1.0, 1e-12) for row in x]
+        for y in found:
+            assert_exact(y, expected, backend=backend.name, dtype=dtype, norm="scale_norm")
+
+
+def test_the_default_least_length_is_one_and_the_same():
+    import inspect
+
+    import anynorm.torch
+
+    takers = (anynorm.scale_norm, anynorm.scale_norm_vjp, anynorm.ScaleNorm, anynorm.torch.scale_norm)
+    takers += (anynorm.torch.ScaleNorm,)
+    assert {inspect.signature(one).parameters["eps"].default for one in takers} == {1e-12}

@@ -118,7 +118,7 @@ def test_what_they_print():
         "RMSNorm((8,), eps=1e-06, elementwise_affine=True, bias=True, weight_offset=0.5)": norms.RMSNorm(
             8, 1e-6, bias=True, weight_offset=0.5
         ),
-        "ScaleNorm(8, eps=1e-05)": norms.ScaleNorm(8),
+        "ScaleNorm(8, eps=1e-12)": norms.ScaleNorm(8),
     }
     assert [repr(module) for module in written.values()] == list(written)
 
