@@ -40,6 +40,7 @@ def save_files():
     np.save("text.npy", np.asarray(["a", "b"]))
     np.save("when.npy", np.asarray([1], "M8[s]"))
     np.save("fields.npy", np.zeros(3, "f4,f4"))
+    np.save("many_fields.npy", np.zeros(3, [(f"field{i}", "f4") for i in range(300)]))
     np.save("complex.npy", x.astype(complex))
     np.save("longer.npy", x.astype("longdouble"))
     np.save("integers.npy", x.astype(int))
@@ -80,6 +81,7 @@ LAYER = [
     ("text.npy y.npy", "text.npy holds <U1;"),
     ("when.npy y.npy", "when.npy holds datetime64[s];"),
     ("fields.npy y.npy", "fields.npy holds"),
+    ("many_fields.npy y.npy", "many_fields.npy holds"),
     ("complex.npy y.npy", "complex.npy holds complex128;"),
     ("longer.npy y.npy", "longer.npy holds"),
     ("raw.npy y.npy", "raw.npy holds |V3;"),
@@ -118,6 +120,7 @@ def test_messages_speak_of_files_and_options(monkeypatch, capsys, files, argumen
     assert cli.main(["normalize", *arguments.split()]) == 1
     out, error = capsys.readouterr()
     assert_one_line(error, message)
+    assert len(error) < 700
     assert out == ""
     assert contents(files) == before
 

@@ -124,6 +124,18 @@ def test_space_is_reserved_for_new_files_alone(monkeypatch):
         reserved.clear()
 
 
+@pytest.mark.parametrize("source", ["x.npy", "-"])
+def test_an_output_that_is_the_source_is_refused(small_blocks, monkeypatch, capsys, source):
+    save_x((30, 6))
+    before = Path("x.npy").read_bytes()
+    with open("x.npy") as given, open("x.npy", "a") as file:
+        monkeypatch.setattr(sys, "stdin", given)
+        monkeypatch.setattr(sys, "stdout", file)
+        assert cli.main(["normalize", source, "-", "--norm", "layer"]) == 1
+    assert_one_line(capsys.readouterr().err, "standard output is the file that is read")
+    assert Path("x.npy").read_bytes() == before
+
+
 @pytest.mark.parametrize("command", ["normalize x.npy - --norm layer", "normalize x.npy --moments", "info"])
 @pytest.mark.skipif(os.name != "posix", reason="SIGPIPE as POSIX has it")
 def test_an_output_that_nobody_reads_ends_quietly(monkeypatch, capfd, command):

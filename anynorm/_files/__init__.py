@@ -42,7 +42,9 @@ def normalize(source: Place, target: Place, job: Job, *, overwrite: bool, advanc
             with replacing_folder(Path(target), overwrite, original.require_unchanged) as folder:
                 normalize_zarr(Path(source), folder, job, counts, advance)
         elif target == "-":
-            _normalize_file(original, suffix, _standard_output(), job, counts, advance, ours=False)
+            output = _standard_output()
+            original.require_apart(output)
+            _normalize_file(original, suffix, output, job, counts, advance, ours=False)
             original.require_unchanged()
         else:
             with replacing(target, overwrite, original.require_unchanged) as file:

@@ -18,7 +18,7 @@ Array = Any
 
 _NORMS: dict[str, Callable[..., Array]] = {"layer_norm": layer_norm, "rms_norm": rms_norm, "scale_norm": scale_norm}
 
-_NAME_LENGTH = 500  # of an array in messages; that in a file may be of any length
+_NAME_LENGTH = 500  # of an array or a dtype in messages; that in a file may be of any length
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,9 @@ def fit(job: Job, name: str, shape: tuple[int, ...], dtype: Any, dtype_out: Any,
 def require_float(name: str, dtype: Any) -> None:
     """Raise TypeError for what is not a real floating dtype."""
     if getattr(dtype, "name", None) not in REAL_DTYPES:
-        raise TypeError(f"{name} holds {dtype}; normalize takes {', '.join(REAL_DTYPES)}: convert it first")
+        raise TypeError(
+            f"{name} holds {str(dtype)[:_NAME_LENGTH]}; normalize takes {', '.join(REAL_DTYPES)}: convert it first"
+        )
 
 
 def _axes_in(job: Job, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -41,6 +41,15 @@ class Original:
             what = "standard input" if self.place == "-" else self.place
             raise ValueError(f"{what} was changed or replaced while it was read; run the command again")
 
+    def require_apart(self, output: IO[bytes]) -> None:
+        """Raise ValueError where an open output is the source itself, which would be read as it grows."""
+        try:
+            here, there = os.fstat(self.file.fileno()), os.fstat(output.fileno())
+        except OSError:  # a stream that is no file
+            return
+        if stat.S_ISREG(here.st_mode) and os.path.samestat(here, there):
+            raise ValueError("standard output is the file that is read; name another one")
+
     def _state_of_opened(self) -> Any:
         if self._file is None:
             return _state_of(Path(self.place))
