@@ -45,20 +45,20 @@ class RowCounts:
         """Count the rows without a length, or with less than eps, of a block of whole rows."""
         if task.job.norm != "scale_norm":
             return
-        eps = task.job.eps
-        # A row is at least as long as any of its elements, so that most rows need no more than one.
+        # A row is at least as long as any of its elements, so that most rows need no more than one, and most others no
+        # more than the largest.
+        least = max(task.job.eps, 5e-324)
         first = x[tuple(0 if axis in task.axes else slice(None) for axis in range(x.ndim))].astype(numpy.float64)
-        maybe = ~(numpy.abs(first) >= max(eps, 5e-324))
+        maybe = ~(numpy.abs(first) >= least)
         if not maybe.any():
             return
         last = range(x.ndim - len(task.axes), x.ndim)
-        rows = numpy.moveaxis(x, task.axes, last).reshape(*first.shape, -1)[maybe].astype(numpy.float64)
-        largest = numpy.abs(rows).max(axis=-1, keepdims=True)
-        with numpy.errstate(all="ignore"):  # of rows with NaN or Inf, which are not short
-            squares = ((rows / numpy.where(largest > 0, largest, 1.0)) ** 2).sum(axis=-1)
-            length = largest[..., 0] * numpy.sqrt(squares)
-        lengths = numpy.full(first.shape, numpy.inf)
-        lengths[maybe] = length
+        rows = numpy.moveaxis(x, task.axes, last).reshape(*first.shape, -1)[maybe]
+        largest = numpy.abs(rows).max(axis=-1).astype(numpy.float64)
+        near = ~(largest >= least)
+        lengths, found = numpy.full(first.shape, numpy.inf), numpy.full(largest.shape, numpy.inf)
+        found[near] = _lengths_of(rows[near].astype(numpy.float64), largest[near])
+        lengths[maybe] = found
         self._count_short(task, [box[axis].start for axis in _free(task)], lengths)
 
     def look_at_moments(self, task: Task, rows: Rows, moments: Moments) -> None:
@@ -99,6 +99,14 @@ class RowCounts:
         self.eps = task.job.eps
         self.zero.add(task, starts, lengths == 0)
         self.short.add(task, starts, (lengths > 0) & (lengths < self.eps))
+
+
+def _lengths_of(rows: Array, largest: Array) -> Array:
+    """The lengths of rows whose largest magnitudes are known, however small their squares would be."""
+    with numpy.errstate(all="ignore"):  # of rows with NaN or Inf, which are not short
+        scaled = rows / numpy.where(largest > 0, largest, 1.0)[:, None]
+        lengths: Array = largest * numpy.sqrt((scaled * scaled).sum(axis=-1))
+    return lengths
 
 
 def _free(task: Task) -> list[int]:
