@@ -191,6 +191,30 @@ def test_what_cannot_be_copied_is_told_of(folder, capsys):
     assert os.listdir(folder) == ["x.zarr"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="limits as POSIX has them")
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".zarr", ".parquet"])
+def test_no_space(folder, capsys, suffix):
+    import resource
+
+    x = deviates((400, 16))
+    if suffix == ".npy":
+        np.save("x.npy", x)
+    elif suffix == ".safetensors":
+        save_file({"e": x}, "x.safetensors")
+    elif suffix == ".zarr":
+        zarr.create_array("x.zarr", data=x)
+    else:
+        pq.write_table(pa.table({"e": list(x)}), "x.parquet", compression="NONE")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        assert_refused(capsys, folder, "File too large", f"x{suffix}", f"y{suffix}", "--norm", "layer")
+        if suffix != ".zarr":
+            assert_refused(capsys, folder, "File too large", f"x{suffix}", "--in-place", "--norm", "layer")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def save_odd_files():
     save_tensors()
     save_file({"ids": np.arange(3)}, "ids.safetensors")
