@@ -31,6 +31,16 @@ def test_eps_is_that_of_the_function(norm):
     assert_same_bits(np.load("y.npy"), NORMS[norm](x))
 
 
+def test_short_embeddings_become_unit_vectors_unless_they_are_shorter_than_eps(capsys):
+    x = np.zeros((3, 4))
+    x[:, 1] = 1e-7, 1e-12, 9e-13
+    np.save("x.npy", x)
+    assert normalize("--norm", "scale") == 0
+    np.testing.assert_allclose(np.load("y.npy")[:, 1], [1, 1, 0.9], rtol=1e-15)
+    (line,) = told(capsys.readouterr().err)
+    assert line.startswith(f"1 row is {SHORT} 1e-12 and")
+
+
 def with_short_rows(dtype="float32"):
     """Rows 4 and 5 are zero, 7 and 20 short for an eps of 1e-4, 21 holds NaN."""
     x = deviates((30, 6), dtype)
