@@ -20,7 +20,8 @@ from anynorm._wording import arrays_of_library, describe, module_of, not_a_real_
 Array = Any
 Out = Any
 
-_accepted: dict[tuple[type, Any], Library] = {}
+# By type and then by dtype: torch.compile cannot trace pairs as keys where some are of NumPy.
+_accepted: dict[type, dict[Any, Library]] = {}
 
 
 class Call(NamedTuple):
@@ -108,7 +109,7 @@ def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradie
 def check_array(argument: str, value: Array, of_x: Library | None = None) -> Library:
     """Library and dtype; that of x tells what to pass instead of what is no array."""
     try:
-        library = _accepted.get((type(value), getattr(value, "dtype", None)))
+        library = _accepted.get(type(value), {}).get(getattr(value, "dtype", None))
     except Exception:  # what a dtype does that is none
         library = None
     if library is None:
@@ -145,7 +146,7 @@ def _check_new_kind(argument: str, value: Array, of_x: Library | None) -> Librar
     if name not in REAL_DTYPES:
         raise TypeError(not_a_real_dtype(argument, value))
     if library.listed:
-        _accepted[type(value), dtype] = library
+        _accepted.setdefault(type(value), {})[dtype] = library
     return library
 
 

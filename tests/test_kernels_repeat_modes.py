@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import anynorm
 from anynorm._kernels.cpu import repeat
 from tests.backends import needs_numba
-from tests.test_kernels_repeat_torch import goes_short, nothing_remembered, prime, tensors  # noqa: F401  # a fixture
+from tests.test_kernels_repeat_torch import HAS_GUARDS, goes_short, nothing_remembered, prime, tensors  # noqa: F401  # a fixture
 
 pytestmark = needs_numba
 
@@ -34,7 +34,7 @@ def test_inference_tensors(monkeypatch):
     plain = prime(*arguments)
     with torch.inference_mode():
         inner = prime(*arguments)
-        assert goes_short(monkeypatch, *arguments)
+        assert goes_short(monkeypatch, *arguments) == HAS_GUARDS
         made = prime(*tensors())
     assert [y.is_inference() for y in (plain, inner, made, anynorm.layer_norm(*arguments))] == [
         False, True, True, False,

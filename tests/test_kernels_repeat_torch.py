@@ -50,7 +50,7 @@ def goes_short(monkeypatch, *arguments, norm="layer_norm", **options):
         patched.setattr(_norms, "check", lambda *given, **named: looked.append(1) or check(*given, **named))
         patched.setattr(repeat_torch, "_ask", lambda *given: looked.append(1) and None)
         getattr(anynorm, norm)(*arguments, **options)
-    return not looked or not HAS_GUARDS
+    return not looked
 
 
 check = _norms.check
@@ -68,7 +68,7 @@ def test_guarded_calls_have_the_bits_of_the_long_way(norm, dtype, monkeypatch):
         with torch.no_grad():
             prime(x, *parameters, norm=norm)
             for scale in (1.0, 1e-3, 0.0):
-                assert goes_short(monkeypatch, x * scale, *parameters, norm=norm)
+                assert goes_short(monkeypatch, x * scale, *parameters, norm=norm) == HAS_GUARDS
                 y, expected = (way(x * scale, *parameters) for way in (getattr(anynorm, norm), long_way_of(norm)))
                 assert torch.equal(y, expected)
                 assert (y.dtype, y.shape, y.stride()) == (x.dtype, x.shape, x.stride())
@@ -87,7 +87,7 @@ def test_kinds_that_alternate_all_go_short(monkeypatch):
         for kind in kinds:
             anynorm.layer_norm(*kind)
     for kind in kinds * 2:
-        assert goes_short(monkeypatch, *kind)
+        assert goes_short(monkeypatch, *kind) == HAS_GUARDS
         assert torch.equal(anynorm.layer_norm(*kind), long_way(*kind))
 
 
@@ -211,7 +211,7 @@ def test_subclasses(place, monkeypatch):
     arguments = tensors()
     prime(*arguments)
     arguments[place] = arguments[place].as_subclass(Subclass)
-    assert not (HAS_GUARDS and goes_short(monkeypatch, *arguments))
+    assert not goes_short(monkeypatch, *arguments)
     assert type(anynorm.layer_norm(*arguments)) is Subclass
 
 
