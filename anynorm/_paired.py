@@ -206,12 +206,15 @@ def derive(
         middle = mean(g)
         rest = add_pairs(rest, (-middle[0], -middle[1]))
     if averaged and eps > _LEAST_ALONE[digits]:
-        # A row without deviations is divided by eps alone, which may have vanished in the unit of the row.
-        flat, alone = factor[0] == 0.0, _inverse_root_of(eps, digits)
-        factor = xp.where(flat, alone[0], factor[0]), xp.where(flat, alone[1], factor[1])
-        unit = xp.where(flat, 1.0, unit)
+        factor, unit = _of_eps_alone(xp, factor, unit, eps, digits)
     dx = multiply_pairs(rest, factor, digits)
     return _times_powers(xp, dx[0] + dx[1], [unit, *units]), (share[0] * back, share[1] * back)
+
+
+def _of_eps_alone(xp: Any, factor: Pair, unit: Array, eps: float, digits: int) -> tuple[Pair, Array]:
+    """Factor and unit, where a row without deviations has those of eps, which may have vanished in the row's unit."""
+    flat, (high, low) = factor[0] == 0.0, _inverse_root_of(eps, digits)
+    return (xp.where(flat, high, factor[0]), xp.where(flat, low, factor[1])), xp.where(flat, 1.0, unit)
 
 
 def _times_powers(xp: Any, value: Array, powers: list[Array]) -> Array:

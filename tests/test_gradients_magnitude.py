@@ -230,3 +230,11 @@ def test_torch_autograd_makes_nan_of_such_rows_alone(norm, kernel):
                 y.backward(dy)
             assert held.grad[1:3].isnan().all()
             assert held.grad[[0, 3]].isfinite().all()
+
+
+def test_constant_rows_where_there_is_no_float64():
+    x = as_dtype(np.asarray([[1.0], [2.0**20], [2.0**40], [1e30], [-3e38]]) * np.ones(3), "float32")
+    dy = as_dtype(np.random.default_rng(0).standard_normal(x.shape), "float32")
+    exact, _ = gradient_of_rows("layer_norm", x, dy, "float32", eps=1e-5)
+    dx, *_ = pull("layer_norm", BACKENDS["strict-no-float64"], x, dy, None)
+    assert_exact(dx, exact, backend="strict", dtype="float32", norm="layer_norm dx", bounds=GRADIENT_BOUNDS)
