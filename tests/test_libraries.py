@@ -43,7 +43,7 @@ def test_each_array_is_asked_for_its_namespace(names):
     assert libraries[0] is not libraries[1]
     assert library_of(Duck(np.zeros(2), namespaces[0])) is libraries[0]
     x, weight = ducks[0], Duck(np.ones(3), namespaces[1])
-    with pytest.raises(TypeError, match="weight must be an? .* array like x"):
+    with pytest.raises(TypeError, match=r"weight must be an? .* array like x"):
         anynorm.layer_norm(x, weight)
 
 
