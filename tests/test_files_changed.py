@@ -66,10 +66,9 @@ def test_a_file_that_changes_while_it_is_read(small_blocks, monkeypatch, capsys,
 
     def change_and_look():
         change(path)
-        expected.update(contents(folder))
-        for part in folder.glob(".anynorm-*"):
-            for one in [part, *part.rglob("*")]:
-                expected.pop(one, None)
+        for one in folder.iterdir():
+            if not one.name.startswith(".anynorm-"):  # what is being written
+                expected.update({one: one.read_bytes()} if one.is_file() else contents(one))
 
     if way == "--moments":
         module, calls = sys.modules["anynorm._files.describe"], []  # whose name in the package is a function
