@@ -25,7 +25,11 @@ def _eps_of_none(dtype: torch.dtype) -> float:
     if dtype.itemsize > 2:
         return own
     small = torch.full((1,), 2.0**-6, dtype=dtype, device="cpu")
-    return own if torch.nn.functional.rms_norm(small, (1,)).item() < 0.9 else torch.finfo(torch.float32).eps
+    try:
+        is_own = torch.nn.functional.rms_norm(small, (1,)).item() < 0.9
+    except RuntimeError:  # imported while tensors have no numbers, as in a FakeTensorMode
+        is_own = False
+    return own if is_own else torch.finfo(torch.float32).eps
 
 
 _EPS = {dtype: _eps_of_none(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}

@@ -103,6 +103,15 @@ def test_rms_norm_without_an_eps_has_torchs(dtype):
     assert_exact(TORCH.read(ours), close[0], backend="torch, no eps", dtype=dtype, norm="rms_norm")
 
 
+def test_the_eps_of_none_where_tensors_have_no_numbers():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from anynorm._torch_forward import _eps_of_none
+
+    with FakeTensorMode():
+        assert _eps_of_none(torch.float16) == torch.finfo(torch.float32).eps
+
+
 def test_they_are_modules_of_torch():
     assert isinstance(norms.LayerNorm(8), torch.nn.LayerNorm)
     assert isinstance(norms.RMSNorm(8), torch.nn.RMSNorm)
