@@ -34,5 +34,6 @@ def script(code, *, path=PACKAGE.parent, **environment):
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False, timeout=300,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment,
     )  # fmt: skip
+    sys.stderr.write(result.stderr)  # of a thread, say, that ended with an exception; shown where a test fails
     assert result.returncode == 0, result.stderr
     return result.stdout.split()
