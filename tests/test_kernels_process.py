@@ -235,6 +235,7 @@ def test_calls_while_the_interpreter_ends(wrapped):
 
 def test_calls_after_the_main_thread_has_ended():
     code = """
+import time
 def late():
     time.sleep(0.5)
     check()
