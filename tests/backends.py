@@ -158,26 +158,31 @@ CPU_BACKENDS = (
     JAX_X64,
     DASK,
 )
-# Every test runs on the rest. These are slow, by compiling or by not computing, and take turns.
-TAKING_TURNS = ("strict", "strict-device2", "strict-no-float64", "jax", "jax-x64", "dask")
+# Every test runs on the rest. These are slow, by compiling or by not computing, and take turns in this order. JAX
+# compiles each operation for each shape, and has one turn of twelve with float64 and one without.
+TURNS = (
+    "strict", "dask", "jax", "strict-device2", "strict-no-float64", "dask",
+    "strict", "dask", "jax-x64", "strict-device2", "strict-no-float64", "dask",
+)  # fmt: skip
+TAKING_TURNS = frozenset(TURNS)
 turn: int | None = None  # the seed; None where all run
 
 
 def has_its_turn(backend: Any, test: str, place: int) -> bool:
-    """Whether a backend is to run in a test; of consecutive places in one test, each backend has one of six."""
+    """Whether a backend is to run in a test; of twelve consecutive places in one test, each has one at least."""
     if turn is None or getattr(backend, "name", None) not in TAKING_TURNS:
         return True
-    return TAKING_TURNS[(zlib.crc32(test.encode()) + place + turn) % len(TAKING_TURNS)] == backend.name
+    return TURNS[(zlib.crc32(test.encode()) + place + turn) % len(TURNS)] == backend.name
 
 
 def some(test: str, place: int, *dtypes: str) -> list[Backend]:
     """The backends that a test over several is to run on, of those that know the dtypes."""
     known = [backend for backend in CPU_BACKENDS if set(dtypes) <= set(backend.dtypes)]
-    others = [backend for backend in known if backend.name in TAKING_TURNS]
     if turn is None:
         return known
+    others = [name for name in TURNS if name in {backend.name for backend in known}]
     chosen = others[(zlib.crc32(test.encode()) + place + turn) % len(others)]
-    return [backend for backend in known if backend not in others or backend is chosen]
+    return [backend for backend in known if backend.name not in TAKING_TURNS or backend.name == chosen]
 
 
 _OF_CUPY = ("float16", "float32", "float64")

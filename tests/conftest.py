@@ -1,5 +1,6 @@
 """What runs (`--thorough`, `--backend-seed`), what workers share, and the table of the largest errors seen."""
 
+import gc
 import os
 import random
 import tempfile
@@ -34,6 +35,8 @@ def pytest_configure(config):
         config.option.backend_seed = random.SystemRandom().randrange(1000)
     backends.turn = None if config.option.thorough else config.option.backend_seed
     settings.load_profile("thorough" if config.option.thorough else "default")
+    # Millions of objects of torch and JAX live to the end: to look through them all a hundred times took 30 seconds.
+    gc.set_threshold(20_000, 20, 100)
     if not hasattr(config, "workerinput"):
         share_a_folder(config)
     elif HAS_NUMBA:

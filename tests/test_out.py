@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.backends import BACKENDS, as_dtype
+from tests.backends import ALL, BACKENDS, as_dtype
 
 NORMS = {"layer_norm": anynorm.layer_norm, "rms_norm": anynorm.rms_norm, "scale_norm": anynorm.scale_norm}
 WRITABLE = [param for param in BACKENDS if param.values[0].writable]
+# Each with its dtypes; kernels that add are compiled for float32 alone, unless all is to be run.
+WRITABLE_DTYPES = [
+    pytest.param(backend, dtype, id=f"{backend}-{dtype}", marks=marks + [pytest.mark.thorough] * (dtype != "float32"))
+    for (backend,), marks, dtype in ((param.values, [*param.marks], dtype) for param in WRITABLE for dtype in ALL)
+    if dtype in backend.dtypes
+]
 
 
 def random(shape=(5, 7), dtype="float32", seed=0):
@@ -28,25 +34,24 @@ def test_out_holds_the_bits_of_the_result(norm, backend):
         assert (backend.read(x) == expected).all()
 
 
-@pytest.mark.parametrize("backend", WRITABLE)
+@pytest.mark.parametrize(("backend", "dtype"), WRITABLE_DTYPES)
 @pytest.mark.parametrize("add", ["add_layer_norm", "add_rms_norm"])
-def test_residual_adds(add, backend):
+def test_residual_adds(add, backend, dtype):
     separate = NORMS[add[4:]]
-    for dtype in backend.dtypes:
-        x, residual, weight = random(dtype=dtype), random(dtype=dtype, seed=1), random((7,), dtype, 2)
-        total = as_dtype(x + residual, dtype)
-        expected = backend.read(separate(backend.make(total), backend.make(weight)))
-        held = [backend.make(a) for a in (x, residual, weight)]
-        y, added = getattr(anynorm, add)(*held)
-        assert (backend.read(added) == total).all()
-        assert (backend.read(y) == expected).all()
-        assert (backend.read(held[0]) == x).all()
-        assert (backend.read(held[1]) == residual).all()
-        result = getattr(anynorm, add)(*held, out=(held[0], held[1]))
-        assert result[0] is held[0]
-        assert result[1] is held[1]
-        assert (backend.read(held[0]) == expected).all()
-        assert (backend.read(held[1]) == total).all()
+    x, residual, weight = random(dtype=dtype), random(dtype=dtype, seed=1), random((7,), dtype, 2)
+    total = as_dtype(x + residual, dtype)
+    expected = backend.read(separate(backend.make(total), backend.make(weight)))
+    held = [backend.make(a) for a in (x, residual, weight)]
+    y, added = getattr(anynorm, add)(*held)
+    assert (backend.read(added) == total).all()
+    assert (backend.read(y) == expected).all()
+    assert (backend.read(held[0]) == x).all()
+    assert (backend.read(held[1]) == residual).all()
+    result = getattr(anynorm, add)(*held, out=(held[0], held[1]))
+    assert result[0] is held[0]
+    assert result[1] is held[1]
+    assert (backend.read(held[0]) == expected).all()
+    assert (backend.read(held[1]) == total).all()
 
 
 def test_large_arrays_in_place():

@@ -54,7 +54,7 @@ ARGUMENTS = {
 
 
 OPERATORS = [
-    pytest.param(norm, name, marks=[] if norm == "layer_norm" or name in ("all", "no rows") else pytest.mark.thorough)
+    pytest.param(norm, name, marks=[] if norm == "layer_norm" or name == "no rows" else pytest.mark.thorough)
     for norm, name in itertools.product(NORMS, ARGUMENTS)
 ]
 
