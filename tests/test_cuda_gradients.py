@@ -56,6 +56,18 @@ def test_gradients(norm, dtype, data):
     assert_gradients(norm, dtype, case, dy, differentiate(norm, case, dy))
 
 
+@pytest.mark.parametrize("place", [0, 150])
+def test_an_outlier_wherever_it_is(place):
+    # The first element is what deviations are taken from, and most of their squares cancels where that is the outlier.
+    x, dy, _, weight, _ = inputs("float64", (3, 300))
+    x[:, place] = [1e3, -4e3, 1e4]
+    got = emulated.differentiate("layer_norm", x, dy, weight)
+    dx, dweight = gradient_of_rows("layer_norm", x, dy, "float64", weight=weight)
+    said = {"backend": "cuda, emulated", "dtype": "float64", "bounds": CUDA_GRADIENT_BOUNDS}
+    assert_exact(got[0], dx, norm="layer_norm dx", **said)
+    assert_sums_exact(got[1], dweight, norm="layer_norm dw", **said)
+
+
 def inputs(dtype, shape, seed=0):
     rng = np.random.default_rng(seed)
     return [as_dtype(rng.standard_normal(one), dtype) for one in (shape, shape, shape, shape[-1:], shape[-1:])]

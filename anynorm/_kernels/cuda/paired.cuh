@@ -90,6 +90,8 @@ __device__ inline Moved<double> finish(const PairedSums<double>& sums, double sh
         Pair<double> sum = two_sum(energy.high, more.high);
         energy = {sum.high, energy.low + (more.low + sum.low)};
     }
+    // Where most of it has cancelled, as with an outlier for a shift, the low half is no longer low.
+    energy = two_sum(energy.high, energy.low);
     // Of equal numbers nothing is left, not even rounding.
     if (!(energy.high > 0.0)) {
         row.whole = energy.high != energy.high ? energy.high : 0.0;
