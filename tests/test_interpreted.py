@@ -23,10 +23,10 @@ from tests import kernel_calls, kernel_lines  # noqa: E402
 PAIRS = [(dtype, "float32") for dtype in ("float16", "bfloat16", "float32")] + [(dtype, "float64") for dtype in TAGS]
 
 
-def digests_of(*dtypes):
+def digests_of(dtypes, *options):
     """Digests of the compiled kernels; what a process prints in which they are interpreted."""
     process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "tests.kernel_lines", *dtypes],
+        [sys.executable, "-W", "error", "-m", "tests.kernel_lines", *dtypes, *options],
         cwd=Path(__file__).parents[1],
         env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
         stdout=subprocess.PIPE,
@@ -46,12 +46,12 @@ def assert_same(compiled, found):
 
 
 def test_interpreted_kernels_give_the_bits_of_the_compiled_ones():
-    assert_same(*digests_of("float32"))
+    assert_same(*digests_of(["float32"]))
 
 
 @pytest.mark.thorough
 def test_interpreted_kernels_of_every_dtype_and_each_of_their_lines():
-    compiled, found = digests_of(*kernel_calls.DTYPES)
+    compiled, found = digests_of(kernel_calls.DTYPES, "--lines")
     assert_same(compiled, found)
     assert found["missed"] == {Path(path).name: [] for path in kernel_lines.KERNEL_FILES}
 
