@@ -17,7 +17,7 @@ from tests.backends import HAS_NUMBA
 
 # Compiling libraries make single examples slow, and shared machines make any deadline flaky.
 settings.register_profile("default", deadline=None, print_blob=True)
-settings.register_profile("thorough", settings.get_profile("default"), max_examples=300)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=200)
 
 
 def pytest_addoption(parser):
