@@ -24,8 +24,17 @@ def say(text: str, file: IO[str] | None) -> None:
         print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=file)
 
 
+def flush_or_silence() -> None:
+    """Write what is left for standard output, or have it go nowhere where that fails, as it would when Python ends."""
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            silence_output()
+
+
 def silence_output() -> None:
-    """Have what is left for a standard output that nobody reads go nowhere, without a word when Python ends."""
+    """Have what is left for a standard output that takes no more go nowhere, without a word when Python ends."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError:  # it is no file

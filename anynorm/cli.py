@@ -6,13 +6,14 @@ import argparse
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import anynorm
 from anynorm._files import Job, Place, describe, load_npy, nbytes_of, normalize, normalize_in_place
 from anynorm._info import print_info
-from anynorm._terminal import printable, progress, say, silence_output, terminable
+from anynorm._terminal import flush_or_silence, printable, progress, say, silence_output, terminable
 
 _NORMS: dict[str, Callable[..., Any]] = {
     "layer": anynorm.layer_norm, "rms": anynorm.rms_norm, "scale": anynorm.scale_norm
@@ -143,6 +144,8 @@ def _describe(parsed: argparse.Namespace) -> int:
     if given:
         option = f"--{given[0].replace('_', '-')}"
         raise ValueError(f"--moments prints the statistics of all elements and takes no {option}; leave that away")
+    if sys.stdout is None:
+        raise ValueError("standard output is closed")
     with _progress(parsed) as advance:
         found = describe(parsed.source, Job("layer_norm", None, None, (-1,), 0.0, names=tuple(parsed.names)), advance)
     for one in found:
@@ -180,11 +183,13 @@ def _axes(text: str) -> tuple[int, ...]:
 
 
 def _tell(message: str) -> None:
-    say(f"anynorm: {message}", sys.stderr)
+    with suppress(OSError):  # nobody hears it, and the file is as good as without
+        say(f"anynorm: {message}", sys.stderr)
 
 
 def _fail(message: str, status: int) -> int:
     _tell(message)
+    flush_or_silence()
     return status
 
 

@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.lib import format as npy
 
 import anynorm
 from anynorm import cli
+from anynorm._files import boxes
 from tests.files import assert_one_line, assert_same_bits, save_x
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -50,7 +53,10 @@ def test_streams(small_blocks, monkeypatch, order):
     [
         (lambda npy: npy[:-1], [], "pipe ends too early"),
         (lambda npy: npy + b"x", [], "holds more than its header tells"),
-        (lambda npy: npy[:50], [], "standard input is not a readable .npy file"),
+        (lambda npy: npy[:50], [], "standard input is not a readable .npy file: it ends within its header"),
+        (lambda npy: npy[:7], [], "standard input is not a readable .npy file: it ends within its header"),
+        (lambda npy: npy[:2], [], "standard input is not a readable .npy file: it ends within its header"),
+        (lambda npy: b"", [], "standard input is not a readable .npy file: it is empty"),
         (lambda npy: npy, ["--axis", "0"], "takes a file in place of -"),
     ],
 )
@@ -149,8 +155,10 @@ def test_an_output_that_nobody_reads_ends_quietly(monkeypatch, capfd, command):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk as Linux has one")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", ["normalize x.npy - --norm layer", "normalize x.npy --moments"])
-def test_an_output_that_is_full(command):
+def test_an_output_that_is_full(monkeypatch, command, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     save_x((3, 6))
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -161,17 +169,86 @@ def test_an_output_that_is_full(command):
     assert_one_line(done.stderr, "No space left on device")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk as Linux has one")
+def test_rows_that_are_counted_on_an_error_output_that_is_full(monkeypatch):
+    x = save_x((3, 6))
+    x[1] = np.nan
+    np.save("x.npy", x)
+    full = open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    monkeypatch.setattr(sys, "stderr", full)
+    assert cli.main(["normalize", "x.npy", "y.npy", "--norm", "layer"]) == 0
+    assert cli.main(["normalize", "x.npy", "y.npy", "--norm", "layer"]) == 1
+    with pytest.raises(OSError, match="No space left"):
+        full.close()
+    assert_same_bits(np.load("y.npy"), anynorm.layer_norm(x))
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.skipif(os.name != "posix", reason="a largest size of files as POSIX has it")
+def test_an_output_that_takes_a_part(monkeypatch, unbuffered):
+    """A write to a raw file, which is what Python makes of an unbuffered output, then succeeds with fewer bytes."""
+    import resource
+
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    save_x((30, 30))
+    with open("y.npy", "w") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "anynorm.cli", "normalize", "x.npy", "-", "--norm", "layer"],
+            stdout=file, stderr=subprocess.PIPE, text=True, check=False,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert_one_line(done.stderr, "File too large")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), [(10**12, "ends too early"), (10**19, "is not a readable .npy file: its shape is")]
+)
+def test_a_stream_that_claims_to_be_long(monkeypatch, capsys, rows, message):
+    npy.write_array_header_1_0(header := io.BytesIO(), {"descr": "<f4", "fortran_order": False, "shape": (rows, 768)})
+    monkeypatch.setattr(sys, "stdin", Bytes(header.getvalue() + bytes(64)))
+    monkeypatch.setattr(sys, "stdout", Bytes())
+    assert cli.main(["normalize", "-", "-", "--norm", "layer"]) == 1
+    assert_one_line(capsys.readouterr().err, message)
+
+
+def test_blocks_are_cut_when_they_are_read():
+    """However many there are, as in an array of petabytes; lists of those of these 8 MB take 100 MB."""
+    tracemalloc.start()
+    try:
+        ranges = boxes.cut_runs((10**6, 2), 4, 8)
+        (first,) = next(boxes.groups(ranges, (1,)))
+        _, peak_nbytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert first == (slice(0, 1), slice(0, 2))
+    assert [len(one) for one in ranges] == [10**6, 1]
+    assert peak_nbytes < 10_000
+
+
+@pytest.mark.parametrize("shape", [(7, 3, 5), (7,), (1, 1), (0, 3), (2, 0)])
+@pytest.mark.parametrize("nbytes", [4, 12, 40, 120, 1000])
+def test_blocks_cover_an_array_once_in_order(shape, nbytes):
+    index = np.arange(np.prod(shape), dtype="int32").reshape(shape)
+    ranges = boxes.cut_runs(shape, index.itemsize, nbytes)
+    for axes in [(0,), (len(shape) - 1,)]:
+        pieces = [index[box] for group in boxes.groups(ranges, axes) for box in group]
+        assert all(piece.nbytes <= nbytes and piece.size for piece in pieces)
+        assert np.array_equal(np.concatenate([index[:0].ravel(), *(piece.ravel() for piece in pieces)]), index.ravel())
+
+
 @pytest.mark.parametrize(
     ("closed", "command", "message"),
     [
-        ("stdin", "- y.npy", "standard input is closed"),
-        ("stdout", "x.npy -", "standard output is closed"),
-        ("stderr", "x.npy none/y.npy", None),
+        ("stdin", "- y.npy --norm layer", "standard input is closed"),
+        ("stdout", "x.npy - --norm layer", "standard output is closed"),
+        ("stdout", "x.npy --moments", "standard output is closed"),
+        ("stderr", "x.npy none/y.npy --norm layer", None),
     ],
 )
 def test_streams_that_are_closed(monkeypatch, capsys, closed, command, message):
     save_x()
     monkeypatch.setattr(sys, closed, None)
-    assert cli.main(["normalize", *command.split(), "--norm", "layer"]) == 1
+    assert cli.main(["normalize", *command.split()]) == 1
     if message:
         assert_one_line(capsys.readouterr().err, message)

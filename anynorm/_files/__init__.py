@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -98,7 +99,10 @@ def _suffix_of(place: Place) -> str:
 def _standard_output() -> IO[bytes]:
     if sys.stdout is None:
         raise ValueError("standard output is closed")
-    return sys.stdout.buffer
+    output = sys.stdout.buffer
+    if isinstance(output, io.RawIOBase):  # under PYTHONUNBUFFERED, and a raw file may write less than it is given
+        return open(output.fileno(), "wb", closefd=False)
+    return output
 
 
 def _normalize_file(

@@ -6,13 +6,35 @@ is cut into.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import SupportsIndex, overload
 
 Box = tuple[slice, ...]
 Ranges = Sequence[Sequence[slice]]  # of each axis
 Rows = tuple[tuple[int, int], ...]  # where a box is on each axis that is not normalized
+
+
+@dataclass(frozen=True)
+class _Cut(Sequence[slice]):
+    """An axis in ranges of one step, made when asked for: a header may claim a length that takes billions of them."""
+
+    length: int
+    step: int
+
+    def __len__(self) -> int:
+        return -(-self.length // self.step)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> slice: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[slice]: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> slice | list[slice]:
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        first = range(len(self))[index] * self.step
+        return slice(first, min(first + self.step, self.length))
 
 
 def cut_runs(shape: tuple[int, ...], itemsize: int, nbytes: int) -> Ranges:
@@ -43,10 +65,7 @@ def cut_chunks(
 def _cut(shape: tuple[int, ...], lengths: tuple[int, ...]) -> Ranges:
     if 0 in shape:  # and another length may be anything
         return [[] for _ in shape]
-    return [
-        [slice(first, min(first + step, length)) for first in range(0, length, step)]
-        for length, step in zip(shape, lengths, strict=True)
-    ]
+    return [_Cut(length, step) for length, step in zip(shape, lengths, strict=True)]
 
 
 def cuts(ranges: Ranges, axes: tuple[int, ...]) -> bool:
@@ -57,8 +76,18 @@ def cuts(ranges: Ranges, axes: tuple[int, ...]) -> bool:
 def groups(ranges: Ranges, axes: tuple[int, ...]) -> Iterator[list[Box]]:
     """All boxes, those together that hold pieces of the same rows."""
     leading = next((axis for axis in axes if len(ranges[axis]) > 1), len(ranges))
-    for outer in itertools.product(*ranges[:leading]):
-        yield [outer + inner for inner in itertools.product(*ranges[leading:])]
+    for outer in _product(ranges[:leading]):
+        yield [outer + inner for inner in _product(ranges[leading:])]
+
+
+def _product(ranges: Ranges) -> Iterator[Box]:
+    """What itertools.product gives, which would first make lists of all ranges."""
+    if not ranges:
+        yield ()
+        return
+    for first in ranges[0]:
+        for rest in _product(ranges[1:]):
+            yield (first, *rest)
 
 
 def rows_of(box: Box, axes: tuple[int, ...]) -> Rows:

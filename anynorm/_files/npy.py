@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 import tokenize
 import warnings
 from collections.abc import Mapping
@@ -60,7 +61,10 @@ def read_header(file: IO[bytes], path: Path) -> RawFile:
             ".safetensors, or as float32: numpy.save(path, numpy.load(path).view(ml_dtypes.bfloat16).astype('float32'))"
         )
     in_reverse = fortran and len(shape) > 1
-    array = RawArray("", shape, dtype, len(header), math.prod(shape) * dtype.itemsize, in_reverse)
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes > sys.maxsize:
+        raise ValueError(f"{path} is not a readable .npy file: its shape is {shape}, which no file can hold")
+    array = RawArray("", shape, dtype, len(header), nbytes, in_reverse)
 
     def header_for(dtypes: Mapping[str, Any]) -> bytes:
         wanted = dtypes[""]
@@ -79,8 +83,12 @@ def read_header(file: IO[bytes], path: Path) -> RawFile:
 def _bytes_of_header(file: IO[bytes]) -> bytes:
     """The header as it stands, no more of it than a header may hold whatever it says of itself."""
     begin = file.read(npy.MAGIC_LEN)
-    if begin[:6] != npy.MAGIC_PREFIX:
+    if not begin:
+        raise ValueError("it is empty")
+    if not begin.startswith(npy.MAGIC_PREFIX[: len(begin)]):
         raise ValueError("it holds another format")
+    if len(begin) < npy.MAGIC_LEN:
+        raise ValueError("it ends within its header")
     version = npy.read_magic(io.BytesIO(begin))
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise ValueError(f"its format is of version {version}, which is not known")
