@@ -194,9 +194,12 @@ def merge(a: Moments, b: Moments) -> Moments:
         must, do = f"be of one library with these, {a._xp.__name__}", "take both of arrays of one library"
         raise TypeError(sentence("other", must, b._xp.__name__, do))
     if not shapes_agree(a.shape, b.shape) or (a._unit is None) != (b._unit is None):
-        mine, theirs = (
-            f"shape {m.shape} from {'float64' if m._unit is not None else 'narrower floats'}" for m in (a, b)
-        )
+        mine, theirs = (f"shape {m.shape}" for m in (a, b))
+        if (a._unit is None) != (b._unit is None):
+            mine, theirs = (
+                f"{shape} from {'narrower floats' if m._unit is None else 'float64'}"
+                for shape, m in ((mine, a), (theirs, b))
+            )
         must = f"be of another piece of the same rows, of {mine}"
         raise ValueError(sentence("other", must, theirs, "take both along the same axis, of data of one dtype"))
     if not a.count or not b.count:

@@ -145,10 +145,29 @@ def _like_x(argument: str, value: Any, library: str) -> str:
     made = _as_array(argument, value)
     if made is None:
         is_array = hasattr(type(value), "__array__") or hasattr(type(value), "__array_namespace__")
-        return f"{module}.asarray({argument})" if is_array else with_article(arrays_of_library(library))
+        return (
+            f"{module}.asarray({_readable(argument, value, library)})"
+            if is_array
+            else with_article(arrays_of_library(library))
+        )
     if isinstance(value, (list, tuple, int, float, numpy.generic)):
         return f"{module}.asarray({argument}, dtype=x.dtype)"
     return made if library == "numpy" else f"{module}.asarray({made})"
+
+
+def _readable(argument: str, value: Any, library: str) -> str:
+    """The expression of an array that another library can read."""
+    root = _package(value)
+    if root == "torch" and type(value).__name__ in _CLASSES:
+        argument += ".detach()" if value.requires_grad else ""
+        argument += ".float()" if _name(value.dtype) == "bfloat16" else ""
+        argument += ".cpu()" if value.device.type != "cpu" else ""
+        return f"numpy.asarray({argument})" if library == "dask" else argument
+    if root == "numpy" and library == "torch" and isinstance(value, numpy.ndarray):
+        if value.dtype.kind == "V" or not value.dtype.isnative:  # bfloat16 is of kind V
+            return f"{argument}.astype(numpy.{'float32' if value.dtype.kind == 'V' else value.dtype.name})"
+        return f"{argument}.copy()" if min(value.strides, default=0) < 0 else argument
+    return argument + {"sparse": ".todense()", "dask": ".compute()", "cupy": ".get()"}.get(root, "")
 
 
 def _as_array(argument: str, value: Any) -> str | None:

@@ -177,7 +177,7 @@ def test_what_does_not_merge():
     x = np.ones((2, 3), np.float32)
     with pytest.raises(TypeError, match="other must be Moments, got a float32 NumPy array"):
         anynorm.moments(x).merge(x)
-    with pytest.raises(ValueError, match=r"of shape \(2, 1\) from narrower floats, got shape \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"of shape \(2, 1\), got shape \(3, 1\);"):
         anynorm.moments(x).merge(anynorm.moments(np.ones((3, 2), np.float32)))
     with pytest.raises(ValueError, match=r"from narrower floats, got shape .* from float64"):
         anynorm.moments(x).merge(anynorm.moments(np.ones((2, 3))))
