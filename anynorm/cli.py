@@ -30,8 +30,8 @@ _NOT_WITH_MOMENTS = ("norm", "weight", "bias", "scale", "axis", "eps", "dtype", 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Arguments stand in the message as they were given."""
-        super().error(printable(message))
+        """One line, without the usage, which takes eight; arguments stand in it as they were given."""
+        self.exit(2, f"{self.prog}: {printable(message)}; {self.prog} --help shows what there is\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
