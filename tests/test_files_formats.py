@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 import anynorm
 from anynorm import cli
+from anynorm._files import target as target_files
 from anynorm._files import zarr as zarr_files
 from anynorm._files.target import replacing_folder
 from tests.files import (
@@ -146,6 +147,55 @@ def test_zarr_of_one_array_with_chunks_left_out(small_chunks, folder):
     assert dict(found.attrs) == {"units": "mV"}
     assert sorted(os.listdir(folder)) == ["x.zarr", "y.zarr"]
     assert not Path("y.zarr", "old").exists()
+
+
+def after_the_first(call, then):
+    """A call after which something else happens, the first time."""
+    happened = []
+
+    def wrapped(*arguments, **options):
+        call(*arguments, **options)
+        if not happened:
+            happened.append(True)
+            then(*arguments)
+
+    return wrapped
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("module", "name"), [(target_files, "sync_folder"), (shutil, "rmtree")])
+def test_zarr_interrupted_once_it_is_done(monkeypatch, folder, module, name):
+    arrays = save_group()
+    shutil.copytree("x.zarr", "y.zarr")
+    monkeypatch.setattr(module, name, after_the_first(getattr(module, name), interrupt))
+    assert normalize("x.zarr", "y.zarr", "--tensor", "e", "--force") == 0
+    assert_same_bits(zarr.open("y.zarr", mode="r")["e"][...], anynorm.layer_norm(arrays["e"]))
+    assert sorted(os.listdir(folder)) == ["x.zarr", "y.zarr"]
+
+
+def test_zarr_whose_threads_still_write_after_an_error(monkeypatch, folder, capsys):
+    save_group()
+    zarr.open("x.zarr", mode="r+")["e"][3, 1] = np.nan
+    late = after_the_first(shutil.rmtree, lambda part: (part / "late").mkdir(parents=True))
+    monkeypatch.setattr(shutil, "rmtree", late)
+    assert normalize("x.zarr", "y.zarr", "--tensor", "e", "--on-nan", "fail") == 1
+    assert os.listdir(folder) == ["x.zarr"]
+
+
+def test_zarr_that_cannot_be_copied(monkeypatch, folder, capsys):
+    save_group()
+
+    def full(*_, **__):
+        raise shutil.Error([("x.zarr/zarr.json", "part/zarr.json", "[Errno 28] No space left on device: 'x' -> 'y'")])
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    assert_refused(
+        capsys, folder, "x.zarr/zarr.json cannot be copied: No space left on device", "x.zarr", "y.zarr",
+        "--norm", "layer", "--tensor", "e",
+    )  # fmt: skip
 
 
 def test_zarr_killed_between_the_old_folder_and_the_new(small_chunks, folder, capsys):

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -108,11 +109,25 @@ def replacing_folder(target: Path, overwrite: bool, before: Callable[[], Any] = 
                 os.replace(target, old)
             os.replace(part, target)
         sync_folder(target.parent)
+    except KeyboardInterrupt:
+        if part.exists():
+            raise
+        sync_folder(target.parent)  # it is done, as above
     finally:
         if old.exists() and not target.exists():
             os.replace(old, target)
         for path in (part, old):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove_folder(path)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder in spite of Ctrl-C, and of threads that still write there, as those of Zarr do after an error."""
+    for _ in range(100):
+        with contextlib.suppress(KeyboardInterrupt):  # what it would stop is over
+            if not folder.exists():
+                return
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.02)
 
 
 def reserve(file: IO[bytes], nbytes: int) -> None:

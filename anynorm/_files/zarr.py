@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def normalize_zarr(source: Path, target: Path, job: Job, counts: RowCounts, adva
         shutil.copytree(source, target, ignore=chunks_in, dirs_exist_ok=True)
     except shutil.Error as error:  # with a list of what went wrong
         path, _, reason = error.args[0][0]
-        raise OSError(f"{path} cannot be copied: {reason}") from None
+        number = re.match(r"\[Errno (\d+)\]", reason)  # names both paths in full, too
+        raise OSError(f"{path} cannot be copied: {os.strerror(int(number[1])) if number else reason}") from None
     for name, (task, raw) in sources.items():
         with readable(target):
             if task.dtype_out != task.dtype:
