@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("normalize", help="normalize a file", description=_DESCRIPTION)
     command.set_defaults(run=_normalize)
-    command.add_argument("source", metavar="IN", type=_place)
+    command.add_argument("source", metavar="IN", type=_place, help="the file to read; ./-x.npy for one named -x.npy")
     command.add_argument("target", metavar="OUT", type=_place, nargs="?", help="left out with --in-place or --moments")
     command.add_argument("--norm", choices=sorted(_NORMS), help="which norm")
     command.add_argument("--weight", metavar="W.npy", type=Path, help="for layer and rms: a factor for each feature")

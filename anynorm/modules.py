@@ -154,6 +154,7 @@ class LayerNorm(_AffineNorm):
     shape : int or tuple of ints
         The lengths of the last axes, which are normalized.
     eps : float
+        Added to the variance (`RMSNorm`: to the mean square), in x's units squared.
     bias : bool
         Whether to hold a bias besides the weight.
     weight_offset : float
@@ -231,7 +232,9 @@ class ScaleNorm(_Norm):
     ----------
     dim : int
         The length of the last axis; the scale starts at sqrt(dim), as in the paper.
-    eps, xp, dtype, device
+    eps : float
+        The least length to divide by, as in `scale_norm`.
+    xp, dtype, device
         As in `LayerNorm`.
 
     Examples
