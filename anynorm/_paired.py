@@ -213,8 +213,8 @@ def derive(
 
 def _of_eps_alone(xp: Any, factor: Pair, unit: Array, eps: float, digits: int) -> tuple[Pair, Array]:
     """Factor and unit, where a row without deviations has those of eps, which may have vanished in the row's unit."""
-    flat, (high, low) = factor[0] == 0.0, _inverse_root_of(eps, digits)
-    return (xp.where(flat, high, factor[0]), xp.where(flat, low, factor[1])), xp.where(flat, 1.0, unit)
+    flat, (high, low), of_eps = factor[0] == 0.0, *_inverse_root_of(eps, digits)
+    return (xp.where(flat, high, factor[0]), xp.where(flat, low, factor[1])), xp.where(flat, of_eps, unit)
 
 
 def _times_powers(xp: Any, value: Array, powers: list[Array]) -> Array:
@@ -276,8 +276,8 @@ def _eps_term(eps: float, count: int, digits: int) -> tuple[int, Pair]:
     return exponent, round_pair((math.ldexp(term, power), math.ldexp(error, power)), digits)
 
 
-def _inverse_root_of(eps: float, digits: int) -> Pair:
-    """1 / sqrt(eps) as a pair of numbers of the host."""
+def _inverse_root_of(eps: float, digits: int) -> tuple[Pair, float]:
+    """1 / sqrt(eps) as a pair of numbers of the host near 1, and the power of two that it is to be multiplied by."""
     mantissa, power = math.frexp(eps)
     if power % 2:
         mantissa, power = mantissa * 2.0, power - 1
@@ -285,7 +285,7 @@ def _inverse_root_of(eps: float, digits: int) -> Pair:
     square, square_error = two_product(high, high, 53)
     product, error = two_product(square, mantissa, 53)
     low = high * (((1.0 - product) - error) - square_error * mantissa) / 2.0
-    return round_pair((math.ldexp(high, -power // 2), math.ldexp(low, -power // 2)), digits)
+    return round_pair((high, low), digits), math.ldexp(1.0, -power // 2)
 
 
 def _eps_in_unit(xp: Any, pair: Pair, level: int, unit: Array, digits: int) -> Pair:
