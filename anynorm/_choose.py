@@ -36,6 +36,8 @@ class Kernel(NamedTuple):
 
 
 def _run_on_cpu(call: Call) -> Any:
+    if not cpu.has_compiler():
+        return choose(call).run(call)
     # Imported with the first call, as whoever has no use for the kernels should not wait for them.
     with unforked:
         if call.moments is not None:
@@ -50,6 +52,8 @@ def _run_on_cpu(call: Call) -> Any:
 def _moments_on_cpu(call: Call) -> Moments:
     if call.library.name == "torch" and cpu.wants_gradient(call):
         return definition.run_moments(call)
+    if not cpu.has_compiler():
+        return choose(call).moments(call)
     with unforked:
         from anynorm._kernels.cpu.given import run_moments
 
@@ -57,6 +61,8 @@ def _moments_on_cpu(call: Call) -> Moments:
 
 
 def _pull_on_cpu(gradient: Gradient) -> tuple[Any, Any, Any]:
+    if not cpu.has_compiler():
+        return choose_pull(gradient).pull(gradient)
     with unforked:
         from anynorm._kernels.cpu.pull import pull
 

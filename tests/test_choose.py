@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import gc
+import sys
 import threading
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 import anynorm
 from anynorm import _choose, _explain
+from anynorm._kernels import cpu
 from tests.backends import CPU_BACKENDS, HAS_NUMBA, needs_numba
 
 X = np.ones((2, 4), np.float32)
@@ -81,6 +83,23 @@ def test_a_kernel_that_refuses_or_is_missing_is_passed_over(monkeypatch):
     ]
     y, pullback = anynorm.layer_norm_vjp(X)
     assert [one.shape for one in (anynorm.layer_norm(X), y, pullback(X)[0])] == [X.shape] * 3
+
+
+@needs_numba
+def test_a_compiler_that_cannot_be_imported_is_one_that_is_missing(monkeypatch):
+    x = np.linspace(0, 1, 8).reshape(2, 4)
+    _, pullback = anynorm.layer_norm_vjp(x)
+    runs = [lambda: anynorm.layer_norm(x, axis=0), lambda: pullback(x)[0], lambda: anynorm.moments(x).mean]
+    for run in runs:
+        with anynorm.use_kernel("definition"):
+            expected = run()
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu, "_MISSING", None)  # to have it put back
+            patch.setitem(sys.modules, "numba", None)
+            np.testing.assert_array_equal(run(), expected)
+            assert "Numba cannot be imported (" in anynorm.explain(x).refused["cpu"]
+            with anynorm.use_kernel("cpu"), pytest.raises(RuntimeError, match="Numba cannot be imported"):
+                run()
 
 
 def test_a_kernel_that_is_off_runs_where_it_is_forced(monkeypatch):

@@ -11,6 +11,7 @@ import platform
 from typing import Any
 
 from anynorm._check import Call, Gradient
+from anynorm._forks import unforked
 from anynorm._kernels.cpu.torch_state import is_followed
 from anynorm._moments import arrays_of
 from anynorm._overlap import lacks_memory
@@ -45,6 +46,17 @@ if _MISSING is None and _lacks_instructions():
 def missing() -> str | None:
     """What to install before the kernels can run."""
     return _MISSING
+
+
+def has_compiler() -> bool:
+    """Import Numba; where it is installed and cannot be, as with a NumPy newer than it knows, kernels are missing."""
+    global _MISSING
+    try:
+        with unforked:
+            import numba  # noqa: F401
+    except (ImportError, OSError) as error:
+        _MISSING = f"Numba cannot be imported ({error}); install releases of Numba and NumPy that go together"
+    return _MISSING is None
 
 
 def refuses(call: Call) -> str | None:
