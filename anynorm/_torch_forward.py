@@ -1,7 +1,7 @@
 """What the modules of anynorm.torch do in `forward`: the norms over the last axes, whose lengths must be those given.
 
 Besides plain tensors they take nested ones, as torch's own modules do, and proxies of torch.fx, in whose graph each
-leaves one node.
+leaves one node; torch.jit.script compiles such a graph, to torch's own operators.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
 from anynorm import _torch_functions as functions
+from anynorm import _torch_own
 
 Tensor = torch.Tensor
-Shape = tuple[int, ...]
+Shape = list[int]  # a tuple, which TorchScript knows by this name
 
 
 def _eps_of_none(dtype: torch.dtype) -> float:
@@ -39,6 +40,8 @@ def layer_norm(
     x: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float, offset: float
 ) -> Tensor:
     """Apply layer_norm over the last axes; without a weight there is no offset."""
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return _torch_own.layer_norm(x, shape, weight, bias, eps, offset)
     if _is_other(x):
         return _of_others(layer_norm, x, shape, weight, bias, eps, offset)
     return functions.layer_norm(x, weight, bias, axis=_axis_of(shape, x), eps=eps, weight_offset=_used(offset, weight))
@@ -48,6 +51,8 @@ def rms_norm(
     x: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float | None, offset: float
 ) -> Tensor:
     """Likewise for rms_norm; without an eps, by that of torch for the dtype."""
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return _torch_own.rms_norm(x, shape, weight, bias, eps, offset)
     if _is_other(x):
         return _of_others(rms_norm, x, shape, weight, bias, eps, offset)
     eps = _EPS.get(x.dtype, 0.0) if eps is None else eps
@@ -56,6 +61,8 @@ def rms_norm(
 
 def scale_norm(x: Tensor, shape: Shape, scale: Tensor, eps: float) -> Tensor:
     """Likewise for scale_norm."""
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return _torch_own.scale_norm(x, [-1], scale, 1.0, eps)
     if _is_other(x):
         return _of_others(scale_norm, x, shape, scale, eps)
     return functions.scale_norm(x, scale, axis=_axis_of(shape, x), eps=eps)
@@ -84,7 +91,7 @@ def _of_others(norm: Callable[..., Tensor], x: Any, *arguments: Any) -> Tensor:
     return torch.nested.nested_tensor_from_jagged(values, x.offsets(), x.lengths(), jagged_dim=jagged_dim)
 
 
-def _axis_of(shape: Shape, x: Tensor) -> int | Shape:
+def _axis_of(shape: Shape, x: Tensor) -> int | tuple[int, ...]:
     """The normalized axes of a tensor, whose lengths must be those."""
     given = x.shape
     if len(shape) == 1:

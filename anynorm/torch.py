@@ -5,8 +5,6 @@ torch's own operators. The modules are subclasses of torch's, with the same para
 nested tensors too.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -27,6 +25,8 @@ __all__ = [
     "scale_norm",
 ]
 
+# Annotations are types here and not strings, as torch.fx writes those of `forward` into a graph, which it could not
+# pickle then.
 Tensor = torch.Tensor
 
 
@@ -82,7 +82,7 @@ class LayerNorm(torch.nn.LayerNorm):
         shape, offset = self.normalized_shape, self.weight_offset
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return _torch_own.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
-        return _torch_forward.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)
+        return _torch_forward.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
@@ -193,7 +193,7 @@ class ScaleNorm(torch.nn.Module):
             if x.shape[-1] != self.dim:
                 raise ValueError(f"the last axis of the input must have the length {self.dim}")
             return _torch_own.scale_norm(x, [-1], self.scale, 1.0, self.eps)
-        return _torch_forward.scale_norm(x, (self.dim,), self.scale, self.eps)
+        return _torch_forward.scale_norm(x, (self.dim,), self.scale, self.eps)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """What is written between the parentheses."""

@@ -8,7 +8,10 @@ import torch
 
 import anynorm.torch as norms
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The TorchScript type system:UserWarning"),  # of graphs of torch.fx, any
+]
 MADE = {
     "layer": lambda: norms.LayerNorm(8),
     "layer of two axes, offset": lambda: norms.LayerNorm((5, 8), weight_offset=1.0),
@@ -69,6 +72,14 @@ def test_graphs_of_fx_hold_a_node_for_each_norm(name):
         assert torch.equal(again(X), whole(X))
     graph(X).sum().backward()
     assert all(parameter.grad is not None for parameter in whole[0].parameters())
+
+
+@every_module
+def test_graphs_of_one_module_are_pickled_and_scripted(name):
+    module = model(name)[0]
+    graph = torch.fx.symbolic_trace(module)
+    assert torch.equal(pickle.loads(pickle.dumps(graph))(X), module(X))
+    torch.testing.assert_close(torch.jit.script(graph)(X), module(X), rtol=2.0**-17, atol=2.0**-17)
 
 
 def test_functions_are_nodes_too():
