@@ -51,7 +51,7 @@ def require_memory(argument: str, tensor: Array) -> None:
     import torch
 
     # While a graph is being traced, no address can be asked for; nor of tensors that only stand for others.
-    if torch.compiler.is_compiling() or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+    if _is_compiling() or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         return
     is_nowhere = (tensor.is_cpu or tensor.is_cuda) and tensor.numel() and _address(tensor) == 0
     if is_nowhere and not tensor.untyped_storage().nbytes():
@@ -59,6 +59,12 @@ def require_memory(argument: str, tensor: Array) -> None:
             f"{argument} has no memory any more: its storage was freed (resized to 0, as FSDP does between uses); "
             f"fill the storage again before the call, or pass another tensor"
         )
+
+
+def _is_compiling() -> bool:
+    import torch
+
+    return torch.compiler.is_compiling()
 
 
 def require_writable(argument: str, out: Array, library: str) -> None:
@@ -96,6 +102,8 @@ def _are_apart(a: Array, b: Array, library: str) -> bool:
     """Whether a glance tells that two arrays share nothing, as it mostly does."""
     if library == "numpy":
         return not numpy.may_share_memory(a, b)
+    if library == "torch" and _is_compiling():  # no address can be asked for, but a graph computes all before it writes
+        return True
     if library == "torch" and a.is_cpu and a.is_contiguous() and b.is_contiguous() and type(a) is type(b):
         first, second = _address(a), _address(b)
         if first and second:
@@ -108,7 +116,7 @@ def _extent(array: Array, library: str) -> Any:
     if library == "numpy":
         return array
     if library == "torch":
-        if array.device.type == "meta" or type(array).__name__ in ("FakeTensor", "FunctionalTensor"):
+        if _is_compiling() or array.device.type == "meta" or type(array).__name__ in ("FakeTensor", "FunctionalTensor"):
             return None
         pointer, itemsize = _address(array), array.element_size()
         if not pointer:

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import grad, jacfwd, jvp, vmap
 
+import anynorm
 import anynorm.torch as norms
 from tests.backends import thorough_but
 
@@ -215,3 +216,19 @@ def test_tensors_without_numbers():
     built = model().to("meta")
     assert built(rows().to("meta")).device.type == "meta"
     assert compiled(built)(rows().to("meta")).shape == (4, 8)
+
+
+def test_an_out_in_a_graph():
+    x, residual, held = rows(), rows(seed=1), (torch.empty(4, 8), torch.empty(8, 4).t())
+
+    def in_place(x, residual):
+        total = x * 1.0
+        return anynorm.add_rms_norm(total, residual, out=(torch.empty_like(x), total))
+
+    for function in (in_place, lambda x, residual: anynorm.add_layer_norm(x, residual, out=held)):
+        expected = [one.clone() for one in function(x, residual)]
+        got = compiled(function)(x, residual)
+        for mine, theirs in zip(got, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=2.0**-21, atol=2.0**-21)
+    assert torch.equal(held[0], got[0])
+    assert torch.equal(held[1], got[1])
