@@ -141,6 +141,8 @@ def _find(x: Any) -> Library:
             continue
         if entry.module == "numpy" and kind not in (numpy.ndarray, numpy.memmap):
             raise TypeError("a subclass of numpy.ndarray may change what arithmetic means")
+        if entry.module == "torch" and kind.__name__ == "MaskedTensor":
+            raise TypeError("what a masked element counts for is the caller's to say")
         return _make(entry)
     if hasattr(x, "__array_namespace__") and not issubclass(kind, numpy.generic) and not holds_numbers(x):
         library = library_named(x.__array_namespace__())

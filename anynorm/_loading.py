@@ -34,7 +34,10 @@ def library_and_dtype(xp: Any, dtype: Any) -> tuple[Library, Any]:
     if name not in REAL_DTYPES:
         must = f"be a real floating dtype ({', '.join(REAL_DTYPES)})"
         got = str(dtype) if hasattr(dtype, "itemsize") else describe(dtype)
-        raise TypeError(sentence("dtype", must, got, f"pass {module_of(library.name)}.float32 or leave it out"))
+        do = f"pass {module_of(library.name)}.float32 or leave it out"
+        if isinstance(dtype, str) and dtype == "bfloat16":  # which libraries with NumPy's dtypes do not know by name
+            do = f"pass {'torch' if library.name == 'torch' else 'ml_dtypes'}.bfloat16"
+        raise TypeError(sentence("dtype", must, got, do))
     return library, dtype
 
 

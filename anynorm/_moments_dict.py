@@ -34,9 +34,10 @@ def read(values: Any, parts: Sequence[str], xp: Any) -> tuple[int, list[Any], An
         raise ValueError(_wrong("dtype", "be float32 or float64", dtype))
     if not isinstance(values["shape"], (list, tuple)):
         raise TypeError(_wrong("shape", "be a list of lengths", values["shape"]))
-    shape = tuple([check_length("shape", length, "made of ints", least=0) for length in values["shape"]])
-    if values["squares"] is None:
-        raise ValueError(_wrong("squares", "be a list of numbers", None))
+    shape = tuple([check_length("shape", length, "a list of ints", least=0) for length in values["shape"]])
+    for name in ("mean", "squares"):
+        if values[name] is None:
+            raise ValueError(_wrong(name, "be a list of numbers", None))
     if xp.__name__ in _WRAPPED:
         xp = importlib.import_module(f"array_api_compat.{xp.__name__}")
     return count, [_array_of(name, values[name], shape, dtype, xp) for name in parts], xp

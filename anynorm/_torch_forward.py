@@ -15,6 +15,7 @@ from torch.overrides import handle_torch_function
 
 from anynorm import _torch_functions as functions
 from anynorm import _torch_own
+from anynorm._wording import describe, sentence
 
 Tensor = torch.Tensor
 Shape = list[int]  # a tuple, which TorchScript knows by this name
@@ -73,6 +74,10 @@ def _used(offset: float, weight: Tensor | None) -> float:
 
 
 def _is_other(x: Any) -> bool:
+    if not isinstance(x, (Tensor, Proxy)):
+        is_array = isinstance(x, (list, tuple)) or hasattr(type(x), "__array__")
+        do = "pass torch.asarray(x)" if is_array else "pass a torch tensor"
+        raise TypeError(sentence("x", "be a torch tensor", describe(x), do))
     return isinstance(x, Proxy) or bool(getattr(x, "is_nested", False))
 
 

@@ -175,6 +175,8 @@ def _as_array(argument: str, value: Any) -> str | None:
     kind, argument, root = type(value), argument.rpartition(" ")[2], _package(value)
     if issubclass(kind, numpy.ma.MaskedArray):
         return f"{argument}.filled(value)"
+    if (root, kind.__name__) == ("torch", "MaskedTensor"):
+        return f"{argument}.to_tensor(value)"
     if root in _CONVERSIONS:
         return _CONVERSIONS[root].format(argument)
     if issubclass(kind, numpy.ndarray) and kind not in (numpy.ndarray, numpy.memmap):

@@ -225,8 +225,12 @@ def test_use_kernel_decorates_functions():
     async def coroutine():
         return kernel()
 
-    for stops in (generator, coroutine, 3):
-        with pytest.raises(TypeError, match="the decorated function must be one that runs to its end at once, got"):
+    for stops, got in (
+        (generator, "one that waits or yields"),
+        (coroutine, "one that waits or yields"),
+        (3, "the int 3"),
+    ):
+        with pytest.raises(TypeError, match=f"function must be one that runs to its end at once, got {got}"):
             anynorm.use_kernel("definition")(stops)
     assert kernel() == "cpu"
 

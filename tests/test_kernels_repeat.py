@@ -297,6 +297,15 @@ def test_nothing_lives_on_because_it_was_remembered():
     assert [reference() for reference in dead] == [None] * 3
 
 
+def test_what_cannot_be_a_key_is_told_as_before():
+    x = np.ones((2, 3), np.float32)
+    for value in ([1.0], {}, memoryview(np.ones(3))):  # of which some raise TypeError, and some ValueError
+        for _ in range(2):
+            anynorm.layer_norm(x)
+            with pytest.raises(TypeError, match="bias must be a NumPy array like x, got"):
+                anynorm.layer_norm(x, bias=value)
+
+
 def test_only_so_much_is_remembered(monkeypatch):
     from anynorm._kernels.cpu import repeat
 

@@ -195,9 +195,11 @@ def test_dicts_of_moments():
         ("dtype", ValueError, "int64"), ("dtype", ValueError, None), ("dtype", ValueError, []),
         ("mean", ValueError, [1.0]), ("mean", ValueError, "ab"), ("mean", ValueError, ["a", "b"]),
         ("mean", ValueError, 1.0),
-        ("squares", ValueError, None), ("squares", ValueError, [[1.0], [2.0]]), ("unit", ValueError, [None] * 100_000),
+        ("mean", ValueError, None), ("squares", ValueError, None),
+        ("squares", ValueError, [[1.0], [2.0]]), ("unit", ValueError, [None] * 100_000),
     ):  # fmt: skip
         speaks(error, entry, anynorm.Moments.from_dict, {**written, entry: value})
+    speaks(TypeError, "shape", anynorm.Moments.from_dict, {**written, "shape": [1.0]}, words="pass a list of ints")
     assert anynorm.Moments.from_dict({**written, "count": np.int64(3)}).to_dict() == written
 
 

@@ -13,9 +13,12 @@ from tests.test_messages import calls_with_arrays, speaks
 def test_tensors_that_are_not_dense():
     with warnings.catch_warnings(action="ignore"):  # of CSR being a beta, which torch says once a process
         others = [torch.eye(3).to_sparse_csr(), torch.eye(3).to_sparse(), torch.eye(3).to_mkldnn()]
+        masked = torch.masked.masked_tensor(torch.ones(3), torch.ones(3) > 0)
     for argument, call in calls_with_arrays("torch"):
         for value in others:
             speaks(TypeError, argument, call, value, words="dense")
+        words = "empty_like(x)" if argument.startswith("out") else f"{argument}.to_tensor(value)"
+        speaks(TypeError, argument, call, masked, words=words)
 
 
 def test_functions_for_torch():

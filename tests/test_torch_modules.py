@@ -227,8 +227,11 @@ def test_inputs_that_do_not_fit(name):
         module(torch.ones(3, 8, dtype=torch.int64))
     with pytest.raises(ValueError, match="must be on x's device"):
         module(torch.ones(3, 8, device="meta"))
-    with pytest.raises(TypeError, match="must be a NumPy array like x"):
-        module(np.ones((3, 8), np.float32))
+    for value in (np.ones((3, 8), np.float32), [1.0] * 8, None, "text"):
+        with pytest.raises(
+            TypeError, match=r"x must be a torch tensor, got .*; pass (torch.asarray\(x\)|a torch tensor)"
+        ):
+            module(value)
 
 
 def test_several_axes_that_do_not_fit():

@@ -51,7 +51,7 @@ def repeat(
     b = bias.dtype if type(bias) is _ndarray else bias
     try:
         attempt = _recipes.get((rule.name, x.dtype, x.shape[-1:], eps, offset, w, b))
-    except TypeError:  # something that cannot be a key
+    except Exception:  # something that cannot be a key
         return None
     if attempt is None:
         return None
