@@ -111,8 +111,8 @@ def scale_norm_vjp(
 
     With ``x_hat = x / max(norm2(x), eps)``::
 
-        dx = scale * (dy - x_hat * sum(dy * x_hat)) / norm2(x)    for rows longer than eps
-        dx = scale * dy / eps                                     for others
+        dx = scale * (dy - x_hat * sum(dy * x_hat)) / norm2(x)    for rows of length eps and more
+        dx = scale * dy / eps                                     for shorter ones
         dscale = sum(dy * x_hat)                                  over everything
 
     Parameters

@@ -173,6 +173,14 @@ def test_degenerate_rows(eps, norm, backend):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+def test_rows_of_length_eps_are_long(kernel):
+    x = np.asarray([[0.0, 1.0], [0.0, 1 - 2.0**-40]])
+    with anynorm.use_kernel(kernel):
+        dx, _ = anynorm.scale_norm_vjp(x, eps=1.0)[1](np.ones((2, 2)))
+    assert dx.tolist() == [[1.0, 0.0], [1.0, 1.0]]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_what_is_not_a_number_stays_where_it_is(kernel):
     x, dy, weight, bias = arrays(shape=(5, 8))
     dy[2, 3] = np.nan
