@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function
 
 from anynorm import _torch_functions as functions
 from anynorm import _torch_own
-from anynorm._wording import describe, sentence
+from anynorm._wording import as_array_of, describe, sentence
 
 Tensor = torch.Tensor
 Shape = list[int]  # a tuple, which TorchScript knows by this name
@@ -75,9 +75,7 @@ def _used(offset: float, weight: Tensor | None) -> float:
 
 def _is_other(x: Any) -> bool:
     if not isinstance(x, (Tensor, Proxy)):
-        is_array = isinstance(x, (list, tuple)) or hasattr(type(x), "__array__")
-        do = "pass torch.asarray(x)" if is_array else "pass a torch tensor"
-        raise TypeError(sentence("x", "be a torch tensor", describe(x), do))
+        raise TypeError(sentence("x", "be a torch tensor", describe(x), f"pass {as_array_of('torch', 'x', x)}"))
     return isinstance(x, Proxy) or bool(getattr(x, "is_nested", False))
 
 

@@ -36,6 +36,8 @@ _CONVERSIONS = {
     "xarray": "{}.data",
     "scipy": "{}.toarray()",
 }
+# What makes NumPy arrays of those of other libraries.
+_TO_NUMPY = {"sparse": ".todense()", "dask": ".compute()", "cupy": ".get()"}
 _ANY_LIBRARY = "an array of NumPy, CuPy, PyTorch, JAX, Dask or another library with __array_namespace__"
 
 
@@ -131,7 +133,7 @@ def not_an_array(argument: str, value: Any, library: str | None = None) -> str:
         must, do = "be an array", f"pass {_as_array(argument, value) or _ANY_LIBRARY}"
     else:
         must = f"be {with_article(arrays_of_library(library))} like x"
-        do = f"pass {_like_x(argument, value, library)}"
+        do = f"pass {as_array_of(library, argument, value)}"
     if (_package(value), type(value).__name__) == ("torch", "Proxy"):
         do = "under torch.fx call the functions and modules of anynorm.torch, which it does not look into"
     return sentence(argument, must, describe(value), do)
@@ -145,29 +147,39 @@ def _like_x(argument: str, value: Any, library: str) -> str:
     made = _as_array(argument, value)
     if made is None:
         is_array = hasattr(type(value), "__array__") or hasattr(type(value), "__array_namespace__")
-        return (
-            f"{module}.asarray({_readable(argument, value, library)})"
-            if is_array
-            else with_article(arrays_of_library(library))
-        )
+        if not is_array:
+            return with_article(arrays_of_library(library))
+        made = _of_another(argument, value, library)
+        return made if library == "numpy" and made != argument else f"{module}.asarray({made})"
     if isinstance(value, (list, tuple, int, float, numpy.generic)):
-        return f"{module}.asarray({argument}, dtype=x.dtype)"
+        return f"{module}.asarray({argument}, dtype={f'{module}.float32' if argument == 'x' else 'x.dtype'})"
     return made if library == "numpy" else f"{module}.asarray({made})"
 
 
-def _readable(argument: str, value: Any, library: str) -> str:
-    """The expression of an array that another library can read."""
-    root = _package(value)
-    if root == "torch" and type(value).__name__ in _CLASSES:
-        argument += ".detach()" if value.requires_grad else ""
-        argument += ".float()" if _name(value.dtype) == "bfloat16" else ""
-        argument += ".cpu()" if value.device.type != "cpu" else ""
-        return f"numpy.asarray({argument})" if library == "dask" else argument
-    if root == "numpy" and library == "torch" and isinstance(value, numpy.ndarray):
-        if value.dtype.kind == "V" or not value.dtype.isnative:  # bfloat16 is of kind V
-            return f"{argument}.astype(numpy.{'float32' if value.dtype.kind == 'V' else value.dtype.name})"
-        return f"{argument}.copy()" if min(value.strides, default=0) < 0 else argument
-    return argument + {"sparse": ".todense()", "dask": ".compute()", "cupy": ".get()"}.get(root, "")
+def _of_another(argument: str, value: Any, library: str) -> str:
+    """The expression for an array of one library that ``asarray`` of another one takes."""
+    root, dtype = _package(value), getattr(value, "dtype", "")
+    if root == "torch":  # also of one that requires a gradient, or is on a GPU
+        return f"{argument}{'.float()' if _name(dtype) == 'bfloat16' else ''}.numpy(force=True)"
+    if root in _TO_NUMPY:
+        return f"{argument}{_TO_NUMPY[root]}"
+    if library != "torch":
+        return argument
+    if _name(dtype) not in ("float16", "float32", "float64"):  # torch knows none of ml_dtypes
+        return f"numpy.array({argument}, dtype=numpy.float32)"
+    if root != "numpy":  # of an array of JAX torch.asarray makes one axis
+        return f"numpy.array({argument})"
+    if not value.dtype.isnative:
+        return f"{argument}.astype(numpy.{value.dtype.name})"
+    return f"{argument}.copy()" if min(value.strides, default=0) < 0 else argument
+
+
+def as_array_of(library: str, argument: str, value: Any) -> str:
+    """What to pass in place of a value where an array of that library is wanted."""
+    try:
+        return _like_x(argument, value, library)
+    except Exception:  # whatever its attributes do when they are looked at
+        return with_article(arrays_of_library(library))
 
 
 def _as_array(argument: str, value: Any) -> str | None:
@@ -198,7 +210,7 @@ def _as_real(argument: str, value: Any) -> str:
     if name.startswith("complex"):
         return f"{argument}.real or abs({argument})"
     if getattr(value.dtype, "names", None):
-        return f"numpy.lib.recfunctions.structured_to_unstructured({argument})"
+        return f"numpy.lib.recfunctions.structured_to_unstructured({argument}), of a module to be imported"
     if library == "numpy" and name == "|V2":
         return f"{argument}.view(ml_dtypes.bfloat16), if that is what was saved"
     wide = "float64" if name in ("float128", "float96", "longdouble") else "float32"

@@ -152,7 +152,9 @@ def test_two_libraries():
     import torch
 
     x, weight = torch.ones(2, 3, 4), torch.ones(4)
-    must = "weight must be a NumPy array like x, got a float32 torch tensor of shape (4,); pass numpy.asarray(weight)"
+    must = (
+        "weight must be a NumPy array like x, got a float32 torch tensor of shape (4,); pass weight.numpy(force=True)"
+    )
     refuses(TypeError, must, anynorm.layer_norm, X, weight)
     refuses(TypeError, "pass torch.asarray(weight)", anynorm.layer_norm, x, WEIGHT)
     refuses(TypeError, "pass torch.asarray(weight, dtype=x.dtype)", anynorm.layer_norm, x, [1.0, 1.0])

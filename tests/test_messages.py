@@ -177,6 +177,26 @@ def test_moments(library):
     speaks(ValueError, "moments", anynorm.layer_norm, x, moments=anynorm.moments(x[:, :0]))
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_what_to_pass_for_an_array_of_another_library_is_right(library):
+    names = {name: importlib.import_module(name) for name in (*LIBRARIES, "sparse", "ml_dtypes")}
+    torch, x = names["torch"], ones(library, 3, 4)
+    values = [
+        np.ones((3, 4), np.float32), np.ones((3, 4), names["ml_dtypes"].bfloat16),
+        names["sparse"].asarray(np.ones((3, 4))),
+        *(ones(other, 3, 4) for other in ("jax.numpy", "dask.array", "array_api_strict")),
+        torch.ones(3, 4, requires_grad=True), torch.ones(3, 4, dtype=torch.bfloat16),
+    ]  # fmt: skip
+    for value in values:
+        if type(value) is type(x):
+            continue
+        with pytest.raises(TypeError) as caught:
+            anynorm.layer_norm(x, value, axis=(0, 1))
+        do = str(caught.value).partition("; pass ")[2]
+        weight = eval(do, names, {"weight": value})  # what a caller would write
+        assert anynorm.layer_norm(x, weight, axis=(0, 1)).shape == x.shape, do
+
+
 def test_dicts_of_moments():
     written = anynorm.moments(np.ones((2, 3))).to_dict()
     values = wrong.not_arrays() | wrong.numbers()
