@@ -38,7 +38,11 @@ def two_sum(a: Array, b: Array) -> Pair:
 
 
 def two_product(a: Array, b: Array, digits: int) -> Pair:
-    """Return the rounded product and its rounding error, exact while nothing underflows; NaN where it overflows."""
+    """Return the rounded product and its rounding error while nothing underflows; NaN where it overflows.
+
+    The error is exact, except where a significand lies within 2**(-digits / 2) below a power of two: its low half has
+    one bit more then, and what both lack is at most 2**(1 - 2 * digits) of the product.
+    """
     product = a * b
     a_high, a_low = split(a, digits)
     b_high, b_low = split(b, digits)
