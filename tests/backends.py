@@ -159,17 +159,19 @@ CPU_BACKENDS = (
     DASK,
 )
 # Every test runs on the rest. These are slow, by compiling or by not computing, and take turns in this order. JAX
-# compiles each operation for each shape, and has one turn of twelve with float64 and one without.
+# compiles each operation for each shape, two seconds a norm, and has one turn of 24 with float64 and one without.
 TURNS = (
-    "strict", "dask", "jax", "strict-device2", "strict-no-float64", "dask",
-    "strict", "dask", "jax-x64", "strict-device2", "strict-no-float64", "dask",
+    "strict", "dask", "strict-device2", "jax", "strict-no-float64", "dask",
+    "strict", "dask", "strict-device2", "dask", "strict-no-float64", "dask",
+    "strict", "dask", "strict-device2", "jax-x64", "strict-no-float64", "dask",
+    "strict", "dask", "strict-device2", "dask", "strict-no-float64", "dask",
 )  # fmt: skip
 TAKING_TURNS = frozenset(TURNS)
 turn: int | None = None  # the seed; None where all run
 
 
 def has_its_turn(backend: Any, test: str, place: int) -> bool:
-    """Whether a backend is to run in a test; of twelve consecutive places in one test, each has one at least."""
+    """Whether a backend is to run in a test; of 24 consecutive places in one test, each has one at least."""
     if turn is None or getattr(backend, "name", None) not in TAKING_TURNS:
         return True
     return TURNS[(zlib.crc32(test.encode()) + place + turn) % len(TURNS)] == backend.name

@@ -16,7 +16,7 @@ from tests import backends, compiled, tolerances
 from tests.backends import HAS_NUMBA
 
 # Compiling libraries make single examples slow, and shared machines make any deadline flaky.
-settings.register_profile("default", deadline=None, print_blob=True)
+settings.register_profile("default", deadline=None, print_blob=True, max_examples=50)
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=200)
 
 
@@ -85,6 +85,12 @@ def has_its_turn(item):
         return True
     place = sum(index for name, index in parameters.indices.items() if name != "backend")
     return backends.has_its_turn(parameters.params["backend"], f"{item.module.__name__}.{item.originalname}", place)
+
+
+def pytest_collection_finish():
+    # What has been imported by now lives to the end; collections of garbage need not look through it.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

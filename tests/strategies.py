@@ -17,7 +17,7 @@ ROWS = 2
 
 
 def examples(percent: int) -> settings:
-    """So many per cent of the examples of the profile in use: 100 by default, more with `--thorough`."""
+    """So many per cent of the examples of the profile in use: of 50 by default, of 200 with `--thorough`."""
     return settings(max_examples=percent * settings().max_examples // 100)
 
 

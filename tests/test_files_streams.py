@@ -187,15 +187,17 @@ def test_rows_that_are_counted_on_an_error_output_that_is_full(monkeypatch):
 @pytest.mark.skipif(os.name != "posix", reason="a largest size of files as POSIX has it")
 def test_an_output_that_takes_a_part(monkeypatch, unbuffered):
     """A write to a raw file, which is what Python makes of an unbuffered output, then succeeds with fewer bytes."""
-    import resource
-
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    # By the process itself: what sets it between fork and exec would fork with the threads of JAX about.
+    code = (
+        "import resource, sys; from anynorm.cli import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); sys.exit(main(sys.argv[1:]))"
+    )
     save_x((30, 30))
     with open("y.npy", "w") as file:
         done = subprocess.run(
-            [sys.executable, "-m", "anynorm.cli", "normalize", "x.npy", "-", "--norm", "layer"],
+            [sys.executable, "-c", code, "normalize", "x.npy", "-", "--norm", "layer"],
             stdout=file, stderr=subprocess.PIPE, text=True, check=False,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
         )  # fmt: skip
     assert done.returncode == 1
     assert_one_line(done.stderr, "File too large")

@@ -72,7 +72,7 @@ every_pull = pytest.mark.parametrize("name", PULLS)  # that JAX derives, and tha
 
 @pytest.mark.parametrize("dtype", thorough_but("float64", of=JAX_X64.dtypes))
 @every_pull
-@every_norm
+@pytest.mark.parametrize("norm", thorough_but("layer_norm", of=NORMS))
 def test_with_float64(norm, name, dtype):
     import jax
 
@@ -81,7 +81,7 @@ def test_with_float64(norm, name, dtype):
 
 @pytest.mark.parametrize("dtype", thorough_but("float32", of=JAX.dtypes))
 @every_pull
-@every_norm
+@pytest.mark.parametrize("norm", thorough_but("layer_norm", "scale_norm", of=NORMS))
 def test_without_float64(norm, name, dtype):
     import jax
 

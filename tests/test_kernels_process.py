@@ -93,9 +93,12 @@ check()
 
 
 @forking
-def test_many_forks_while_another_thread_is_at_work():
+@pytest.mark.parametrize("forks", thorough_but(50, of=[50, 200]))
+def test_many_forks_while_another_thread_is_at_work(forks):
     # The other thread, its helpers, and what it holds are not there in the child.
-    code = """
+    code = (
+        f"forks = {forks}"
+        + """
 import warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 small, expected = x[:400], anynorm.layer_norm(x[:400]).tobytes()
@@ -106,7 +109,7 @@ def call():
 caller = threading.Thread(target=call)
 caller.start()
 failed = 0
-for _ in range(200):
+for _ in range(forks):
     pid = os.fork()
     if pid == 0:
         try:
@@ -119,6 +122,7 @@ caller.join()
 check()
 print(failed)
 """
+    )
     assert script(PREPARE + code, ANYNORM_THREADS="3") == ["0"]
 
 
