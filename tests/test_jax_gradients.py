@@ -88,7 +88,7 @@ def test_without_float64(norm, name, dtype):
     check(norm, dtype, JAX, jax.jit(PULLS[name](norm)), SINGLE_BOUNDS, SINGLE_CANCELLED, name)
 
 
-@pytest.mark.parametrize("norm", thorough_but("layer_norm", of=NORMS))
+@pytest.mark.parametrize("norm", thorough_but(of=NORMS))  # a gradient under jit is compared with the exact one above
 def test_transforms_agree(norm):
     """The gradient of a sum is that of its rows, however JAX is asked for it."""
     import jax

@@ -229,7 +229,10 @@ print(most)
     assert int(most) <= threads - 1
 
 
-@pytest.mark.parametrize("wrapped", ["atexit.register(check)", "weakref.finalize(anynorm, check)"])
+AT_THE_END = ("atexit.register(check)", "weakref.finalize(anynorm, check)")
+
+
+@pytest.mark.parametrize("wrapped", thorough_but(AT_THE_END[0], of=AT_THE_END))
 def test_calls_while_the_interpreter_ends(wrapped):
     code = PREPARE.replace("def check():", "def check():\n    print('begun')")
     code += f"import atexit, weakref\n{wrapped}\natexit.register(check)\nsys.stdout.reconfigure(line_buffering=True)\n"
