@@ -70,6 +70,7 @@ def kill_a_worker(client):
 def test_from_disk_to_disk_though_a_worker_is_killed(client, source, chunks, tmp_path):
     x, lazy, target = source
     (gate := tmp_path / "gate").mkdir()
+    client.wait_for_workers(3, timeout=SECONDS_TO_WAIT)  # one that an earlier test has killed comes back
     before = {*client.run(os.getpid).values()}
     y = anynorm.layer_norm(lazy.rechunk(chunks).map_blocks(held_up, gate=gate, meta=x[:0, :0]), x[0], x[1])
     written = client.persist(da.to_zarr(y, target, compute=False))
