@@ -144,7 +144,7 @@ KERNELS = (
 
 
 class _Force:
-    """A name of a kernel, alive for as long as some context or some `use_kernel` holds it."""
+    """A name of a kernel, alive for as long as some context holds it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -225,15 +225,15 @@ class use_kernel:  # noqa: N801  # called as a function is, with or without `wit
 
     def __init__(self, name: str | None) -> None:
         self._name = None if name is None else _find(name).name
-        self._before = _forced_here.get()
-        self._force = None if self._name is None else _Force(self._name)
-        _forced_here.set(self._force)
+        before = _forced_here.get()
+        self._before = None if before is None else before.name
+        _force(self._name)
 
     def __enter__(self) -> None:
-        _forced_here.set(self._force)  # again, where it has been left before
+        _force(self._name)  # again, where it has been left before
 
     def __exit__(self, *exception: object) -> None:
-        _forced_here.set(self._before)
+        _force(self._before)
 
     def __call__(self, function: _Function) -> _Function:
         """Decorate a function."""
@@ -249,6 +249,11 @@ class use_kernel:  # noqa: N801  # called as a function is, with or without `wit
                 return function(*given, **options)
 
         return cast(_Function, run)
+
+
+def _force(name: str | None) -> None:
+    """Force a kernel in this context, which alone keeps hold of that: who keeps a `use_kernel` forces nothing."""
+    _forced_here.set(None if name is None else _Force(name))
 
 
 def _find(name: Any, argument: str = "name") -> Kernel:

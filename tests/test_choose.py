@@ -159,6 +159,25 @@ def kernel():
     return anynorm.explain(X).kernel
 
 
+@pytest.fixture(autouse=True)
+def contexts_end():
+    """Contexts of tasks and threads that have ended hold what was forced in them until they are collected."""
+    yield
+    gc.collect()
+
+
+def test_a_use_kernel_that_is_kept_forces_nothing():
+    before = count_forced()
+    bare = anynorm.use_kernel("definition")
+    assert count_forced() == before + 1
+    none = anynorm.use_kernel(None)
+    assert count_forced() == before
+    with anynorm.use_kernel("definition") as _, bare:
+        assert _choose.forced() == "definition"
+    assert count_forced() == before
+    assert (bare, none) != (None, None)  # both are kept until here
+
+
 def count_forced():
     """How many names of kernels are held by some context or block; while any is, no call is repeated the short way."""
     gc.collect()
