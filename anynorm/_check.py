@@ -10,7 +10,7 @@ import math
 from numbers import Real
 from typing import Any, NamedTuple
 
-from anynorm._definition import Precision, Rule
+from anynorm._definition.norms import Precision, Rule
 from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_of, library_of_blocks
 from anynorm._moments import Moments, known, shapes_agree
 from anynorm._numbers import as_index, check_number
@@ -85,13 +85,16 @@ def check(
         if weight is None and weight_offset:
             must = "be left out where there is no weight to add it to"
             raise ValueError(sentence("weight_offset", must, str(weight_offset), "pass weight too"))
+    precision = library.precision(x)
+    if precision.digits == 24:
+        _check_range(rule, eps, weight, weight_offset)
     if moments is not None:
         _check_moments(moments, x, library, axes)
     if residual is not None:
         _check_twin("residual", residual, x, library)
     if out is not None:
         out = _check_out(out, x, library, weight, bias, residual, moments)
-    return Call(rule, library, library.precision(x), x, axes, eps, weight, bias, weight_offset, moments, residual, out)
+    return Call(rule, library, precision, x, axes, eps, weight, bias, weight_offset, moments, residual, out)
 
 
 def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradient:
@@ -220,6 +223,17 @@ def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:
     if shape != ():
         raise ValueError(sentence("scale", must, f"shape {shape}", "pass one number, such as scale.reshape(())"))
     return scale
+
+
+def _check_range(rule: Rule, eps: float, weight: Array | float | None, weight_offset: float) -> None:
+    """Of numbers, that they fit into float32, where arrays are computed in that."""
+    limits = {"eps": (eps, 1e76 if rule.averaged else 3.4e38), "weight_offset": (weight_offset, 3.4e38)}
+    if isinstance(weight, float):
+        limits["scale"] = weight, 3.4e38
+    for name, (value, largest) in limits.items():
+        if not abs(value) <= largest:
+            must = f"be at most {largest} where arrays are computed in float32"
+            raise ValueError(sentence(name, must, str(value), "pass a smaller one"))
 
 
 def _taken_over(argument: str, value: Array, x: Array, library: Library) -> Array:

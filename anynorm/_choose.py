@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from anynorm._check import Call, Gradient
 from anynorm._forks import unforked
-from anynorm._kernels import blocks, cpu, cuda, definition
+from anynorm._kernels import blocks, cpu, cuda, definition, xla
 from anynorm._moments import Moments
 from anynorm._wording import describe, sentence
 
@@ -130,6 +130,16 @@ KERNELS = (
         blocks.refuses_to_pull,
         definition.pull,
         lambda call: blocks.run_moments(call, _reduce_block),
+    ),
+    Kernel(
+        "xla",
+        "JAX arrays: the definition as one program, compiled by XLA",
+        lambda: None,
+        xla.refuses,
+        xla.run,
+        xla.refuses_to_pull,
+        xla.pull,
+        xla.run_moments,
     ),
     Kernel(
         "definition",

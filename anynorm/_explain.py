@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from anynorm._check import check
 from anynorm._choose import KERNELS, Kernel, choose, forced
-from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM
+from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._moments import Moments
 from anynorm._wording import describe, sentence
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from anynorm._check import Call, check, check_gradient
 from anynorm._choose import choose, choose_pull
-from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
+from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 
 Array = Any
 Axis = int | tuple[int, ...]

@@ -6,13 +6,15 @@ Nothing here imports an array library first: one that was never imported has mad
 from __future__ import annotations
 
 import importlib
+import operator
 import sys
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy
 
-from anynorm._definition import Precision
+from anynorm._definition.norms import Precision
 from anynorm._pytrees import register
 from anynorm._wording import holds_numbers
 
@@ -59,10 +61,20 @@ class Library:
         return found
 
     def _find_precision(self, x: Any) -> Precision:
-        name = dtype_name(x.dtype)
-        if not self._has_float64(x):
-            return Precision(self.namespace.float32, 24, paired_apply=name == "float32")
-        return Precision(self.namespace.float64, 53 if name == "float64" else 0)
+        name, xp = dtype_name(x.dtype), self.namespace
+        if name == "float64":
+            return Precision(xp.float64, 53, constant=self._constant())
+        # XLA takes several times as long for float64, which few devices have.
+        if self.name == "jax" or not self._has_float64(x):
+            return Precision(xp.float32, 24, name != "float32", self._constant())
+        return Precision(xp.float64)
+
+    def _constant(self) -> Callable[[Any], Any]:
+        """What has automatic differentiation take an array for a constant."""
+        if self.name == "jax":
+            constant: Callable[[Any], Any] = sys.modules["jax"].lax.stop_gradient
+            return constant
+        return operator.methodcaller("detach") if self.name == "torch" else Precision._field_defaults["constant"]
 
     def _has_float64(self, x: Any) -> bool:
         if self.name == "torch":  # the namespace reports the dtypes of torch, not those of the device

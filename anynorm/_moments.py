@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy
 
+from anynorm._definition import merging
+from anynorm._definition.merging import sum_of_squares
+from anynorm._definition.norms import Statistics
 from anynorm._moments_dict import read
-from anynorm._pairs import Pair, add_pairs, multiply_pairs, ratio_pair, two_sum
 from anynorm._pytrees import pytree, register
 from anynorm._wording import describe, sentence
 
@@ -22,8 +24,8 @@ Array = Any
 # They compute with NumPy as they are called, and so would print its warnings.
 _ON_NUMPY = ("numpy", "array_api_strict", "sparse")
 
-# Of the arrays that moments are made of, in this order; each but the squares may be None.
-PARTS = ("mean", "mean_low", "mean_rest", "squares", "squares_low", "unit")
+# The arrays that statistics are made of, in this order; each but the squares may be None.
+PARTS = Statistics._fields[1:-1]
 
 
 class Moments:
@@ -32,22 +34,21 @@ class Moments:
     Moments of two pieces of the same rows merge into those of the whole, in any order.
     """
 
-    __slots__ = ("_mean", "_rest", "_squares", "_unit", "_xp", "count")
+    __slots__ = ("_statistics", "_xp")
 
-    def __init__(
-        self, count: int, mean: Pair | None, squares: Pair, unit: Array | None, xp: Any, rest: Array | None = None
-    ) -> None:
-        self.count = count
-        self._mean = mean  # of x * unit, as (high, low); None: taken as zero
-        self._rest = rest  # what a pair leaves of a mean that was merged
-        self._squares = squares  # sum of squared deviations of x * unit from the mean
-        self._unit = unit  # the power of two that keeps squares in range; None: 1
+    def __init__(self, statistics: Statistics, xp: Any) -> None:
+        self._statistics = statistics
         self._xp = xp
+
+    @property
+    def count(self) -> int:
+        """How many elements a row has."""
+        return self._statistics.count
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the rows' array, with the normalized axes of length 1."""
-        return tuple(self._squares[0].shape)
+        return tuple(self._statistics.squares.shape)
 
     @property
     def namespace(self) -> Any:
@@ -56,31 +57,38 @@ class Moments:
 
     @property
     def paired(self) -> bool:
-        """Whether the moments are pairs, as those of float64 arrays are."""
-        return self._unit is not None
+        """Whether the moments are in a unit of each row, as those of float64 arrays are."""
+        return self._statistics.unit is not None
 
     @property
     def mean(self) -> Array:
         """The mean of each row; normalized axes are kept with length 1."""
+        found = self._statistics
         with quietly(self._xp):
-            return self._in_units(_mean_of(self)[0] * 1.0, 1)  # a copy, which the caller may write to
+            mean = found.squares * 0.0 if found.mean is None else found.mean
+            low = 0.0 if found.mean_low is None else found.mean_low
+            return self._in_units(mean + low, 1)
 
     @property
     def variance(self) -> Array:
         """The population variance of each row, sum((x - mean)**2) / count."""
+        found = self._statistics
         with quietly(self._xp):
-            return self._in_units(self._squares[0] / self.count, 2)
+            low = 0.0 if found.squares_low is None else found.squares_low
+            return self._in_units((found.squares + low) / found.count, 2)
 
     @property
     def mean_square(self) -> Array:
         """The mean square of each row, sum(x**2) / count."""
         with quietly(self._xp):
-            return self._in_units(sum_of_squares(self)[0] / self.count, 2)
+            high, low = sum_of_squares(self._xp, self._statistics)
+            return self._in_units((high + low) / self.count, 2)
 
     def _in_units(self, values: Array, power: int) -> Array:
         """Undo the scaling by the unit; a step at a time, for unit**2 may be out of range."""
-        for _ in range(power if self._unit is not None else 0):
-            values = values / self._unit
+        unit = self._statistics.unit
+        for _ in range(power if unit is not None else 0):
+            values = values / unit
         return values
 
     def merge(self, other: Moments) -> Moments:
@@ -161,14 +169,17 @@ class Moments:
 
 def arrays_of(moments: Moments) -> tuple[Any, ...]:
     """The arrays that moments are made of, in the order of PARTS."""
-    mean = (None, None) if moments._mean is None else moments._mean
-    return (*mean, moments._rest, *moments._squares, moments._unit)
+    return tuple(moments._statistics[1:-1])
 
 
 def of_arrays(count: int, arrays: Sequence[Any], xp: Any) -> Moments:
     """Moments made of such arrays."""
-    high, low, rest, squares, squares_low, unit = arrays
-    return Moments(count, None if high is None else (high, low), (squares, squares_low), unit, xp, rest)
+    return Moments(Statistics(count, *arrays), xp)
+
+
+def statistics_of(moments: Moments) -> Statistics:
+    """What the definition computes with."""
+    return moments._statistics
 
 
 def _on_host(array: Array) -> Any:
@@ -193,55 +204,15 @@ def merge(a: Moments, b: Moments) -> Moments:
     if a._xp is not b._xp:
         must, do = f"be of one library with these, {a._xp.__name__}", "take both of arrays of one library"
         raise TypeError(sentence("other", must, b._xp.__name__, do))
-    if not shapes_agree(a.shape, b.shape) or (a._unit is None) != (b._unit is None):
+    if not shapes_agree(a.shape, b.shape) or a.paired != b.paired:
         mine, theirs = (f"shape {m.shape}" for m in (a, b))
-        if (a._unit is None) != (b._unit is None):
+        if a.paired != b.paired:
             mine, theirs = (
-                f"{shape} from {'narrower floats' if m._unit is None else 'float64'}"
-                for shape, m in ((mine, a), (theirs, b))
+                f"{shape} from {'float64' if m.paired else 'narrower floats'}" for shape, m in ((mine, a), (theirs, b))
             )
         must = f"be of another piece of the same rows, of {mine}"
         raise ValueError(sentence("other", must, theirs, "take both along the same axis, of data of one dtype"))
-    if not a.count or not b.count:
-        kept = a if a.count else b
-        return of_arrays(kept.count, arrays_of(kept), kept._xp)
-    return _merge_plain(a, b) if a._unit is None else _merge_paired(a, b)
-
-
-def _merge_plain(a: Moments, b: Moments) -> Moments:
-    """Merge where the dtype has bits to spare.
-
-    A mean of a million deviations has none to spare for a million merges, each of which would round it: it is carried
-    with what that leaves.
-    """
-    count = a.count + b.count
-    (a_mean, a_low), (b_mean, b_low) = ((high, 0.0 if low is None else low) for high, low in (_mean_of(a), _mean_of(b)))
-    difference = (b_mean - a_mean) + (b_low - a_low)
-    mean, error = two_sum(a_mean, difference * (b.count / count))
-    squares = a._squares[0] + b._squares[0] + difference * difference * (a.count / count * b.count)
-    return Moments(count, two_sum(mean, a_low + error), (squares, None), None, a._xp)
-
-
-def _merge_paired(a: Moments, b: Moments) -> Moments:
-    """Merge pairs, the mean with a third number behind them."""
-    count, digits = a.count + b.count, _digits(a)
-    a_unit, b_unit = arrays_of(a)[-1], arrays_of(b)[-1]
-    unit = a._xp.where(a_unit < b_unit, a_unit, b_unit)
-    a_ratio = unit / a_unit
-    a_mean, a_squares = rescaled(a, a_ratio)
-    b_mean, b_squares = rescaled(b, unit / b_unit)
-    difference = add_pairs(b_mean, (-a_mean[0], -a_mean[1]))
-    step = multiply_pairs(difference, ratio_pair(b.count, count, digits), digits)
-    high, low = two_sum(a_mean[0], step[0])
-    middle, rest = two_sum(a_mean[1], step[1])
-    middle, error = two_sum(middle, low)
-    rest = rest + error + (0.0 if a._rest is None else a._rest * a_ratio)
-    high, middle = two_sum(high, middle)
-    middle, rest = two_sum(middle, rest)
-    between = multiply_pairs(difference, difference, digits)
-    between = multiply_pairs(between, ratio_pair(a.count * b.count, count, digits), digits)
-    squares = add_pairs(add_pairs(a_squares, b_squares), between)
-    return Moments(count, (high, middle), squares, unit, a._xp, rest)
+    return Moments(merging.merge(a._xp, a._statistics, b._statistics), a._xp)
 
 
 def quietly(xp: Any) -> AbstractContextManager[Any]:
@@ -259,34 +230,3 @@ def shapes_agree(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 def known(length: Any) -> bool:
     """Whether a lazy array knows this length; Dask writes nan where it does not, ndonnx None."""
     return length is not None and length == length
-
-
-def rescaled(moments: Moments, ratio: Array) -> tuple[Pair, Pair]:
-    """Mean and squares in another unit."""
-    mean, squares = _mean_of(moments), moments._squares
-    return (mean[0] * ratio, mean[1] * ratio), (squares[0] * ratio * ratio, squares[1] * ratio * ratio)
-
-
-def _mean_of(moments: Moments) -> Pair:
-    """The mean, where nothing was centred too."""
-    if moments._mean is not None:
-        return moments._mean
-    zero = moments._squares[0] * 0.0
-    return zero, zero
-
-
-def sum_of_squares(moments: Moments) -> Pair:
-    """sum(x**2) from moments about the mean."""
-    if moments._mean is None:
-        return moments._squares
-    if moments._unit is None:
-        mean = moments._mean[0]
-        return moments._squares[0] + mean * mean * moments.count, None
-    digits = _digits(moments)
-    of_mean = multiply_pairs(multiply_pairs(moments._mean, moments._mean, digits), (float(moments.count), 0.0), digits)
-    return add_pairs(moments._squares, of_mean)
-
-
-def _digits(moments: Moments) -> int:
-    """The significant bits of the dtype that paired moments are in."""
-    return 53 if moments._xp.finfo(moments._squares[0].dtype).bits == 64 else 24

@@ -6,7 +6,7 @@ from typing import Any
 
 from anynorm._check import check
 from anynorm._choose import choose, is_forced
-from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
+from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels.cpu.repeat import repeat
 from anynorm._moments import Moments
 

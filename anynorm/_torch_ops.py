@@ -15,7 +15,7 @@ import torch
 from anynorm import _norms, _torch_own
 from anynorm._check import Gradient, check, check_gradient
 from anynorm._choose import choose_pull
-from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
+from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels import definition
 from anynorm._kernels.cpu.torch_state import below_autograd, has_tangent, is_followed
 from anynorm._numbers import check_number

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from anynorm._check import Call, check
-from anynorm._definition import Rule
+from anynorm._definition.norms import Rule
 from anynorm._kernels import definition
 
 Tensor = torch.Tensor

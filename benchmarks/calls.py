@@ -18,7 +18,7 @@ import numpy as np
 import anynorm
 from anynorm._check import check
 from anynorm._choose import choose
-from anynorm._definition import LAYER_NORM
+from anynorm._definition.norms import LAYER_NORM
 
 EPS = 1e-5
 

@@ -220,7 +220,7 @@ def _of_packages(case: Case, weight: Any, bias: Any) -> dict[str, Callable[[Any,
 def _pullback(case: Case, weight: Any, bias: Any) -> Callable[[Any, Any], Any]:
     """The derivative by x alone; what the forward call keeps for it is no more than its arguments."""
     from anynorm._check import check, check_gradient
-    from anynorm._definition import LAYER_NORM, RMS_NORM
+    from anynorm._definition.norms import LAYER_NORM, RMS_NORM
     from anynorm._kernels.cuda.pull import pull
 
     rule, eps = (LAYER_NORM, 1e-5) if case.norm == "layer_norm" else (RMS_NORM, 1e-6)

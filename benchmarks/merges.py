@@ -5,7 +5,7 @@
 Rows of float32 and of float64 come in pieces of three numbers, with means of up to a million standard deviations, and
 are merged one by one from left to right, in a tree, and in a random order. The error is that of layer_norm with the
 merged moments, in units of the last place where |x_hat| is 1; the table of precision allows 2 for float32 and 4 for
-float64. "float32 in pairs" is what JAX computes without x64, here with NumPy's arrays.
+float64. "float32 alone" is what JAX computes without x64, here with NumPy's arrays.
 """
 
 import argparse
@@ -16,15 +16,16 @@ from fractions import Fraction
 
 import numpy as np
 
-from anynorm import _definition as definition
-from anynorm._moments import Moments, arrays_of, of_arrays
+from anynorm._definition.merging import fitted
+from anynorm._definition.norms import LAYER_NORM, Precision, finish, reduce
+from anynorm._moments import Moments, arrays_of, of_arrays, statistics_of
 from tests import reference
 
 LENGTH = 3
 WAYS = {
-    "float32": ("float32", definition.Precision(np.float64)),
-    "float32 in pairs": ("float32", definition.Precision(np.float32, 24)),
-    "float64": ("float64", definition.Precision(np.float64, 53)),
+    "float32": ("float32", Precision(np.float64)),
+    "float32 alone": ("float32", Precision(np.float32, 24)),
+    "float64": ("float64", Precision(np.float64, 53)),
 }
 
 
@@ -52,10 +53,10 @@ def made(dtype: str, mean: float, count: int) -> np.ndarray:
     return (np.random.default_rng(0).standard_normal((count, LENGTH)) + mean).astype(dtype)
 
 
-def pieces_of(x: np.ndarray, precision: definition.Precision) -> list[Moments]:
+def pieces_of(x: np.ndarray, precision: Precision) -> list[Moments]:
     """The moments of each line of x, formed at once and taken apart."""
-    whole = definition.reduce(np, x.astype(precision.dtype), (1,), definition.LAYER_NORM, precision)
-    arrays = arrays_of(whole)
+    whole = reduce(np, x.astype(precision.dtype), (1,), LAYER_NORM, precision)
+    arrays = arrays_of(Moments(whole, np))
     return [of_arrays(LENGTH, [None if one is None else one[i : i + 1] for one in arrays], np) for i in range(len(x))]
 
 
@@ -73,12 +74,13 @@ def at_random(pieces: list[Moments]) -> Moments:
     return from_left([pieces[i] for i in np.random.default_rng(1).permutation(len(pieces))])
 
 
-def error(merged: Moments, mean: Fraction, variance: Fraction, dtype: str, precision: definition.Precision) -> float:
+def error(merged: Moments, mean: Fraction, variance: Fraction, dtype: str, precision: Precision) -> float:
     """Of x_hat, where that is 1: what mean and deviation are off by, in units of the last place of the dtype."""
-    shift, (factor, factor_low), unit = definition.finish(np, merged, definition.LAYER_NORM, 0.0, precision)
-    unit = Fraction(1) if unit is None else Fraction(float(unit.item()))
-    found = sum((Fraction(float(part.item())) for part in shift if part is not None), Fraction(0)) / unit
-    scale = sum((Fraction(float(part.item())) for part in (factor, factor_low) if part is not None), Fraction(0)) * unit
+    step = finish(np, fitted(np, statistics_of(merged), True, True, 0.0, precision.digits), LAYER_NORM, 0.0, precision)
+    unit = Fraction(1) if step.unit is None else Fraction(float(step.unit.item()))
+    shift = [part for part in (step.shift, step.shift_low) if part is not None]
+    found = sum((Fraction(float(part.item())) for part in shift), Fraction(0)) / unit
+    scale = Fraction(float(step.factor.item())) * unit
     of_mean = float(abs(found - mean)) / math.sqrt(variance)
     of_factor = abs(float(scale * scale * variance - 1)) / 2
     return (of_mean + of_factor) * 2.0 ** {"float32": 23, "float64": 52}[dtype]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from anynorm._check import check, check_gradient
-from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM
+from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._kernels.cpu.memory import NumPy as CPUAccess
 from anynorm._kernels.cuda import pull, run
 from anynorm._kernels.cuda import task as tasks

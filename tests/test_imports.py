@@ -66,7 +66,7 @@ ORDER = [
     "_kernels.cpu.sweep", "_kernels.cpu.jit", "_kernels.cpu.objects", "_kernels.cpu.memory", "_kernels.cpu.recipe",
     "_kernels.cpu.lanes", "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled",
     "_kernels.cpu.tracing", "_kernels.cpu.task", "_kernels.cpu.tags", "_kernels.axes", "_kernels.definition",
-    "_threads", "_forks", "_check", "_overlap", "_loading", "_libraries", "_definition", "_paired", "_moments",
+    "_threads", "_forks", "_check", "_overlap", "_loading", "_libraries", "_moments",
     "_moments_dict", "_pairs", "_pytrees", "_numbers", "_wording",
 ]  # fmt: skip
 # What Numba compiles, and what it needs for that; imported by name, with the first call.

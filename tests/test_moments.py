@@ -108,7 +108,7 @@ def test_a_mean_drifts_by_nothing_that_its_dtype_could_hold(way):
     mean = sum(Fraction(part[0]) for part in parts if part is not None) / Fraction((found["unit"] or [1.0])[0])
     exact = Fraction(int(x.sum(dtype=np.int64)), len(x))
     # 3000 roundings of the mean itself to one number, or to two of float32, would come to 10 times as much and more.
-    digits = {"float32": 53, "float32 in pairs": 48, "float64": 106}[way]
+    digits = {"float32": 53, "float32 alone": 48, "float64": 106}[way]
     assert abs(mean - exact) < exact * Fraction(1, 2 ** (digits + 1))
 
 

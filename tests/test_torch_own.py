@@ -5,7 +5,7 @@ import torch
 
 import anynorm
 from anynorm import _torch_own
-from anynorm._definition import LAYER_NORM, RMS_NORM, SCALE_NORM
+from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 
 RULES = {rule.name: rule for rule in (LAYER_NORM, RMS_NORM, SCALE_NORM)}
 every_norm = pytest.mark.parametrize("norm", RULES)

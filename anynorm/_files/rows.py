@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy
 
+from anynorm._definition.merging import sum_of_squares
 from anynorm._files.boxes import Box, Rows
 from anynorm._files.job import Task
-from anynorm._moments import Moments, arrays_of, sum_of_squares
+from anynorm._moments import Moments, statistics_of
 
 Array = Any
 
@@ -66,8 +67,8 @@ class RowCounts:
         if task.job.norm != "scale_norm":
             return
         with numpy.errstate(all="ignore"):
-            scaled = numpy.sqrt(sum_of_squares(moments)[0].astype(numpy.float64))
-            unit = arrays_of(moments)[-1]
+            found = statistics_of(moments)
+            scaled, unit = numpy.sqrt(sum_of_squares(numpy, found)[0].astype(numpy.float64)), found.unit
             lengths = scaled if unit is None else scaled / unit
         self._count_short(task, [start for start, _ in rows], lengths.squeeze(task.axes))
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from anynorm._check import Call, Gradient, check
-from anynorm._definition import Rule
+from anynorm._definition.norms import Rule
 from anynorm._libraries import library_of, library_of_blocks
 from anynorm._moments import PARTS, Moments, arrays_of, known, of_arrays, quietly
 from anynorm._threads import alone

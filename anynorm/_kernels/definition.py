@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
 
-from anynorm import _definition as definition
 from anynorm._check import Call, Gradient
-from anynorm._moments import Moments, arrays_of, of_arrays, quietly
-from anynorm._paired import unit_of
-from anynorm._pairs import Pair, add_pairs, sum_pair
+from anynorm._definition.derivative import derive
+from anynorm._definition.merging import fitted
+from anynorm._definition.norms import Precision, Statistics, apply, finish, reduce
+from anynorm._definition.pairs import two_sum
+from anynorm._definition.scaling import units_of
+from anynorm._definition.sums import count_along, total
+from anynorm._moments import Moments, arrays_of, of_arrays, quietly, statistics_of
 
 Array = Any
+Steps = Callable[[Call, Array, Moments | None, Any, Any, Precision], Array]
 
 # NumPy arrays are worked through in blocks of about this many elements, whose float64 temporaries stay in cache; memory
-# beyond the result then stays flat too. layer_norm of 4096 x 1024 float32 on one core of an EPYC 7003 (512 KiB of L2,
-# 32 MiB of L3): 57 ms in blocks of 2**13, 31 of 2**15, 30 of 2**17, 57 of 2**20, 81 at once; float64 likewise is best
-# at 2**17. `python -m benchmarks.blocks` measures it.
-_BLOCK_ELEMENTS = 1 << 17
+# beyond the result then stays flat too. `python -m benchmarks.definition` measures it.
+_BLOCK_ELEMENTS = 1 << 16
 
 
 def refuses(call: Call | Gradient) -> str | None:
@@ -31,12 +34,12 @@ def refuses(call: Call | Gradient) -> str | None:
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
     with quietly(call.library.namespace):
-        return _run_blocks(call) if call.library.name == "numpy" else _run_whole(call)
+        return _run_blocks(call) if call.library.name == "numpy" else run_whole(call)
 
 
-def _run_whole(call: Call) -> Any:
-    """The array at once, so that a tracer sees one graph."""
-    y, total = _normalize(call, call.x, call.residual, call.moments)
+def run_whole(call: Call, by: Steps | None = None) -> Any:
+    """The array at once, so that a tracer sees one graph; by other steps than these, where they are given."""
+    y, total = _normalize(call, call.x, call.residual, call.moments, steps if by is None else by)
     if call.out is not None:
         for target, value in zip(call.out, (y, total), strict=False):
             target[...] = value
@@ -46,94 +49,107 @@ def _run_whole(call: Call) -> Any:
 
 def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """Return dx, dweight and dbias; a parameter that is not there has no gradient."""
-    call = gradient.call
-    with quietly(call.library.namespace):
-        if call.library.name != "numpy":
-            dx, dweight, dbias = _pull(gradient)
-        else:
-            dx, dweight, dbias = _pull_blocks(gradient)
-        return dx, _as_parameter(call, call.weight, dweight), _as_parameter(call, call.bias, dbias)
+    with quietly(gradient.call.library.namespace):
+        return _pull_blocks(gradient) if gradient.call.library.name == "numpy" else pull_whole(*gradient)
 
 
-def _pull_blocks(gradient: Gradient) -> tuple[Array, Pair | None, Pair | None]:
+def pull_whole(
+    call: Call, dy: Array, dtotal: Array | None, wanted: bool = True
+) -> tuple[Array, Array | None, Array | None]:
+    dx, dweight, dbias = _pull(Gradient(call, dy, dtotal, wanted))
+    return dx, _as_parameter(call, call.weight, dweight), _as_parameter(call, call.bias, dbias)
+
+
+def _pull_blocks(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """Those of a NumPy array, a block of rows at a time."""
     call, dy, dtotal, wanted = gradient
     dx = numpy.empty_like(call.x, subok=False)
-    sums: list[Pair | None] = [None, None]
+    sums: list[list[Array]] = [[], []]
     for block in _blocks(call.x.shape, call.axes):
         part = Gradient(call._replace(x=call.x[block]), dy[block], None if dtotal is None else dtotal[block], wanted)
         dx[block], *more = _pull(part)
-        sums = [_plus(a, b) for a, b in zip(sums, more, strict=True)]
-    return dx, sums[0], sums[1]
+        for kept, one in zip(sums, more, strict=True):
+            if one is not None:
+                kept.append(one)
+    dweight, dbias = (total(numpy, numpy.stack(kept), (0,))[0] if kept else None for kept in sums)
+    return dx, _as_parameter(call, call.weight, dweight), _as_parameter(call, call.bias, dbias)
 
 
-def _plus(a: Pair | None, b: Pair | None) -> Pair | None:
-    if a is None or b is None:
-        return b
-    return (a[0] + b[0], None) if a[1] is None else add_pairs(a, b)
-
-
-def _pull(gradient: Gradient) -> tuple[Array, Pair | None, Pair | None]:
+def _pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """The derivative in x's dtype, and the sums over rows that the parameters' are, in the wide one."""
     call, dy, dtotal, wanted = gradient
-    xp, precision, dtype = call.library.namespace, call.precision, call.x.dtype
+    xp, precision, dtype = call.library.namespace, _precision(call), call.x.dtype
     x, dy = xp.astype(call.x, precision.dtype, copy=False), xp.astype(dy, precision.dtype, copy=False)
-    if 0 in x.shape:
-        precision = definition.Precision(precision.dtype)
-    moments = definition.reduce(xp, x, call.axes, call.rule, precision, careful=True)
-    found = definition.finish(xp, moments, call.rule, call.eps, precision)
+    step = finish(xp, reduce(xp, x, call.axes, call.rule, precision, call.eps), call.rule, call.eps, precision)
     weight, _ = _parameters(call, precision)
-    dx, share = definition.derive(xp, x, dy, found, weight, call.axes, call.rule, call.eps, precision)
+    dx, share = derive(xp, x, dy, step, weight, call.axes, call.rule, call.eps, precision)
     if dtotal is not None:
         dx = dx + xp.astype(dtotal, precision.dtype, copy=False)
     over = tuple(axis for axis in range(len(x.shape)) if not (call.rule.averaged and axis in call.axes))
 
-    def sum_up(values: Pair) -> Pair:
-        if not over:
-            return values
-        if not precision.digits:
-            return xp.sum(values[0], axis=over, keepdims=True), None
-        # Of the largest numbers too: sum_pair needs some room above them.
-        unit = unit_of(xp, values[0], over, precision.digits)
-        high, low = sum_pair(xp, values[0] * unit, over, precision.digits)
-        low = low if values[1] is None else low + xp.sum(values[1] * unit, axis=over, keepdims=True)
-        return high / unit, low / unit
+    def sum_up(values: Array) -> Array:
+        if not precision.digits or not over:
+            return total(xp, values, over)
+        unit = units_of(xp, values, over, precision.digits)  # many of the largest numbers, too
+        return total(xp, values * unit, over) / unit
 
     dweight = sum_up(share) if wanted and call.weight is not None else None
-    dbias = sum_up((dy, None)) if wanted and call.bias is not None else None
+    dbias = sum_up(dy) if wanted and call.bias is not None else None
     return xp.astype(dx, dtype, copy=False), dweight, dbias
 
 
-def _as_parameter(call: Call, parameter: Array | float | None, found: Pair | None) -> Array | None:
+def _as_parameter(call: Call, parameter: Array | float | None, found: Array | None) -> Array | None:
     """A sum over rows, with the shape and dtype of what it is the gradient of; those of x where that is a number."""
     if parameter is None or found is None:
         return None
     xp = call.library.namespace
     shape, dtype = ((), call.x.dtype) if isinstance(parameter, float) else (tuple(parameter.shape), parameter.dtype)
-    value = found[0] if found[1] is None else found[0] + found[1]
-    return xp.astype(xp.reshape(value, shape), dtype, copy=False)
+    return xp.astype(xp.reshape(found, shape), dtype, copy=False)
 
 
 def run_moments(call: Call) -> Moments:
     """Return the moments of the call's array."""
-    xp, precision = call.library.namespace, call.precision
+    xp = call.library.namespace
     with quietly(xp):
-        x = xp.astype(call.x, precision.dtype)
         if 0 in call.x.shape:
-            return _no_moments(call, x)
-        return definition.reduce(xp, x, call.axes, call.rule, precision)
+            return _no_moments(call)
+        if call.library.name != "numpy":
+            return Moments(_reduce(call, call.x), xp)
+        blocks = list(_blocks(call.x.shape, call.axes))
+        found = [_reduce(call, call.x[block]) for block in blocks]
+        if len(blocks) == 1:
+            return Moments(found[0], xp)
+        cut = next(axis for axis, at in enumerate(blocks[1]) if at != slice(None))
+        parts = zip(*(one[1:-1] for one in found), strict=True)
+        return of_arrays(found[0].count, [None if part[0] is None else xp.concat(part, axis=cut) for part in parts], xp)
+
+
+def _reduce(call: Call, x: Array) -> Statistics:
+    xp = call.library.namespace
+    return reduce(xp, xp.astype(x, call.precision.dtype, copy=False), call.axes, call.rule, call.precision)
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed: it gives back 128 KB and more at once, and each temporary is then paged in anew.
+
+    It ceases to for what is smaller than the largest array that was ever freed (mallopt(3), M_MMAP_THRESHOLD). This one
+    is never touched, and so takes no memory.
+    """
+    numpy.empty(8 * _BLOCK_ELEMENTS)
 
 
 def _run_blocks(call: Call) -> Any:
     """A NumPy array, a block of rows at a time."""
+    _keep_freed_memory()
     x, residual = call.x, call.residual
     if x.size <= _BLOCK_ELEMENTS and call.out is None:
-        y, total = _normalize(call, x, residual, call.moments)
+        y, total = _normalize(call, x, residual, call.moments, steps)
         return y if residual is None else (y, total)
     outs = call.out or tuple(numpy.empty_like(x, subok=False) for _ in range(1 if residual is None else 2))
     for block in _blocks(x.shape, call.axes):
         moments = None if call.moments is None else _part_of_moments(call.moments, block)
-        results = _normalize(call, x[block], None if residual is None else residual[block], moments)
+        results = _normalize(call, x[block], None if residual is None else residual[block], moments, steps)
         for target, result in zip(outs, results, strict=False):
             target[block] = result
     return outs[0] if residual is None else outs
@@ -158,33 +174,64 @@ def _part_of_moments(moments: Moments, block: tuple[slice, ...]) -> Moments:
     return of_arrays(moments.count, arrays, moments.namespace)
 
 
-def _normalize(call: Call, x: Array, residual: Array | None, moments: Moments | None) -> tuple[Array, Array | None]:
-    """Reduce, finish, apply; in x's dtype at both ends."""
-    xp, precision = call.library.namespace, call.precision
-    dtype, total = x.dtype, None
+def _normalize(
+    call: Call, x: Array, residual: Array | None, moments: Moments | None, by: Steps
+) -> tuple[Array, Array | None]:
+    """Widen, normalize by those steps, narrow."""
+    xp, precision, dtype, total = call.library.namespace, _precision(call), x.dtype, None
     if residual is not None:
         x = total = xp.astype(x + residual, dtype, copy=False)  # NumPy's sum has this machine's byte order
     wide = xp.astype(x, precision.dtype, copy=False)
-    if 0 in x.shape:
-        # Keeps an autograd graph whole; with no elements there is nothing to scale, so pairs are not needed.
-        precision = definition.Precision(precision.dtype)
-        moments = None
-    if moments is None:
-        moments = definition.reduce(xp, wide, call.axes, call.rule, precision)
-    shift, factor, unit = definition.finish(xp, moments, call.rule, call.eps, precision)
-    weight, bias = _parameters(call, precision)
-    y = definition.apply(xp, wide, shift, factor, unit, weight, bias, precision)
+    y = by(call, wide, None if 0 in x.shape else moments, *_parameters(call, precision), precision)
     return xp.astype(y, dtype, copy=False), total
 
 
-def _parameters(call: Call, precision: definition.Precision) -> tuple[Any, Any]:
-    """Weight and bias in the wide type, shaped to broadcast against x."""
+def steps(
+    call: Call,
+    x: Array,
+    moments: Moments | None,
+    weight: Array | float | None,
+    bias: Array | None,
+    precision: Precision,
+) -> Array:
+    """Reduce, finish, apply."""
+    xp, rule, eps = call.library.namespace, call.rule, call.eps
+    if moments is None:
+        found = reduce(xp, x, call.axes, rule, precision, eps)
+    else:
+        found = fitted(xp, statistics_of(moments), rule.centred, rule.averaged, eps, precision.digits)
+    return apply(xp, x, finish(xp, found, rule, eps, precision), weight, bias)
+
+
+def _precision(call: Call) -> Precision:
+    """Where there are no elements there is nothing to scale; the steps keep an autograd graph whole."""
+    return Precision(call.precision.dtype) if 0 in call.x.shape else call.precision
+
+
+def _parameters(call: Call, precision: Precision) -> tuple[Array | float | None, Array | None]:
+    """Weight and bias shaped to broadcast against x, the weight with its offset in the wide type."""
     xp, weight, bias = call.library.namespace, call.weight, call.bias
-    if type(weight) is float:
-        weight = definition.widen_scale(weight, precision)
-    elif weight is not None:
-        weight = definition.widen_weight(xp, _aligned(call, weight), call.weight_offset, precision)
+    if weight is not None and type(weight) is not float:
+        weight = _aligned(call, weight)
+        # Multiplication would widen it too, and in its derivative sums are narrowed.
+        if call.weight_offset or precision.digits:
+            weight = xp.astype(weight, precision.dtype, copy=False)
+        if call.weight_offset:
+            weight = _plus(weight, call.weight_offset, precision.digits)
+    if bias is not None and precision.digits:
+        bias = xp.astype(bias, precision.dtype, copy=False)
     return weight, None if bias is None else _aligned(call, bias)
+
+
+def _plus(weight: Array, offset: float, digits: int) -> Array:
+    """Their sum, rounded once, where they cancel too and float32 does not hold the offset."""
+    if digits != 24:
+        return weight + offset
+    high = float(numpy.float32(offset))
+    if high == offset:
+        return weight + high
+    rounded, error = two_sum(weight, high)
+    return rounded + (error + (offset - high))
 
 
 def _aligned(call: Call, parameter: Array) -> Array:
@@ -196,11 +243,10 @@ def _aligned(call: Call, parameter: Array) -> Array:
     return call.library.namespace.reshape(parameter, shape)
 
 
-def _no_moments(call: Call, x: Array) -> Moments:
+def _no_moments(call: Call) -> Moments:
     """Moments of rows without elements: count 0, everything else 0."""
-    xp, paired = call.library.namespace, bool(call.precision.digits)
+    xp, x, dtype = call.library.namespace, call.x, call.precision.dtype
     shape = tuple(1 if axis in call.axes else length for axis, length in enumerate(x.shape))
-    zeros = xp.zeros(shape, dtype=x.dtype, **({"device": x.device} if call.library.devices else {}))
-    pair = (zeros, zeros if paired else None)
-    count = math.prod([x.shape[axis] for axis in call.axes])
-    return Moments(count, pair, pair, zeros + 1.0 if paired else None, xp)
+    zeros = xp.zeros(shape, dtype=dtype, **({"device": x.device} if call.library.devices else {}))
+    low = zeros if call.precision.digits else None
+    return of_arrays(count_along(x, call.axes), [zeros, low, None, zeros, low, None if low is None else zeros + 1.0], xp)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy
 
-from anynorm import _definition as step
 from anynorm._check import Call
-from anynorm._definition import Precision
+from anynorm._definition.merging import fitted
+from anynorm._definition.norms import Precision, finish
+from anynorm._definition.pairs import add_pairs, multiply_pairs, ratio_pair, renormalize, two_sum
 from anynorm._kernels import definition
 from anynorm._kernels.cpu import entries, scale_of
 from anynorm._kernels.cpu.call import ACCESS, LEAST_SHARED_NBYTES, kind_of
@@ -21,15 +22,13 @@ from anynorm._kernels.cpu.layout import Layout, plan
 from anynorm._kernels.cpu.memory import NumPy, last_cache_nbytes
 from anynorm._kernels.cpu.tags import FINISHED, REDUCED, RULES
 from anynorm._libraries import library_of
-from anynorm._moments import Moments, arrays_of, of_arrays
-from anynorm._pairs import Pair, add_pairs, multiply_pairs, ratio_pair, renormalize, two_sum
+from anynorm._moments import Moments, arrays_of, of_arrays, statistics_of
 from anynorm._threads import get_threads
 
 Array = Any
 
-# The unit of rows of float64 that the kernel reduces; for those of other magnitudes it is another, which the definition
-# knows to choose. Factors beyond are left to it too.
-_UNIT = 2.0**256
+# Of rows of float64 that the kernel reduces and whose unit is 1; those of other magnitudes have another, which the
+# definition knows to choose. Factors beyond are left to it too.
 _LEAST_SQUARES, _MOST_SQUARES, _MOST_SHIFT = 2.0**-400, 2.0**360, 2.0**180
 _MOST_FACTOR = 2.0**400
 _LARGEST = 1.7976931348623157e308
@@ -58,11 +57,12 @@ def _plain_moments(call: Call, numbers: Array) -> Moments:
     count = _features(call)
     shift, sums, squares = (numbers[..., i] for i in range(3))
     if not call.rule.centred:
-        return Moments(count, None, (squares.copy(), None), None, numpy)
+        return of_arrays(count, [None, None, None, squares.copy(), None, None], numpy)
     between = sums / count
     squares = squares - sums * between
     # A row that is constant has no deviations, and rounding could leave less.
-    return Moments(count, two_sum(shift, between), (numpy.where(squares < 0.0, 0.0, squares), None), None, numpy)
+    squares = numpy.where(squares < 0.0, 0.0, squares)
+    return of_arrays(count, [*two_sum(shift, between), None, squares, None, None], numpy)
 
 
 def _paired_moments(call: Call, numbers: Array) -> Moments:
@@ -73,19 +73,20 @@ def _paired_moments(call: Call, numbers: Array) -> Moments:
     safe = (squares[0] > _LEAST_SQUARES) & (squares[0] < _MOST_SQUARES) | constant
     safe &= numpy.abs(shift) < _MOST_SHIFT
     sums, squares = renormalize(*sums), renormalize(*squares)
-    mean = None
+    mean: Any = (None, None)
     if call.rule.centred:
         between = multiply_pairs(sums, ratio_pair(1, count, 53), 53)
         high, low = two_sum(shift, between[0])
-        mean = _scaled(renormalize(high, low + between[1]), _UNIT)
+        mean = renormalize(high, low + between[1])
         of_shift = multiply_pairs(sums, between, 53)
         squares = add_pairs(squares, (-of_shift[0], -of_shift[1]))
-    found = Moments(count, mean, _scaled(squares, _UNIT**2), numpy.full_like(shift, _UNIT), numpy)
+    found = of_arrays(count, [*mean, None, *squares, numpy.ones_like(shift)], numpy)
     if safe.all():
         return found
     others = definition.run_moments(_in_numpy(call))
     parts = zip(arrays_of(found), arrays_of(others), strict=True)
-    return of_arrays(count, [None if a is None else numpy.where(safe, a, b) for a, b in parts], numpy)
+    none = numpy.zeros_like(shift)
+    return of_arrays(count, [None if a is None else numpy.where(safe, a, none if b is None else b) for a, b in parts], numpy)
 
 
 def run(call: Call) -> Array:
@@ -124,42 +125,29 @@ def run(call: Call) -> Array:
 
 def _finished(call: Call) -> tuple[Array, Array]:
     """What the kernel applies to each row, and to which rows it may."""
-    numbers, digits = _room(call, FINISHED), call.precision.digits
+    numbers, digits, rule = _room(call, FINISHED), call.precision.digits, call.rule
     given: Any = call.moments
     parts = [None if part is None else numpy.asarray(part) for part in arrays_of(given)]
-    moments = of_arrays(given.count, parts, numpy)
-    precision = Precision(numpy.float64, digits)
-    shift, factor, unit = step.finish(numpy, moments, call.rule, call.eps, precision)
-    shift = (numpy.zeros_like(factor[0]), None) if shift is None else shift
-    bare, scale = factor[0], 1.0 if call.rule.averaged else scale_of(call)
-    if not call.rule.averaged:
-        factor = _times_scale(factor, scale, digits)
+    found = fitted(
+        numpy, statistics_of(of_arrays(given.count, parts, numpy)), rule.centred, rule.averaged, call.eps, digits
+    )
+    step = finish(numpy, found, rule, call.eps, Precision(numpy.float64, digits))
+    scale = 1.0 if rule.averaged else scale_of(call)
+    # Infinity times a zero of the row would be NaN.
+    factor = numpy.clip(step.factor * scale, -_LARGEST, _LARGEST)
+    shift, low = (0.0 if one is None else one for one in (step.shift, step.shift_low))
     if not digits:
         # An eps beyond any row has a unit of its own, in which the kernel does not compute.
-        low = 0.0 if shift[1] is None else shift[1]
-        numbers[..., 0], numbers[..., 1], numbers[..., 2] = shift[0], factor[0], -low * factor[0]
-        return numbers, numpy.asarray(unit is None)
-    own: Any = unit
-    shift, factor = _scaled(shift, 1.0 / own), _scaled(factor, own)
-    for place, one in enumerate((*shift, *factor)):
-        numbers[..., place] = 0.0 if one is None else one
-    size = numpy.abs(factor[0])
+        numbers[..., 0], numbers[..., 1], numbers[..., 2] = shift, factor, -low * factor
+        return numbers, numpy.asarray(step.unit is None)
+    own: Any = step.unit
+    for place, one in enumerate((shift / own, low / own, factor * own, 0.0)):
+        numbers[..., place] = one
+    size = numpy.abs(factor * own)
     # Of 0 or NaN only where the row or the scale is: a product may also have left the range.
-    nothing = (size == 0.0) & ((bare == 0.0) | (scale == 0.0)) | numpy.isnan(bare)
+    nothing = (size == 0.0) & ((step.factor == 0.0) | (scale == 0.0)) | numpy.isnan(step.factor)
     ordinary = (size < _MOST_FACTOR) & (size > 1.0 / _MOST_FACTOR) | nothing
-    return numbers, ordinary & ~(numpy.abs(shift[0]) > _MOST_SHIFT)
-
-
-def _times_scale(factor: Pair, scale: float, digits: int) -> Pair:
-    if digits:
-        return multiply_pairs(factor, (scale, 0.0), digits)
-    # Infinity times a zero of the row would be NaN.
-    product = factor[0] * scale
-    return numpy.where(numpy.isinf(product), numpy.copysign(_LARGEST, product), product), None
-
-
-def _scaled(pair: Any, by: Any) -> Pair:
-    return pair[0] * by, None if pair[1] is None else pair[1] * by
+    return numbers, ordinary & ~(numpy.abs(shift / own) > _MOST_SHIFT)
 
 
 def _features(call: Call) -> int:

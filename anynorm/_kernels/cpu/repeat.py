@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 
 from anynorm._check import Call
-from anynorm._definition import Rule
+from anynorm._definition.norms import Rule
 from anynorm._kernels.cpu import repeat_torch
 from anynorm._kernels.cpu.memory import KNOWS_FIELDS
 from anynorm._kernels.cpu.recipe import DONE, Recipe

@@ -1,7 +1,8 @@
 """Twice the working precision from ordinary floats: a pair (high, low) stands for the exact sum high + low.
 
-Needed where the widest float a library has is the one the data came in. Everything here is additions, multiplications
-and comparisons of whole arrays, so it runs under any tracer. Two hazards shaped it:
+Statistics are merged in them where nothing is wider than the dtype they are in: a million merges would wear out what
+is rounded each time. Everything here is additions and multiplications of whole arrays, so it runs under any tracer. Two
+hazards shaped it:
 
 - Compilers may fuse ``a*b + c`` into one rounding (XLA does on the CPU, every GPU compiler does). Each product that
   is followed by an addition here is either exact, so that fusing changes nothing, or a rounded one that is used twice,
@@ -12,8 +13,7 @@ and comparisons of whole arrays, so it runs under any tracer. Two hazards shaped
 
 ``digits`` is the number of significant bits of the dtype: 53 for float64, 24 for float32.
 
-Sources: Knuth, TAOCP 2, 4.2.2 (two_sum); Dekker 1971 (two_product); Rump, Ogita, Oishi 2008, "Accurate floating-point
-summation" (the splitting behind sum_pair).
+Sources: Knuth, TAOCP 2, 4.2.2 (two_sum); Dekker 1971 (two_product).
 """
 
 from __future__ import annotations
@@ -21,14 +21,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy
-
 Array = Any
 Pair = tuple[Any, Any]
-
-# Sums of more terms than this are cut in two first: past it a level of sum_pair takes too few bits of each term.
-_LONGEST_SUM = {24: 1 << 14, 53: 1 << 28}
-
 
 def two_sum(a: Array, b: Array) -> Pair:
     """Return the rounded sum and its rounding error, exactly."""
@@ -59,49 +53,6 @@ def multiply_pairs(a: Pair, b: Pair, digits: int) -> Pair:
     """Return the product of two pairs as a pair."""
     high, low = two_product(a[0], b[0], digits)
     return renormalize(high, low + (a[0] * b[1] + a[1] * b[0]))
-
-
-def sum_pair(xp: Any, values: Array, axes: tuple[int, ...], digits: int, spare: int = 0) -> Pair:
-    """Sum over ``axes`` (kept with length 1), to within one unit of the last place of the pair's high part.
-
-    That holds where the sum is not much smaller than the terms; ``spare`` is by how many bits it may be.
-
-    Each level takes the leading bits of every term, as many as can be added without any rounding, so that
-    the library may add them in whatever order it likes. What remains after the last level is too small to matter.
-    """
-    terms = math.prod([values.shape[axis] for axis in axes])
-    if terms > _LONGEST_SUM[digits]:
-        longest = max(axes, key=lambda axis: values.shape[axis])
-        return add_pairs(*(sum_pair(xp, half, axes, digits, spare) for half in _halves(values, longest)))
-    bits = max(terms - 1, 1).bit_length()
-    # A boundary of 4 * 2**bits * largest leaves this many bits of each term to a level, and the remainder has to
-    # fall below 2**-(2 * bits + 4) of the largest term before a plain sum of it is harmless.
-    bits_per_level = digits - 3 - bits
-    levels = -(-(2 * bits + 4 + spare) // bits_per_level)
-    boundary = largest(xp, values, axes) * 2.0 ** (bits + 2)
-    high, low = None, 0.0
-    for _ in range(levels):
-        leading = (values + boundary) - boundary
-        values = values - leading
-        part = xp.sum(leading, axis=axes, keepdims=True)
-        if high is None:
-            high = part
-        else:
-            high, error = two_sum(high, part)
-            low = low + error
-        boundary = boundary * 2.0**-bits_per_level
-    high, error = two_sum(high, xp.sum(values, axis=axes, keepdims=True))
-    return renormalize(high, low + error)
-
-
-def largest(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
-    """The largest magnitude over ``axes``, which are kept with length 1."""
-    if not xp.__name__.endswith("dask.array"):
-        return xp.max(xp.abs(values), axis=axes, keepdims=True)
-    # The maximum that Dask has fails where any chunk is empty, as filtering makes them.
-    return xp.reduction(
-        xp.abs(values), _largest_in_chunk, _largest_in_chunk, axis=axes, keepdims=True, dtype=values.dtype
-    )
 
 
 def round_pair(value: tuple[float, float], digits: int) -> tuple[float, float]:
@@ -142,16 +93,3 @@ def renormalize(high: Array, low: Array) -> Pair:
     """Move what fits from the low part into the high one; |low| is at most |high|."""
     total = high + low
     return total, low - (total - high)
-
-
-def _largest_in_chunk(magnitudes: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
-    """The maximum; 0 over no elements, which their sum is in any library."""
-    reduce = numpy.max if all(magnitudes.shape[one] for one in axis) else numpy.sum
-    return reduce(magnitudes, axis=axis, keepdims=keepdims)
-
-
-def _halves(values: Array, axis: int) -> Pair:
-    """Cut an array in two along an axis."""
-    middle = values.shape[axis] // 2
-    before = (slice(None),) * (axis % len(values.shape))
-    return values[(*before, slice(None, middle))], values[(*before, slice(middle, None))]

@@ -1,0 +1,123 @@
+"""Sums over axes, exact to a few units of the last place however many the terms are and whatever the library does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+
+Array = Any
+
+# Where a library adds one term after the other, blocks of this many are added here, then the sums of blocks, in blocks
+# again: the error grows with the logarithm of the number of terms.
+_BLOCK = 64
+# What XLA for CPUs adds in lanes, in numbers of elements; and the longest row of which leading bits are worth a sum.
+_LANES, _LONGEST_EXACT = 4096, {24: 1 << 14, 53: 1 << 40}
+
+
+def total(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
+    """The sum over ``axes``, which are kept with length 1."""
+    if _is_dask(xp):
+        return xp.reduction(values, _total_of_chunk, _total_of_chunk, axis=axes, keepdims=True, dtype=values.dtype)
+    if not _adds_one_by_one(xp, values, axes):
+        return xp.sum(values, axis=axes, keepdims=True)
+    for axis in axes:
+        values = _total_along(xp, values, axis)
+    return values
+
+
+def total_of_squares(xp: Any, values: Array, axes: tuple[int, ...], bound: Array, digits: int) -> Array:
+    """The sum of squares of numbers up to a bound, with an error of one unit or two.
+
+    The leading bits of each square are as many as can be added without rounding, in whatever order. What remains is too
+    small for an error to matter (Rump, Ogita, Oishi 2008, "Accurate floating-point summation"). A plain sum is off by
+    10 units and more for rows such as (1, 0, ..., 0), where each term rounds the same way.
+    """
+    squares = values * values
+    count = count_along(values, axes)
+    if count <= 2 or count > _LONGEST_EXACT[digits]:
+        return total(xp, squares, axes)
+    if isinstance(squares, numpy.ndarray):  # which can be looked at: most rows have no such terms
+        found = total(xp, squares, axes)
+        if (found >= 16.0 * bound * bound).all():
+            return found
+    boundary = bound * bound * 2.0 ** (2 + math.ceil(math.log2(count)))
+    leading = (squares + boundary) - boundary
+    return total(xp, leading, axes) + total(xp, squares - leading, axes)
+
+
+def mean(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
+    """The mean over ``axes``; 0 over no elements."""
+    return total(xp, values, axes) / max(count_along(values, axes), 1)
+
+
+def count_along(values: Array, axes: tuple[int, ...]) -> int:
+    """How many elements there are along axes."""
+    count = 1
+    for axis in axes:
+        count *= values.shape[axis]
+    return count
+
+
+def lowest_and_highest(xp: Any, values: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """The least and the largest element over ``axes``; NaN where one is."""
+    if _is_dask(xp):
+        highest, negated = _dask_maximum(xp, values, axes), _dask_maximum(xp, -values, axes)
+        return -negated, highest
+    return xp.min(values, axis=axes, keepdims=True), xp.max(values, axis=axes, keepdims=True)
+
+
+def largest(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
+    """The largest magnitude over ``axes``; NaN where one is."""
+    values = xp.abs(values)
+    return _dask_maximum(xp, values, axes) if _is_dask(xp) else xp.max(values, axis=axes, keepdims=True)
+
+
+def _adds_one_by_one(xp: Any, values: Array, axes: tuple[int, ...]) -> bool:
+    """Whether the library's own sum lets errors grow with the number of terms."""
+    name, shape = xp.__name__, tuple(values.shape)
+    if any(length is None for length in shape):  # of ndonnx, for which ONNX Runtime adds in lanes
+        return False
+    if name == "jax.numpy":
+        return math.prod(shape) < _LANES
+    # NumPy adds along the last axis alone in blocks.
+    return name in ("numpy", "array_api_strict", "sparse") and axes != (len(shape) - 1,)
+
+
+def _total_along(xp: Any, values: Array, axis: int) -> Array:
+    shape = list(values.shape)
+    blocks, left = divmod(shape[axis], _BLOCK)
+    if blocks < 2:
+        return xp.sum(values, axis=axis, keepdims=True)
+    before = (slice(None),) * axis
+    whole = values if not left else values[(*before, slice(None, blocks * _BLOCK))]
+    parts = xp.sum(xp.reshape(whole, (*shape[:axis], blocks, _BLOCK, *shape[axis + 1 :])), axis=axis + 1)
+    # XLA makes one sum of two, but not of what is scaled between them.
+    result = _total_along(xp, parts * (1.0 / _BLOCK), axis) * float(_BLOCK)
+    if left:
+        result = result + xp.sum(values[(*before, slice(blocks * _BLOCK, None))], axis=axis, keepdims=True)
+    return result
+
+
+def _is_dask(xp: Any) -> bool:
+    """Whether arrays are in chunks, along which cutting anew would move data."""
+    return bool(xp.__name__.endswith("dask.array"))
+
+
+def _total_of_chunk(values: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
+    return total(numpy, values, axis)
+
+
+def _dask_maximum(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
+    """The maximum that Dask has fails where any chunk is empty, as filtering makes them."""
+    chunk: Callable[..., Array] = _maximum_of_chunk
+    return xp.reduction(values, chunk, chunk, axis=axes, keepdims=True, dtype=values.dtype)
+
+
+def _maximum_of_chunk(values: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
+    """-Inf, which is no maximum of others, over no elements."""
+    if all(values.shape[one] for one in axis):
+        return numpy.max(values, axis=axis, keepdims=keepdims)
+    return numpy.sum(values, axis=axis, keepdims=keepdims) - numpy.inf

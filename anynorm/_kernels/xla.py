@@ -1,0 +1,148 @@
+"""JAX arrays: the definition as one program of XLA, also where JAX runs each operation at once; its derivatives stated.
+
+What automatic differentiation makes of the steps forms powers of the factor, which leave the range of float32 for rows
+that are well within it. With x_hat, the factor f, a tangent t of x and t_hat = t * f (minus its mean, with centring)::
+
+    d x_hat = t_hat - x_hat * mean(x_hat * t_hat)
+    d f = -f * mean(x_hat * t_hat)
+
+which is all that derivatives of any order, forward and backward, are made of. For scale_norm the mean is a sum, and 0
+where eps is the divisor.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from anynorm._check import Call, Gradient
+from anynorm._definition.norms import Precision, Rule, deviations, finish, reduce
+from anynorm._definition.scaling import exceeds
+from anynorm._definition.sums import count_along, mean, total
+from anynorm._kernels import definition
+from anynorm._moments import Moments, arrays_of, of_arrays
+
+Array = Any
+
+
+class _Fixed(NamedTuple):
+    """What is no array."""
+
+    rule: Rule
+    axes: tuple[int, ...]
+    eps: float
+    precision: Precision
+
+
+class _Normalized(NamedTuple):
+    """Rows, and what has to be known of them to differentiate."""
+
+    x_hat: Array
+    factor: Array
+    unit: Array
+    is_long: Array | float  # 0 where eps alone divides a row, else 1
+
+
+def refuses(call: Call) -> str | None:
+    """Why a call is none of JAX's; None: it is."""
+    name = call.library.name
+    return None if name == "jax" else f"it takes JAX arrays, and x is an array of {name}"
+
+
+def refuses_to_pull(gradient: Gradient) -> str | None:
+    """Why a derivative is none of JAX's; None: it is."""
+    return refuses(gradient.call)
+
+
+def run(call: Call) -> Any:
+    """Return y, or (y, total) where the call has a residual."""
+    return _compiled(_run, call)
+
+
+def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
+    """Return dx, dweight and dbias; a parameter that is not there has no gradient."""
+    found: tuple[Array, Array | None, Array | None] = _compiled(definition.pull_whole, *gradient[:3])
+    return found
+
+
+def run_moments(call: Call) -> Moments:
+    """Return the moments of the call's array."""
+    arrays = _compiled(_moments, call)
+    return of_arrays(count_along(call.x, call.axes), arrays, call.library.namespace)
+
+
+def _run(call: Call) -> Any:
+    return definition.run_whole(call, _steps)
+
+
+def _moments(call: Call) -> tuple[Array | None, ...]:
+    return arrays_of(definition.run_moments(call))
+
+
+def _compiled(function: Callable[..., Any], call: Call, *more: Any) -> Any:
+    """Return function(call, *more), where arrays are what XLA is given and all else is fixed in the program."""
+    weight = None if isinstance(call.weight, float) else call.weight
+    given = None if call.moments is None else arrays_of(call.moments)
+    fixed = call._replace(x=None, bias=None, residual=None, moments=None)
+    fixed = fixed if weight is None else fixed._replace(weight=None)
+    count = 0 if call.moments is None else call.moments.count
+    return _jitted()(function, fixed, count, (call.x, weight, call.bias, call.residual), given, more)
+
+
+@functools.cache
+def _jitted() -> Callable[..., Any]:
+    import jax
+
+    def on_arrays(function: Any, fixed: Call, count: int, held: Any, given: Any, more: Any) -> Any:
+        x, weight, bias, residual = held
+        moments = None if given is None else of_arrays(count, given, fixed.library.namespace)
+        weight = fixed.weight if weight is None else weight
+        return function(fixed._replace(x=x, weight=weight, bias=bias, residual=residual, moments=moments), *more)
+
+    return jax.jit(on_arrays, static_argnums=(0, 1, 2))
+
+
+def _steps(
+    call: Call, x: Array, moments: Moments | None, weight: Array | float | None, bias: Array | None,
+    precision: Precision,
+) -> Array:  # fmt: skip
+    """The three steps, with their derivative; that of given moments is left to JAX."""
+    if moments is not None or not precision.digits:
+        return definition.steps(call, x, moments, weight, bias, precision)
+    fixed = _Fixed(call.rule, call.axes, call.eps, precision)
+    y: Array = _differentiable()(fixed, x).x_hat
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+@functools.cache
+def _differentiable() -> Callable[..., _Normalized]:
+    """A function from rows to what becomes of them, with its derivative."""
+    import jax
+    import jax.numpy as xp
+
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+    def normalized(fixed: _Fixed, x: Array) -> _Normalized:
+        rule, axes, eps, precision = fixed
+        step = finish(xp, reduce(xp, x, axes, rule, precision, eps), rule, eps, precision)
+        if rule.centred:  # it has been rounded twice by now, and a quotient is better than a product with a reciprocal
+            x_hat = deviations(x * step.unit, step) / xp.maximum(step.root, step.length)
+        else:  # in two steps, as an element may be far smaller than its row
+            half = xp.sqrt(step.unit)
+            x_hat = x * half * (step.factor * half)
+        ratio = 1.0 if rule.averaged or not eps else step.root / step.length
+        is_long = xp.ones_like(step.factor) if isinstance(ratio, float) else exceeds(xp, ratio, 1.0, precision.digits)
+        return _Normalized(x_hat, step.factor, step.unit, is_long)
+
+    @normalized.defjvp
+    def of_rows(fixed: _Fixed, given: Any, tangents: Any) -> Any:
+        found = normalized(fixed, *given)
+        x_hat, factor, unit, is_long = found
+        t_hat = tangents[0] * unit * factor
+        t_hat = t_hat - mean(xp, t_hat, fixed.axes) if fixed.rule.centred else t_hat
+        across = (mean if fixed.rule.averaged else total)(xp, x_hat * t_hat, fixed.axes) * is_long
+        zero = xp.zeros_like(unit)
+        return found, _Normalized(t_hat - x_hat * across, -factor * across, zero, zero)
+
+    return normalized
