@@ -28,7 +28,7 @@ class Exact:
 
     value: mpmath.mpf  # NaN where the whole row must be NaN
     magnitude: mpmath.mpf
-    slack: float = 0.0  # an error that does not count: of a sum in a wider dtype, whose terms cancel
+    slack: float = 0.0  # an error that does not count: of what cancels in a wider dtype, or underflows
 
 
 def layer_norm(row, weight=None, bias=None, eps=1e-5, offset=0.0):
@@ -80,6 +80,65 @@ def _norm(row, weight, bias, offset, centred, eps):
     return results
 
 
+@dataclass(frozen=True)
+class _Slope:
+    """What the derivatives of a norm at one row are made of; exact, but for the roots."""
+
+    deviations: list[Fraction]  # d: of x from its mean; without centring x itself
+    energy: Fraction  # what the norm divides by, squared
+    over: int  # n where squares are averaged, 1 where they are added up
+    is_centred: bool
+    is_long: bool  # the divisor depends on the row
+    weights: list[Fraction]
+
+    @property
+    def factor(self) -> mpmath.mpf:
+        return 1 / mpmath.sqrt(_mpf(self.energy))
+
+    def centre(self, values):
+        """Values less their mean, where the norm subtracts one."""
+        middle = sum(values) / len(values) if self.is_centred else 0
+        return [value - middle for value in values]
+
+    def mean(self, values, others):
+        """The mean, or sum, of products; 0 where the divisor does not depend on the row."""
+        return sum(a * b for a, b in zip(values, others, strict=True)) / self.over if self.is_long else 0
+
+    def sizes(self, values) -> list[mpmath.mpf]:
+        """The magnitudes of values and, where it is subtracted, of the terms of their mean."""
+        sizes = [_mpf(abs(value)) for value in values]
+        middle = sum(sizes) / len(sizes) if self.is_centred else 0
+        return [size + middle for size in sizes]
+
+    def spread(self) -> list[mpmath.mpf]:
+        """The magnitudes of x_hat; its root mean square at least with centring, whose error is of the row's scale."""
+        sizes = [_mpf(abs(value)) for value in self.deviations]
+        least = mpmath.sqrt(sum(size**2 for size in sizes) / len(sizes)) if self.is_centred else 0
+        return [max(size, least) * self.factor for size in sizes]
+
+
+def _slope(norm, row, weight, eps, offset, scale) -> _Slope:
+    count = len(row)
+    x, exponent = _integers(row)
+    total = sum(x) if norm == "layer_norm" else 0
+    d = [Fraction(count * v - total, count) * _power(exponent) for v in x]
+    energy = sum(v * v for v in d)
+    if norm == "scale_norm":
+        least = Fraction(eps) ** 2
+        return _Slope(d, max(energy, least), 1, False, energy >= least, [Fraction(scale)] * count)
+    weights = [Fraction(1)] * count if weight is None else [Fraction(float(w)) + Fraction(offset) for w in weight]
+    return _Slope(d, energy / count + Fraction(eps), count, norm == "layer_norm", True, weights)
+
+
+def _across(at: _Slope, values):
+    """The part of values that lies along neither x_hat nor, where the norm centres, 1; the magnitudes of its terms."""
+    across = at.mean(values, at.deviations) / at.energy
+    spread, sizes = at.spread(), at.sizes(values)
+    terms = at.mean(sizes, spread)
+    found = zip(at.centre(values), at.deviations, sizes, spread, strict=True)
+    return [(value - d * across, size + h * terms) for value, d, size, h in found]
+
+
 def gradient(norm, row, dy, weight=None, eps=1e-5, offset=0.0, scale=1.0):
     """The derivative of a norm at one row: dx, and dy * x_hat, whose sum over rows the gradient of the weight is.
 
@@ -88,8 +147,9 @@ def gradient(norm, row, dy, weight=None, eps=1e-5, offset=0.0, scale=1.0):
         dx = f * (g - mean(g) - d * f**2 * mean(g * d))
 
     The first mean is 0 without centring. For scale_norm g is scale * dy, the other mean is a sum, and 0 where eps is
-    the divisor. The magnitude of each element of dx is that of its terms, f * max(abs(g)). A row with NaN or Inf has a
-    dx of NaN throughout; what it adds to the gradient of the weight is NaN there where it holds that, in x everywhere.
+    the divisor. The magnitude of an element of dx is the sum of those of its terms, those of each mean included. A row
+    with NaN or Inf has a dx of NaN throughout; what it adds to the gradient of the weight is NaN there where it holds
+    that, in x everywhere.
     """
     count = len(row)
     dy = np.asarray(dy, dtype=np.float64)
@@ -100,29 +160,62 @@ def gradient(norm, row, dy, weight=None, eps=1e-5, offset=0.0, scale=1.0):
         _, shares = gradient(norm, row, np.where(finite, dy, 0.0), weight, eps, offset, scale)
         kept = [share if is_finite else mpmath.nan for share, is_finite in zip(shares, finite, strict=True)]
         return [Exact(mpmath.nan, mpmath.nan)] * count, kept
-    x, exponent = _integers(row)
-    total = sum(x) if norm == "layer_norm" else 0
-    d = [Fraction(count * v - total, count) * _power(exponent) for v in x]
-    energy, over, is_long = sum(v * v for v in d), 1, True
-    if norm == "scale_norm":
-        is_long, energy = energy > Fraction(eps) ** 2, max(energy, Fraction(eps) ** 2)
-        weights = [Fraction(scale)] * count
-    else:
-        energy, over = energy / count + Fraction(eps), count
-        weights = [
-            Fraction(1) if weight is None else Fraction(float(w)) + Fraction(offset)
-            for w in (row if weight is None else weight)
-        ]
-    dy = [Fraction(float(v)) for v in dy]
-    g = [a * b for a, b in zip(dy, weights, strict=True)]
-    if energy == 0:  # such rows give 0, whatever is near them
+    at = _slope(norm, row, weight, eps, offset, scale)
+    if at.energy == 0:  # such rows give 0, whatever is near them
         return [Exact(mpmath.mpf(0), mpmath.mpf(0))] * count, [mpmath.mpf(0)] * count
-    middle = sum(g) / count if norm == "layer_norm" else 0
-    across = sum(a * b for a, b in zip(g, d, strict=True)) / (over * energy) if is_long else 0
-    factor = 1 / mpmath.sqrt(_mpf(energy))
-    terms = _mpf(max(map(abs, g))) * factor
-    values = [_mpf(a - middle - b * across) * factor for a, b in zip(g, d, strict=True)]
-    return [Exact(value, terms) for value in values], [_mpf(a * b) * factor for a, b in zip(dy, d, strict=True)]
+    dy, d, factor = [Fraction(float(v)) for v in dy], at.deviations, at.factor
+    g = [a * b for a, b in zip(dy, at.weights, strict=True)]
+    dx = [Exact(_mpf(value) * factor, size * factor) for value, size in _across(at, g)]
+    return dx, [_mpf(a * b) * factor for a, b in zip(dy, d, strict=True)]
+
+
+def jvp(norm, row, tangent, weight=None, eps=1e-5, offset=0.0, scale=1.0):
+    """The derivative of y at one row along a tangent: that of x, as the parameters stay.
+
+    With d and f as for `gradient`, and t' the tangent less its mean where the norm centres::
+
+        dy = weight * f * (t' - d * f**2 * mean(t * d))
+
+    The mean is a sum for scale_norm, and 0 where eps is the divisor. Magnitudes are as for `gradient`. Rows without
+    deviations have 0 for eps = 0, where there is no derivative.
+    """
+    at = _slope(norm, row, weight, eps, offset, scale)
+    if at.energy == 0:
+        return [Exact(mpmath.mpf(0), mpmath.mpf(0))] * len(row)
+    found = zip(_across(at, [Fraction(float(v)) for v in tangent]), at.weights, strict=True)
+    return [Exact(_mpf(w * value) * at.factor, _mpf(abs(w)) * at.factor * size) for (value, size), w in found]
+
+
+def second(norm, row, dy, tangent, weight=None, eps=1e-5, offset=0.0, scale=1.0):
+    """The derivative of dx at one row along a tangent, for one and the same dy; the norm's Hessian, times both.
+
+    With d and f as for `gradient`, and g' and t' for g and the tangent less their means where the norm centres::
+
+        -f**3 * (a * g' + b * t' + c * d - 3 * f**2 * a * b * d)
+        a = mean(t * d), b = mean(g * d), c = mean(g' * t')
+
+    Means are sums for scale_norm, and all is 0 where eps is the divisor. Magnitudes are as for `gradient`.
+    """
+    at = _slope(norm, row, weight, eps, offset, scale)
+    if at.energy == 0 or not at.is_long:
+        return [Exact(mpmath.mpf(0), mpmath.mpf(0))] * len(row)
+    t, d, f = [Fraction(float(v)) for v in tangent], at.deviations, at.factor
+    g = [Fraction(float(v)) * w for v, w in zip(dy, at.weights, strict=True)]
+    g_centred, t_centred = at.centre(g), at.centre(t)
+    a, b, c = at.mean(t, d), at.mean(g, d), at.mean(g_centred, t_centred)
+    along = c - 3 * a * b / at.energy
+    spread, sizes_g, sizes_t = at.spread(), at.sizes(g), at.sizes(t)
+    size_a, size_b = at.mean(sizes_t, spread), at.mean(sizes_g, spread)
+    size_along = at.mean(sizes_g, sizes_t) + 3 * size_a * size_b
+    return [
+        Exact(
+            -_mpf(a * one + b * other + along * deviation) * f**3,
+            f**2 * (size_a * size_g + size_b * size_t + size_along * h),
+        )
+        for one, other, deviation, size_g, size_t, h in zip(
+            g_centred, t_centred, d, sizes_g, sizes_t, spread, strict=True
+        )
+    ]
 
 
 def _integers(row):

@@ -13,7 +13,8 @@ from tests.tolerances import smallest_normal
 
 # A few sizes only: each new shape costs a compiling library a second.
 FEATURES = (1, 2, 3, 7, 33, 64)
-ROWS = 2
+# Two of the kind that is drawn, and beside them one of zeros and one whose squares are far below a usual eps.
+DRAWN_ROWS, ROWS = 2, 4
 
 
 def examples(percent: int) -> settings:
@@ -85,20 +86,37 @@ KINDS = {
 }
 
 
+# Powers of ten, each range as often as the other; float16 has no more than this.
+FAR_BELOW_ONE = {
+    "float16": ((-7, -5),),
+    "bfloat16": ((-30, -10),),
+    "float32": ((-30, -10),),
+    "float64": ((-30, -10), (-300, -30)),
+}
+
+
+def far_below_one(rng, features, dtype):
+    """A row far below 1: its squares vanish beside eps, or in the dtype, and 1 over them overflows."""
+    ranges = FAR_BELOW_ONE[dtype]
+    return rng.standard_normal(features) * 10.0 ** rng.uniform(*ranges[rng.integers(len(ranges))])
+
+
 @st.composite
 def rows(draw, dtype, features=FEATURES):
-    """Finite rows of one of the kinds above, or of any floats that hypothesis thinks of."""
-    shape = (ROWS, draw(st.sampled_from(features)))
+    """Finite rows of one of the kinds above, or of any floats that hypothesis thinks of; then zeros, and a tiny row."""
+    shape = (DRAWN_ROWS, draw(st.sampled_from(features)))
     kind = draw(st.sampled_from([*KINDS, "any"]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     if kind == "any":
         width = {"float16": 16, "bfloat16": 32, "float32": 32, "float64": 64}[dtype]
         values = draw(
             npst.arrays(f"float{width}", shape, elements=st.floats(width=width, allow_infinity=False, allow_nan=False))
         )
     else:
-        values = KINDS[kind](np.random.default_rng(draw(st.integers(0, 2**32 - 1))), shape, dtype)
+        values = KINDS[kind](rng, shape, dtype)
     largest = _largest(dtype)
-    return as_dtype(np.clip(values.astype(np.float64), -largest, largest), dtype), kind
+    values = np.clip(values.astype(np.float64), -largest, largest)
+    return as_dtype(np.stack([*values, np.zeros(shape[1]), far_below_one(rng, shape[1], dtype)]), dtype), kind
 
 
 @st.composite

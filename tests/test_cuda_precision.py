@@ -67,6 +67,14 @@ def test_every_magnitude(norm, dtype, paired):
 
 
 @every_mode
+def test_constant_rows_beside_an_eps_of_any_size(dtype, paired):
+    # In the unit of its row eps ranges from what is far below any square to what can be divided by.
+    x = as_dtype(np.asarray([[1.0], [-4.9e4]]) * np.ones(3), dtype)
+    for eps in (*(2.0**-power for power in range(900, 1075, 8)), 0.0):
+        assert_rows("layer_norm", dtype, paired, x, eps=eps)
+
+
+@every_mode
 @every_norm
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_side_by_side(kind, norm, dtype, paired):

@@ -11,17 +11,16 @@ from tests.backends import CPU_BACKENDS, KERNELS, NUMPY, as_dtype, needs_numba, 
 from tests.strategies import rows_of_any_magnitude
 from tests.test_gradients_precision import BY_KERNEL, HAS_NUMBA, NORMS, vjp
 from tests.tolerances import (
-    CUDA_GRADIENT_BOUNDS,
-    GRADIENT_BOUNDS,
-    KERNEL_GRADIENT_BOUNDS,
     assert_exact,
     assert_sums_exact,
+    gradient_bounds_of,
     gradient_of_bias,
     gradient_of_rows,
 )
 
 BACKENDS = {backend.name: backend for backend in CPU_BACKENDS}
 BOTH_WAYS = [BACKENDS[name] for name in ("numpy", "torch", "numpy, definition", "torch, definition")]
+DEFINITIONS = ("numpy, definition", "torch, definition")
 SEVERAL = [*BOTH_WAYS, BACKENDS["dask"], BACKENDS["jax-x64"]]
 LARGEST = float(reference.FORMATS["float64"][2])
 # Of rows; those beside 2**-250 and 2**250, whose squares leave the range of the kernel, are on either side of it.
@@ -49,7 +48,7 @@ def exact_gradients(norm, x, dy, weight, eps=1e-5, offset=0.0):
 
 def assert_gradients(norm, name, got, dy, exact):
     by_kernel = HAS_NUMBA and name in BY_KERNEL
-    bounds = KERNEL_GRADIENT_BOUNDS if by_kernel else CUDA_GRADIENT_BOUNDS if name == "cuda" else GRADIENT_BOUNDS
+    bounds = gradient_bounds_of(name, by_kernel)
     said = {"backend": name, "dtype": "float64", "bounds": bounds, "flushes": "jax" in name}
     dx, dweight = exact[by_kernel]
     assert_exact(got[0], dx, norm=f"{norm} dx", **said)
@@ -148,12 +147,14 @@ def test_weights_of_any_magnitude(norm, size):
         assert_gradients(norm, backend.name, pull(norm, backend, x, dy, weight), dy, exact)
 
 
-@pytest.mark.parametrize("name", ["numpy", "numpy, definition", pytest.param("cuda", marks=emulated.needs_compiler)])
+@pytest.mark.parametrize(
+    "name", ["numpy", *DEFINITIONS, "jax-x64", pytest.param("cuda", marks=emulated.needs_compiler)]
+)
 def test_constant_rows_of_any_magnitude_are_divided_by_eps(name):
     x = np.full((7, 3), 1.0) * np.asarray([1.0, 1e20, 1e100, 1e200, 1e300, -1e308, 1e-300])[:, None]
     dy = np.random.default_rng(0).standard_normal(x.shape)
     weight = np.asarray([1e290, 2e290, -1e290])  # which the CPU kernel leaves to the definition
-    for eps in (0.0, 1e-280, 5e-200, 1e-12, 1.0, 7e100):
+    for eps in (1e-12, 1.0) if name == "jax-x64" else (0.0, 1e-280, 5e-200, 1e-12, 1.0, 7e100):  # each compiles
         if name == "cuda":
             got = emulated.differentiate("layer_norm", x, dy, weight, eps=eps)
         else:
@@ -230,9 +231,12 @@ def test_torch_autograd_makes_nan_of_such_rows_alone(norm, kernel):
             assert held.grad[[0, 3]].isfinite().all()
 
 
-def test_constant_rows_where_there_is_no_float64():
-    x = as_dtype(np.asarray([[1.0], [2.0**20], [2.0**40], [1e30], [-3e38]]) * np.ones(3), "float32")
+@pytest.mark.parametrize("backend", ["strict-no-float64", "jax", "jax-x64"])
+def test_constant_rows_where_float32_is_computed_as_it_is(backend):
+    x = as_dtype(np.asarray([[1.0], [2.0**20], [2.0**40], [1e18], [1e30], [-3e38]]) * np.ones(4), "float32")
     dy = as_dtype(np.random.default_rng(0).standard_normal(x.shape), "float32")
-    exact, _ = gradient_of_rows("layer_norm", x, dy, "float32", eps=1e-5)
-    dx, *_ = pull("layer_norm", BACKENDS["strict-no-float64"], x, dy, None)
-    assert_exact(dx, exact, backend="strict", dtype="float32", norm="layer_norm dx", bounds=GRADIENT_BOUNDS)
+    for eps in (1e-5, 1.0):
+        exact, _ = gradient_of_rows("layer_norm", x, dy, "float32", narrow=True, eps=eps)
+        dx, *_ = pull("layer_norm", BACKENDS[backend], x, dy, None, None, eps)
+        bounds = gradient_bounds_of(backend)
+        assert_exact(dx, exact, backend=backend, dtype="float32", norm="layer_norm dx", bounds=bounds)

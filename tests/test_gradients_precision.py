@@ -9,13 +9,12 @@ import anynorm
 from tests.backends import ALL, GPU_BACKENDS, HAS_NUMBA, as_dtype, some
 from tests.strategies import cases, examples
 from tests.tolerances import (
-    CUDA_GRADIENT_BOUNDS,
-    GRADIENT_BOUNDS,
-    KERNEL_GRADIENT_BOUNDS,
     assert_exact,
     assert_sums_exact,
+    gradient_bounds_of,
     gradient_of_bias,
     gradient_of_rows,
+    is_narrow,
 )
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
@@ -53,13 +52,12 @@ def check(norm, dtype, case, dy, backends):
     for backend in backends:
         if dtype not in backend.dtypes:
             continue
-        by_kernel = HAS_NUMBA and backend.name in BY_KERNEL
-        if by_kernel not in exact:
-            exact[by_kernel] = gradient_of_rows(norm, case.x, dy, dtype, by_kernel=by_kernel, **options_of(norm, case))
-        dx, dweight = exact[by_kernel]
+        way = {"by_kernel": HAS_NUMBA and backend.name in BY_KERNEL, "narrow": is_narrow(backend.name)}
+        if str(way) not in exact:
+            exact[str(way)] = gradient_of_rows(norm, case.x, dy, dtype, **way, **options_of(norm, case))
+        dx, dweight = exact[str(way)]
         got = pull(norm, backend, case, dy)
-        by_cuda = backend.name.endswith("cuda kernel")
-        bounds = KERNEL_GRADIENT_BOUNDS if by_kernel else CUDA_GRADIENT_BOUNDS if by_cuda else GRADIENT_BOUNDS
+        bounds = gradient_bounds_of(backend.name, way["by_kernel"])
         said = {"backend": backend.name, "dtype": dtype, "bounds": bounds, "flushes": backend.flushes}
         assert_exact(got[0], dx, norm=f"{norm} dx", **said)
         wanted = case.scale if norm == "scale_norm" else case.weight

@@ -35,6 +35,70 @@ def test_the_reference_knows_what_anybody_can_work_out():
     assert reference.mean_and_variance([1.0, 2.0, 6.0]) == (3, reference.Fraction(14, 3))
 
 
+SLOPES = {  # norm -> rows, and an eps beside which each of them counts
+    "layer_norm": ([[1.0, -2.0, 4.0], [3e-9, 1e-9, 2e-9], [1e6, 1e6 + 1, 1e6 - 2]], 1e-18),
+    "rms_norm": ([[1.0, -2.0, 4.0], [3e-9, 1e-9, 2e-9], [0.0, 0.0, 1.0]], 1e-18),
+    "scale_norm": ([[1.0, -2.0, 4.0], [3e-9, 1e-9, 2e-9], [1e-10, 2e-10, 0.0]], 1e-9),  # the last row is shorter
+}
+
+
+def formula(norm, row, weight, eps):
+    """The norm in numbers of 80 digits, for numeric differences."""
+    if norm == "scale_norm":
+        return [w * v / max(mpmath.sqrt(sum(v * v for v in row)), eps) for v, w in zip(row, weight, strict=True)]
+    middle = sum(row) / len(row) if norm == "layer_norm" else 0
+    root = mpmath.sqrt(sum((v - middle) ** 2 for v in row) / len(row) + eps)
+    return [w * (v - middle) / root for v, w in zip(row, weight, strict=True)]
+
+
+@pytest.mark.parametrize("norm", SLOPES)
+def test_exact_derivatives_are_those_of_numeric_differences(norm):
+    rows, eps = SLOPES[norm]
+    weight, dy, tangent = ([mpmath.mpf(v) for v in given] for given in ([2, -0.5, 1], [1, 0.25, -3], [0.5, 2, -1]))
+    weight = [mpmath.mpf(2)] * 3 if norm == "scale_norm" else weight
+    options = {"scale": 2.0, "eps": eps} if norm == "scale_norm" else {"weight": weight, "eps": eps}
+    for row in rows:
+        size = max(map(abs, row))
+
+        def y(step, other=0.0, at=0, row=row, size=size):
+            moved = [mpmath.mpf(v) + size * step * t for v, t in zip(row, tangent, strict=True)]
+            moved[at] += size * other
+            return formula(norm, moved, weight, mpmath.mpf(eps))
+
+        def loss(*steps, y=y):
+            return sum(a * b for a, b in zip(dy, y(*steps), strict=True))
+
+        found = [reference.jvp(norm, row, tangent, **options), reference.second(norm, row, dy, tangent, **options)]
+        first = reference.gradient(norm, row, dy, **options)[0]
+        for i in range(3):
+            expected = (
+                mpmath.diff(lambda step, i=i, y=y: y(step)[i], 0) / size,
+                mpmath.diff(lambda step, other, i=i: loss(step, other, i), (0, 0), (1, 1)) / size**2,
+                mpmath.diff(lambda other, i=i: loss(0, other, i), 0) / size,
+            )
+            for exact, number in zip((found[0][i], found[1][i], first[i]), expected, strict=True):
+                assert abs(exact.value - number) <= exact.magnitude * mpmath.mpf(10) ** -15
+            # Terms are as large as their sum at least.
+            assert all(abs(one[i].value) <= one[i].magnitude * (1 + mpmath.mpf(2) ** -200) for one in (*found, first))
+
+
+def test_exact_derivatives_where_the_formula_has_none_or_a_constant_one():
+    zeros, first = [0.0] * 4, [1.0, 0.0, 0.0, 0.0]
+    for norm, at_zero in (("layer_norm", [0.75, -0.25, -0.25, -0.25]), ("rms_norm", first), ("scale_norm", first)):
+        for found in (reference.jvp(norm, zeros, first, eps=1.0), reference.gradient(norm, zeros, first, eps=1.0)[0]):
+            assert [float(one.value) for one in found] == at_zero
+        for found in (
+            reference.jvp(norm, zeros, first, eps=0.0),
+            reference.second(norm, zeros, first, first, eps=0.0),
+            reference.second(norm, zeros, first, first, eps=1.0),
+        ):
+            assert [(float(one.value), float(one.magnitude)) for one in found] == [(0.0, 0.0)] * 4
+    # A row of scale_norm is shorter than eps, or has its length at least.
+    assert [float(one.value) for one in reference.jvp("scale_norm", [0.0, 1.0], [1.0, 1.0], eps=1.0)] == [1.0, 0.0]
+    assert [float(one.value) for one in reference.jvp("scale_norm", [0.0, 0.5], [1.0, 1.0], eps=1.0)] == [1.0, 1.0]
+    assert all(one.value == 0 for one in reference.second("scale_norm", [0.0, 0.5], [1.0, 1.0], [1.0, 1.0], eps=1.0))
+
+
 def test_units_in_the_last_place():
     assert reference.ulp(1.0, "float32") == 2.0**-23
     assert reference.ulp(mpmath.mpf(1.999), "float64") == 2.0**-52

@@ -8,11 +8,23 @@ from tests.reference import Exact
 
 # Largest error in units of the last place. Never loosened for a single test.
 BOUNDS = {"float16": 0.51, "bfloat16": 0.51, "float32": 2.0, "float64": 4.0}
+# Where float32 is computed in float32: in JAX, with float64 or without, and in libraries that have no float64.
+NARROW_BOUNDS = BOUNDS | {"float32": 4.0}
 
-# The same of gradients. Through the definition, a unit is taken at the element or at the root mean square of its row's
-# gradient, whichever is larger; terms that cancel to less than 2**-20 leave an error of their own scale. float64 is
-# measured at the terms.
-GRADIENT_BOUNDS = {"float16": 0.51, "bfloat16": 0.51, "float32": 0.51, "float64": 0.51}
+# Derivatives of first and second order, of float64, and of float32 where that is computed in float32: in units at the
+# sum of the magnitudes of the terms (reference.py), where a rounding is of half a unit at most. The factor has 3 of its
+# own and half of those of a mean of squares: 2, and as many as 5 for its n additions, in blocks. A term of first order
+# has the factor three times, one mean and 6 other roundings, 31 in all. One of second order has 54, with the factor
+# five times, and those do not all go one way. The largest of 10 million random elements, in rows of 5, 33 and 200, were
+# 11.2 units off in both orders, beside an outlier.
+DERIVATIVE_BOUND = 16.0
+# What is smaller than a normal number may be 0 in each of the four terms of second order.
+FLUSHED_TERMS = 4
+
+# Gradients through the definition. Where it has a wider dtype, a unit is taken at the element or at the root mean
+# square of its row's gradient, whichever is larger; terms that cancel to less than 2**-20 leave one of their own scale.
+GRADIENT_BOUNDS = {"float16": 0.51, "bfloat16": 0.51, "float32": 0.51, "float64": DERIVATIVE_BOUND}
+NARROW_GRADIENT_BOUNDS = GRADIENT_BOUNDS | {"float32": DERIVATIVE_BOUND}
 # Through the kernels, a unit of float32 is taken at the norm of the row's gradient, or at that of the terms of a sum;
 # as for y, x_hat counts as 1 at least in those of layer_norm, of float64 too. Sums of 16 bits are formed of
 # float32, and may have its error before they are rounded.
@@ -25,10 +37,30 @@ CANCELLED = {"float16": 2.0**-20, "bfloat16": 2.0**-20, "float32": 2.0**-20, "fl
 seen: dict[tuple[str, str, str], float] = {}
 
 
+def is_narrow(backend: str) -> bool:
+    """Whether a backend, by its name, computes float32 in float32, and 16 bits as well."""
+    return backend.startswith("jax") or "no-float64" in backend
+
+
+def bounds_of(backend: str) -> dict[str, float]:
+    """The bounds of results on a backend."""
+    return NARROW_BOUNDS if is_narrow(backend) else BOUNDS
+
+
+def gradient_bounds_of(backend: str, by_kernel: bool = False) -> dict[str, float]:
+    """The bounds of gradients on a backend, by what it runs."""
+    if by_kernel:
+        return KERNEL_GRADIENT_BOUNDS
+    if "cuda" in backend:
+        return CUDA_GRADIENT_BOUNDS
+    return NARROW_GRADIENT_BOUNDS if is_narrow(backend) else GRADIENT_BOUNDS
+
+
 def assert_exact(
-    got, expected, *, backend: str, dtype: str, norm: str, flushes: bool = False, bounds: dict[str, float] = BOUNDS
+    got, expected, *, backend: str, dtype: str, norm: str, flushes: bool = False, bounds: dict[str, float] | None = None
 ) -> None:
-    """Assert that rows of results are within the bound of their exact values, element by element."""
+    """Assert that rows of results are within a bound of their exact values, by default the backend's, each element."""
+    bounds = bounds_of(backend) if bounds is None else bounds
     got = np.asarray(got)
     assert got.dtype == dtype, f"{backend} gave {got.dtype} for {dtype}"
     assert got.shape == (len(expected), len(expected[0])), f"{backend} gave shape {got.shape}"
@@ -67,32 +99,41 @@ def seen_table() -> list[str]:
     return lines
 
 
-def gradient_of_rows(norm, x, dy, dtype, cancelled=CANCELLED, by_kernel=False, **options):
+def gradient_of_rows(norm, x, dy, dtype, by_kernel=False, narrow=False, **options):
     """Exact dx of rows, and the exact gradient of the weight, as `assert_exact` compares with them."""
-    at_norm, of_double = (by_kernel and dtype == one for one in ("float32", "float64"))
     found = [reference.gradient(norm, *both, **options) for both in zip(x, dy, strict=True)]
-    dx = []
-    for row, _ in found:
-        size = mpmath.sqrt(sum(exact.value**2 for exact in row) / (1 if at_norm else len(row)))
-        dx.append([Exact(e.value, max(abs(e.value), size, e.magnitude * cancelled[dtype])) for e in row])
+    if not by_kernel and (narrow or dtype == "float64"):
+        dx = [as_it_is(row, dtype) for row, _ in found]
+    else:
+        at_norm, dx = by_kernel and dtype == "float32", []
+        for row, _ in found:
+            size = mpmath.sqrt(sum(exact.value**2 for exact in row) / (1 if at_norm else len(row)))
+            dx.append([Exact(e.value, max(abs(e.value), size, e.magnitude * CANCELLED[dtype])) for e in row])
     columns = list(zip(*(shares for _, shares in found), strict=True))
     if norm == "scale_norm":
         columns = [sum(columns, start=())]
     least = [[0] * len(terms) for terms in columns] if norm != "layer_norm" else np.abs(dy.astype(float)).T.tolist()
-    dweight = []
-    for terms, floors in zip(columns, least, strict=True):
-        if any(map(mpmath.isnan, terms)):
-            dweight.append(Exact(mpmath.nan, mpmath.nan))
-            continue
-        size = mpmath.sqrt(
-            sum(mpmath.mpf(max(abs(term), floor)) ** 2 for term, floor in zip(terms, floors, strict=True))
-        )
-        magnitude = max(abs(sum(terms)), sum(map(abs, terms)) * cancelled[dtype])
-        of_float32 = KERNEL_GRADIENT_BOUNDS["float32"] * reference.ulp(size, "float32")
-        is_short = by_kernel and dtype in ("float16", "bfloat16")
-        exact = Exact(sum(terms), max(magnitude, size if at_norm or of_double else 0), of_float32 if is_short else 0.0)
-        dweight.append(exact)
-    return dx, [dweight]
+    pairs = zip(columns, least, strict=True)
+    return dx, [[_gradient_of_weight(*both, dtype, by_kernel, narrow) for both in pairs]]
+
+
+def _gradient_of_weight(terms, floors, dtype, by_kernel, narrow):
+    if any(map(mpmath.isnan, terms)):
+        return Exact(mpmath.nan, mpmath.nan)
+    value, sizes = sum(terms), [mpmath.mpf(max(abs(t), floor)) for t, floor in zip(terms, floors, strict=True)]
+    if not by_kernel and (narrow or dtype == "float64"):
+        return as_it_is([Exact(value, sum(sizes))], dtype)[0]
+    size, magnitude = mpmath.sqrt(sum(s**2 for s in sizes)), max(abs(value), sum(map(abs, terms)) * CANCELLED[dtype])
+    if by_kernel and dtype in ("float16", "bfloat16"):
+        return Exact(value, magnitude, KERNEL_GRADIENT_BOUNDS["float32"] * reference.ulp(size, "float32"))
+    return Exact(value, max(magnitude, size) if by_kernel else magnitude)
+
+
+def as_it_is(row, dtype, flushed_terms=0):
+    """Exact derivatives where they are computed in their dtype; 16 bits have the error of float32 before they round."""
+    if dtype in ("float32", "float64"):
+        return [Exact(e.value, e.magnitude, flushed_terms * smallest_normal(dtype)) for e in row]
+    return [Exact(e.value, abs(e.value), DERIVATIVE_BOUND * reference.ulp(e.magnitude, "float32")) for e in row]
 
 
 def gradient_of_bias(dy):

@@ -69,6 +69,9 @@ struct Moved {
     bool is_short; // whether eps is the divisor of scale_norm
 };
 
+// In the unit of its row any deviation has squares far above this, and the factor of a smaller eps cannot be squared.
+constexpr double EMPTY_ENERGY = 0x1p-960;
+
 // The mean is shift + sums / count, and count times the variance is squares - sums * (sums / count).
 __device__ inline Moved<double> finish(const PairedSums<double>& sums, double shift, double count, double eps, bool is_scale) {
     Moved<double> row = {};
@@ -92,8 +95,8 @@ __device__ inline Moved<double> finish(const PairedSums<double>& sums, double sh
     }
     // Where most of it has cancelled, as with an outlier for a shift, the low half is no longer low.
     energy = two_sum(energy.high, energy.low);
-    // Of equal numbers nothing is left, not even rounding.
-    if (!(energy.high > 0.0)) {
+    // Of equal numbers nothing is left, not even rounding, but an eps that may be far below their unit.
+    if (!(energy.high > EMPTY_ENERGY)) {
         row.whole = energy.high != energy.high ? energy.high : 0.0;
         row.factor = {row.whole, 0.0};
         return row;

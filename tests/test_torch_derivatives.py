@@ -1,0 +1,75 @@
+"""Derivatives of torch tensors of first and second order against exact ones, of all kinds of rows side by side."""
+
+import pytest
+import torch
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+
+import anynorm
+from tests.backends import KERNELS, TORCH, thorough_but
+from tests.derivatives import EPS, NORMS, check, exact_matrices, exactly, given
+
+# Torch compiles derivatives of its own by what it has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+
+def derivatives(norm, eps, x, weight, dy, tangent):
+    """What reference.py states exactly, by each way that torch has to it."""
+
+    def call(x, weight=weight):
+        return getattr(anynorm, norm)(x, weight, eps=eps)
+
+    def loss(x, weight=weight, dy=dy):
+        return (call(x, weight) * dy).sum()
+
+    held = [one.clone().requires_grad_() for one in (x, weight)]
+    first = torch.autograd.grad(call(*held), held, dy, create_graph=True)
+    stated = getattr(anynorm, f"{norm}_vjp")(x, weight, eps=eps)[1](dy)
+    return {
+        "gradient": {
+            "autograd": first[0],
+            "stated": stated[0],
+            "grad": grad(loss)(x),
+            "vmap": vmap(grad(loss), (0, None, 0))(x, weight, dy),
+        },
+        "weight": {"autograd": first[1], "stated": stated[1]},
+        "jvp": {"jvp": jvp(call, (x,), (tangent,))[1]},
+        "second": {
+            "autograd": torch.autograd.grad(first[0], held[0], tangent)[0],
+            "jvp of grad": jvp(grad(loss), (x,), (tangent,))[1],
+            "grad of grad": grad(lambda x: (grad(loss)(x) * tangent).sum())(x),
+        },
+    }
+
+
+def matrices(norm, eps, x, weight, dy):
+    """By rows: derivatives of each element by each, and of the gradient by the weight."""
+
+    def call(x, weight=weight):
+        return getattr(anynorm, norm)(x, weight, eps=eps)
+
+    def loss(x, weight, dy):
+        return (call(x, weight) * dy).sum()
+
+    def mapped(function):
+        return vmap(lambda x, dy: function(x, weight, dy))(x, dy)
+
+    return {
+        "jacobian": {"jacfwd": vmap(jacfwd(call))(x), "jacrev": vmap(jacrev(call))(x)},
+        "hessian": {"hessian": mapped(hessian(loss))},
+        "mixed": {"jacrev": mapped(jacrev(grad(loss), 1))},
+    }
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", thorough_but("float32", "float64", of=TORCH.dtypes))
+@pytest.mark.parametrize("eps", thorough_but("default", of=["default", 1.0, 0.0]))
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_derivative_of_all_kinds_of_rows(norm, eps, dtype, kernel):
+    values, eps = given(norm, dtype), EPS[norm] if eps == "default" else eps
+    tensors = [TORCH.make(one) for one in values]
+    with anynorm.use_kernel(None if kernel == "cpu" else kernel):
+        found = derivatives(norm, eps, *tensors), matrices(norm, eps, *tensors[:3])
+    exact = exactly(norm, eps, *values), exact_matrices(norm, eps, *values[:3])
+    for got, expected in zip(found, exact, strict=True):
+        got = {kind: {name: TORCH.read(one) for name, one in named.items()} for kind, named in got.items()}
+        check(got, expected, f"torch, {kernel}", norm, dtype)
