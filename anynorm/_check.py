@@ -11,8 +11,9 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from anynorm._definition.norms import Precision, Rule
-from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_of, library_of_blocks
-from anynorm._moments import Moments, known, shapes_agree
+from anynorm._lengths import fits, require_blocks_alike, require_lengths, shapes_agree
+from anynorm._libraries import REAL_DTYPES, Library, UnfitError, dtype_name, library_of, library_of_blocks
+from anynorm._moments import Moments, arrays_of, statistics_of
 from anynorm._numbers import as_index, check_number
 from anynorm._overlap import require_memory, require_separate, require_writable
 from anynorm._wording import arrays_of_library, describe, module_of, not_a_real_dtype, not_an_array, sentence
@@ -66,7 +67,7 @@ def check(
     """Check the arguments of a norm; return them as a Call, or raise with a message that says what to do."""
     library = check_array("x", x)
     held = library if library.block is None else _check_blocks(x)
-    axes = _check_axes(axis, x)
+    axes = _check_axes(axis, x, measured=moments is None)
     if not (type(eps) is float and 0.0 <= eps < math.inf):
         eps = check_number("eps", eps, least=0.0)
     if weight is not None:
@@ -142,13 +143,17 @@ def _check_new_kind(argument: str, value: Array, of_x: Library | None) -> Librar
         hash(dtype)
     except ImportError:
         raise
+    except UnfitError as unfit:
+        if of_x is not None:  # of whose library it is not
+            raise TypeError(not_an_array(argument, value, of_x.name)) from None
+        raise TypeError(sentence(argument, unfit.must, describe(value), unfit.do)) from None
     except Exception:  # no array, or what it says of itself cannot be read
         dtype = shape = None
     if shape is None or isinstance(dtype, str):
         raise TypeError(not_an_array(argument, value, None if of_x is None else of_x.name))
     if name not in REAL_DTYPES:
         raise TypeError(not_a_real_dtype(argument, value))
-    if library.listed:
+    if library.is_known_by_type:
         _accepted.setdefault(type(value), {})[dtype] = library
     return library
 
@@ -161,18 +166,15 @@ def _check_blocks(x: Array) -> Library:
         raise TypeError(not_an_array("the blocks of x", x._meta)) from None
 
 
-def _check_axes(axis: int | tuple[int, ...], x: Array) -> tuple[int, ...]:
-    """The normalized axes, ascending and none negative; their lengths must be known."""
+def _check_axes(axis: int | tuple[int, ...], x: Array, measured: bool) -> tuple[int, ...]:
+    """The normalized axes, ascending and none negative; where moments are to be formed, of known lengths."""
     ndim = len(x.shape)
     if type(axis) is int and ndim and -ndim <= axis < ndim:
         axes: tuple[int, ...] = (axis % ndim,)
     else:
         axes = _check_odd_axes(axis, x)
-    for one in axes:
-        if not known(x.shape[one]):
-            do = "for Dask call x.compute_chunk_sizes() first, for ndonnx declare the length"
-            must = f"have a known length along the normalized axis {one}"
-            raise ValueError(sentence("x", must, f"shape {tuple(x.shape)}", do))
+    if measured:
+        require_lengths(x, axes)
     return axes
 
 
@@ -201,10 +203,12 @@ def _check_parameter(argument: str, value: Array, x: Array, library: Library, ax
     _check_same_place(argument, value, x, library)
     shape = x.shape
     expected = (shape[axes[0]],) if len(axes) == 1 else tuple([shape[axis] for axis in axes])
-    if tuple(value.shape) != expected:
+    if not (tuple(value.shape) == expected or fits(tuple(value.shape), expected)):
         of_x = f"(x has shape {tuple(shape)}, axis {axes if len(axes) > 1 else axes[0]})"
         must, got = f"have the shape of the normalized axes, {expected} {of_x}", str(tuple(value.shape))
         raise ValueError(sentence(argument, must, got, f"pass {argument} of that shape, or another axis"))
+    if library.block is not None:
+        require_blocks_alike(argument, value, x, dict(enumerate(axes)))
     return value
 
 
@@ -260,23 +264,32 @@ def _check_twin(argument: str, value: Array, x: Array, library: Library) -> None
         do = f"pass {argument} of x's dtype" if value.dtype != x.dtype else "reshape or broadcast it before the call"
         do = f"pass {module_of(library.name)}.empty_like(x)" if argument.startswith("out") else do
         raise ValueError(sentence(argument, must, f"{tuple(value.shape)} of {value.dtype}", do))
+    if library.block is not None:
+        require_blocks_alike(argument, value, x)
 
 
 def _check_moments(moments: Moments, x: Array, library: Library, axes: tuple[int, ...]) -> None:
     if not isinstance(moments, Moments):
         must, do = "be what anynorm.moments returned", "pass anynorm.moments(...)"
         raise TypeError(sentence("moments", must, describe(moments), do))
-    if moments.namespace is not library.namespace:
+    held = next(one for one in arrays_of(moments) if one is not None)
+    if moments.namespace is not library.namespace or library_of(held) is not library:
         must = f"come from arrays of x's library, {library.name}"
-        raise TypeError(sentence("moments", must, moments.namespace.__name__, "take them of such an array"))
+        raise TypeError(sentence("moments", must, f"those of {library_of(held).name}", "take them of such an array"))
     expected = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
     if not shapes_agree(moments.shape, expected):
         must = f"have shape {expected}, that of x, {tuple(x.shape)}, with the normalized axes of length 1"
         raise ValueError(sentence("moments", must, str(moments.shape), "take them along the same axis"))
+    if library.block is not None:
+        free = {axis: axis for axis in range(x.ndim) if axis not in axes}
+        require_blocks_alike("moments", statistics_of(moments).squares, x, free)
     if not moments.count:
         raise ValueError(
             sentence("moments", "be of one element or more", "a count of 0", "merge some with a count above 0")
         )
+    if library.devices and held.device != x.device:
+        must, got = f"be on x's device, {x.device}", f"those on {held.device}"
+        raise ValueError(sentence("moments", must, got, "take them there, or from_dict with that device"))
     if moments.paired != bool(library.precision(x).digits):
         must = f"come from data as wide as x, of {x.dtype}"
         got = "those of float64" if moments.paired else "those of narrower floats"
@@ -303,6 +316,8 @@ def _check_out(
         raise TypeError(sentence("out", "be a pair of arrays (y, total)", describe(out), "pass a tuple of two"))
     if not library.writable:
         must = f"be None, for {arrays_of_library(library.name)}s cannot be written in place"
+        if not library.is_known_by_type:
+            must = f"be None, for it cannot be told which memory {arrays_of_library(library.name)}s share"
         raise TypeError(sentence("out", must, describe(out), "leave out= away and use the result"))
     inputs = {"x": x, "residual": residual}
     parameters = {"weight": None if isinstance(weight, Real) else weight, "bias": bias}

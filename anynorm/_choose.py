@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from anynorm._check import Call, Gradient
 from anynorm._forks import unforked
-from anynorm._kernels import blocks, cpu, cuda, definition, xla
+from anynorm._kernels import blocks, blocks_pull, cpu, cuda, definition, pieces_pull, xla
 from anynorm._moments import Moments
 from anynorm._wording import describe, sentence
 
@@ -90,6 +90,27 @@ def _reduce_block(call: Call) -> Moments:
     return _first(lambda kernel: kernel.refuses(call)).moments(call)
 
 
+def _pull_block(gradient: Gradient) -> tuple[Any, Any, Any]:
+    return _first(lambda kernel: kernel.refuses_to_pull(gradient)).pull(gradient)
+
+
+def _run_definition(call: Call) -> Any:
+    """The definition itself; of Dask arrays, in each block."""
+    is_lazy = call.library.block is not None
+    return blocks.run(call, definition.run, definition.run_moments) if is_lazy else definition.run(call)
+
+
+def _moments_by_definition(call: Call) -> Moments:
+    is_lazy = call.library.block is not None
+    return blocks.run_moments(call, definition.run_moments) if is_lazy else definition.run_moments(call)
+
+
+def _pull_definition(gradient: Gradient) -> tuple[Any, Any, Any]:
+    if gradient.call.library.block is None:
+        return definition.pull(gradient)
+    return pieces_pull.pull(gradient, definition.run_moments, definition.pull)
+
+
 KERNELS = (
     Kernel(
         "cpu",
@@ -118,7 +139,7 @@ KERNELS = (
         blocks.refuses,
         lambda call: blocks.run(call, _run_block),
         blocks.refuses_to_pull,
-        definition.pull,
+        lambda gradient: blocks_pull.pull(gradient, _pull_block),
         lambda call: blocks.run_moments(call, _reduce_block),
     ),
     Kernel(
@@ -127,8 +148,8 @@ KERNELS = (
         lambda: None,
         blocks.refuses_pieces,
         lambda call: blocks.run(call, _run_block, _reduce_block),
-        blocks.refuses_to_pull,
-        definition.pull,
+        blocks.refuses_to_pull_pieces,
+        lambda gradient: pieces_pull.pull(gradient, _reduce_block, _pull_block),
         lambda call: blocks.run_moments(call, _reduce_block),
     ),
     Kernel(
@@ -146,9 +167,10 @@ KERNELS = (
         "the array API definition: any library, any device",
         lambda: None,
         definition.refuses,
-        definition.run,
+        _run_definition,
         definition.refuses,
-        definition.pull,
+        _pull_definition,
+        _moments_by_definition,
     ),
 )
 

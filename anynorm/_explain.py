@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, NamedTuple
 
 from anynorm._check import check
@@ -76,7 +77,8 @@ def explain(
         wrong = ValueError if isinstance(norm, str) else TypeError
         raise wrong(sentence("norm", f"be one of {', '.join(_RULES)}", describe(norm), "pass one of these names"))
     rule = _RULES[norm]
-    for argument, value in (("bias", bias), ("weight_offset", weight_offset or None), ("residual", residual)):
+    offset = None if isinstance(weight_offset, Real) and not weight_offset else weight_offset
+    for argument, value in (("bias", bias), ("weight_offset", offset), ("residual", residual)):
         if value is not None and not rule.averaged:
             raise TypeError(sentence(argument, "be left out for scale_norm", describe(value), "pass another norm"))
     if moments is not None and residual is not None:

@@ -16,9 +16,27 @@ import numpy
 
 from anynorm._definition.norms import Precision
 from anynorm._pytrees import register
-from anynorm._wording import holds_numbers
+from anynorm._wording import arrays_of_library, holds_numbers, module_of, package_of, with_article
 
 REAL_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+# What a namespace must have: nothing else is called on arrays of a library that is not listed. Numbers may stand in
+# place of arrays in `where`, `maximum` and `minimum`, as they may since this revision of the standard.
+NEEDED = (
+    "__array_namespace_info__", "abs", "asarray", "astype", "finfo", "float32", "full", "max", "maximum", "min",
+    "minimum", "ones_like", "reshape", "sign", "sqrt", "sum", "where",
+)  # fmt: skip
+REVISION = "2024.12"
+# What an array of another type has that computes with NumPy's functions: NEP 13 and 18.
+_DUCKS_OF_NUMPY = ("__array_ufunc__", "__array_function__")
+
+
+class UnfitError(TypeError):
+    """Why the definition cannot compute with an array or in a namespace: what must hold, and what to do."""
+
+    def __init__(self, must: str, do: str) -> None:
+        super().__init__(f"it must {must}; {do}")
+        self.must, self.do = must, do
 
 
 class _Entry(NamedTuple):
@@ -31,6 +49,7 @@ class _Entry(NamedTuple):
     devices: bool = False  # arrays live on devices that a caller can mix up
     refuses_to_fill: bool = False  # centring or a bias would make every stored zero nonzero
     block: str | None = None  # where an array that is made of another library's shows one of those
+    is_revisable: bool = False  # the revision of the standard that it follows can be set at any time
 
 
 class Library:
@@ -43,7 +62,7 @@ class Library:
         self.writable = entry.writable
         self.devices = entry.devices
         self.refuses_to_fill = entry.refuses_to_fill
-        self.listed = bool(entry.array)  # whether the type of an array tells that it is of this library
+        self.is_known_by_type = bool(entry.array) and not entry.is_revisable  # and by its dtype, from then on
         self.block = entry.block
         self.takes_others = entry.block is not None or name == "jax"  # parameters may be of another library
         self.dense = namespace.strided if name == "torch" else None  # the layout that arrays must have
@@ -90,15 +109,17 @@ _ENTRIES = (
     _Entry("cupy", "ndarray", "array_api_compat.cupy", writable=True, devices=True),
     _Entry("jax", "Array", "jax.numpy"),
     _Entry("dask.array", "Array", "array_api_compat.dask.array", block="_meta"),
-    _Entry("array_api_strict._array_object", "Array", "array_api_strict", writable=True, devices=True),
+    _Entry(
+        "array_api_strict._array_object", "Array", "array_api_strict", writable=True, devices=True, is_revisable=True
+    ),
     _Entry("sparse", "SparseArray", "sparse", refuses_to_fill=True),
     _Entry("ndonnx", "Array", "ndonnx"),
 )
 
 _by_type: dict[type, Library] = {}
 _by_name: dict[str, Library] = {}
-# Those that are not listed, by the identity of the namespace, which lives as long as its library.
-_others: weakref.WeakValueDictionary[int, Library] = weakref.WeakValueDictionary()
+# Those that are not listed, by name and the identity of the namespace, which lives as long as its library.
+_others: weakref.WeakValueDictionary[tuple[str, int], Library] = weakref.WeakValueDictionary()
 
 
 def library_of(x: Any) -> Library:
@@ -107,7 +128,7 @@ def library_of(x: Any) -> Library:
     found = _by_type.get(kind)
     if found is None:
         found = _find(x)
-        if found.listed:  # any other array is asked each time, for those of one type may be of several libraries
+        if found.is_known_by_type:  # any other is asked each time, for arrays of one type may be of several libraries
             _by_type[kind] = found
     return found
 
@@ -120,23 +141,18 @@ def library_of_blocks(x: Any) -> Library:
 
 def library_named(namespace: Any) -> Library:
     """Return the library that a namespace such as ``torch`` or ``jax.numpy`` belongs to."""
-    name = getattr(namespace, "__name__", None)
-    if not isinstance(name, str):
-        raise TypeError("an array namespace has a name")
-    is_itself = sys.modules.get(name) is namespace  # and nothing else that has the name
-    name = name.removeprefix("array_api_compat.")
-    for entry in _ENTRIES:
-        if is_itself and name in (entry.module, entry.namespace.removeprefix("array_api_compat.")):
-            return _make(entry)
-    if not hasattr(namespace, "__array_namespace_info__"):
+    entry = _entry_of(namespace)
+    if entry is not None:
+        return _make(entry)
+    name = namespace.__name__.removeprefix("array_api_compat.")
+    missing = [one for one in NEEDED if not hasattr(namespace, one)]
+    if len(missing) > len(NEEDED) // 2:
         raise TypeError(f"{name} is no array namespace")
-    found = _others.get(id(namespace))
-    if found is None:
-        # Kernels know a listed library by its name.
-        is_taken = any(name == entry.module.partition(".")[0] for entry in _ENTRIES)
-        called = f"another {name}" if is_taken else name
-        found = _others[id(namespace)] = Library(called, namespace, _Entry(name, "", name))
-    return found
+    if missing:
+        must = f"come from a namespace that has {', '.join(missing)}, which {name} lacks"
+        raise UnfitError(must, "add it there, or pass an array of another library")
+    _require_revision(namespace, "use a newer release")
+    return _other(name, namespace)
 
 
 def dtype_name(dtype: Any) -> str:
@@ -156,11 +172,55 @@ def _find(x: Any) -> Library:
         if entry.module == "torch" and kind.__name__ == "MaskedTensor":
             raise TypeError("what a masked element counts for is the caller's to say")
         return _make(entry)
-    if hasattr(x, "__array_namespace__") and not issubclass(kind, numpy.generic) and not holds_numbers(x):
-        library = library_named(x.__array_namespace__())
-        if not library.listed:  # else it is no array of that library, whose kernels could not read it
-            return library
-    raise TypeError(f"no array library is known for {kind.__qualname__}")
+    if not hasattr(x, "__array_namespace__") or issubclass(kind, numpy.generic) or holds_numbers(x):
+        raise TypeError(f"no array library is known for {kind.__qualname__}")
+    namespace = x.__array_namespace__()
+    like = _entry_of(namespace)
+    return library_named(namespace) if like is None else _lookalike(x, like)
+
+
+def _lookalike(x: Any, entry: _Entry) -> Library:
+    """The library of an array that computes in the namespace of a listed one, and is none of its arrays."""
+    library, kind = _make(entry), type(x)
+    own = with_article(arrays_of_library(library.name))
+    if library.name != "numpy":  # as those of torch, which want a tensor beside a number
+        raise UnfitError(f"be {own}, for the functions of {module_of(library.name)} take no other", f"pass {own}")
+    missing = [method for method in _DUCKS_OF_NUMPY if getattr(kind, method, None) is None]
+    if missing:
+        must = f"have {' and '.join(missing)}, by which the functions of numpy leave the work to it"
+        raise UnfitError(must, f"add what it lacks, or pass {own}")
+    package = package_of(x)
+    return _other(kind.__name__ if package in ("builtins", "__main__") else package, library.namespace)
+
+
+def _other(name: str, namespace: Any) -> Library:
+    """The library of that name, which is not listed; kernels know one that is by its name."""
+    found = _others.get((name, id(namespace)))
+    if found is None:
+        is_taken = any(name == entry.module.partition(".")[0] for entry in _ENTRIES)
+        called = f"another {name}" if is_taken else name
+        found = _others[name, id(namespace)] = Library(called, namespace, _Entry(name, "", name))
+    return found
+
+
+def _entry_of(namespace: Any) -> _Entry | None:
+    """The entry of the library that a namespace belongs to; None where that is not listed."""
+    name = getattr(namespace, "__name__", None)
+    if not isinstance(name, str):
+        raise TypeError("an array namespace has a name")
+    if sys.modules.get(name) is namespace:  # and nothing else that has the name
+        name = name.removeprefix("array_api_compat.")
+        for entry in _ENTRIES:
+            if name in (entry.module, entry.namespace.removeprefix("array_api_compat.")):
+                return entry
+    return None
+
+
+def _require_revision(namespace: Any, do: str) -> None:
+    revision = getattr(namespace, "__array_api_version__", None)
+    if isinstance(revision, str) and revision < REVISION:
+        must = f"come from a namespace of revision {REVISION} of the array API standard or newer, not {revision}"
+        raise UnfitError(must, do)
 
 
 def _make(entry: _Entry) -> Library:
@@ -168,6 +228,8 @@ def _make(entry: _Entry) -> Library:
         import array_api_compat.torch as namespace
     else:
         namespace = importlib.import_module(entry.namespace)
+    if entry.is_revisable:
+        _require_revision(namespace, f'call {namespace.__name__}.set_array_api_strict_flags(api_version="{REVISION}")')
     return _kept(Library(entry.module.partition(".")[0], namespace, entry))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 
-from anynorm._libraries import REAL_DTYPES, Library, dtype_name, library_named, library_of
+from anynorm._libraries import REAL_DTYPES, Library, UnfitError, dtype_name, library_named, library_of
 from anynorm._pytrees import register
 from anynorm._wording import describe, module_of, not_a_real_dtype, not_an_array, sentence
 
@@ -23,6 +23,8 @@ def library_and_dtype(xp: Any, dtype: Any) -> tuple[Library, Any]:
         library = library_named(xp)
     except ImportError:
         raise
+    except UnfitError as unfit:
+        raise TypeError(sentence("xp", unfit.must, describe(xp), unfit.do)) from None
     except Exception:  # whatever its attributes do when they are looked at
         do = "pass the module itself, such as numpy or torch"
         raise TypeError(sentence("xp", "be an array namespace", describe(xp), do)) from None

@@ -6,8 +6,10 @@ Merging follows Chan, Golub, LeVeque 1983, "Algorithms for computing the sample 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy
@@ -15,14 +17,14 @@ import numpy
 from anynorm._definition import merging
 from anynorm._definition.merging import sum_of_squares
 from anynorm._definition.norms import Statistics
+from anynorm._lengths import chunks_like, require_blocks_alike, shapes_agree
+from anynorm._libraries import library_of
 from anynorm._moments_dict import read
 from anynorm._pytrees import pytree, register
-from anynorm._wording import describe, sentence
+from anynorm._tasks import each_block
+from anynorm._wording import describe, is_traced, sentence
 
 Array = Any
-
-# They compute with NumPy as they are called, and so would print its warnings.
-_ON_NUMPY = ("numpy", "array_api_strict", "sparse")
 
 # The arrays that statistics are made of, in this order; each but the squares may be None.
 PARTS = Statistics._fields[1:-1]
@@ -63,33 +65,17 @@ class Moments:
     @property
     def mean(self) -> Array:
         """The mean of each row; normalized axes are kept with length 1."""
-        found = self._statistics
-        with quietly(self._xp):
-            mean = found.squares * 0.0 if found.mean is None else found.mean
-            low = 0.0 if found.mean_low is None else found.mean_low
-            return self._in_units(mean + low, 1)
+        return _of_rows(self, _mean)
 
     @property
     def variance(self) -> Array:
         """The population variance of each row, sum((x - mean)**2) / count."""
-        found = self._statistics
-        with quietly(self._xp):
-            low = 0.0 if found.squares_low is None else found.squares_low
-            return self._in_units((found.squares + low) / found.count, 2)
+        return _of_rows(self, _variance)
 
     @property
     def mean_square(self) -> Array:
         """The mean square of each row, sum(x**2) / count."""
-        with quietly(self._xp):
-            high, low = sum_of_squares(self._xp, self._statistics)
-            return self._in_units((high + low) / self.count, 2)
-
-    def _in_units(self, values: Array, power: int) -> Array:
-        """Undo the scaling by the unit; a step at a time, for unit**2 may be out of range."""
-        unit = self._statistics.unit
-        for _ in range(power if unit is not None else 0):
-            values = values / unit
-        return values
+        return _of_rows(self, _mean_square)
 
     def merge(self, other: Moments) -> Moments:
         """Return the moments of the rows of which ``self`` and ``other`` describe one piece each.
@@ -122,7 +108,7 @@ class Moments:
         >>> anynorm.Moments.from_dict(json.loads(written))
         Moments(count=2, mean=array([2.]), variance=array([1.]))
         """
-        arrays: list[Any] = [None if one is None else _on_host(one) for one in arrays_of(self)]
+        arrays: list[Any] = [None if one is None else _on_host(one) for one in _computed(self)]
         lists = [None if one is None else one.reshape(-1).tolist() for one in arrays]
         dtype = arrays[PARTS.index("squares")].dtype.name
         return {
@@ -130,7 +116,7 @@ class Moments:
         }  # fmt: skip
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, xp: Any = numpy) -> Moments:
+    def from_dict(cls, values: Mapping[str, Any], *, xp: Any = numpy, device: Any = None) -> Moments:
         """Return the moments of which `to_dict` made a dict.
 
         Parameters
@@ -139,16 +125,18 @@ class Moments:
             From `to_dict`; keys that it does not know are left alone.
         xp : array namespace
             The library whose arrays the moments are to be applied to or merged with, such as ``torch``.
+        device : device of that library, optional
+            Where those arrays are; left out, the library's default.
 
         Raises
         ------
         TypeError
             If ``values`` is no dict, an entry of another type, or ``xp`` not an array namespace.
         ValueError
-            If an entry is missing, or does not fit the others.
+            If an entry is missing, or does not fit the others, or there is no such device.
         """
         register()
-        return of_arrays(*read(values, PARTS, xp))
+        return of_arrays(*read(values, PARTS, xp, device))
 
     def flatten(self) -> tuple[tuple[Any, ...], tuple[int, Any]]:
         """Take apart into arrays and what is known without them, as a JAX pytree is."""
@@ -184,9 +172,22 @@ def statistics_of(moments: Moments) -> Statistics:
 
 def _on_host(array: Array) -> Any:
     """An array as NumPy's, by whatever its library calls that."""
-    for step in ("detach", "cpu", "get", "todense"):
-        array = getattr(array, step, lambda array=array: array)()
-    return numpy.asarray(array)
+    given = array
+    try:
+        for step in ("detach", "cpu", "get", "todense", "unwrap_numpy"):
+            array = getattr(array, step, lambda array=array: array)()
+    except ValueError:  # of ndonnx, which has no values yet
+        array = None
+    try:
+        host = numpy.asarray(None if is_traced(array) else array)
+    except RuntimeError:  # it is on a device that NumPy does not read from
+        if not hasattr(array, "__dlpack__"):
+            raise
+        host = numpy.from_dlpack(array, device="cpu")
+    if host.dtype.kind != "f":
+        do = "call to_dict where they are computed, not while they are traced"
+        raise TypeError(sentence("moments", "have values that the host can read", f"those in {describe(given)}", do))
+    return host
 
 
 def _restored(count: int, arrays: tuple[Any, ...], namespace: str) -> Moments:
@@ -212,21 +213,88 @@ def merge(a: Moments, b: Moments) -> Moments:
             )
         must = f"be of another piece of the same rows, of {mine}"
         raise ValueError(sentence("other", must, theirs, "take both along the same axis, of data of one dtype"))
-    return Moments(merging.merge(a._xp, a._statistics, b._statistics), a._xp)
+    if not a.count or not b.count:
+        return a if a.count else b
+    return _merge_blocks(a, b) if _is_dask(a) else Moments(merging.merge(a._xp, a._statistics, b._statistics), a._xp)
 
 
 def quietly(xp: Any) -> AbstractContextManager[Any]:
-    """Have NumPy say nothing of NaN, Inf and overflow, which are results here; torch.compile cannot trace that."""
-    return numpy.errstate(all="ignore") if xp.__name__ in _ON_NUMPY else nullcontext()
+    """Have NumPy, on which a library may compute, say nothing of NaN, Inf and overflow, which are results here."""
+    # torch.compile cannot trace that.
+    return nullcontext() if xp.__name__ == "array_api_compat.torch" else numpy.errstate(all="ignore")
 
 
-def shapes_agree(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
-    """Whether all lengths that are known are equal."""
-    return a == b or (
-        len(a) == len(b) and all(m == n or not (known(m) and known(n)) for m, n in zip(a, b, strict=True))
-    )
+def _mean(xp: Any, found: Statistics) -> Array:
+    mean = found.squares * 0.0 if found.mean is None else found.mean
+    return _in_units(found, mean + (0.0 if found.mean_low is None else found.mean_low), 1)
 
 
-def known(length: Any) -> bool:
-    """Whether a lazy array knows this length; Dask writes nan where it does not, ndonnx None."""
-    return length is not None and length == length
+def _variance(xp: Any, found: Statistics) -> Array:
+    low = 0.0 if found.squares_low is None else found.squares_low
+    return _in_units(found, (found.squares + low) / found.count, 2)
+
+
+def _mean_square(xp: Any, found: Statistics) -> Array:
+    high, low = sum_of_squares(xp, found)
+    return _in_units(found, (high + low) / found.count, 2)
+
+
+def _in_units(found: Statistics, values: Array, power: int) -> Array:
+    """Undo the scaling by the unit; a step at a time, for unit**2 may be out of range."""
+    for _ in range(power if found.unit is not None else 0):
+        values = values / found.unit
+    return values
+
+
+def _of_rows(moments: Moments, function: Callable[[Any, Statistics], Array]) -> Array:
+    """What a function makes of the statistics; of Dask arrays, block by block."""
+    if _is_dask(moments):
+        squares = moments._statistics.squares
+        return _each_block(function, f"moments{function.__name__}", moments, meta=squares._meta)
+    with quietly(moments._xp):
+        return function(moments._xp, moments._statistics)
+
+
+def _is_dask(moments: Moments) -> bool:
+    return bool(moments._xp.__name__.endswith("dask.array"))
+
+
+def _computed(moments: Moments) -> tuple[Any, ...]:
+    """The arrays that moments are made of; those of Dask in one computation, which reads the data once."""
+    if not _is_dask(moments):
+        return arrays_of(moments)
+    dask: Any = importlib.import_module("dask")
+    found: tuple[Any, ...] = dask.compute(*arrays_of(moments))
+    return found
+
+
+def _each_block(function: Callable[..., Any], prefix: str, *several: Moments, meta: Array) -> Array:
+    """A Dask array of what a function makes of the statistics in each block of those."""
+    arrays, present = [], []
+    chunks = several[0]._statistics.squares.chunks
+    for one in several:
+        arrays += [part.rechunk(chunks_like(part.chunks, chunks)) for part in arrays_of(one) if part is not None]
+        present.append((one.count, tuple(part is not None for part in arrays_of(one))))
+    return each_block(partial(_on_block, function, tuple(present)), prefix, *arrays, chunks=chunks, meta=meta)
+
+
+def _on_block(function: Callable[..., Any], present: tuple[tuple[int, tuple[bool, ...]], ...], *arrays: Array) -> Any:
+    """Call a function with the statistics of one block, whose arrays are given one by one."""
+    rest = iter(arrays)
+    several = [Statistics(count, *(next(rest) if is_there else None for is_there in parts)) for count, parts in present]
+    return function(library_of(arrays[0]).namespace, *several)
+
+
+def _merge_blocks(a: Moments, b: Moments) -> Moments:
+    """Merge those of Dask arrays, in a task for each block."""
+    require_blocks_alike("other", b._statistics.squares, a._statistics.squares)
+    metas = [Statistics(m.count, *(None if part is None else part._meta for part in arrays_of(m))) for m in (a, b)]
+    there = merging.merge(library_of(metas[0].squares).namespace, *metas)
+    merged = _each_block(merging.merge, "moments-merge", a, b, meta=metas[0].squares)
+
+    def part(name: str) -> Array | None:
+        meta = getattr(there, name)
+        function, chunks = attrgetter(name), merged.chunks
+        return None if meta is None else each_block(function, f"moments-{name}", merged, chunks=chunks, meta=meta)
+
+    return of_arrays(there.count, [part(name) for name in PARTS], a._xp)

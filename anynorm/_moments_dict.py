@@ -18,7 +18,7 @@ _WRAPPED = ("cupy", "torch", "dask.array")
 _DO = "pass what Moments.to_dict returned"
 
 
-def read(values: Any, parts: Sequence[str], xp: Any) -> tuple[int, list[Any], Any]:
+def read(values: Any, parts: Sequence[str], xp: Any, device: Any) -> tuple[int, list[Any], Any]:
     """Return the count, the arrays of those names and their namespace."""
     if not isinstance(values, Mapping):
         raise TypeError(_wrong("values", "be a dict", values))
@@ -40,14 +40,26 @@ def read(values: Any, parts: Sequence[str], xp: Any) -> tuple[int, list[Any], An
             raise ValueError(_wrong(name, "be a list of numbers", None))
     if xp.__name__ in _WRAPPED:
         xp = importlib.import_module(f"array_api_compat.{xp.__name__}")
-    return count, [_array_of(name, values[name], shape, dtype, xp) for name in parts], xp
+    place = {} if device is None else _place(xp, device)
+    return count, [_array_of(name, values[name], shape, dtype, xp, place) for name in parts], xp
 
 
 def _wrong(entry: str, must: str, value: Any) -> str:
     return sentence(entry, must, describe(value), _DO)
 
 
-def _array_of(name: str, values: Any, shape: tuple[int, ...], dtype: str, xp: Any) -> Any:
+def _place(xp: Any, device: Any) -> dict[str, Any]:
+    """What is said of the device where an array is made."""
+    try:
+        xp.asarray(0.0, dtype=xp.float32, device=device)
+    except Exception:  # whatever the library raises for a device that it does not have
+        do = "leave it out for the default"
+        must = f"be one that {xp.__name__.removeprefix('array_api_compat.')} has"
+        raise ValueError(sentence("device", must, describe(device), do)) from None
+    return {"device": device}
+
+
+def _array_of(name: str, values: Any, shape: tuple[int, ...], dtype: str, xp: Any, place: dict[str, Any]) -> Any:
     """The array that `to_dict` has written as a list."""
     if values is None:
         return None
@@ -57,4 +69,4 @@ def _array_of(name: str, values: Any, shape: tuple[int, ...], dtype: str, xp: An
         read = None
     if read is None or read.shape != (math.prod(shape),):
         raise ValueError(_wrong(name, f"be a list of {math.prod(shape)} numbers, as shape {shape} says", values))
-    return xp.reshape(xp.asarray(values, dtype=getattr(xp, dtype)), shape)
+    return xp.reshape(xp.asarray(values, dtype=getattr(xp, dtype), **place), shape)

@@ -67,7 +67,7 @@ def _described(value: Any) -> str:
         return f"the {'class' if isinstance(value, type) else 'module'} {value.__name__}"
     if is_traced(value):
         return "a traced JAX value"
-    root = _package(value)
+    root = package_of(value)
     if root in _LIBRARIES and kind.__name__ in _CLASSES:
         return f"{with_article(_name(value.dtype))} {_LIBRARIES[root]} of shape {tuple(value.shape)}"
     return with_article(kind.__name__ if root in ("builtins", "__main__") else f"{root} {kind.__name__}")
@@ -102,10 +102,10 @@ def module_of(library: str) -> str:
 
 def holds_numbers(value: Any) -> bool:
     """Whether a value is one of those that hold numbers and are no arrays, whatever they say of themselves."""
-    return _package(value) in _CONVERSIONS
+    return package_of(value) in _CONVERSIONS
 
 
-def _package(value: Any) -> str:
+def package_of(value: Any) -> str:
     """The package that the class of a value is of."""
     if type(value) in (*_PLAIN, list, tuple, dict, set):  # whose module torch.compile cannot ask for
         return "builtins"
@@ -119,7 +119,7 @@ def _name(dtype: Any) -> str:
 
 def is_traced(value: Any) -> bool:
     """Whether JAX traces a value, which is not known then."""
-    return _package(value) == "jax" and "Tracer" in type(value).__name__
+    return package_of(value) == "jax" and "Tracer" in type(value).__name__
 
 
 def must_be_static(argument: str) -> str:
@@ -134,13 +134,15 @@ def not_an_array(argument: str, value: Any, library: str | None = None) -> str:
     else:
         must = f"be {with_article(arrays_of_library(library))} like x"
         do = f"pass {as_array_of(library, argument, value)}"
-    if (_package(value), type(value).__name__) == ("torch", "Proxy"):
+    if (package_of(value), type(value).__name__) == ("torch", "Proxy"):
         do = "under torch.fx call the functions and modules of anynorm.torch, which it does not look into"
     return sentence(argument, must, describe(value), do)
 
 
 def _like_x(argument: str, value: Any, library: str) -> str:
     """The expression that makes an array of x's library of a value."""
+    if library not in _LIBRARIES:  # how one is made there is not known
+        return with_article(arrays_of_library(library))
     module = module_of(library)
     if argument.startswith("out"):
         return f"{module}.empty_like(x)"
@@ -158,7 +160,7 @@ def _like_x(argument: str, value: Any, library: str) -> str:
 
 def _of_another(argument: str, value: Any, library: str) -> str:
     """The expression for an array of one library that ``asarray`` of another one takes."""
-    root, dtype = _package(value), getattr(value, "dtype", "")
+    root, dtype = package_of(value), getattr(value, "dtype", "")
     if root == "torch":  # also of one that requires a gradient, or is on a GPU
         return f"{argument}{'.float()' if _name(dtype) == 'bfloat16' else ''}.numpy(force=True)"
     if root in _TO_NUMPY:
@@ -184,7 +186,7 @@ def as_array_of(library: str, argument: str, value: Any) -> str:
 
 def _as_array(argument: str, value: Any) -> str | None:
     """The expression that makes a NumPy array of what is none; None where there is no such."""
-    kind, argument, root = type(value), argument.rpartition(" ")[2], _package(value)
+    kind, argument, root = type(value), argument.rpartition(" ")[2], package_of(value)
     if issubclass(kind, numpy.ma.MaskedArray):
         return f"{argument}.filled(value)"
     if (root, kind.__name__) == ("torch", "MaskedTensor"):
@@ -206,7 +208,7 @@ def not_a_real_dtype(argument: str, value: Any) -> str:
 
 def _as_real(argument: str, value: Any) -> str:
     """The expression that makes one of the real floating dtypes of another dtype."""
-    name, library = _name(value.dtype), _package(value)
+    name, library = _name(value.dtype), package_of(value)
     if name.startswith("complex"):
         return f"{argument}.real or abs({argument})"
     if getattr(value.dtype, "names", None):

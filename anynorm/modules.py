@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 
 from anynorm._check import check_array
-from anynorm._libraries import dtype_name, library_of
+from anynorm._libraries import dtype_name, library_named, library_of
 from anynorm._loading import converted, full, library_and_dtype
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 from anynorm._numbers import check_length, check_lengths, check_number
@@ -74,6 +74,8 @@ class _Norm:
                 continue
             must = f"be {with_article(arrays_of_library(of_parameter.name))}, as the parameters of {self!r} are"
             do = f"convert x, or make the norm with xp={module_of(of_x.name)}"
+            if library_named(of_x.namespace) is not of_x:  # in which parameters would be other arrays than x
+                do = "convert x, or pass it to the function of this norm with parameters of its own kind"
             raise TypeError(sentence("x", must, describe(x), do)) from None
 
     def _config(self) -> tuple[Any, ...]:

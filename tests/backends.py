@@ -97,9 +97,7 @@ def _dask_make(values):
 
 
 def _dask_read(array):
-    # Dask computes later, where whoever computes decides about NumPy's warnings of NaN and Inf.
-    with np.errstate(all="ignore"):
-        return np.asarray(array.compute(scheduler="synchronous"))
+    return np.asarray(array.compute(scheduler="synchronous"))
 
 
 def has_cuda() -> bool:

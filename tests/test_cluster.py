@@ -102,3 +102,22 @@ def test_moments_and_norms_travel_to_the_workers(client):
     pieces = client.map(anynorm.moments, np.split(x, 8, axis=1))
     merged = client.submit(lambda pieces: anynorm.Moments.merge(*pieces), client.gather(pieces[:2])).result()
     assert merged.count == 16
+
+
+def test_no_two_tasks_under_one_key(caplog):
+    """What has been computed is still known to the scheduler when other uses of it come."""
+    x = np.random.default_rng(2).standard_normal((8, 6)).astype(np.float32)
+    with (
+        distributed.LocalCluster(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        lazy = da.from_array(x, chunks=(2, 6))
+        statistics = anynorm.moments(lazy, axis=0)
+        mean = client.persist(statistics.mean)
+        distributed.wait(mean, timeout=SECONDS_TO_WAIT)
+        own, given = client.gather(
+            client.compute([anynorm.layer_norm(lazy, axis=0), anynorm.layer_norm(lazy, axis=0, moments=statistics)])
+        )
+    assert not [record.message for record in caplog.records if "run_spec" in record.message]
+    np.testing.assert_allclose(own, anynorm.layer_norm(x, axis=0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(own, given)

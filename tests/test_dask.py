@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import anynorm
 from anynorm._kernels import blocks
 from tests import reference
-from tests.backends import ALL, as_dtype, thorough_but
+from tests.backends import ALL, as_dtype
+from tests.dask_graphs import dependencies, tasks
 from tests.strategies import cases, examples
 from tests.tolerances import assert_exact
 
@@ -29,21 +30,6 @@ def call(norm, x, weight=None, bias=None, **options):
     if norm == "scale_norm":
         return anynorm.scale_norm(x, **options)
     return getattr(anynorm, norm)(x, weight, bias, **options)
-
-
-def tasks(*arrays):
-    """The names of the tasks that computing takes, without their keys; data that lies ready is none."""
-    graph = dict(dask.optimize(*arrays)[0].__dask_graph__())
-    # Dask makes one task of reading a block and of what is done to it, and writes both names.
-    names = [
-        key[0].rpartition("-")[0].removeprefix("array-") for key, node in graph.items() if type(node).__name__ == "Task"
-    ]
-    return {name: names.count(name) for name in names}
-
-
-def dependencies(array):
-    graph = dict(dask.optimize(array)[0].__dask_graph__())
-    return {key: node.dependencies for key, node in graph.items() if type(node).__name__ == "Task"}
 
 
 @pytest.mark.parametrize("dtype", ALL)
@@ -158,24 +144,6 @@ def test_residuals(chunks):
     assert_exact(y.compute(), expected, backend="dask, blocks", dtype="float32", norm="layer_norm")
 
 
-@pytest.mark.parametrize("chunks", [(2, 40), (2, 13), ((0, 6), (40, 0))])
-@pytest.mark.parametrize("dtype", thorough_but("float32", of=["float16", "float32", "float64"]))
-def test_moments(chunks, dtype):
-    x = X.astype(dtype)
-    lazy = da.from_array(x, chunks=chunks)
-    found = anynorm.moments(lazy)
-    assert (found.count, found.shape) == (40, (6, 1))
-    assert isinstance(found.mean, da.Array)
-    assert found.mean.dtype == np.float64
-    halves = anynorm.moments(lazy[:, :20]).merge(anynorm.moments(lazy[:, 20:]))
-    for statistics in (found, halves, anynorm.Moments.from_dict(found.to_dict(), xp=da)):
-        for norm in NORMS:
-            expected = [getattr(reference, norm)(row) for row in x]
-            y = getattr(anynorm, norm)(lazy, moments=statistics)
-            assert_exact(y.compute(), expected, backend="dask, given moments", dtype=dtype, norm=norm)
-    assert anynorm.explain(lazy, moments=found).kernel == "blocks"
-
-
 def test_blocks_of_another_library():
     # Stands for CuPy, which needs a GPU: nothing is turned into NumPy's arrays.
     import sparse
@@ -193,6 +161,19 @@ def test_blocks_of_another_library():
             anynorm.layer_norm(x)
 
 
+@pytest.mark.parametrize(
+    ("shape", "chunks"),
+    [((0, 5), ((0, 0), (2, 3))), ((3, 0), ((1, 2), (0, 0))), ((0, 0), ((0, 0, 0), (0, 0))), ((0,), ((0, 0),))],
+)
+@pytest.mark.parametrize("kernel", [None, "definition"])
+def test_empty_arrays_in_several_blocks(shape, chunks, kernel):
+    for dtype in (np.float32, np.float64):
+        x, ones = da.zeros(shape, chunks=chunks, dtype=dtype), np.ones(shape[-1:], dtype)
+        with anynorm.use_kernel(kernel):
+            for y in (call(norm, x, ones, ones) for norm in NORMS):
+                assert (y.chunks, y.compute().shape, y.compute().dtype) == (x.chunks, shape, dtype)
+
+
 def test_blocks_that_are_refused():
     masked = da.ma.masked_array(da.from_array(X, chunks=2), mask=False)
     with pytest.raises(TypeError, match=r"the blocks of x must be an array, .* pass x.filled"):
@@ -207,21 +188,9 @@ def test_names_are_readable_and_say_what_is_computed():
     assert names[0] != anynorm.layer_norm(x, BIAS).name
 
 
-def test_pullbacks():
-    x, dy = X.astype(np.float64), X[::-1].astype(np.float64)
-    weight, bias = WEIGHT.astype(np.float64), BIAS.astype(np.float64)
-    expected = anynorm.layer_norm_vjp(x, weight, bias)[1](dy)
-    for chunks in ((2, 40), (2, 13)):
-        y, pullback = anynorm.layer_norm_vjp(da.from_array(x, chunks=chunks), weight, bias)
-        found = pullback(da.from_array(dy, chunks=chunks))
-        np.testing.assert_allclose(y.compute(), anynorm.layer_norm(x, weight, bias), rtol=1e-14, atol=1e-14)
-        for got, exact in zip(found, expected, strict=True):
-            np.testing.assert_allclose(got.compute(), exact, rtol=1e-12, atol=1e-12)
-
-
 def test_kernels_explained_and_forced():
     whole, cut = da.from_array(X, chunks=(2, 40)), da.from_array(X, chunks=(2, 20))
-    assert set(anynorm.explain(whole).refused) == {"cpu", "cuda"}
+    assert set(anynorm.explain(whole).refused) == {"cpu", "cuda", "xla"}
     explained = anynorm.explain(cut)
     assert explained.kernel == "pieces"
     assert explained.refused["blocks"] == "axis 1, which is normalized, is cut into 2 chunks"

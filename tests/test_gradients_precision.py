@@ -52,7 +52,9 @@ def check(norm, dtype, case, dy, backends):
     for backend in backends:
         if dtype not in backend.dtypes:
             continue
-        way = {"by_kernel": HAS_NUMBA and backend.name in BY_KERNEL, "narrow": is_narrow(backend.name)}
+        is_whole = backend.name == "dask" and case.x.shape[1] == 1  # longer rows are cut there
+        by_kernel = HAS_NUMBA and (backend.name in BY_KERNEL or is_whole)
+        way = {"by_kernel": by_kernel, "narrow": is_narrow(backend.name)}
         if str(way) not in exact:
             exact[str(way)] = gradient_of_rows(norm, case.x, dy, dtype, **way, **options_of(norm, case))
         dx, dweight = exact[str(way)]

@@ -1,19 +1,11 @@
 """Arrays of libraries that nobody has listed: what each says of itself counts, and not its type or a name."""
 
-import types
-
 import array_api_strict
 import numpy as np
 import pytest
 
 import anynorm
-
-
-def namespace_named(name):
-    """Array API strict under another name, as an object of its own."""
-    found = types.SimpleNamespace(**vars(array_api_strict))
-    found.__name__ = name
-    return found
+from tests.ducks import namespace_of
 
 
 class Duck:
@@ -35,7 +27,7 @@ def library_of(array):
 
 @pytest.mark.parametrize("names", [("one", "other"), ("same", "same"), ("numpy", "torch")])
 def test_each_array_is_asked_for_its_namespace(names):
-    namespaces = [namespace_named(name) for name in names]
+    namespaces = [namespace_of(array_api_strict, name) for name in names]
     ducks = [Duck(np.ones((2, 3)), namespace) for namespace in namespaces]
     for duck in (*ducks, *ducks):
         assert library_of(duck).namespace is duck.namespace

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import itertools
 import re
 
 import numpy as np
@@ -126,6 +127,7 @@ def test_numbers(library):
         ("weight_offset", lambda value: anynorm.layer_norm(x, weight, weight_offset=value)),
         ("weight_offset", lambda value: anynorm.add_rms_norm(x, x, weight, weight_offset=value)),
         ("weight_offset", lambda value: anynorm.RMSNorm(3, weight_offset=value)),
+        ("weight_offset", lambda value: anynorm.explain(x, weight, weight_offset=value)),
     ]
     for argument, call in calls:
         for value in wrong.not_real().values():
@@ -157,8 +159,8 @@ def test_what_jax_traces_must_be_static():
     import jax
 
     x = ones("jax.numpy", 2, 3)
-    for argument in ("eps", "weight_offset", "axis"):
-        call = jax.jit(lambda value, argument=argument: anynorm.rms_norm(x, x[0], **{argument: value}))
+    for argument, function in itertools.product(("eps", "weight_offset", "axis"), (anynorm.rms_norm, anynorm.explain)):
+        call = jax.jit(lambda value, argument=argument, function=function: function(x, x[0], **{argument: value}))
         speaks(TypeError, argument, call, 1, words=f"make it static, with {argument} in static_argnames")
 
 

@@ -1,4 +1,4 @@
-"""Traced, compiled, lazy and sparse arrays: the definition runs on them as it is."""
+"""Traced, compiled and lazy arrays: the definition runs on them as it is."""
 
 import numpy as np
 import pytest
@@ -292,40 +292,3 @@ def test_a_number_of_rows_may_be_unknown(dtype):
         anynorm.add_rms_norm(some, some[:, :22])
     with pytest.raises(ValueError, match="moments must have shape"):
         anynorm.layer_norm(some, moments=anynorm.moments(lazy[0]))
-
-
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("norm", NORMS)
-def test_ndonnx_traces_to_a_graph_that_onnxruntime_runs(norm, dtype):
-    import ndonnx
-    import onnxruntime
-
-    x = ndonnx.argument(shape=("N", 33), dtype=getattr(ndonnx, dtype))
-    y = call(norm, x, ndonnx.asarray(WEIGHT), ndonnx.asarray(BIAS))
-    assert isinstance(y, ndonnx.Array)
-    model = ndonnx.build({"x": x}, {"y": y}).SerializeToString()
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    rows = X.astype(dtype)
-    (got,) = session.run(None, {"x": rows})
-    assert_exact(got, expected(norm, rows), backend="ndonnx", dtype=dtype, norm=norm)
-    np.testing.assert_array_max_ulp(got, call_definition(norm, rows, WEIGHT, BIAS), maxulp=1)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("norm", ["rms_norm", "scale_norm"])
-def test_sparse_zeros_stay_zero(norm, dtype):
-    import sparse
-
-    dense = np.where(np.arange(33) % 4 == 0, np.random.default_rng(3).standard_normal((4, 33)), 0).astype(dtype)
-    dense[2] = 0
-    x = sparse.COO(dense)
-    y = anynorm.rms_norm(x, sparse.COO(WEIGHT)) if norm == "rms_norm" else anynorm.scale_norm(x, 1.5)
-    assert isinstance(y, sparse.COO)
-    # sparse itself stores 0 * -1 as an explicit -0.0, in a plain x * weight too, so stored numbers are not compared.
-    assert np.count_nonzero(y.data) == x.nnz
-    assert y.fill_value == 0
-    if norm == "rms_norm":
-        exact = [reference.rms_norm(row, WEIGHT) for row in dense]
-    else:
-        exact = [reference.scale_norm(row, 1.5) for row in dense]
-    assert_exact(y.todense(), exact, backend="sparse", dtype=dtype, norm=norm)

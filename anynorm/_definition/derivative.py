@@ -35,16 +35,32 @@ def derive(
     where mean(g) belongs to centring. For scale_norm the last mean is a sum, and 0 where eps is the divisor.
     """
     over = mean if rule.averaged else total
-    x_hat, factor, unit = deviations(x if step.unit is None else x * step.unit, step), step.factor, step.unit
+    x_hat = deviations(x if step.unit is None else x * step.unit, step)
     if rule.centred:
         x_hat = x_hat - mean(xp, x_hat, axes)  # a mean of a million deviations is rounded by more than they are
-    x_hat = x_hat * factor
-    g, weight, powers = _in_range(xp, dy, weight, axes, precision.digits)
+    x_hat = x_hat * step.factor
+    g, weight, powers = in_range(xp, dy, weight, axes, precision.digits)
     if weight is not None:
         g = g * weight
     if rule.centred:
         g = g - mean(xp, g, axes)  # before it is multiplied by x_hat, whose own mean is not 0 to the last bit
-    across = over(xp, g * x_hat, axes)
+    dx = of_terms(xp, x_hat, g, over(xp, g * x_hat, axes), powers, step, rule, eps, precision)
+    return dx, dy * x_hat
+
+
+def of_terms(
+    xp: Any,
+    x_hat: Array,
+    g: Array,
+    across: Array,
+    powers: list[Array],
+    step: Step,
+    rule: Rule,
+    eps: float,
+    precision: Precision,
+) -> Array:
+    """The gradient dx of centred g and x_hat; ``across`` is the mean of their product, and g lacks powers of two."""
+    factor, unit = step.factor, step.unit
     # Of finite numbers it is finite, whatever the row: NaN or Inf in dy makes NaN of all of it.
     across = across + 0.0 * across
     if not rule.averaged and eps:
@@ -54,10 +70,10 @@ def derive(
         is_flat = 1.0 - xp.minimum(step.size / LEAST_ENERGY[precision.digits], 1.0)
         factor, unit = factor * (1.0 - is_flat) + is_flat / math.sqrt(eps), unit * (1.0 - is_flat) + is_flat
     powers = powers if unit is None else [unit, *powers]
-    return product(xp, g - x_hat * across, [factor, *powers]), dy * x_hat
+    return product(xp, g - x_hat * across, [factor, *powers])
 
 
-def _in_range(
+def in_range(
     xp: Any, dy: Array, weight: Array | float | None, axes: tuple[int, ...], digits: int
 ) -> tuple[Array, Array | float | None, list[Array]]:
     """Both times powers of two with which no product of theirs leaves the range, and what undoes that."""

@@ -19,8 +19,6 @@ _LANES, _LONGEST_EXACT = 4096, {24: 1 << 14, 53: 1 << 40}
 
 def total(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
     """The sum over ``axes``, which are kept with length 1."""
-    if _is_dask(xp):
-        return xp.reduction(values, _total_of_chunk, _total_of_chunk, axis=axes, keepdims=True, dtype=values.dtype)
     if not _adds_one_by_one(xp, values, axes):
         return xp.sum(values, axis=axes, keepdims=True)
     for axis in axes:
@@ -44,6 +42,8 @@ def total_of_squares(xp: Any, values: Array, axes: tuple[int, ...], bound: Array
         if (found >= 16.0 * bound * bound).all():
             return found
     boundary = bound * bound * 2.0 ** (2 + math.ceil(math.log2(count)))
+    if xp.__name__ == "sparse":  # added to what is not stored, it would be
+        boundary = xp.where(squares != 0.0, boundary, 0.0)
     leading = (squares + boundary) - boundary
     return total(xp, leading, axes) + total(xp, squares - leading, axes)
 
@@ -57,22 +57,30 @@ def count_along(values: Array, axes: tuple[int, ...]) -> int:
     """How many elements there are along axes."""
     count = 1
     for axis in axes:
-        count *= values.shape[axis]
+        length = values.shape[axis]
+        count *= 1 if length is None else length  # of an array that was given it is known; ndonnx forgets a length of 1
     return count
 
 
 def lowest_and_highest(xp: Any, values: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """The least and the largest element over ``axes``; NaN where one is."""
-    if _is_dask(xp):
-        highest, negated = _dask_maximum(xp, values, axes), _dask_maximum(xp, -values, axes)
-        return -negated, highest
-    return xp.min(values, axis=axes, keepdims=True), xp.max(values, axis=axes, keepdims=True)
+    return _extreme(xp, xp.min, values, axes), _extreme(xp, xp.max, values, axes)
 
 
 def largest(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
     """The largest magnitude over ``axes``; NaN where one is."""
-    values = xp.abs(values)
-    return _dask_maximum(xp, values, axes) if _is_dask(xp) else xp.max(values, axis=axes, keepdims=True)
+    return _extreme(xp, xp.max, xp.abs(values), axes)
+
+
+def _extreme(xp: Any, find: Callable[..., Array], values: Array, axes: tuple[int, ...]) -> Array:
+    """The least or the largest element; of ndonnx, which forgets all lengths on the way, with those that it can keep."""
+    found = find(values, axis=axes, keepdims=True)
+    if None not in tuple(found.shape):
+        return found
+    shape = [1 if axis in axes else length for axis, length in enumerate(values.shape)]
+    if sum(length is None for length in shape) > 1:
+        return found
+    return xp.reshape(found, tuple(-1 if length is None else length for length in shape))
 
 
 def _adds_one_by_one(xp: Any, values: Array, axes: tuple[int, ...]) -> bool:
@@ -91,33 +99,11 @@ def _total_along(xp: Any, values: Array, axis: int) -> Array:
     blocks, left = divmod(shape[axis], _BLOCK)
     if blocks < 2:
         return xp.sum(values, axis=axis, keepdims=True)
-    before = (slice(None),) * axis
-    whole = values if not left else values[(*before, slice(None, blocks * _BLOCK))]
+    before, after = (slice(None),) * axis, (slice(None),) * (len(shape) - axis - 1)
+    whole = values if not left else values[(*before, slice(None, blocks * _BLOCK), *after)]
     parts = xp.sum(xp.reshape(whole, (*shape[:axis], blocks, _BLOCK, *shape[axis + 1 :])), axis=axis + 1)
     # XLA makes one sum of two, but not of what is scaled between them.
     result = _total_along(xp, parts * (1.0 / _BLOCK), axis) * float(_BLOCK)
     if left:
-        result = result + xp.sum(values[(*before, slice(blocks * _BLOCK, None))], axis=axis, keepdims=True)
+        result = result + xp.sum(values[(*before, slice(blocks * _BLOCK, None), *after)], axis=axis, keepdims=True)
     return result
-
-
-def _is_dask(xp: Any) -> bool:
-    """Whether arrays are in chunks, along which cutting anew would move data."""
-    return bool(xp.__name__.endswith("dask.array"))
-
-
-def _total_of_chunk(values: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
-    return total(numpy, values, axis)
-
-
-def _dask_maximum(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
-    """The maximum that Dask has fails where any chunk is empty, as filtering makes them."""
-    chunk: Callable[..., Array] = _maximum_of_chunk
-    return xp.reduction(values, chunk, chunk, axis=axes, keepdims=True, dtype=values.dtype)
-
-
-def _maximum_of_chunk(values: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
-    """-Inf, which is no maximum of others, over no elements."""
-    if all(values.shape[one] for one in axis):
-        return numpy.max(values, axis=axis, keepdims=keepdims)
-    return numpy.sum(values, axis=axis, keepdims=keepdims) - numpy.inf

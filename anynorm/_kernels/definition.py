@@ -16,6 +16,7 @@ from anynorm._definition.norms import Precision, Statistics, apply, finish, redu
 from anynorm._definition.pairs import two_sum
 from anynorm._definition.scaling import units_of
 from anynorm._definition.sums import count_along, total
+from anynorm._kernels import sparse
 from anynorm._moments import Moments, arrays_of, of_arrays, quietly, statistics_of
 
 Array = Any
@@ -34,6 +35,8 @@ def refuses(call: Call | Gradient) -> str | None:
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
     with quietly(call.library.namespace):
+        if call.library.refuses_to_fill:
+            return sparse.run(call, run_whole)
         return _run_blocks(call) if call.library.name == "numpy" else run_whole(call)
 
 
@@ -50,6 +53,8 @@ def run_whole(call: Call, by: Steps | None = None) -> Any:
 def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """Return dx, dweight and dbias; a parameter that is not there has no gradient."""
     with quietly(gradient.call.library.namespace):
+        if gradient.call.library.refuses_to_fill:
+            return sparse.pull(gradient, pull_whole)
         return _pull_blocks(gradient) if gradient.call.library.name == "numpy" else pull_whole(*gradient)
 
 
@@ -81,21 +86,23 @@ def _pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     xp, precision, dtype = call.library.namespace, _precision(call), call.x.dtype
     x, dy = xp.astype(call.x, precision.dtype, copy=False), xp.astype(dy, precision.dtype, copy=False)
     step = finish(xp, reduce(xp, x, call.axes, call.rule, precision, call.eps), call.rule, call.eps, precision)
-    weight, _ = _parameters(call, precision)
+    weight, _ = parameters_of(call, precision, dy)
     dx, share = derive(xp, x, dy, step, weight, call.axes, call.rule, call.eps, precision)
     if dtotal is not None:
         dx = dx + xp.astype(dtotal, precision.dtype, copy=False)
     over = tuple(axis for axis in range(len(x.shape)) if not (call.rule.averaged and axis in call.axes))
 
-    def sum_up(values: Array) -> Array:
-        if not precision.digits or not over:
-            return total(xp, values, over)
-        unit = units_of(xp, values, over, precision.digits)  # many of the largest numbers, too
-        return total(xp, values * unit, over) / unit
-
-    dweight = sum_up(share) if wanted and call.weight is not None else None
-    dbias = sum_up(dy) if wanted and call.bias is not None else None
+    dweight = sum_up(xp, share, over, precision) if wanted and call.weight is not None else None
+    dbias = sum_up(xp, dy, over, precision) if wanted and call.bias is not None else None
     return xp.astype(dx, dtype, copy=False), dweight, dbias
+
+
+def sum_up(xp: Any, values: Array, over: tuple[int, ...], precision: Precision) -> Array:
+    """A sum over rows, also of many of the largest numbers."""
+    if not precision.digits or not over:
+        return total(xp, values, over)
+    unit = units_of(xp, values, over, precision.digits)
+    return total(xp, values * unit, over) / unit
 
 
 def _as_parameter(call: Call, parameter: Array | float | None, found: Array | None) -> Array | None:
@@ -182,7 +189,7 @@ def _normalize(
     if residual is not None:
         x = total = xp.astype(x + residual, dtype, copy=False)  # NumPy's sum has this machine's byte order
     wide = xp.astype(x, precision.dtype, copy=False)
-    y = by(call, wide, None if 0 in x.shape else moments, *_parameters(call, precision), precision)
+    y = by(call, wide, None if 0 in x.shape else moments, *parameters_of(call, precision, wide), precision)
     return xp.astype(y, dtype, copy=False), total
 
 
@@ -208,8 +215,8 @@ def _precision(call: Call) -> Precision:
     return Precision(call.precision.dtype) if 0 in call.x.shape else call.precision
 
 
-def _parameters(call: Call, precision: Precision) -> tuple[Array | float | None, Array | None]:
-    """Weight and bias shaped to broadcast against x, the weight with its offset in the wide type."""
+def parameters_of(call: Call, precision: Precision, factor: Array) -> tuple[Array | float | None, Array | None]:
+    """Weight and bias shaped to broadcast against what the weight multiplies, with its offset in the wide type."""
     xp, weight, bias = call.library.namespace, call.weight, call.bias
     if weight is not None and type(weight) is not float:
         weight = _aligned(call, weight)
@@ -218,6 +225,8 @@ def _parameters(call: Call, precision: Precision) -> tuple[Array | float | None,
             weight = xp.astype(weight, precision.dtype, copy=False)
         if call.weight_offset:
             weight = _plus(weight, call.weight_offset, precision.digits)
+    if call.library.refuses_to_fill:
+        weight = sparse.at_stored(xp, factor, weight)
     if bias is not None and precision.digits:
         bias = xp.astype(bias, precision.dtype, copy=False)
     return weight, None if bias is None else _aligned(call, bias)
@@ -239,14 +248,14 @@ def _aligned(call: Call, parameter: Array) -> Array:
     ndim = len(call.x.shape)
     if not parameter.shape or call.axes[0] == ndim - len(call.axes):
         return parameter
-    shape = tuple(length if axis in call.axes else 1 for axis, length in enumerate(call.x.shape))
-    return call.library.namespace.reshape(parameter, shape)
+    return parameter[tuple(slice(None) if axis in call.axes else None for axis in range(ndim))]  # of any lengths
 
 
 def _no_moments(call: Call) -> Moments:
     """Moments of rows without elements: count 0, everything else 0."""
     xp, x, dtype = call.library.namespace, call.x, call.precision.dtype
-    shape = tuple(1 if axis in call.axes else length for axis, length in enumerate(x.shape))
-    zeros = xp.zeros(shape, dtype=dtype, **({"device": x.device} if call.library.devices else {}))
+    zeros = xp.sum(xp.astype(x, dtype), axis=call.axes, keepdims=True)  # on x's device, and of lengths that are free
     low = zeros if call.precision.digits else None
-    return of_arrays(count_along(x, call.axes), [zeros, low, None, zeros, low, None if low is None else zeros + 1.0], xp)
+    return of_arrays(
+        count_along(x, call.axes), [zeros, low, None, zeros, low, None if low is None else zeros + 1.0], xp
+    )

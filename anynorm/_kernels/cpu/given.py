@@ -85,8 +85,9 @@ def _paired_moments(call: Call, numbers: Array) -> Moments:
         return found
     others = definition.run_moments(_in_numpy(call))
     parts = zip(arrays_of(found), arrays_of(others), strict=True)
-    none = numpy.zeros_like(shift)
-    return of_arrays(count, [None if a is None else numpy.where(safe, a, none if b is None else b) for a, b in parts], numpy)
+    return of_arrays(
+        count, [None if a is None else numpy.where(safe, a, 0.0 if b is None else b) for a, b in parts], numpy
+    )
 
 
 def run(call: Call) -> Array:

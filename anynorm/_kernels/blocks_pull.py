@@ -1,0 +1,116 @@
+"""The derivative of Dask arrays: a task for each block, and sums of theirs for the gradients of parameters."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+
+from anynorm._check import Call, Gradient
+from anynorm._kernels.blocks import Block, call_on_block, described, in_chunks
+from anynorm._libraries import library_of, library_of_blocks
+from anynorm._tasks import each_block
+from anynorm._threads import alone
+
+Array = Any
+PullBlock = Callable[[Gradient], tuple[Array, Array | None, Array | None]]
+
+
+def pull(gradient: Gradient, pull_block: PullBlock) -> tuple[Array, Array | None, Array | None]:
+    """Return dx, dweight and dbias of rows that lie in blocks."""
+    call, x = gradient.call, gradient.call.x
+    block, arguments = prepared(gradient, pull_block, {})
+    index = tuple(range(x.ndim))
+    pulled = call.library.namespace.blockwise(
+        _pull_on_block, index, *arguments, block=block, token=f"{call.rule.name}-gradient",
+        meta=x._meta, align_arrays=False,
+    )  # fmt: skip
+    return gathered(gradient, pulled)
+
+
+def prepared(gradient: Gradient, pull_block: PullBlock, more: dict[str, Array]) -> tuple[Block, list[Any]]:
+    """What tasks are told, and their arrays, as blockwise takes them."""
+    chunks = gradient.call.x.chunks
+    given = {"dy": gradient.dy} if gradient.dtotal is None else {"dy": gradient.dy, "dtotal": gradient.dtotal}
+    return described(gradient.call, pull_block, {name: in_chunks(one, chunks) for name, one in given.items()} | more)
+
+
+def gathered(gradient: Gradient, pulled: Array) -> tuple[Array, Array | None, Array | None]:
+    """dx, dweight and dbias of an array of which each block is a tuple of them."""
+    call, x = gradient.call, gradient.call.x
+    dx = each_block(operator.itemgetter(0), f"{call.rule.name}-dx", pulled, chunks=x.chunks, meta=x._meta)
+    if not gradient.parameters:
+        return dx, None, None
+    dweight, dbias = (
+        None if parameter is None else _summed(call, pulled, place, name, parameter)
+        for place, name, parameter in ((1, "dweight", call.weight), (2, "dbias", call.bias))
+    )
+    return dx, dweight, dbias
+
+
+def _summed(call: Call, pulled: Array, place: int, name: str, parameter: Array | float) -> Array:
+    """The sum of what blocks have, with the shape and dtype of the parameter; with those of x where it is a number."""
+    from dask.array.utils import meta_from_array
+
+    x, held = call.x, library_of_blocks(call.x)
+    over = tuple(axis for axis in range(x.ndim) if not (call.rule.averaged and axis in call.axes))
+    wide = held.namespace.astype(x._meta, held.precision(x._meta).dtype)
+    chunks = tuple((1,) * len(along) if axis in over else along for axis, along in enumerate(x.chunks))
+    name = f"{call.rule.name}-{name}"
+    total = each_block(operator.itemgetter(place), name, pulled, chunks=chunks, meta=wide)
+    if over:
+        summed = {"dtype": wide.dtype, "meta": meta_from_array(wide, x.ndim - len(over)), "name": name}
+        total = call.library.namespace.reduction(total, _sum, _sum, axis=over, keepdims=False, **summed)
+    meta = meta_from_array(x._meta, 0) if isinstance(parameter, float) else parameter._meta
+    return each_block(functools.partial(_as_dtype, dtype=meta.dtype), name, total, chunks=total.chunks, meta=meta)
+
+
+def _pull_on_block(*arrays: Any, block: Block) -> tuple[Array, Array | None, Array | None]:
+    """What a task does: dx of a block, and what its rows add to the gradients of parameters, in the wide dtype."""
+    with alone(), numpy.errstate(all="ignore"):
+        return run_on_block(block, gradient_on_block(block, arrays)[0])
+
+
+def gradient_on_block(block: Block, arrays: tuple[Any, ...]) -> tuple[Gradient, dict[str, Any]]:
+    """The derivative of one block, with parameters in the wide dtype, and all that is given by name."""
+    given = dict(zip(block.names, arrays, strict=True))
+    call = call_on_block(block, given)
+    weight, bias = (_widened(call, parameter) for parameter in (call.weight, call.bias))
+    return Gradient(call._replace(weight=weight, bias=bias), given["dy"], given.get("dtotal")), given
+
+
+def run_on_block(block: Block, gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
+    """Run the derivative; the gradients of parameters have as many axes as x."""
+    dx, *sums = block.run(gradient)
+    dweight, dbias = (None if one is None else _spread(one, gradient.call) for one in sums)
+    return dx, dweight, dbias
+
+
+def _widened(call: Call, parameter: Array | float | None) -> Array | None:
+    """A parameter whose gradient will have the wide dtype; so does that of a number, made an array here."""
+    if parameter is None:
+        return None
+    xp, wide = call.library.namespace, call.precision.dtype
+    if isinstance(parameter, float):
+        return xp.full((), parameter, dtype=wide, **({"device": call.x.device} if call.library.devices else {}))
+    return xp.astype(parameter, wide, copy=False)
+
+
+def _spread(one: Array, call: Call) -> Array:
+    """The gradient of a parameter with as many axes as x, of length 1 where it has been summed over."""
+    ndim = len(call.x.shape)
+    own = call.axes if one.ndim else ()
+    return one[tuple(slice(None) if axis in own else None for axis in range(ndim))]
+
+
+def _sum(values: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
+    with numpy.errstate(all="ignore"):
+        return library_of(values).namespace.sum(values, axis=axis, keepdims=keepdims)
+
+
+def _as_dtype(values: Array, dtype: Any) -> Array:
+    values = numpy.asarray(values) if isinstance(values, numpy.generic) else values
+    return library_of(values).namespace.astype(values, dtype, copy=False)

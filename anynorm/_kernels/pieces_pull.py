@@ -1,0 +1,123 @@
+"""The derivative of Dask arrays whose rows are cut: sums over the pieces of a row, merged as moments are, then dx."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy
+
+from anynorm._check import Gradient
+from anynorm._definition.derivative import in_range, of_terms
+from anynorm._definition.merging import fitted
+from anynorm._definition.norms import Step, deviations, finish
+from anynorm._definition.sums import total
+from anynorm._kernels import blocks_pull
+from anynorm._kernels.blocks import Block, RunBlock, merged_moments, merged_over_rows
+from anynorm._kernels.blocks_pull import PullBlock, gathered, gradient_on_block, prepared
+from anynorm._kernels.definition import parameters_of, sum_up
+from anynorm._libraries import library_of
+from anynorm._moments import statistics_of
+from anynorm._threads import alone
+
+Array = Any
+
+
+class _Sums(NamedTuple):
+    """Sums over the pieces of rows, with g = dy * weight; what has g in it is to be multiplied by the powers of two."""
+
+    x_hat: Array
+    g: Array
+    product: Array  # of g * x_hat
+    powers: tuple[Array, ...]
+
+
+def pull(gradient: Gradient, reduce_block: RunBlock, pull_block: PullBlock) -> tuple[Array, Array | None, Array | None]:
+    """Return dx, dweight and dbias; no block is joined with another."""
+    call, x, xp = gradient.call, gradient.call.x, gradient.call.library.namespace
+    if 0 in [x.shape[axis] for axis in call.axes]:
+        return blocks_pull.pull(gradient, pull_block)
+    index, name = tuple(range(x.ndim)), f"{call.rule.name}-gradient"
+    more = {"moments": merged_moments(call, reduce_block)}
+    block, arguments = prepared(gradient, pull_block, more)
+    pieces = xp.blockwise(
+        _sums_on_block, index, *arguments, block=block, adjust_chunks=dict.fromkeys(call.axes, 1),
+        token=f"{name}-sums", meta=x._meta, align_arrays=False,
+    )  # fmt: skip
+    more["sums"] = merged_over_rows(pieces, call, _merge, f"{name}-sums")
+    block, arguments = prepared(gradient, pull_block, more)
+    pulled = xp.blockwise(_pull_on_block, index, *arguments, block=block, token=name, meta=x._meta, align_arrays=False)
+    return gathered(gradient, pulled)
+
+
+def _sums_on_block(*arrays: Any, block: Block) -> _Sums | None:
+    """The sums over a block; None where it is empty, for which none are needed."""
+    with alone(), numpy.errstate(all="ignore"):
+        gradient, _ = gradient_on_block(block, arrays)
+        call = gradient.call
+        if 0 in call.x.shape:
+            return None
+        x_hat, g, powers, _ = _terms(gradient)
+        sums = [total(call.library.namespace, one, call.axes) for one in (x_hat, g, g * x_hat)]
+        return _Sums(sums[0], sums[1], sums[2], powers)
+
+
+def _pull_on_block(*arrays: Any, block: Block) -> tuple[Array, Array | None, Array | None]:
+    """Dx of a block, and what its rows add to the gradients of parameters, in the wide dtype."""
+    with alone(), numpy.errstate(all="ignore"):
+        gradient, given = gradient_on_block(block, arrays)
+        call, dy, dtotal, _ = gradient
+        if 0 in call.x.shape:
+            return blocks_pull.run_on_block(block, gradient._replace(call=call._replace(moments=None)))
+        xp, precision, sums = call.library.namespace, call.precision, given["sums"]
+        x_hat, g, powers, step = _terms(gradient)
+        g = _in_powers(g, powers, sums.powers)
+        count = given["moments"].count if call.rule.averaged else 1
+        across = sums.product / count
+        if call.rule.centred:
+            across = across - sums.g / count * (sums.x_hat / count)
+            x_hat, g = x_hat - sums.x_hat / count, g - sums.g / count
+        dx = of_terms(xp, x_hat, g, across, list(sums.powers), step, call.rule, call.eps, precision)
+        if dtotal is not None:
+            dx = dx + xp.astype(dtotal, precision.dtype, copy=False)
+        dy = xp.astype(dy, precision.dtype, copy=False)
+        over = tuple(axis for axis in range(len(call.x.shape)) if not (call.rule.averaged and axis in call.axes))
+        dweight = None if call.weight is None else sum_up(xp, dy * x_hat, over, precision)
+        dbias = None if call.bias is None else sum_up(xp, dy, over, precision)
+        return xp.astype(dx, call.x.dtype, copy=False), dweight, dbias
+
+
+def _terms(gradient: Gradient) -> tuple[Array, Array, tuple[Array, ...], Step]:
+    """x_hat and dy * weight of a block, neither of them centred yet, and the powers of two that the latter lacks."""
+    call, dy, _, _ = gradient
+    xp, precision = call.library.namespace, call.precision
+    x, dy = (xp.astype(one, precision.dtype, copy=False) for one in (call.x, dy))
+    moments: Any = call.moments
+    rule, eps = call.rule, call.eps
+    found = fitted(xp, statistics_of(moments), rule.centred, rule.averaged, eps, precision.digits)
+    step = finish(xp, found, rule, eps, precision)
+    x_hat = deviations(x if step.unit is None else x * step.unit, step) * step.factor
+    g, weight, powers = in_range(xp, dy, parameters_of(call, precision, dy)[0], call.axes, precision.digits)
+    return x_hat, g if weight is None else g * weight, tuple(powers), step
+
+
+def _in_powers(values: Array, own: tuple[Array, ...], powers: tuple[Array, ...]) -> Array:
+    """Values that lack powers of two as they are where they lack larger ones."""
+    for power, larger in zip(own, powers, strict=True):
+        values = values * (power / larger)
+    return values
+
+
+def _merge(pieces: list[_Sums | None]) -> _Sums | None:
+    there = [piece for piece in pieces if piece is not None]
+    return functools.reduce(_merge_two, there) if there else None
+
+
+def _merge_two(a: _Sums, b: _Sums) -> _Sums:
+    xp = library_of(a.g).namespace
+    powers = tuple(xp.where(one > other, one, other) for one, other in zip(a.powers, b.powers, strict=True))
+    g, product = (
+        _in_powers(one, a.powers, powers) + _in_powers(other, b.powers, powers)
+        for one, other in ((a.g, b.g), (a.product, b.product))
+    )
+    return _Sums(a.x_hat + b.x_hat, g, product, powers)

@@ -1,0 +1,45 @@
+"""pydata/sparse: the definition runs on arrays of coordinates, and results have the format that was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from anynorm._check import Call, Gradient
+
+Array = Any
+
+
+def run(call: Call, run_whole: Callable[[Call], Any]) -> Any:
+    """Return y, or (y, total), in x's format."""
+    result = run_whole(_in_coordinates(call))
+    return _in_format(result, call.x) if call.residual is None else tuple(_in_format(one, call.x) for one in result)
+
+
+def pull(gradient: Gradient, pull_whole: Callable[..., tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Return dx, dweight and dbias, each in the format of what it is the gradient of."""
+    call, dy, dtotal, wanted = gradient
+    found = pull_whole(_in_coordinates(call), _coordinates(dy), _coordinates(dtotal), wanted)
+    found = tuple(None if one is None else one + 0.0 for one in found)  # -0.0 + 0.0 is 0.0, which is not stored
+    return tuple(_in_format(one, like) for one, like in zip(found, (call.x, call.weight, None), strict=True))
+
+
+def at_stored(xp: Any, array: Array, weight: Array | float | None) -> Array | None:
+    """The weight where an array has numbers, and else 0: times a negative weight a zero is -0.0, which is stored."""
+    return None if weight is None else xp.where(array != 0.0, weight, 0.0)
+
+
+def _in_coordinates(call: Call) -> Call:
+    return call._replace(x=_coordinates(call.x), weight=_coordinates(call.weight), residual=_coordinates(call.residual))
+
+
+def _coordinates(array: Any) -> Any:
+    return array if array is None or type(array) is float else array.asformat("coo")
+
+
+def _in_format(array: Array | None, like: Any) -> Array | None:
+    """An array of coordinates in the format of another array."""
+    if array is None or not hasattr(like, "asformat"):
+        return array
+    name = type(like).__name__.lower()
+    return array.asformat(name, **({"compressed_axes": like.compressed_axes} if name == "gcxs" else {}))
