@@ -45,7 +45,7 @@ class Moments:
     @property
     def count(self) -> int:
         """How many elements a row has."""
-        return self._statistics.count
+        return self._statistics.elements
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -231,12 +231,12 @@ def _mean(xp: Any, found: Statistics) -> Array:
 
 def _variance(xp: Any, found: Statistics) -> Array:
     low = 0.0 if found.squares_low is None else found.squares_low
-    return _in_units(found, (found.squares + low) / found.count, 2)
+    return _in_units(found, (found.squares + low) / found.elements, 2)
 
 
 def _mean_square(xp: Any, found: Statistics) -> Array:
     high, low = sum_of_squares(xp, found)
-    return _in_units(found, (high + low) / found.count, 2)
+    return _in_units(found, (high + low) / found.elements, 2)
 
 
 def _in_units(found: Statistics, values: Array, power: int) -> Array:
@@ -297,4 +297,4 @@ def _merge_blocks(a: Moments, b: Moments) -> Moments:
         function, chunks = attrgetter(name), merged.chunks
         return None if meta is None else each_block(function, f"moments-{name}", merged, chunks=chunks, meta=meta)
 
-    return of_arrays(there.count, [part(name) for name in PARTS], a._xp)
+    return of_arrays(there.elements, [part(name) for name in PARTS], a._xp)

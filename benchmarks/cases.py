@@ -19,13 +19,14 @@ QUICK_GRID = ((1, 768), (512, 1000), (4096, 1024))
 QUICK_CHANNELS_FIRST = ((8, 64, 128, 128),)
 
 EPS = {"layer_norm": 1e-5, "rms_norm": 1e-6, "scale_norm": 1e-12}
-NBYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+NBYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+LAYERS = 12  # of the model whose gradient is taken
 
 
 class Case(NamedTuple):
     """One norm of one array; weight, and for layer_norm bias, have the array's dtype.
 
-    ``of`` is "y", or "dx" for the norm and its derivative together.
+    ``of`` is "y", "dx" for the norm and its derivative together, or "model" for those of twelve layers of it.
     """
 
     norm: str
@@ -48,8 +49,8 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         axis = "" if self.axis == -1 else f" axis={self.axis}"
-        backward = " forward and backward" if self.of == "dx" else ""
-        return f"{self.norm} {self.dtype} {'x'.join(map(str, self.shape))}{axis}{backward}"
+        of = {"y": "", "dx": " forward and backward", "model": f" {LAYERS} layers forward and backward"}[self.of]
+        return f"{self.norm} {self.dtype} {'x'.join(map(str, self.shape))}{axis}{of}"
 
 
 class Contest(NamedTuple):

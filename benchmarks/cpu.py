@@ -16,13 +16,13 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Contest, contests
 from benchmarks.machine import describe, usable_cores
-from benchmarks.rivals import RIVALS
+from benchmarks.rivals import RIVALS, Rival
 from benchmarks.worker import Worker, WorkerError
 
 PAUSE_SECONDS = 0.003  # threads of a rival that has just ended spin for about a millisecond before they sleep
@@ -39,20 +39,43 @@ class Rounds:
 
 
 def main() -> None:
-    arguments = parse()
-    threads = usable_cores() if arguments.threads == "all" else int(arguments.threads)
+    arguments = parse(__doc__)
     rounds = Rounds(3, 7, 0.5) if arguments.quick else Rounds(7, 25, arguments.seconds)
+    compete(list(contests(arguments.quick)), RIVALS, arguments, rounds)
+
+
+def parse(description: str, seconds: float = 6.0) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a handful of shapes, few rounds")
+    parser.add_argument("--threads", choices=("1", "all"), default="1", help="all: as many as this process may use")
+    parser.add_argument("--only", default="", metavar="SUBSTRING", help="contests with this in their name")
+    parser.add_argument("--most", type=float, default=math.inf, metavar="MB", help="leave out larger arrays")
+    parser.add_argument(
+        "--seconds", type=float, default=seconds, help=f"that a contest lasts, beyond its least rounds ({seconds})"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="written anew after each contest")
+    return parser.parse_args()
+
+
+def compete(
+    known: list[Contest], rivals: Mapping[str, Rival], arguments: argparse.Namespace, rounds: Rounds
+) -> dict[str, Any]:
+    """Run the contests that the arguments ask for; returns what the JSON file holds."""
+    threads = usable_cores() if arguments.threads == "all" else int(arguments.threads)
     chosen = [
-        contest
-        for contest in contests(arguments.quick)
-        if arguments.only in str(contest) and contest.case.nbytes <= arguments.most * 1e6
+        contest for contest in known if arguments.only in str(contest) and contest.case.nbytes <= arguments.most * 1e6
     ]
     if not chosen:
-        sys.exit(f"no contest of that size has {arguments.only!r} in its name; names are like {next(contests())}")
-    skipped = not_installed({name for contest in chosen for name in (contest.baseline, *contest.rivals)})
+        sys.exit(f"no contest of that size has {arguments.only!r} in its name; names are like {known[0]}")
+    asked = {name: rivals[name] for contest in chosen for name in (contest.baseline, *contest.rivals)}
+    skipped = not_installed(asked)
     for name, reason in skipped.items():
         print(f"{name} is left out: {reason}", flush=True)
-    workers = {name: Worker(name, threads, environment_of(name, threads)) for name in RIVALS if name not in skipped}
+    workers = {
+        name: Worker(name, rival, threads, environment_of(rival, threads))
+        for name, rival in asked.items()
+        if name not in skipped
+    }
     given = {name: value for name, value in vars(arguments).items() if name != "output" and value != math.inf}
     document = {
         "machine": describe(),
@@ -71,37 +94,27 @@ def main() -> None:
     finally:
         for worker in workers.values():
             worker.stop()
+    return document
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a handful of shapes, few rounds")
-    parser.add_argument("--threads", choices=("1", "all"), default="1", help="all: as many as this process may use")
-    parser.add_argument("--only", default="", metavar="SUBSTRING", help="contests with this in their name")
-    parser.add_argument("--most", type=float, default=math.inf, metavar="MB", help="leave out larger arrays")
-    parser.add_argument("--seconds", type=float, default=6.0, help="for the rounds of a contest beyond 7 (default 6)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="written anew after each contest")
-    return parser.parse_args()
-
-
-def not_installed(rivals: Iterable[str]) -> dict[str, str]:
+def not_installed(rivals: Mapping[str, Rival]) -> dict[str, str]:
     """Map the rivals that cannot run to the reason."""
     skipped = {}
-    for name in sorted(rivals):
-        missing = [package for package in RIVALS[name].packages if importlib.util.find_spec(package) is None]
+    for name, rival in sorted(rivals.items()):
+        missing = [package for package in rival.packages if importlib.util.find_spec(package) is None]
         if missing:
             skipped[name] = f"not installed: {', '.join(missing)}"
     return skipped
 
 
-def environment_of(rival: str, threads: int) -> dict[str, str]:
+def environment_of(rival: Rival, threads: int) -> dict[str, str]:
     """Return the settings of a rival's process; what takes a number of threads as an argument gets it in rivals.py."""
     names = ("ANYNORM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     environment = dict.fromkeys(names, str(threads))
     environment |= {"JAX_PLATFORMS": "cpu", "NPROC": str(threads)}  # XLA sizes its pool by NPROC
     if threads == 1:
         environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    return environment | dict(RIVALS[rival].environment)
+    return environment | dict(rival.environment)
 
 
 def run(contest: Contest, workers: dict[str, Worker], rounds: Rounds) -> dict[str, Any]:

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import Case
+from benchmarks.cases import LAYERS, Case
 
 # Largest error allowed before a rival is timed, relative to max(|y|, root mean square of y's row). It tells a wrong
 # result from a rounded one: some rivals round twice or sum in float32. anynorm's own bounds are in the test suite.
-TOLERANCE = {"float32": 1e-5, "float16": 2.0**-9, "bfloat16": 2.0**-6}
+TOLERANCE = {"float32": 1e-5, "float16": 2.0**-9, "bfloat16": 2.0**-6, "float64": 1e-13}
 
 # A prime, so that rows differ although the deviates repeat; drawing each element anew would take longer than timing.
 _DEVIATES = 1_000_003
@@ -41,32 +41,50 @@ def _torch_inputs(case: Case, deviates: np.ndarray, weight: np.ndarray, bias: np
     return x, weight, bias
 
 
-def make_gradient(case: Case) -> Any:
-    """Return a gradient by the result, as a torch tensor."""
-    return make_inputs(case, "torch", seed=1)[0]
+def make_gradient(case: Case, library: str = "torch") -> Any:
+    """Return a gradient by the result."""
+    return make_inputs(case, library, seed=1)[0]
+
+
+def make_matrices(case: Case) -> np.ndarray:
+    """Return a matrix for each layer of a model: from numbers as large as 1 to such as large."""
+    random = np.random.default_rng(2)
+    matrices = random.standard_normal((LAYERS, case.features, case.features)) / math.sqrt(case.features)
+    return matrices.astype(case.dtype)
 
 
 def largest_error(case: Case, x: Any, weight: Any, bias: Any, y: Any) -> float:
-    """Compare y, or dx, with the formula in float64, a block of the first axis at a time."""
+    """Compare a result with the formula in float64, a block of the first axis at a time.
+
+    Gradients come as dx, or as a tuple of those by x, weight and bias; of a model's only the one by x is compared.
+    """
+    y, *by_parameters = y if isinstance(y, tuple) else (y,)
     if tuple(y.shape) != case.shape or case.dtype not in str(y.dtype):
         raise ValueError(f"expected {case.dtype} {case.shape}, got {y.dtype} {tuple(y.shape)}")
+    dy = None if case.of == "y" else make_gradient(case, "torch" if hasattr(x, "double") else "numpy")
     weight, bias = as_float64(weight), as_float64(bias)
-    dy = make_gradient(case) if case.of == "dx" else None
     step = max(1, _BLOCK_ELEMENTS // math.prod(case.shape[1:]))
-    worst = 0.0
+    errors: list[float] = []
+    sums: list[Any] = [0.0, 0.0] if case.of == "dx" else []
     for first in range(0, case.shape[0], step):
-        block = slice(first, first + step)
-        if dy is None:
-            expected = formula(case, as_float64(x[block]), weight, bias)
+        block = (slice(first, min(first + step, case.shape[0])), ...)  # as strict as array-api-strict
+        wide = as_float64(x[block])
+        if case.of == "y":
+            expected = formula(case, wide, weight, bias)
+        elif case.of == "model":
+            expected = model_derivative(case, wide, weight, bias, as_float64(dy[block]))
         else:
-            expected = derivative(case, as_float64(x[block]), weight, as_float64(dy[block]))
-        scale = np.maximum(np.abs(expected), np.sqrt(np.mean(expected**2, axis=case.axis, keepdims=True)))
-        error = np.max(np.abs(as_float64(y[block]) - expected) / scale)
-        if not error <= worst:  # NaN too
-            worst = float(error)
-        if math.isnan(worst):
-            break
-    return worst
+            expected, share = derivative(case, wide, weight, as_float64(dy[block]))
+            if by_parameters:
+                sums = [sums[0] + share.sum(0), sums[1] + as_float64(dy[block]).sum(0)]
+        errors.append(_error(as_float64(y[block]), expected, case.axis))
+    errors += [_error(as_float64(found), expected, -1) for found, expected in zip(by_parameters, sums, strict=False)]
+    return float(np.max(errors))  # NaN if one is
+
+
+def _error(found: np.ndarray, expected: np.ndarray, axis: int) -> float:
+    scale = np.maximum(np.abs(expected), np.sqrt(np.mean(expected**2, axis=axis, keepdims=True)))
+    return float(np.max(np.abs(found - expected) / scale))
 
 
 def formula(case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -81,13 +99,25 @@ def formula(case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> 
     return centred / np.sqrt(np.mean(centred**2, axis=case.axis, keepdims=True) + case.eps) * weight + bias
 
 
-def derivative(case: Case, x: np.ndarray, weight: np.ndarray, dy: np.ndarray) -> np.ndarray:
-    """Return dx as the formula stands, along the last axis."""
-    g = dy * weight
+def derivative(case: Case, x: np.ndarray, weight: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return dx as the formula stands, along the last axis, and each row's share of the gradient of the weight."""
+    count, eps, g = (1, 0.0, dy) if case.norm == "scale_norm" else (case.features, case.eps, dy * weight)
     if case.norm == "layer_norm":
         x, g = x - np.mean(x, axis=-1, keepdims=True), g - np.mean(g, axis=-1, keepdims=True)
-    factor = 1 / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + case.eps)
-    return factor * (g - x * np.mean(g * x, axis=-1, keepdims=True) * factor**2)
+    factor = 1 / np.sqrt(np.sum(x**2, axis=-1, keepdims=True) / count + eps)
+    dx = factor * (g - x * np.sum(g * x, axis=-1, keepdims=True) / count * factor**2)
+    return dx, dy * x * factor
+
+
+def model_derivative(case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Return dx of a model whose layers add the product of their norm and a matrix."""
+    entered, matrices = [], as_float64(make_matrices(case))
+    for matrix in matrices:
+        entered.append(x)
+        x = x + formula(case, x, weight, bias) @ matrix
+    for x, matrix in zip(reversed(entered), reversed(matrices), strict=True):
+        dy = dy + derivative(case, x, weight, dy @ matrix.T)[0]
+    return dy
 
 
 def as_float64(array: Any) -> np.ndarray:

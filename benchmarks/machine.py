@@ -8,7 +8,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("numpy", "numba", "torch", "onnx", "onnxruntime", "jax", "jaxlib", "scikit-learn", "array-api-compat")
+PACKAGES = (
+    *("numpy", "numba", "torch", "onnx", "onnxruntime", "jax", "jaxlib", "scikit-learn", "array-api-compat"),
+    *("array-api-strict", "dask", "ndonnx"),
+)
 
 
 def describe() -> dict[str, Any]:

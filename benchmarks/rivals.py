@@ -25,6 +25,7 @@ class Rival(NamedTuple):
     packages: tuple[str, ...] = ()  # that must be installed, beyond what anynorm requires
     environment: Mapping[str, str] = {}
     copies: bool = False  # the result is x itself
+    temporaries: Callable[[Call], int] | None = None  # bytes that the call holds at most beyond arguments and result
 
 
 def anynorm_call(case: Case, threads: int, x: Array, weight: Array, bias: Array, into: bool = False) -> Call:
@@ -158,18 +159,27 @@ def _onnx_model(case: Case, parameters: list[np.ndarray]) -> bytes:
 def jitted_jax(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
     import jax
 
+    norm = jax.jit(jax_expression(case))
+    arguments = [jax.numpy.asarray(array) for array in (x, weight, bias)]
+    return lambda: norm(*arguments).block_until_ready()
+
+
+def jax_expression(case: Case) -> Callable[..., Array]:
+    """Return the formula as anyone would write it, of x and those parameters that the norm has."""
+    import jax
+
     numpy = jax.numpy
 
-    @jax.jit
-    def norm(x: Array, weight: Array, bias: Array) -> Array:
+    def norm(x: Array, weight: Array = None, bias: Array = None) -> Array:
+        if case.norm == "scale_norm":
+            return x * jax.lax.rsqrt(numpy.sum(x * x, -1, keepdims=True))
         if case.norm == "rms_norm":
             return x * jax.lax.rsqrt(numpy.mean(x * x, -1, keepdims=True) + case.eps) * weight
         centred = x - numpy.mean(x, -1, keepdims=True)
         variance = numpy.mean(centred * centred, -1, keepdims=True)
         return centred * jax.lax.rsqrt(variance + case.eps) * weight + bias
 
-    arguments = [numpy.asarray(array) for array in (x, weight, bias)]
-    return lambda: norm(*arguments).block_until_ready()
+    return norm
 
 
 def scikit_learn(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:

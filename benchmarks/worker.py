@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import Case
+from benchmarks.cases import LAYERS, Case
+from benchmarks.rivals import Rival
 
 SAMPLE_SECONDS = 0.005  # a sample holds as many calls as take this long
 WARM_UP_SECONDS = 0.1  # slower calls run through more memory than caches hold: there is nothing to warm
@@ -26,8 +27,8 @@ class WorkerError(Exception):
 class Worker:
     """The runner's end of a rival's process, which starts with the first case."""
 
-    def __init__(self, rival: str, threads: int, environment: dict[str, str]):
-        self.rival, self._threads, self._environment = rival, threads, environment
+    def __init__(self, name: str, rival: Rival, threads: int, environment: dict[str, str]):
+        self._given, self._environment = (name, rival, threads), environment
         self._process: Any = None
         self._pipe: Any = None
 
@@ -54,7 +55,7 @@ class Worker:
     def _start(self) -> None:
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, self.rival, self._threads), daemon=True)
+        self._process = context.Process(target=serve, args=(theirs, *self._given), daemon=True)
         before = dict(os.environ)
         os.environ.update(self._environment)  # libraries read their settings while they are imported
         try:
@@ -79,10 +80,10 @@ class Worker:
         return answer
 
 
-def serve(pipe: Connection, rival: str, threads: int) -> None:
+def serve(pipe: Connection, name: str, rival: Rival, threads: int) -> None:
     """Answer (failed, answer) to each message until the runner hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's, which then hangs up
-    server = _Server(rival, threads)
+    server = _Server(name, rival, threads)
     gc.disable()  # a collection within a sample would be charged to the rival
     while True:
         try:
@@ -100,10 +101,8 @@ def serve(pipe: Connection, rival: str, threads: int) -> None:
 class _Server:
     """What a rival's process does for each message."""
 
-    def __init__(self, rival: str, threads: int):
-        from benchmarks.rivals import RIVALS
-
-        self._name, self._rival, self._threads = rival, RIVALS[rival], threads
+    def __init__(self, name: str, rival: Rival, threads: int):
+        self._name, self._rival, self._threads = name, rival, threads
         self._call: Any = None
         self._times = 1
 
@@ -113,12 +112,15 @@ class _Server:
         inputs = make_inputs(case, self._rival.library)
         self._call = self._rival.make(case, self._threads, *inputs)
         y = self._call()
+        y = y() if callable(y) else y  # a compiler returns a function, which is checked and not timed
         if self._rival.copies:
             found = {"error": 0.0 if np.array_equal(np.asarray(y), inputs[0]) else math.nan}
         else:
             found = {"error": largest_error(case, *inputs, y)}
         del y
-        found["tolerance"] = TOLERANCE[case.dtype]
+        found["tolerance"] = TOLERANCE[case.dtype] * (LAYERS if case.of == "model" else 1)
+        if self._rival.temporaries is not None:
+            found["temporaries"] = self._rival.temporaries(self._call)
         if self._name.startswith("anynorm"):
             found["kernel"] = _kernel(case, *inputs)
         self._times = self._calibrate()

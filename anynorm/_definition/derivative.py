@@ -82,7 +82,7 @@ def in_range(
     unit = units_of(xp, dy, axes, digits)
     g, powers = dy * unit, [1.0 / unit]
     if weight is not None:
-        weight = xp.full_like(unit, weight) if isinstance(weight, float) else weight
-        unit = units_of(xp, weight, tuple(range(len(weight.shape))), digits)
-        weight, powers = weight * unit, [*powers, 1.0 / unit]
+        given: Array = xp.full_like(unit, weight) if isinstance(weight, float) else weight
+        unit = units_of(xp, given, tuple(range(len(given.shape))), digits)
+        weight, powers = given * unit, [*powers, 1.0 / unit]
     return g, weight, powers

@@ -16,8 +16,8 @@ Array = Any
 
 def merge(xp: Any, a: Statistics, b: Statistics) -> Statistics:
     """The statistics of two pieces together."""
-    if not a.count or not b.count:
-        return a if a.count else b
+    if not a.elements or not b.elements:
+        return a if a.elements else b
     return _merge_plain(a, b) if a.unit is None or b.unit is None else _merge_paired(xp, a, b, a.unit, b.unit)
 
 
@@ -27,23 +27,23 @@ def _merge_plain(a: Statistics, b: Statistics) -> Statistics:
     A mean of a million deviations has none to spare for a million merges, each of which would round it: it is carried
     with what that leaves.
     """
-    count = a.count + b.count
+    count = a.elements + b.elements
     (a_mean, a_low), (b_mean, b_low) = _mean_of(a), _mean_of(b)
     difference = (b_mean - a_mean) + (b_low - a_low)
-    mean, error = two_sum(a_mean, difference * (b.count / count))
-    squares = a.squares + b.squares + difference * difference * (a.count / count * b.count)
+    mean, error = two_sum(a_mean, difference * (b.elements / count))
+    squares = a.squares + b.squares + difference * difference * (a.elements / count * b.elements)
     mean, low = two_sum(mean, a_low + error)
     return Statistics(count, mean, low, None, squares, None, None)
 
 
 def _merge_paired(xp: Any, a: Statistics, b: Statistics, a_unit: Array, b_unit: Array) -> Statistics:
     """Merge in pairs, the mean with a third number behind them."""
-    count, digits = a.count + b.count, _digits(xp, a)
+    count, digits = a.elements + b.elements, _digits(xp, a)
     unit = xp.where(a_unit < b_unit, a_unit, b_unit)
     a_mean, a_rest, a_squares = _rescaled(a, unit / a_unit)
     b_mean, _, b_squares = _rescaled(b, unit / b_unit)
     difference = add_pairs(b_mean, (-a_mean[0], -a_mean[1]))
-    step = multiply_pairs(difference, ratio_pair(b.count, count, digits), digits)
+    step = multiply_pairs(difference, ratio_pair(b.elements, count, digits), digits)
     high, low = two_sum(a_mean[0], step[0])
     middle, rest = two_sum(a_mean[1], step[1])
     middle, error = two_sum(middle, low)
@@ -51,7 +51,7 @@ def _merge_paired(xp: Any, a: Statistics, b: Statistics, a_unit: Array, b_unit: 
     high, middle = two_sum(high, middle)
     middle, rest = two_sum(middle, rest)
     between = multiply_pairs(difference, difference, digits)
-    between = multiply_pairs(between, ratio_pair(a.count * b.count, count, digits), digits)
+    between = multiply_pairs(between, ratio_pair(a.elements * b.elements, count, digits), digits)
     squares = add_pairs(add_pairs(a_squares, b_squares), between)
     return Statistics(count, high, middle, rest, *squares, unit)
 
@@ -62,10 +62,10 @@ def sum_of_squares(xp: Any, found: Statistics) -> Pair:
     if found.mean is None:
         return found.squares, low
     if found.unit is None:
-        return found.squares + found.mean * found.mean * found.count, low
+        return found.squares + found.mean * found.mean * found.elements, low
     digits = _digits(xp, found)
     mean = _mean_of(found)
-    of_mean = multiply_pairs(multiply_pairs(mean, mean, digits), (float(found.count), 0.0), digits)
+    of_mean = multiply_pairs(multiply_pairs(mean, mean, digits), (float(found.elements), 0.0), digits)
     return add_pairs((found.squares, low), of_mean)
 
 
@@ -73,14 +73,14 @@ def fitted(xp: Any, found: Statistics, centred: bool, squared: bool, eps: float,
     """Statistics that were not made for this norm and eps, as `finish` wants them: in a unit that suits eps."""
     if not centred:
         high, low = sum_of_squares(xp, found)
-        found = Statistics(found.count, None, None, None, high + low, None, found.unit)
+        found = Statistics(found.elements, None, None, None, high + low, None, found.unit)
     if found.unit is None:
         return found
     most = largest_unit(digits, eps, squared)
     unit = xp.where(found.unit > most, most, found.unit)
-    mean, _, squares = _rescaled(found, unit / found.unit)
-    mean = (None, None) if found.mean is None else mean
-    return Statistics(found.count, *mean, None, squares[0] + squares[1], None, unit)
+    (mean, low), _, squares = _rescaled(found, unit / found.unit)
+    shift = (None, None) if found.mean is None else (mean, low)
+    return Statistics(found.elements, shift[0], shift[1], None, squares[0] + squares[1], None, unit)
 
 
 def _rescaled(found: Statistics, ratio: Array) -> tuple[Pair, Array | float, Pair]:

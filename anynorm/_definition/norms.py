@@ -53,7 +53,7 @@ class Precision(NamedTuple):
 class Statistics(NamedTuple):
     """What step 1 finds of each row of x * unit; normalized axes are kept with length 1."""
 
-    count: int
+    elements: int  # of a row
     mean: Array | None  # None: taken as zero
     mean_low: Array | None  # what the mean leaves when it is rounded
     mean_rest: Array | None  # and what both leave, of one that was merged
@@ -79,9 +79,7 @@ class Step(NamedTuple):
 _LARGE_LENGTH = 2.0**800
 
 
-def reduce(
-    xp: Any, x: Array, axes: tuple[int, ...], rule: Rule, precision: Precision, eps: float = 0.0
-) -> Statistics:
+def reduce(xp: Any, x: Array, axes: tuple[int, ...], rule: Rule, precision: Precision, eps: float = 0.0) -> Statistics:
     """Step 1: the statistics of each row of ``x``, already of the precision's dtype; any eps will suit those for 0."""
     count, shift, low, unit, size = count_along(x, axes), None, None, None, None
     if not precision.digits:
@@ -102,7 +100,11 @@ def reduce(
     if shift is not None and precision.digits:
         low = mean(xp, x, axes)
         x = x - low
-    squares = total(xp, x * x, axes) if size is None or precision.short else total_of_squares(xp, x, axes, size, precision.digits)
+    squares = (
+        total(xp, x * x, axes)
+        if size is None or precision.short
+        else total_of_squares(xp, x, axes, size, precision.digits)
+    )
     return Statistics(count, shift, low, None, squares, None, unit, size)
 
 
@@ -120,7 +122,7 @@ def finish(xp: Any, found: Statistics, rule: Rule, eps: float, precision: Precis
         if rule.averaged:  # a row without deviations has this alone, its eps may have vanished; others exceed it
             length = length * (1.0 - 2.0 ** (2 - digits))
     if rule.averaged:
-        energy = energy / max(found.count, 1) + square
+        energy = energy / max(found.elements, 1) + square
     # The reciprocal comes last: that of the energy may be out of range, and the derivative of it is sooner.
     root = xp.sqrt(xp.maximum(energy, least))
     if eps <= (least if unit is None and rule.averaged else 0.0):
@@ -147,7 +149,7 @@ def apply(xp: Any, x: Array, step: Step, weight: Array | float | None, bias: Arr
 
 
 def deviations(x: Array, step: Step) -> Array:
-    """x - shift; of x * unit."""
+    """X - shift; of x * unit."""
     if step.shift is not None:
         x = x - step.shift
     return x if step.shift_low is None else x - step.shift_low

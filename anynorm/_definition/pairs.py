@@ -24,6 +24,7 @@ from typing import Any
 Array = Any
 Pair = tuple[Any, Any]
 
+
 def two_sum(a: Array, b: Array) -> Pair:
     """Return the rounded sum and its rounding error, exactly."""
     total = a + b

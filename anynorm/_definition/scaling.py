@@ -7,7 +7,6 @@ square of a unit alone is out of range.
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -19,9 +18,9 @@ Array = Any
 
 Level = tuple[float, float]
 
-# For rows whose largest magnitude is below the first number, the unit is the second; so that sums of squares stay in
-# range, and no square that counts vanishes, not even of a deviation of one unit in the last place over the length. Units
-# of float64 lie closer than that needs, for automatic differentiation forms the cubes of lengths.
+# For rows whose largest magnitude is below the first number, the unit is the second. Sums of squares stay in range then,
+# and no square that counts vanishes, not even of a deviation of one unit in the last place over the length. Units of
+# float64 lie closer than that needs, for automatic differentiation forms the cubes of lengths.
 _SMALL = {
     24: ((2.0**-72, 2.0**100), (2.0**-12, 2.0**60)),
     53: ((2.0**-738, 2.0**855), (2.0**-416, 2.0**690), (2.0**-48, 2.0**368)),
@@ -69,7 +68,7 @@ def units_of(xp: Any, values: Array, axes: tuple[int, ...], digits: int) -> Arra
 
 
 def scaled(x: Array, unit: Array) -> Array:
-    """x * unit; of NumPy arrays, which can be looked at, x itself where each unit is 1, as most are."""
+    """The product x * unit; of NumPy arrays, which can be looked at, x itself where each unit is 1, as most are."""
     if isinstance(unit, numpy.ndarray) and (unit == 1.0).all():
         return x
     return x * unit
@@ -80,9 +79,7 @@ def largest_unit(digits: int, eps: float, squared: bool) -> float:
     return _levels(digits, _LONG, eps, squared)[0][1]
 
 
-def eps_in_units(
-    xp: Any, unit: Array, digits: int, eps: float, squared: bool
-) -> tuple[Array | float, Array | float]:
+def eps_in_units(xp: Any, unit: Array, digits: int, eps: float, squared: bool) -> tuple[Array | float, Array | float]:
     """Eps in the unit of each row: in the square of that, and as a length, whose square may be out of range."""
     root, most = math.sqrt(eps) if squared else eps, largest_unit(digits, eps, squared)
     if most <= 1.0:
@@ -125,7 +122,7 @@ def product(xp: Any, value: Array, factors: list[Array]) -> Array:
 
 
 def weighted(xp: Any, x: Array, unit: Array, factor: Array, weight: Array | float) -> Array:
-    """x * unit * factor * weight, out of range only where the result is.
+    """The product x * unit * factor * weight, out of range only where the result is.
 
     Without centring an element may be so much smaller than its row that it is nothing beside it, and a weight bring it
     back.

@@ -73,7 +73,7 @@ def largest(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _extreme(xp: Any, find: Callable[..., Array], values: Array, axes: tuple[int, ...]) -> Array:
-    """The least or the largest element; of ndonnx, which forgets all lengths on the way, with those that it can keep."""
+    """The least or the largest element; of ndonnx, which forgets all lengths, with those that it can keep."""
     found = find(values, axis=axes, keepdims=True)
     if None not in tuple(found.shape):
         return found
@@ -89,7 +89,7 @@ def _adds_one_by_one(xp: Any, values: Array, axes: tuple[int, ...]) -> bool:
     if any(length is None for length in shape):  # of ndonnx, for which ONNX Runtime adds in lanes
         return False
     if name == "jax.numpy":
-        return math.prod(shape) < _LANES
+        return bool(math.prod(shape) < _LANES)
     # NumPy adds along the last axis alone in blocks.
     return name in ("numpy", "array_api_strict", "sparse") and axes != (len(shape) - 1,)
 

@@ -128,7 +128,9 @@ def run_moments(call: Call) -> Moments:
             return Moments(found[0], xp)
         cut = next(axis for axis, at in enumerate(blocks[1]) if at != slice(None))
         parts = zip(*(one[1:-1] for one in found), strict=True)
-        return of_arrays(found[0].count, [None if part[0] is None else xp.concat(part, axis=cut) for part in parts], xp)
+        return of_arrays(
+            found[0].elements, [None if part[0] is None else xp.concat(part, axis=cut) for part in parts], xp
+        )
 
 
 def _reduce(call: Call, x: Array) -> Statistics:

@@ -129,7 +129,8 @@ def _differentiable() -> Callable[..., _Normalized]:
         if rule.centred:  # it has been rounded twice by now, and a quotient is better than a product with a reciprocal
             x_hat = deviations(x * step.unit, step) / xp.maximum(step.root, step.length)
         else:  # in two steps, as an element may be far smaller than its row
-            half = xp.sqrt(step.unit)
+            unit: Any = step.unit
+            half = xp.sqrt(unit)
             x_hat = x * half * (step.factor * half)
         ratio = 1.0 if rule.averaged or not eps else step.root / step.length
         is_long = xp.ones_like(step.factor) if isinstance(ratio, float) else exceeds(xp, ratio, 1.0, precision.digits)
