@@ -1,4 +1,12 @@
-"""The derivative of Dask arrays whose rows are cut: sums over the pieces of a row, merged as moments are, then dx."""
+"""The derivative of Dask arrays whose rows are cut.
+
+A task for each block takes the sums of x_hat, g = dy * weight and g * x_hat over its piece of each row, by the merged
+moments of whole rows. A tree of tasks merges them, and another for each block makes dx of them, with::
+
+    mean((g - mean(g)) * (x_hat - mean(x_hat))) = mean(g * x_hat) - mean(g) * mean(x_hat)
+
+where mean(x_hat) is what rounding leaves of 0, so that nothing cancels.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +32,7 @@ Array = Any
 
 
 class _Sums(NamedTuple):
-    """Sums over the pieces of rows, with g = dy * weight; what has g in it is to be multiplied by the powers of two."""
+    """Sums over pieces of rows. In dtypes without room to spare, those with g in them lack powers of two."""
 
     x_hat: Array
     g: Array
@@ -63,7 +71,7 @@ def _sums_on_block(*arrays: Any, block: Block) -> _Sums | None:
 
 
 def _pull_on_block(*arrays: Any, block: Block) -> tuple[Array, Array | None, Array | None]:
-    """Dx of a block, and what its rows add to the gradients of parameters, in the wide dtype."""
+    """The gradient dx of a block, and what its rows add to the gradients of parameters, in the wide dtype."""
     with alone(), numpy.errstate(all="ignore"):
         gradient, given = gradient_on_block(block, arrays)
         call, dy, dtotal, _ = gradient
