@@ -54,8 +54,8 @@ ORDER = [
     "_files.overlap", "_files.contents", "_files.job", "_files.boxes", "_files.original",
     "_files.target", "_files.locks",
     "modules", "torch", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own", "_gradients", "_norms",
-    "_explain", "_choose", "_kernels", "_kernels.blocks", "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda",
-    "_kernels.cuda.arrays",
+    "_explain", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_pull", "_kernels.blocks",
+    "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda", "_kernels.cuda.arrays",
     "_kernels.cuda.device", "_kernels.cuda.compile", "_kernels.cuda.task", "_kernels.cuda.launch",
     "_kernels.cpu.autograd", "_kernels.cpu.pull", "_kernels.cpu.given", "_kernels.cpu.call", "_kernels.cpu.rescue",
     "_kernels.cpu.entries", "_kernels.cpu", "_kernels.cpu.repeat", "_kernels.cpu.repeat_torch", "_kernels.cpu.crew",
@@ -65,9 +65,11 @@ ORDER = [
     "_kernels.cpu.parameters", "_kernels.cpu.finish", "_kernels.cpu.scatter", "_kernels.cpu.chunks",
     "_kernels.cpu.sweep", "_kernels.cpu.jit", "_kernels.cpu.objects", "_kernels.cpu.memory", "_kernels.cpu.recipe",
     "_kernels.cpu.lanes", "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled",
-    "_kernels.cpu.tracing", "_kernels.cpu.task", "_kernels.cpu.tags", "_kernels.axes", "_kernels.definition",
-    "_threads", "_forks", "_check", "_overlap", "_loading", "_libraries", "_moments",
-    "_moments_dict", "_pairs", "_pytrees", "_numbers", "_wording",
+    "_kernels.cpu.tracing", "_kernels.cpu.task", "_kernels.cpu.tags", "_kernels.axes", "_kernels.xla",
+    "_kernels.definition", "_kernels.sparse", "_threads", "_forks", "_check", "_overlap", "_loading", "_moments",
+    "_libraries", "_definition", "_definition.derivative", "_definition.merging", "_definition.norms",
+    "_definition.scaling", "_definition.pairs", "_definition.sums", "_moments_dict", "_tasks", "_lengths", "_pytrees",
+    "_numbers", "_wording",
 ]  # fmt: skip
 # What Numba compiles, and what it needs for that; imported by name, with the first call.
 COMPILED = [
