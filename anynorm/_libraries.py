@@ -23,8 +23,8 @@ REAL_DTYPES = ("float16", "bfloat16", "float32", "float64")
 # What a namespace must have: nothing else is called on arrays of a library that is not listed. Numbers may stand in
 # place of arrays in `where`, `maximum` and `minimum`, as they may since this revision of the standard.
 NEEDED = (
-    "__array_namespace_info__", "abs", "asarray", "astype", "finfo", "float32", "full", "max", "maximum", "min",
-    "minimum", "ones_like", "reshape", "sign", "sqrt", "sum", "where",
+    "__array_namespace_info__", "abs", "asarray", "astype", "finfo", "float32", "full", "full_like", "max", "maximum",
+    "min", "minimum", "ones_like", "reshape", "sqrt", "sum", "where", "zeros_like",
 )  # fmt: skip
 REVISION = "2024.12"
 # What an array of another type has that computes with NumPy's functions: NEP 13 and 18.

@@ -1,5 +1,6 @@
 """What a namespace must have, and what is said of one that lacks some of it."""
 
+import re
 import types
 from pathlib import Path
 
@@ -68,6 +69,8 @@ def use_all(namespace, duck, dtype):
         whole = anynorm.moments(rows[:, :7], axis=(1, 2)).merge(anynorm.moments(rows[:, 7:], axis=(1, 2)))
         by_given = getattr(anynorm, norm)(rows, *given, axis=(1, 2), moments=whole)
         assert np.allclose(by_given.values, y.values, atol=1e-5)
+    for eps in (0.0, 1e250 if "float64" in namespace.__array_namespace_info__().dtypes() else 1e30):
+        assert type(anynorm.scale_norm_vjp(rows, 2.0, eps=eps)[1](rows)[0]) is duck
     assert type(anynorm.add_rms_norm(rows, rows, axis=0, eps=0.0)[0]) is duck
     assert type(anynorm.layer_norm(rows, duck(x[:, 0, 0]), axis=0, weight_offset=1.0)) is duck
     assert anynorm.moments(rows[:0]).mean.shape == (0, 130, 1)
@@ -85,6 +88,13 @@ def test_what_is_missing_is_told(name):
         anynorm.layer_norm(duck_of(namespace)(np.ones((2, 3))))
     with pytest.raises(TypeError, match=f"xp {words}"):
         anynorm.LayerNorm(3, xp=namespace)
+
+
+def test_the_definition_names_nothing_else():
+    text = "".join(path.read_text() for path in (Path(anynorm.__file__).parent / "_definition").glob("*.py"))
+    called = {*re.findall(r"\bxp\.([a-z]\w*)", text)}
+    assert "where" in called
+    assert called <= {*NEEDED, *DTYPES}
 
 
 def test_the_readme_names_them():
