@@ -6,7 +6,6 @@ Nothing here imports an array library first: one that was never imported has mad
 from __future__ import annotations
 
 import importlib
-import operator
 import sys
 import weakref
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from anynorm._definition.norms import Precision
+from anynorm._definition.norms import Precision, as_it_is
 from anynorm._pytrees import register
 from anynorm._wording import arrays_of_library, holds_numbers, module_of, package_of, with_article
 
@@ -93,7 +92,7 @@ class Library:
         if self.name == "jax":
             constant: Callable[[Any], Any] = sys.modules["jax"].lax.stop_gradient
             return constant
-        return operator.methodcaller("detach") if self.name == "torch" else Precision._field_defaults["constant"]
+        return _detached if self.name == "torch" else as_it_is
 
     def _has_float64(self, x: Any) -> bool:
         if self.name == "torch":  # the namespace reports the dtypes of torch, not those of the device
@@ -115,6 +114,11 @@ _ENTRIES = (
     _Entry("sparse", "SparseArray", "sparse", refuses_to_fill=True),
     _Entry("ndonnx", "Array", "ndonnx"),
 )
+
+
+def _detached(tensor: Any) -> Any:
+    return tensor.detach()
+
 
 _by_type: dict[type, Library] = {}
 _by_name: dict[str, Library] = {}

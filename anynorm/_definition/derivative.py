@@ -7,7 +7,7 @@ from typing import Any
 
 from anynorm._definition.norms import Precision, Rule, Step, deviations
 from anynorm._definition.scaling import LEAST_ENERGY, exceeds, product, units_of
-from anynorm._definition.sums import mean, total
+from anynorm._definition.sums import at_most, mean, total
 
 Array = Any
 
@@ -67,7 +67,7 @@ def of_terms(
         across = across * exceeds(xp, step.root / step.length, 1.0, precision.digits)
     elif rule.averaged and unit is not None and eps > _LEAST_EPS[precision.digits]:
         # In the unit of a large row without deviations 1 / sqrt(eps) may be out of range.
-        is_flat = 1.0 - xp.minimum(step.size / LEAST_ENERGY[precision.digits], 1.0)
+        is_flat = 1.0 - at_most(xp, step.size / LEAST_ENERGY[precision.digits], 1.0)
         factor, unit = factor * (1.0 - is_flat) + is_flat / math.sqrt(eps), unit * (1.0 - is_flat) + is_flat
     powers = powers if unit is None else [unit, *powers]
     return product(xp, g - x_hat * across, [factor, *powers])

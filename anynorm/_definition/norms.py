@@ -19,7 +19,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm._definition.scaling import LEAST_ENERGY, eps_in_units, scaled, unit_of, weighted
-from anynorm._definition.sums import count_along, largest, lowest_and_highest, mean, total, total_of_squares
+from anynorm._definition.sums import (
+    at_least,
+    at_most,
+    count_along,
+    largest,
+    lowest_and_highest,
+    mean,
+    total,
+    total_of_squares,
+)
 
 Array = Any
 
@@ -37,7 +46,8 @@ RMS_NORM = Rule("rms_norm", centred=False, averaged=True)
 SCALE_NORM = Rule("scale_norm", centred=False, averaged=False)
 
 
-def _as_it_is(array: Array) -> Array:
+def as_it_is(array: Array) -> Array:
+    """The array."""
     return array
 
 
@@ -47,7 +57,7 @@ class Precision(NamedTuple):
     dtype: Any
     digits: int = 0  # 0: the dtype has room to spare; else its significant bits
     short: bool = False  # the result has so few bits that it does not show what a sum is rounded by
-    constant: Callable[[Array], Array] = _as_it_is  # has automatic differentiation take an array for a constant
+    constant: Callable[[Array], Array] = as_it_is  # has automatic differentiation take an array for a constant
 
 
 class Statistics(NamedTuple):
@@ -124,13 +134,14 @@ def finish(xp: Any, found: Statistics, rule: Rule, eps: float, precision: Precis
     if rule.averaged:
         energy = energy / max(found.elements, 1) + square
     # The reciprocal comes last: that of the energy may be out of range, and the derivative of it is sooner.
-    root = xp.sqrt(xp.maximum(energy, least))
+    # Where eps divides a row without deviations its length is less than the least root; float32 is not differentiated.
+    root = xp.sqrt(energy if digits == 24 and eps else at_least(xp, energy, least))
     if eps <= (least if unit is None and rule.averaged else 0.0):
-        factor = xp.minimum(size / least, 1.0) / root  # of a row of nothing it is 0
+        factor = at_most(xp, size / least, 1.0) / root  # of a row of nothing it is 0
     elif isinstance(length, float) and length == 0.0:
         factor = 1.0 / root
     else:
-        factor = 1.0 / xp.maximum(root, length)
+        factor = 1.0 / (at_least(xp, root, length) if isinstance(length, float) else xp.maximum(root, length))
     if not rule.centred:
         factor = factor + 0.0 * size  # of a row that holds Inf it is NaN
         shift = low = None

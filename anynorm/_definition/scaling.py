@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy
 
-from anynorm._definition.sums import largest
+from anynorm._definition.sums import at_least, at_most, largest
 
 Array = Any
 
 Level = tuple[float, float]
 
-# For rows whose largest magnitude is below the first number, the unit is the second. Sums of squares stay in range then,
+# For rows whose largest magnitude is below the first number, the unit is the second. Sums of squares are in range then,
 # and no square that counts vanishes, not even of a deviation of one unit in the last place over the length. Units of
 # float64 lie closer than that needs, for automatic differentiation forms the cubes of lengths.
 _SMALL = {
@@ -46,7 +46,7 @@ LEAST_ENERGY = {0: 2.0**-960, 24: 2.0**-110, 53: 2.0**-960}
 
 def exceeds(xp: Any, value: Array, bound: float, digits: int) -> Array:
     """1 where a number is more than a power of two, else 0; NaN for NaN."""
-    return xp.minimum(xp.maximum(value * (1.0 / bound) - 1.0, 0.0) * 2.0 ** (digits or 53), 1.0)
+    return at_most(xp, at_least(xp, value * (1.0 / bound) - 1.0, 0.0) * 2.0 ** (digits or 53), 1.0)
 
 
 def unit_of(
@@ -58,7 +58,8 @@ def unit_of(
     step = 2.0**-digits
     for bound, one in reversed(levels[:-1]):
         # Below the bound it is one step or more, and the unit is exact; from there on it is 0 or less.
-        unit = xp.maximum(xp.minimum(1.0 - magnitude * (1.0 / bound), step) * (one / step), unit)
+        reached = at_most(xp, 1.0 - magnitude * (1.0 / bound), step) * (one / step)
+        unit = at_least(xp, reached, unit) if isinstance(unit, float) else xp.maximum(reached, unit)
     return unit if len(levels) > 1 else xp.full_like(magnitude, unit)
 
 
@@ -86,9 +87,9 @@ def eps_in_units(xp: Any, unit: Array, digits: int, eps: float, squared: bool) -
         length = root * unit
         return (eps * unit * unit if squared else length * length), length
     tables = (*_SMALL[digits], *_ORDINARY_AND_LARGE[digits], *(_OF_LONG if digits == 24 else ()))
-    square, length = 0.0, 0.0
+    square = length = xp.zeros_like(unit)
     for one in sorted({one for _, one in tables if one <= most}):
-        is_reached, term = xp.minimum((unit - 0.5 * one) * (2.0 / one), 1.0), root * one
+        is_reached, term = at_most(xp, (unit - 0.5 * one) * (2.0 / one), 1.0), root * one
         square = xp.maximum(is_reached * (eps * one * one if squared else term * term), square)
         length = xp.maximum(is_reached * term, length)
     return square, length

@@ -72,6 +72,16 @@ def largest(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
     return _extreme(xp, xp.max, xp.abs(values), axes)
 
 
+def at_least(xp: Any, values: Array, bound: float) -> Array:
+    """The larger of values and a number, as an array, which torch wants."""
+    return xp.maximum(values, xp.full_like(values, bound))
+
+
+def at_most(xp: Any, values: Array, bound: float) -> Array:
+    """The smaller of values and a number, likewise."""
+    return xp.minimum(values, xp.full_like(values, bound))
+
+
 def _extreme(xp: Any, find: Callable[..., Array], values: Array, axes: tuple[int, ...]) -> Array:
     """The least or the largest element; of ndonnx, which forgets all lengths, with those that it can keep."""
     found = find(values, axis=axes, keepdims=True)
