@@ -231,11 +231,11 @@ def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:
 
 def _check_range(rule: Rule, eps: float, weight: Array | float | None, weight_offset: float) -> None:
     """Of numbers, that they fit into float32, where arrays are computed in that."""
-    limits = {"eps": (eps, 1e76 if rule.averaged else 3.4e38), "weight_offset": (weight_offset, 3.4e38)}
+    limits = {"eps": (eps, "1e76" if rule.averaged else "3.4e38"), "weight_offset": (weight_offset, "3.4e38")}
     if isinstance(weight, float):
-        limits["scale"] = weight, 3.4e38
+        limits["scale"] = weight, "3.4e38"
     for name, (value, largest) in limits.items():
-        if not abs(value) <= largest:
+        if not abs(value) <= float(largest):
             must = f"be at most {largest} where arrays are computed in float32"
             raise ValueError(sentence(name, must, str(value), "pass a smaller one"))
 

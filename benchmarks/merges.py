@@ -55,7 +55,8 @@ def made(dtype: str, mean: float, count: int) -> np.ndarray:
 
 def pieces_of(x: np.ndarray, precision: Precision) -> list[Moments]:
     """The moments of each line of x, formed at once and taken apart."""
-    whole = reduce(np, x.astype(precision.dtype), (1,), LAYER_NORM, precision)
+    with np.errstate(all="ignore"):
+        whole = reduce(np, x.astype(precision.dtype), (1,), LAYER_NORM, precision)
     arrays = arrays_of(Moments(whole, np))
     return [of_arrays(LENGTH, [None if one is None else one[i : i + 1] for one in arrays], np) for i in range(len(x))]
 

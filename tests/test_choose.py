@@ -42,7 +42,7 @@ def with_kernels(monkeypatch, *kernels):
 def test_explain_names_the_kernel():
     explained = anynorm.explain(X, norm="rms_norm")
     assert explained.kernel == "cpu"
-    assert list(explained.refused) == ["cuda", "blocks", "pieces"]
+    assert list(explained.refused) == ["cuda", "blocks", "pieces", "xla"]
     assert str(explained).splitlines()[0] == "cpu runs this call"
     assert anynorm.explain(X, 2.0, norm="scale_norm").kernel == "cpu"
     assert anynorm.explain(X, residual=X, out=(X, X.copy())).kernel == "cpu"
@@ -137,7 +137,7 @@ def test_a_forced_kernel_that_refuses_raises(monkeypatch):
 
 
 def test_an_unknown_kernel_is_an_error(monkeypatch):
-    names = "must be one of the kernels cpu, cuda, blocks, pieces, definition, got the str 'fast'"
+    names = "must be one of the kernels cpu, cuda, blocks, pieces, xla, definition, got the str 'fast'"
     with pytest.raises(ValueError, match=f"name {names}"):
         anynorm.use_kernel("fast")
     monkeypatch.setattr(_choose, "_forced_everywhere", "fast")

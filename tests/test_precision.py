@@ -155,7 +155,7 @@ def test_a_large_weight_brings_back_what_is_far_below_its_row(backend):
 def test_scale_and_eps_beyond_any_row(backend, eps):
     (backend,) = [b for b in CPU_BACKENDS if b.name == backend]
     values = [[1e-31, 3.3e-31, 0.0, -2e-38], [1e30, 2e38, 3.0, -7e-20]]
-    for dtype in ("float32", "float64"):
+    for dtype in ("float64",) if backend.name == "jax-x64" else ("float32", "float64"):
         x = as_dtype(values, dtype)
         for scale in (eps, eps / 1.3e30, -eps, -1e300):
             expected = [reference.scale_norm(row, scale, eps) for row in x]

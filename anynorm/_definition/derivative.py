@@ -39,7 +39,7 @@ def derive(
     if rule.centred:
         x_hat = x_hat - mean(xp, x_hat, axes)  # a mean of a million deviations is rounded by more than they are
     x_hat = x_hat * step.factor
-    g, weight, powers = in_range(xp, dy, weight, axes, precision.digits)
+    g, weight, powers = in_range(xp, dy, weight, axes, precision)
     if weight is not None:
         g = g * weight
     if rule.centred:
@@ -64,7 +64,8 @@ def of_terms(
     # Of finite numbers it is finite, whatever the row: NaN or Inf in dy makes NaN of all of it.
     across = across + 0.0 * across
     if not rule.averaged and eps:
-        across = across * exceeds(xp, step.root / step.length, 1.0, precision.digits)
+        ratio = precision.constant(step.length / step.root)
+        across = across * (1.0 - exceeds(xp, ratio, 1.0, precision.digits))
     elif rule.averaged and unit is not None and eps > _LEAST_EPS[precision.digits]:
         # In the unit of a large row without deviations 1 / sqrt(eps) may be out of range.
         is_flat = 1.0 - at_most(xp, step.size / LEAST_ENERGY[precision.digits], 1.0)
@@ -74,15 +75,16 @@ def of_terms(
 
 
 def in_range(
-    xp: Any, dy: Array, weight: Array | float | None, axes: tuple[int, ...], digits: int
+    xp: Any, dy: Array, weight: Array | float | None, axes: tuple[int, ...], precision: Precision
 ) -> tuple[Array, Array | float | None, list[Array]]:
     """Both times powers of two with which no product of theirs leaves the range, and what undoes that."""
+    digits, constant = precision.digits, precision.constant
     if not digits:
         return dy, weight, []
-    unit = units_of(xp, dy, axes, digits)
+    unit = units_of(xp, constant(dy), axes, digits)
     g, powers = dy * unit, [1.0 / unit]
     if weight is not None:
         given: Array = xp.full_like(unit, weight) if isinstance(weight, float) else weight
-        unit = units_of(xp, given, tuple(range(len(given.shape))), digits)
+        unit = units_of(xp, constant(given), tuple(range(len(given.shape))), digits)
         weight, powers = given * unit, [*powers, 1.0 / unit]
     return g, weight, powers

@@ -87,6 +87,8 @@ class Step(NamedTuple):
 
 # No finite row of float32 is as long.
 _LARGE_LENGTH = 2.0**800
+# In float32, what can be divided by.
+_LEAST_ROOT = 2.0**-120
 
 
 def reduce(xp: Any, x: Array, axes: tuple[int, ...], rule: Rule, precision: Precision, eps: float = 0.0) -> Statistics:
@@ -134,8 +136,10 @@ def finish(xp: Any, found: Statistics, rule: Rule, eps: float, precision: Precis
     if rule.averaged:
         energy = energy / max(found.elements, 1) + square
     # The reciprocal comes last: that of the energy may be out of range, and the derivative of it is sooner.
-    # Where eps divides a row without deviations its length is less than the least root; float32 is not differentiated.
-    root = xp.sqrt(energy if digits == 24 and eps else at_least(xp, energy, least))
+    if digits == 24 and eps:  # which divides rows without deviations, and in their units may be less than that root
+        root = at_least(xp, xp.sqrt(energy), _LEAST_ROOT)
+    else:
+        root = xp.sqrt(at_least(xp, energy, least))
     if eps <= (least if unit is None and rule.averaged else 0.0):
         factor = at_most(xp, size / least, 1.0) / root  # of a row of nothing it is 0
     elif isinstance(length, float) and length == 0.0:

@@ -101,7 +101,7 @@ def sum_up(xp: Any, values: Array, over: tuple[int, ...], precision: Precision) 
     """A sum over rows, also of many of the largest numbers."""
     if not precision.digits or not over:
         return total(xp, values, over)
-    unit = units_of(xp, values, over, precision.digits)
+    unit = units_of(xp, precision.constant(values), over, precision.digits)
     return total(xp, values * unit, over) / unit
 
 

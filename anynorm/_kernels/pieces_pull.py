@@ -105,7 +105,7 @@ def _terms(gradient: Gradient) -> tuple[Array, Array, tuple[Array, ...], Step]:
     found = fitted(xp, statistics_of(moments), rule.centred, rule.averaged, eps, precision.digits)
     step = finish(xp, found, rule, eps, precision)
     x_hat = deviations(x if step.unit is None else x * step.unit, step) * step.factor
-    g, weight, powers = in_range(xp, dy, parameters_of(call, precision, dy)[0], call.axes, precision.digits)
+    g, weight, powers = in_range(xp, dy, parameters_of(call, precision, dy)[0], call.axes, precision)
     return x_hat, g if weight is None else g * weight, tuple(powers), step
 
 

@@ -132,8 +132,9 @@ def _differentiable() -> Callable[..., _Normalized]:
             unit: Any = step.unit
             half = xp.sqrt(unit)
             x_hat = x * half * (step.factor * half)
-        ratio = 1.0 if rule.averaged or not eps else step.root / step.length
-        is_long = xp.ones_like(step.factor) if isinstance(ratio, float) else exceeds(xp, ratio, 1.0, precision.digits)
+        is_long = xp.ones_like(step.factor)
+        if eps and not rule.averaged:
+            is_long = is_long - exceeds(xp, step.length / step.root, 1.0, precision.digits)
         return _Normalized(x_hat, step.factor, step.unit, is_long)
 
     @normalized.defjvp

@@ -96,9 +96,9 @@ def run(call: Call) -> Array:
     with numpy.errstate(all="ignore"):
         numbers, safe = _finished(call)
     if not safe.any():
-        return definition.run(call)
+        return _by_definition(call)
     # Before anything is written, for that may be in place of x.
-    others = None if safe.all() else definition.run(call._replace(out=None))
+    others = None if safe.all() else _by_definition(call._replace(out=None))
     y = access.empty_like(call.x, call.x.nbytes) if call.out is None else call.out[0]
     # In place by address: another object may be the same memory.
     streaming = 4 * call.x.nbytes >= last_cache_nbytes() and access.address(y) != access.address(call.x)
@@ -115,13 +115,31 @@ def run(call: Call) -> Array:
         call.weight_offset, streaming, NumPy.address(numbers),
     )  # fmt: skip
     if not _share("apply", call, layout, arguments, (call, y, weight, bias, numbers, layout)):
-        return definition.run(call)
+        return _by_definition(call)
     if others is not None:
         xp = call.library.namespace
         y[...] = xp.where(xp.asarray(safe), y, others)
     if call.out is not None:
         access.written(y)
     return y
+
+
+def _by_definition(call: Call) -> Array:
+    """Through the definition, of NumPy arrays: tensors then have the same bits."""
+    held = [one for one in (call.x, call.weight, call.bias) if one is not None and not isinstance(one, float)]
+    if call.library.name == "numpy" or any("bfloat16" in str(one.dtype) for one in held):
+        return definition.run(call)
+    given: Any = call.moments
+    arrays = [None if part is None else numpy.asarray(part) for part in arrays_of(given)]
+    weight, bias = (one.detach().numpy() if hasattr(one, "detach") else one for one in (call.weight, call.bias))
+    call_in_numpy = _in_numpy(call)._replace(
+        weight=weight, bias=bias, moments=of_arrays(given.count, arrays, numpy), out=None
+    )
+    y = call.library.namespace.asarray(definition.run(call_in_numpy))
+    if call.out is None:
+        return y
+    call.out[0][...] = y
+    return call.out[0]
 
 
 def _finished(call: Call) -> tuple[Array, Array]:

@@ -28,9 +28,12 @@ def normalize_row(
     call: Call, layout: Layout | None, features: int, addresses: tuple[int | None, ...], row: int
 ) -> None:
     """Normalize one row by the definition; addresses are those of x, the residual, y and their sum."""
-    x, residual, y, added = _row(layout, features, addresses, row)
-    out = (y,) if added is None else (y, added)
-    definition.run(_of_row(call, x)._replace(residual=residual, out=out))
+    rows: list[Any] = _row(layout, features, addresses, row)
+    x, residual, y, added = rows
+    # Flat, so that a row has the same bits wherever its elements lie.
+    found = definition.run(_of_row(call, x.reshape(-1))._replace(residual=_flat(residual), out=None))
+    for target, result in zip((y, added), (found,) if added is None else found, strict=False):
+        target[...] = result.reshape(target.shape)
 
 
 def pull_row(
@@ -42,15 +45,20 @@ def pull_row(
     """
     rows: list[Any] = _row(layout, features, addresses, row)
     x, dy, dx, dtotal = rows
-    call = _of_row(gradient.call, x)
+    call = _of_row(gradient.call, x.reshape(-1))
     if call.weight is None:
-        call = call._replace(weight=numpy.ones(x.shape) if call.rule.averaged else 1.0)
-    found: tuple[Any, ...] = definition.pull(Gradient(call, dy, dtotal))
-    dx[...], dweight, _ = found
+        call = call._replace(weight=numpy.ones(x.size) if call.rule.averaged else 1.0)
+    found: tuple[Any, ...] = definition.pull(Gradient(call, _flat(dy), _flat(dtotal)))
+    of_x, dweight, _ = found
+    dx[...] = of_x.reshape(dx.shape)
     shares = numpy.zeros(2 * features)
     shares[: dweight.size] = dweight.reshape(-1)  # that of a scale is one number, the sum over all features
     shares[features:] = dy.reshape(-1)
     return shares
+
+
+def _flat(row: Array | None) -> Array | None:
+    return None if row is None else row.reshape(-1)
 
 
 def _row(layout: Layout | None, features: int, addresses: tuple[int | None, ...], row: int) -> list[Array | None]:
@@ -67,7 +75,7 @@ def _row(layout: Layout | None, features: int, addresses: tuple[int | None, ...]
 
 
 def _of_row(call: Call, x: Array) -> Call:
-    """The call on one row of it."""
+    """The call on one row of it, which is flat."""
     library, shape = library_of(x), x.shape
     weight = call.weight if call.rule.averaged or call.weight is None else scale_of(call)
     weight, bias = (_in_numpy(parameter, shape) for parameter in (weight, call.bias))
