@@ -83,6 +83,17 @@ def test_other_axes_and_no_rows():
     assert anynorm.rms_norm(sparse.COO(DENSE[:0]), sparse.COO(WEIGHT)).shape == (0, 33)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_given_moments(dtype):
+    rows = DENSE[[0, 1, 3]].astype(dtype)
+    found = anynorm.Moments.from_dict(anynorm.moments(rows).to_dict(), xp=sparse)
+    for x in formats(rows):
+        y = anynorm.rms_norm(x, moments=found)
+        assert_like(y, x)
+        exact = [reference.rms_norm(row) for row in rows]
+        assert_exact(y.todense(), exact, backend="sparse, given", dtype=dtype, norm="rms_norm")
+
+
 def test_memory_goes_with_what_is_stored():
     """Of 10**8 elements 2000 are stored; a byte for each that is not would be 100 MB."""
     rng = np.random.default_rng(6)

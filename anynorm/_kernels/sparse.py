@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anynorm._check import Call, Gradient
+from anynorm._moments import Moments, arrays_of, of_arrays
 
 Array = Any
 
@@ -30,7 +31,17 @@ def at_stored(xp: Any, array: Array, weight: Array | float | None) -> Array | No
 
 
 def _in_coordinates(call: Call) -> Call:
-    return call._replace(x=_coordinates(call.x), weight=_coordinates(call.weight), residual=_coordinates(call.residual))
+    x, weight, residual = map(_coordinates, (call.x, call.weight, call.residual))
+    moments = None if call.moments is None else _filled(call.moments)
+    return call._replace(x=x, weight=weight, residual=residual, moments=moments)
+
+
+def _filled(moments: Moments) -> Moments:
+    """Given moments, whose unit is 1 where none is stored: no row is there, and divided by 0 it would be NaN."""
+    *others, unit = arrays_of(moments)
+    xp = moments.namespace
+    filled = None if unit is None else xp.COO.from_numpy(unit.todense(), fill_value=1.0)
+    return of_arrays(moments.count, [*others, filled], xp)
 
 
 def _coordinates(array: Any) -> Any:
