@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -64,12 +63,12 @@ def count_along(values: Array, axes: tuple[int, ...]) -> int:
 
 def lowest_and_highest(xp: Any, values: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """The least and the largest element over ``axes``; NaN where one is."""
-    return _extreme(xp, xp.min, values, axes), _extreme(xp, xp.max, values, axes)
+    return xp.min(values, axis=axes, keepdims=True), xp.max(values, axis=axes, keepdims=True)
 
 
 def largest(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
     """The largest magnitude over ``axes``; NaN where one is."""
-    return _extreme(xp, xp.max, xp.abs(values), axes)
+    return xp.max(xp.abs(values), axis=axes, keepdims=True)
 
 
 def at_least(xp: Any, values: Array, bound: float) -> Array:
@@ -80,17 +79,6 @@ def at_least(xp: Any, values: Array, bound: float) -> Array:
 def at_most(xp: Any, values: Array, bound: float) -> Array:
     """The smaller of values and a number, likewise."""
     return xp.minimum(values, xp.full_like(values, bound))
-
-
-def _extreme(xp: Any, find: Callable[..., Array], values: Array, axes: tuple[int, ...]) -> Array:
-    """The least or the largest element; of ndonnx, which forgets all lengths, with those that it can keep."""
-    found = find(values, axis=axes, keepdims=True)
-    if None not in tuple(found.shape):
-        return found
-    shape = [1 if axis in axes else length for axis, length in enumerate(values.shape)]
-    if sum(length is None for length in shape) > 1:
-        return found
-    return xp.reshape(found, tuple(-1 if length is None else length for length in shape))
 
 
 def _adds_one_by_one(xp: Any, values: Array, axes: tuple[int, ...]) -> bool:

@@ -94,7 +94,7 @@ def _pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
 
     dweight = sum_up(xp, share, over, precision) if wanted and call.weight is not None else None
     dbias = sum_up(xp, dy, over, precision) if wanted and call.bias is not None else None
-    return xp.astype(dx, dtype, copy=False), dweight, dbias
+    return _with_lengths(xp, xp.astype(dx, dtype, copy=False), tuple(x.shape)), dweight, dbias
 
 
 def sum_up(xp: Any, values: Array, over: tuple[int, ...], precision: Precision) -> Array:
@@ -121,7 +121,7 @@ def run_moments(call: Call) -> Moments:
         if 0 in call.x.shape:
             return _no_moments(call)
         if call.library.name != "numpy":
-            return Moments(_reduce(call, call.x), xp)
+            return _moments_of_whole(call)
         blocks = list(_blocks(call.x.shape, call.axes))
         found = [_reduce(call, call.x[block]) for block in blocks]
         if len(blocks) == 1:
@@ -131,6 +131,13 @@ def run_moments(call: Call) -> Moments:
         return of_arrays(
             found[0].elements, [None if part[0] is None else xp.concat(part, axis=cut) for part in parts], xp
         )
+
+
+def _moments_of_whole(call: Call) -> Moments:
+    xp, found = call.library.namespace, _reduce(call, call.x)
+    rows = tuple(1 if axis in call.axes else length for axis, length in enumerate(call.x.shape))
+    arrays = [None if one is None else _with_lengths(xp, one, rows) for one in arrays_of(Moments(found, xp))]
+    return of_arrays(found.elements, arrays, xp)
 
 
 def _reduce(call: Call, x: Array) -> Statistics:
@@ -192,7 +199,7 @@ def _normalize(
         x = total = xp.astype(x + residual, dtype, copy=False)  # NumPy's sum has this machine's byte order
     wide = xp.astype(x, precision.dtype, copy=False)
     y = by(call, wide, None if 0 in x.shape else moments, *parameters_of(call, precision, wide), precision)
-    return xp.astype(y, dtype, copy=False), total
+    return _with_lengths(xp, xp.astype(y, dtype, copy=False), tuple(x.shape)), total
 
 
 def steps(
@@ -210,6 +217,13 @@ def steps(
     else:
         found = fitted(xp, statistics_of(moments), rule.centred, rule.averaged, eps, precision.digits)
     return apply(xp, x, finish(xp, found, rule, eps, precision), weight, bias)
+
+
+def _with_lengths(xp: Any, array: Array, shape: tuple[Any, ...]) -> Array:
+    """A result of a known shape: ndonnx forgets lengths on the way. Where one is unknown it can keep the others."""
+    if None not in tuple(array.shape) or sum(length is None for length in shape) > 1:
+        return array
+    return xp.reshape(array, tuple(-1 if length is None else length for length in shape))
 
 
 def _precision(call: Call) -> Precision:
