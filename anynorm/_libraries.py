@@ -81,10 +81,10 @@ class Library:
     def _find_precision(self, x: Any) -> Precision:
         name, xp = dtype_name(x.dtype), self.namespace
         if name == "float64":
-            return Precision(xp.float64, 53, constant=self._constant())
+            return Precision(xp.float64, 53, stated=self.name == "jax", constant=self._constant())
         # XLA takes several times as long for float64, which few devices have.
         if self.name == "jax" or not self._has_float64(x):
-            return Precision(xp.float32, 24, name != "float32", self._constant())
+            return Precision(xp.float32, 24, name != "float32", self.name == "jax", self._constant())
         return Precision(xp.float64)
 
     def _constant(self) -> Callable[[Any], Any]:

@@ -45,9 +45,9 @@ def assert_exact_gradient(norm, dx, dy):
 
 
 def assert_refused(reason, *arguments, **options):
-    """The definition runs the call; the kernel gives the reason, and raises where it is forced."""
+    """Another runs the call; the kernel gives the reason, and raises where it is forced."""
     explained = anynorm.explain(*arguments, **options)
-    assert explained.kernel == "definition"
+    assert explained.kernel != "cpu"
     assert reason in explained.refused["cpu"]
     weight = arguments[1:] if options.get("norm") != "scale_norm" else arguments[1:2]
     options.pop("residual", None)

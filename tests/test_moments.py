@@ -96,7 +96,7 @@ def test_merging_does_not_wear_moments_out(way, order):
     merged = order(merges.pieces_of(x, precision))
     assert merged.count == x.size
     # Means of pieces in pairs of float32 are rounded to 2**-48 of a million deviations; merging may not add to that.
-    assert merges.error(merged, *reference.mean_and_variance(x.ravel()), dtype, precision) < 2.0**-5
+    assert merges.error(merged, *reference.mean_and_variance(x.ravel()), dtype) < 2.0**-5
 
 
 @pytest.mark.parametrize("way", merges.WAYS)

@@ -68,7 +68,8 @@ def of_terms(
         across = across * (1.0 - exceeds(xp, ratio, 1.0, precision.digits))
     elif rule.averaged and unit is not None and eps > _LEAST_EPS[precision.digits]:
         # In the unit of a large row without deviations 1 / sqrt(eps) may be out of range.
-        is_flat = 1.0 - at_most(xp, step.size / LEAST_ENERGY[precision.digits], 1.0)
+        least = LEAST_ENERGY[precision.digits]
+        is_flat = (1.0 - at_most(xp, step.size, least) / least) * (1.0 - at_most(xp, unit, 1.0))
         factor, unit = factor * (1.0 - is_flat) + is_flat / math.sqrt(eps), unit * (1.0 - is_flat) + is_flat
     powers = powers if unit is None else [unit, *powers]
     return product(xp, g - x_hat * across, [factor, *powers])
@@ -78,13 +79,13 @@ def in_range(
     xp: Any, dy: Array, weight: Array | float | None, axes: tuple[int, ...], precision: Precision
 ) -> tuple[Array, Array | float | None, list[Array]]:
     """Both times powers of two with which no product of theirs leaves the range, and what undoes that."""
-    digits, constant = precision.digits, precision.constant
+    digits = precision.digits
     if not digits:
         return dy, weight, []
-    unit = units_of(xp, constant(dy), axes, digits)
+    unit = units_of(xp, dy, axes, digits)
     g, powers = dy * unit, [1.0 / unit]
     if weight is not None:
         given: Array = xp.full_like(unit, weight) if isinstance(weight, float) else weight
-        unit = units_of(xp, constant(given), tuple(range(len(given.shape))), digits)
+        unit = units_of(xp, given, tuple(range(len(given.shape))), digits)
         weight, powers = given * unit, [*powers, 1.0 / unit]
     return g, weight, powers

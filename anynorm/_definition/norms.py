@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from anynorm._definition.scaling import LEAST_ENERGY, eps_in_units, scaled, unit_of, weighted
+from anynorm._definition.scaling import LEAST_ENERGY, LEAST_LENGTH, eps_in_units, scaled, unit_of, weighted
 from anynorm._definition.sums import (
     at_least,
     at_most,
@@ -57,6 +57,7 @@ class Precision(NamedTuple):
     dtype: Any
     digits: int = 0  # 0: the dtype has room to spare; else its significant bits
     short: bool = False  # the result has so few bits that it does not show what a sum is rounded by
+    stated: bool = False  # derivatives are stated, and no operation is differentiated
     constant: Callable[[Array], Array] = as_it_is  # has automatic differentiation take an array for a constant
 
 
@@ -87,8 +88,6 @@ class Step(NamedTuple):
 
 # No finite row of float32 is as long.
 _LARGE_LENGTH = 2.0**800
-# In float32, what can be divided by.
-_LEAST_ROOT = 2.0**-120
 
 
 def reduce(xp: Any, x: Array, axes: tuple[int, ...], rule: Rule, precision: Precision, eps: float = 0.0) -> Statistics:
@@ -128,7 +127,7 @@ def finish(xp: Any, found: Statistics, rule: Rule, eps: float, precision: Precis
     size = precision.constant(energy if found.size is None else found.size)
     if unit is None and not rule.averaged and eps > _LARGE_LENGTH:
         unit, eps = xp.full_like(energy, 2.0**-500), eps * 2.0**-500
-    square, length = eps, (0.0 if rule.averaged else eps)
+    square, length = eps, (0.0 if rule.averaged else max(eps, LEAST_LENGTH[digits]))
     if unit is not None and digits and eps:
         square, length = eps_in_units(xp, unit, digits, eps, rule.averaged)
         if rule.averaged:  # a row without deviations has this alone, its eps may have vanished; others exceed it
@@ -136,26 +135,29 @@ def finish(xp: Any, found: Statistics, rule: Rule, eps: float, precision: Precis
     if rule.averaged:
         energy = energy / max(found.elements, 1) + square
     # The reciprocal comes last: that of the energy may be out of range, and the derivative of it is sooner.
-    if digits == 24 and eps:  # which divides rows without deviations, and in their units may be less than that root
-        root = at_least(xp, xp.sqrt(energy), _LEAST_ROOT)
-    else:
-        root = xp.sqrt(at_least(xp, energy, least))
+    root = xp.sqrt(at_least(xp, energy, least))
     if eps <= (least if unit is None and rule.averaged else 0.0):
-        factor = at_most(xp, size / least, 1.0) / root  # of a row of nothing it is 0
+        factor = at_most(xp, size, least) / least / root  # of a row of nothing it is 0
     elif isinstance(length, float) and length == 0.0:
         factor = 1.0 / root
     else:
-        factor = 1.0 / (at_least(xp, root, length) if isinstance(length, float) else xp.maximum(root, length))
+        # Of a row without deviations nothing but eps is left, which may be less in its unit than the least root.
+        if precision.stated:
+            root = at_least(xp, xp.sqrt(energy), LEAST_LENGTH[digits])
+        left = root if precision.stated else root * (at_most(xp, energy, least) / least)
+        factor = 1.0 / (at_least(xp, left, length) if isinstance(length, float) else xp.maximum(left, length))
     if not rule.centred:
         factor = factor + 0.0 * size  # of a row that holds Inf it is NaN
         shift = low = None
     return Step(shift, low, factor, unit, size, root, length)
 
 
-def apply(xp: Any, x: Array, step: Step, weight: Array | float | None, bias: Array | None) -> Array:
+def apply(
+    xp: Any, x: Array, step: Step, weight: Array | float | None, bias: Array | None, precision: Precision
+) -> Array:
     """Step 3: (x - shift) * factor * weight + bias, in the precision's dtype."""
     if step.unit is not None and step.shift is None and weight is not None:
-        y = weighted(xp, x, step.unit, step.factor, weight)
+        y = weighted(xp, x, step.unit, step.factor, weight, precision.digits)
     elif weight is None:
         y = deviations(x if step.unit is None else scaled(x, step.unit), step) * step.factor
     else:

@@ -37,8 +37,13 @@ _OF_LONG = ((2.0**48, 1.0), (2.0**108, 2.0**-60), (math.inf, 2.0**-80))
 # vanish beside it, and may. In no unit may it be more than the second.
 _ENOUGH, _TOO_MUCH = {24: 2.0**-80, 53: 2.0**-600}, {24: 2.0**100, 53: 2.0**960}
 
-# The least mean square of a row that has any, in its unit.
-LEAST_ENERGY = {0: 2.0**-960, 24: 2.0**-110, 53: 2.0**-960}
+# Products of numbers between this and its reciprocal lose nothing on the way.
+_FAR_FROM_ONE = {0: 2.0**-900, 24: 2.0**-100, 53: 2.0**-900}
+
+# Less than the mean square of any row that has one, in its unit; its root can be cubed, as derivatives do.
+LEAST_ENERGY = {0: 2.0**-340, 24: 2.0**-110, 53: 2.0**-480}
+# The least length to divide by.
+LEAST_LENGTH = {0: 2.0**-1000, 24: 2.0**-120, 53: 2.0**-1000}
 
 # Here and below, comparisons are written as arithmetic. XLA fuses that with the sums before and after it, a comparison
 # with neither: it takes ten times as long, and the temporaries the memory of x.
@@ -49,9 +54,7 @@ def exceeds(xp: Any, value: Array, bound: float, digits: int) -> Array:
     return at_most(xp, at_least(xp, value * (1.0 / bound) - 1.0, 0.0) * 2.0 ** (digits or 53), 1.0)
 
 
-def unit_of(
-    xp: Any, magnitude: Array, digits: int, count: int = _LONG + 1, eps: float = 0.0, squared: bool = True
-) -> Array:
+def unit_of(xp: Any, magnitude: Array, digits: int, count: int, eps: float, squared: bool = True) -> Array:
     """The unit of rows of ``count`` elements whose largest magnitude is given."""
     levels = _levels(digits, count, eps, squared)
     unit: Any = levels[-1][1]
@@ -64,8 +67,13 @@ def unit_of(
 
 
 def units_of(xp: Any, values: Array, axes: tuple[int, ...], digits: int) -> Array:
-    """The unit of each row of an array; of each element where there are no axes."""
-    return unit_of(xp, largest(xp, values, axes) if axes else xp.abs(values), digits)
+    """The unit of each row of an array, or of each element where there are no axes; whose derivative is 0."""
+    magnitude = largest(xp, values, axes) if axes else xp.abs(values)
+    levels = _levels(digits, _LONG + 1, 0.0, True)
+    unit = xp.full_like(magnitude, levels[-1][1])
+    for bound, one in reversed(levels[:-1]):
+        unit = xp.where(magnitude < bound, one, unit)
+    return unit
 
 
 def scaled(x: Array, unit: Array) -> Array:
@@ -83,13 +91,13 @@ def largest_unit(digits: int, eps: float, squared: bool) -> float:
 def eps_in_units(xp: Any, unit: Array, digits: int, eps: float, squared: bool) -> tuple[Array | float, Array | float]:
     """Eps in the unit of each row: in the square of that, and as a length, whose square may be out of range."""
     root, most = math.sqrt(eps) if squared else eps, largest_unit(digits, eps, squared)
-    if most <= 1.0:
+    if most == 1.0:
         length = root * unit
         return (eps * unit * unit if squared else length * length), length
     tables = (*_SMALL[digits], *_ORDINARY_AND_LARGE[digits], *(_OF_LONG if digits == 24 else ()))
     square = length = xp.zeros_like(unit)
     for one in sorted({one for _, one in tables if one <= most}):
-        is_reached, term = at_most(xp, (unit - 0.5 * one) * (2.0 / one), 1.0), root * one
+        is_reached, term = at_most(xp, (unit - 0.5 * one) * (2.0 / one), 1.0), max(root * one, LEAST_LENGTH[digits])
         square = xp.maximum(is_reached * (eps * one * one if squared else term * term), square)
         length = xp.maximum(is_reached * term, length)
     return square, length
@@ -97,13 +105,16 @@ def eps_in_units(xp: Any, unit: Array, digits: int, eps: float, squared: bool) -
 
 def _levels(digits: int, count: int, eps: float, squared: bool) -> list[Level]:
     """The levels that are of use for rows of so many elements beside an eps."""
-    levels: list[Level] = list(_OF_LONG if digits == 24 and count > _LONG else _ORDINARY_AND_LARGE[digits])
-    for bound, unit in reversed(_SMALL[digits]):
-        beside, term = eps * levels[0][1], eps * unit
-        beside, term = (beside * levels[0][1], term * unit) if squared else (beside * beside, term * term)
-        if beside > _ENOUGH[digits] or term > _TOO_MUCH[digits]:
+    ordinary = _OF_LONG if digits == 24 and count > _LONG else _ORDINARY_AND_LARGE[digits]
+    levels: list[Level] = []
+    beside = 0.0
+    for bound, unit in reversed((*_SMALL[digits], *ordinary)):
+        term = eps * unit
+        term = term * unit if squared else term * term
+        if levels and ((unit > 1.0 and beside > _ENOUGH[digits]) or term > _TOO_MUCH[digits]):
             break
         levels.insert(0, (bound, unit))
+        beside = term
     return levels
 
 
@@ -122,7 +133,7 @@ def product(xp: Any, value: Array, factors: list[Array]) -> Array:
     return value
 
 
-def weighted(xp: Any, x: Array, unit: Array, factor: Array, weight: Array | float) -> Array:
+def weighted(xp: Any, x: Array, unit: Array, factor: Array, weight: Array | float, digits: int) -> Array:
     """The product x * unit * factor * weight, out of range only where the result is.
 
     Without centring an element may be so much smaller than its row that it is nothing beside it, and a weight bring it
@@ -130,7 +141,12 @@ def weighted(xp: Any, x: Array, unit: Array, factor: Array, weight: Array | floa
     """
     if are_ordinary(unit, weight):
         return scaled(x, unit) * (factor * weight)
-    return product(xp, x, [unit, factor, weight + xp.zeros_like(factor)])
+    both, in_unit, least = factor * weight, x * unit, _FAR_FROM_ONE[digits]
+    size, is_exact = xp.abs(both), (unit >= 1.0) | (xp.abs(in_unit) > least)
+    # No row is to have other bits for what rows are beside it.
+    is_plain = is_exact & (size > least) & (size < 1.0 / least)
+    weight = weight + xp.zeros_like(factor)
+    return xp.where(is_plain, in_unit * both, product(xp, x, [unit, factor, weight]))
 
 
 def are_ordinary(unit: Array, weight: Array | float) -> bool:

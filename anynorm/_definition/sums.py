@@ -36,15 +36,19 @@ def total_of_squares(xp: Any, values: Array, axes: tuple[int, ...], bound: Array
     count = count_along(values, axes)
     if count <= 2 or count > _LONGEST_EXACT[digits]:
         return total(xp, squares, axes)
-    if isinstance(squares, numpy.ndarray):  # which can be looked at: most rows have no such terms
-        found = total(xp, squares, axes)
-        if (found >= 16.0 * bound * bound).all():
-            return found
-    boundary = bound * bound * 2.0 ** (2 + math.ceil(math.log2(count)))
+    found = total(xp, squares, axes) if isinstance(squares, numpy.ndarray) else None
+    is_exact: Any = None if found is None else found >= 16.0 * bound * bound  # most rows have no such terms
+    if is_exact is not None and is_exact.all():  # as can be seen of NumPy arrays
+        return found
+    # More than 0 in float64, for torch halves the derivative of a minimum where both are the same.
+    boundary = at_least(xp, bound * bound * 2.0 ** (2 + math.ceil(math.log2(count))), 2.0**-1000)
     if xp.__name__ == "sparse":  # added to what is not stored, it would be
         boundary = xp.where(squares != 0.0, boundary, 0.0)
+    # They are no larger. XLA fuses a product with a sum, but not this, and so takes the same bits from both sides.
+    squares = xp.minimum(squares, boundary)
     leading = (squares + boundary) - boundary
-    return total(xp, leading, axes) + total(xp, squares - leading, axes)
+    exact = total(xp, leading, axes) + total(xp, squares - leading, axes)
+    return exact if found is None else xp.where(is_exact, found, exact)
 
 
 def mean(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:

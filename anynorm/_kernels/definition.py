@@ -101,7 +101,7 @@ def sum_up(xp: Any, values: Array, over: tuple[int, ...], precision: Precision) 
     """A sum over rows, also of many of the largest numbers."""
     if not precision.digits or not over:
         return total(xp, values, over)
-    unit = units_of(xp, precision.constant(values), over, precision.digits)
+    unit = units_of(xp, values, over, precision.digits)
     return total(xp, values * unit, over) / unit
 
 
@@ -216,7 +216,7 @@ def steps(
         found = reduce(xp, x, call.axes, rule, precision, eps)
     else:
         found = fitted(xp, statistics_of(moments), rule.centred, rule.averaged, eps, precision.digits)
-    return apply(xp, x, finish(xp, found, rule, eps, precision), weight, bias)
+    return apply(xp, x, finish(xp, found, rule, eps, precision), weight, bias, precision)
 
 
 def _with_lengths(xp: Any, array: Array, shape: tuple[Any, ...]) -> Array:

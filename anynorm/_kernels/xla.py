@@ -26,6 +26,10 @@ from anynorm._moments import Moments, arrays_of, of_arrays
 Array = Any
 
 
+# Of an eps above this x / eps may vanish where scale * x / eps does not.
+_LARGE_LENGTH = 2.0**60
+
+
 class _Fixed(NamedTuple):
     """What is no array."""
 
@@ -107,9 +111,9 @@ def _steps(
     call: Call, x: Array, moments: Moments | None, weight: Array | float | None, bias: Array | None,
     precision: Precision,
 ) -> Array:  # fmt: skip
-    """The three steps, with their derivative; that of given moments is left to JAX."""
-    if moments is not None or not precision.digits:
-        return definition.steps(call, x, moments, weight, bias, precision)
+    """The three steps and their derivative; that of given moments, or of an eps beyond any row, is left to JAX."""
+    if moments is not None or not precision.digits or (call.eps > _LARGE_LENGTH and not call.rule.averaged):
+        return definition.steps(call, x, moments, weight, bias, precision._replace(stated=False))
     fixed = _Fixed(call.rule, call.axes, call.eps, precision)
     y: Array = _differentiable()(fixed, x).x_hat
     y = y if weight is None else y * weight
@@ -130,8 +134,8 @@ def _differentiable() -> Callable[..., _Normalized]:
             x_hat = deviations(x * step.unit, step) / xp.maximum(step.root, step.length)
         else:  # in two steps, as an element may be far smaller than its row
             unit: Any = step.unit
-            half = xp.sqrt(unit)
-            x_hat = x * half * (step.factor * half)
+            down = xp.minimum(xp.sqrt(unit), 1.0)
+            x_hat = x * (unit / down) * (step.factor * down)
         is_long = xp.ones_like(step.factor)
         if eps and not rule.averaged:
             is_long = is_long - exceeds(xp, step.length / step.root, 1.0, precision.digits)

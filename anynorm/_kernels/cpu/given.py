@@ -131,7 +131,8 @@ def _by_definition(call: Call) -> Array:
         return definition.run(call)
     given: Any = call.moments
     arrays = [None if part is None else numpy.asarray(part) for part in arrays_of(given)]
-    weight, bias = (one.detach().numpy() if hasattr(one, "detach") else one for one in (call.weight, call.bias))
+    parameters: tuple[Any, ...] = (call.weight, call.bias)
+    weight, bias = (one.detach().numpy() if hasattr(one, "detach") else one for one in parameters)
     call_in_numpy = _in_numpy(call)._replace(
         weight=weight, bias=bias, moments=of_arrays(given.count, arrays, numpy), out=None
     )
