@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import anynorm
 from tests import reference
 from tests.backends import ALL, CPU_BACKENDS, GPU_BACKENDS, as_dtype, some
-from tests.strategies import cases, examples
+from tests.strategies import KINDS, cases, examples
 from tests.tolerances import assert_exact, smallest_normal
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
@@ -93,6 +93,17 @@ def test_very_long_row_with_a_mean_of_a_million_sigma(dtype, others):
         with backend.context():
             got = backend.read(anynorm.layer_norm(backend.make(x)))
         assert_exact(got, expected, backend=backend.name, dtype=dtype, norm="layer_norm")
+
+
+@pytest.mark.parametrize("name", ["numpy, definition", "torch, definition", "strict"])
+def test_nearly_constant_columns(name):
+    """NumPy adds one row to the other there, so that a plain sum of float64 is off by as many units as there are."""
+    (backend,) = [b for b in CPU_BACKENDS if b.name == name]
+    x = KINDS["nearly_constant"](np.random.default_rng(6), (2, 3000), "float64")
+    expected = [reference.layer_norm(row, eps=0.0) for row in x]
+    with backend.context():
+        got = backend.read(anynorm.layer_norm(backend.make(np.ascontiguousarray(x.T)), axis=0, eps=0.0)).T
+    assert_exact(got, expected, backend=name, dtype="float64", norm="layer_norm")
 
 
 @pytest.mark.parametrize("weight_dtype", ALL)
