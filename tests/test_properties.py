@@ -10,7 +10,7 @@ from anynorm._libraries import library_of
 from tests import reference
 from tests.backends import ALL, BACKENDS, KERNELS, NUMPY, as_dtype
 from tests.strategies import cases, examples, rows
-from tests.tolerances import BOUNDS
+from tests.tolerances import BOUNDS, bounds_of
 
 NORMS = {"layer_norm": anynorm.layer_norm, "rms_norm": anynorm.rms_norm, "scale_norm": anynorm.scale_norm}
 every_norm = pytest.mark.parametrize("norm", NORMS)
@@ -69,7 +69,7 @@ def test_layer_norm_gives_mean_0_and_variance_1(backend, seed, features):
     with backend.context():
         y = backend.read(anynorm.layer_norm(backend.make(x), eps=0.0)).astype(np.float64)
     # Each result carries up to the bound's share of an ulp at the largest of a row, sqrt(features).
-    slack = BOUNDS["float32"] * 2.0**-23 * np.sqrt(features)
+    slack = bounds_of(backend.name)["float32"] * 2.0**-23 * np.sqrt(features)
     assert np.abs(y.mean(axis=1)).max() <= slack
     assert np.abs((y**2).mean(axis=1) - 1).max() <= 4 * slack
 
@@ -82,7 +82,7 @@ def test_rms_norm_and_scale_norm_give_length_1(backend, seed, features):
     with backend.context():
         squares = backend.read(anynorm.rms_norm(backend.make(x), eps=0.0)).astype(np.float64) ** 2
         lengths = (backend.read(anynorm.scale_norm(backend.make(x), 2.0, eps=0.0)).astype(np.float64) ** 2).sum(axis=1)
-    slack = 2 * BOUNDS["float32"] * 2.0**-23
+    slack = 2 * bounds_of(backend.name)["float32"] * 2.0**-23
     assert np.abs(squares.mean(axis=1) - 1).max() <= slack
     assert np.abs(lengths / 4 - 1).max() <= slack
 

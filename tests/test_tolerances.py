@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from tests import reference, tolerances
-from tests.tolerances import BOUNDS, assert_exact
+from tests.reference import Exact
+from tests.tolerances import (
+    BOUNDS,
+    DERIVATIVE_BOUND,
+    FLUSHED_TERMS,
+    NARROW_GRADIENT_BOUNDS,
+    as_it_is,
+    assert_exact,
+    bounds_of,
+)
 
 EXPECTED = [reference.rms_norm([3.0, 3.0], eps=0.0)]
 
@@ -160,3 +169,37 @@ def test_slack_is_taken_from_an_error_once():
 
 def test_the_bounds_are_those_promised():
     assert BOUNDS == {"float16": 0.51, "bfloat16": 0.51, "float32": 2.0, "float64": 4.0}
+    for name in ("jax", "jax, traced", "jax-x64", "strict-no-float64"):
+        assert bounds_of(name) == BOUNDS | {"float32": 4.0}
+    assert all(bounds_of(name) == BOUNDS for name in ("numpy", "numpy, definition", "torch", "dask", "strict", "cuda"))
+
+
+def test_what_is_right_by_the_bound_of_one_backend_is_wrong_by_that_of_another():
+    values, said = np.asarray([[1 + 3 * 2.0**-23, 1.0]], np.float32), {"dtype": "float32", "norm": "rms_norm"}
+    assert_exact(values, EXPECTED, backend="jax", **said)
+    with pytest.raises(AssertionError, match=r"3\.000 ulp"):
+        assert_exact(values, EXPECTED, backend="numpy", **said)
+    values[0, 0] = 1 + 5 * 2.0**-23
+    with pytest.raises(AssertionError, match=r"5\.000 ulp"):
+        assert_exact(values, EXPECTED, backend="jax", **said)
+
+
+def test_derivatives_are_compared_at_their_terms():
+    exact = [Exact(mpmath.mpf(2.0**-20), mpmath.mpf(1.0))]
+    within, beyond = (2.0**-20 + (DERIVATIVE_BOUND + more) * 2.0**-23 for more in (0, 1))
+    for dtype, narrow in (("float32", within), ("float64", 2.0**-20 + DERIVATIVE_BOUND * 2.0**-52)):
+        said = {"dtype": dtype, "bounds": NARROW_GRADIENT_BOUNDS, "expected": [as_it_is(exact, dtype)]}
+        compare([narrow], **said)
+        with pytest.raises(AssertionError, match="ulp"):
+            compare([2.0**-20 + 1.1 * (narrow - 2.0**-20)], **said)
+    # Of 16 bits the error of float32 is left out, and half a unit of their own is allowed.
+    said = {"dtype": "float16", "bounds": NARROW_GRADIENT_BOUNDS, "expected": [as_it_is(exact, "float16")]}
+    compare([within], **said)
+    with pytest.raises(AssertionError, match="ulp"):
+        compare([beyond], **said)
+    # Terms that are flushed may be missing, as many as are said to be.
+    tiny = [Exact(mpmath.mpf(2.0**-120), mpmath.mpf(2.0**-120))]
+    said = {"bounds": NARROW_GRADIENT_BOUNDS, "expected": [as_it_is(tiny, "float32", FLUSHED_TERMS)]}
+    compare([2.0**-120 - 4 * 2.0**-126], **said)
+    with pytest.raises(AssertionError, match="ulp"):
+        compare([2.0**-120 - 5 * 2.0**-126], **said)

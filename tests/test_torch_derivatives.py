@@ -1,5 +1,6 @@
 """Derivatives of torch tensors of first and second order against exact ones, of all kinds of rows side by side."""
 
+import numpy as np
 import pytest
 import torch
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
@@ -60,12 +61,20 @@ def matrices(norm, eps, x, weight, dy):
     }
 
 
+def is_far_below(x):
+    """Which rows are not of zeros, but around 1e-200."""
+    size = np.abs(x.astype(np.float64)).max(1)
+    return (size > 0.0) & (size < 1e-100)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", thorough_but("float32", "float64", of=TORCH.dtypes))
 @pytest.mark.parametrize("eps", thorough_but("default", of=["default", 1.0, 0.0]))
 @pytest.mark.parametrize("norm", NORMS)
 def test_every_derivative_of_all_kinds_of_rows(norm, eps, dtype, kernel):
     values, eps = given(norm, dtype), EPS[norm] if eps == "default" else eps
+    if eps == 0.0:  # torch multiplies the derivative of such a row's factor by its unit before it does so by x
+        values = (*(one[~is_far_below(values[0])] if one.ndim == 2 else one for one in values),)
     tensors = [TORCH.make(one) for one in values]
     with anynorm.use_kernel(None if kernel == "cpu" else kernel):
         found = derivatives(norm, eps, *tensors), matrices(norm, eps, *tensors[:3])
