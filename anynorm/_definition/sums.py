@@ -9,19 +9,20 @@ import numpy
 
 Array = Any
 
-# Where a library adds one term after the other, blocks of this many are added here, then the sums of blocks, in blocks
-# again: the error grows with the logarithm of the number of terms.
+# Where XLA adds one term after the other, blocks of this many are added here, then the sums of blocks, in blocks again:
+# the error grows with the logarithm of the number of terms.
 _BLOCK = 64
 # What XLA for CPUs adds in lanes, in numbers of elements; and the longest row of which leading bits are worth a sum.
-_LANES, _LONGEST_EXACT = 4096, {24: 1 << 14, 53: 1 << 40}
+_LANES, _LONGEST_EXACT = 4096, {24: 1 << 20, 53: 1 << 40}
 
 
 def total(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
     """The sum over ``axes``, which are kept with length 1."""
     if not _adds_one_by_one(xp, values, axes):
         return xp.sum(values, axis=axes, keepdims=True)
+    add = _total_in_blocks if xp.__name__ == "jax.numpy" else _total_by_halves
     for axis in axes:
-        values = _total_along(xp, values, axis)
+        values = add(xp, values, axis)
     return values
 
 
@@ -34,12 +35,17 @@ def total_of_squares(xp: Any, values: Array, axes: tuple[int, ...], bound: Array
     """
     squares = values * values
     count = count_along(values, axes)
-    if count <= 2 or count > _LONGEST_EXACT[digits]:
+    is_one_by_one = _adds_one_by_one(xp, values, axes)
+    by_halves = is_one_by_one and xp.__name__ != "jax.numpy"
+    if count <= 2 or count > _LONGEST_EXACT[digits] or by_halves or _adds_in_lanes(xp, values, axes):
         return total(xp, squares, axes)
-    found = total(xp, squares, axes) if isinstance(squares, numpy.ndarray) else None
-    is_exact: Any = None if found is None else found >= 16.0 * bound * bound  # most rows have no such terms
-    if is_exact is not None and is_exact.all():  # as can be seen of NumPy arrays
-        return found
+    found: Any = None
+    if isinstance(squares, numpy.ndarray):
+        # NumPy's arrays can be looked at: most rows have no term that is beside the rest.
+        found = total(xp, squares, axes)
+        is_exact = found >= 16.0 * bound * bound
+        if is_exact.all():
+            return found
     # More than 0 in float64, for torch halves the derivative of a minimum where both are the same.
     boundary = at_least(xp, bound * bound * 2.0 ** (2 + math.ceil(math.log2(count))), 2.0**-1000)
     if xp.__name__ == "sparse":  # added to what is not stored, it would be
@@ -96,7 +102,32 @@ def _adds_one_by_one(xp: Any, values: Array, axes: tuple[int, ...]) -> bool:
     return name in ("numpy", "array_api_strict", "sparse") and axes != (len(shape) - 1,)
 
 
-def _total_along(xp: Any, values: Array, axis: int) -> Array:
+def _adds_in_lanes(xp: Any, values: Array, axes: tuple[int, ...]) -> bool:
+    """Whether XLA adds along the last axis, which it does in so many lanes that a sum is off by 3 units at most."""
+    shape = tuple(values.shape)
+    return xp.__name__ == "jax.numpy" and math.prod(shape) >= _LANES and axes == (len(shape) - 1,)
+
+
+def _total_by_halves(xp: Any, values: Array, axis: int) -> Array:
+    """One half is added to the other, and again: an error for each doubling of the number of terms."""
+    if values.shape[axis] < 2:
+        return xp.sum(values, axis=axis, keepdims=True)
+    before, after = (slice(None),) * axis, (slice(None),) * (len(values.shape) - axis - 1)
+
+    def part(first: int, last: int) -> Array:
+        return values[(*before, slice(first, last), *after)]
+
+    rest = None
+    while (length := values.shape[axis]) > 1:
+        if length % 2:
+            last = part(length - 1, length)
+            rest = last if rest is None else rest + last
+        values = part(0, length // 2) + part(length // 2, length // 2 * 2)
+    return values if rest is None else values + rest
+
+
+def _total_in_blocks(xp: Any, values: Array, axis: int) -> Array:
+    """Blocks are added, then their sums; XLA makes one sum of both, but not of what is scaled between them."""
     shape = list(values.shape)
     blocks, left = divmod(shape[axis], _BLOCK)
     if blocks < 2:
@@ -104,8 +135,7 @@ def _total_along(xp: Any, values: Array, axis: int) -> Array:
     before, after = (slice(None),) * axis, (slice(None),) * (len(shape) - axis - 1)
     whole = values if not left else values[(*before, slice(None, blocks * _BLOCK), *after)]
     parts = xp.sum(xp.reshape(whole, (*shape[:axis], blocks, _BLOCK, *shape[axis + 1 :])), axis=axis + 1)
-    # XLA makes one sum of two, but not of what is scaled between them.
-    result = _total_along(xp, parts * (1.0 / _BLOCK), axis) * float(_BLOCK)
+    result = _total_in_blocks(xp, parts * (1.0 / _BLOCK), axis) * float(_BLOCK)
     if left:
         result = result + xp.sum(values[(*before, slice(blocks * _BLOCK, None), *after)], axis=axis, keepdims=True)
     return result
