@@ -260,9 +260,12 @@ def _plus(weight: Array, offset: float, digits: int) -> Array:
 
 
 def _aligned(call: Call, parameter: Array) -> Array:
-    """Give a parameter length 1 on the axes that are not normalized; trailing axes broadcast as they are."""
+    """Give a parameter length 1 on the axes that are not normalized; trailing axes broadcast as they are.
+
+    Not in JAX, which may be told to refuse that (jax_numpy_rank_promotion).
+    """
     ndim = len(call.x.shape)
-    if not parameter.shape or call.axes[0] == ndim - len(call.axes):
+    if not parameter.shape or (call.axes[0] == ndim - len(call.axes) and call.library.name != "jax"):
         return parameter
     return parameter[tuple(slice(None) if axis in call.axes else None for axis in range(ndim))]  # of any lengths
 

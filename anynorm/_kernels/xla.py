@@ -66,8 +66,10 @@ def run(call: Call) -> Any:
 
 def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """Return dx, dweight and dbias; a parameter that is not there has no gradient."""
-    found: tuple[Array, Array | None, Array | None] = _compiled(definition.pull_whole, *gradient[:3])
-    return found
+    dx, dweight, dbias = _compiled(definition.pull_whole, *gradient[:3])
+    if isinstance(gradient.call.weight, float):  # which the program has as an array
+        dweight = dweight.astype(gradient.call.x.dtype)
+    return dx, dweight, dbias
 
 
 def run_moments(call: Call) -> Moments:
@@ -85,13 +87,14 @@ def _moments(call: Call) -> tuple[Array | None, ...]:
 
 
 def _compiled(function: Callable[..., Any], call: Call, *more: Any) -> Any:
-    """Return function(call, *more), where arrays are what XLA is given and all else is fixed in the program."""
-    weight = None if isinstance(call.weight, float) else call.weight
+    """Return function(call, *more), where arrays and scale are what XLA is given and all else is fixed in the program.
+
+    A program for each number that scale ever was would be kept for good.
+    """
     given = None if call.moments is None else arrays_of(call.moments)
-    fixed = call._replace(x=None, bias=None, residual=None, moments=None)
-    fixed = fixed if weight is None else fixed._replace(weight=None)
+    fixed = call._replace(x=None, weight=None, bias=None, residual=None, moments=None)
     count = 0 if call.moments is None else call.moments.count
-    return _jitted()(function, fixed, count, (call.x, weight, call.bias, call.residual), given, more)
+    return _jitted()(function, fixed, count, (call.x, call.weight, call.bias, call.residual), given, more)
 
 
 @functools.cache
@@ -101,7 +104,6 @@ def _jitted() -> Callable[..., Any]:
     def on_arrays(function: Any, fixed: Call, count: int, held: Any, given: Any, more: Any) -> Any:
         x, weight, bias, residual = held
         moments = None if given is None else of_arrays(count, given, fixed.library.namespace)
-        weight = fixed.weight if weight is None else weight
         return function(fixed._replace(x=x, weight=weight, bias=bias, residual=residual, moments=moments), *more)
 
     return jax.jit(on_arrays, static_argnums=(0, 1, 2))

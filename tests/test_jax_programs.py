@@ -1,0 +1,83 @@
+"""The programs that XLA makes of calls on JAX arrays: how many, and under which settings of JAX."""
+
+import numpy as np
+import pytest
+
+import anynorm
+from tests import reference
+from tests.tolerances import assert_exact
+
+X = np.random.default_rng(0).standard_normal((6, 40)).astype(np.float32)
+WEIGHT, BIAS = np.random.default_rng(1).standard_normal((2, 40)).astype(np.float32)
+
+
+def compiled_by(calls):
+    """How many programs calls have compiled, each of which JAX keeps."""
+    from jax._src import monitoring
+
+    events = []
+
+    def listen(name, *_, **__):
+        events.append(name)
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        calls()
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
+    return sum(name.endswith("backend_compile_duration") for name in events)
+
+
+def test_one_program_for_every_scale():
+    """A scale that is learned is another number at each step."""
+    import jax.numpy as jnp
+
+    x = jnp.asarray(X)
+
+    def calls(*scales):
+        for scale in scales:
+            y, pullback = anynorm.scale_norm_vjp(x, scale)
+            expected = [reference.scale_norm(row, scale) for row in X]
+            assert_exact(y, expected, backend="jax", dtype="float32", norm="scale_norm")
+            assert_exact(anynorm.scale_norm(x, scale), expected, backend="jax", dtype="float32", norm="scale_norm")
+            pullback(x)
+
+    assert compiled_by(lambda: calls(1.5)) > 0
+    assert compiled_by(lambda: calls(2.5, 0.1, -3.0)) == 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_gradient_of_a_number_has_the_dtype_of_x(dtype):
+    import jax.numpy as jnp
+
+    x = jnp.asarray(X, dtype)
+    assert anynorm.scale_norm_vjp(x, 1.5)[1](x)[1].dtype == x.dtype
+
+
+def test_rank_promotion_may_be_forbidden():
+    import jax
+    import jax.numpy as jnp
+
+    x, weight, bias = map(jnp.asarray, (X, WEIGHT, BIAS))
+    with jax.numpy_rank_promotion("raise"):
+        y, pullback = anynorm.layer_norm_vjp(x, weight, bias)
+        dx, dweight, _ = pullback(x)
+        total = jax.grad(lambda x: anynorm.rms_norm(x, weight, bias, weight_offset=1.0).sum())(x)
+    expected = [reference.layer_norm(row, WEIGHT, BIAS) for row in X]
+    assert_exact(y, expected, backend="jax", dtype="float32", norm="layer_norm")
+    assert (dx.shape, dweight.shape, total.shape) == (x.shape, weight.shape, x.shape)
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (150, 40)])
+def test_exported_with_a_batch_of_any_length(shape):
+    """Of 4096 elements and more, and of fewer, XLA adds in another order."""
+    import jax
+    from jax import export
+
+    x = np.resize(X, shape)
+    (rows,) = export.symbolic_shape("rows")
+    of_any = export.export(jax.jit(lambda x: anynorm.layer_norm(x, WEIGHT, BIAS)))(
+        jax.ShapeDtypeStruct((rows, 40), np.float32)
+    )
+    expected = [reference.layer_norm(row, WEIGHT, BIAS) for row in x]
+    assert_exact(of_any.call(x), expected, backend="jax", dtype="float32", norm="layer_norm")
