@@ -12,7 +12,7 @@ import numpy
 from anynorm._check import Call, Gradient
 from anynorm._definition.derivative import derive
 from anynorm._definition.merging import fitted
-from anynorm._definition.norms import Precision, Statistics, apply, finish, reduce
+from anynorm._definition.norms import Precision, Statistics, Step, apply, finish, reduce
 from anynorm._definition.pairs import two_sum
 from anynorm._definition.scaling import units_of
 from anynorm._definition.sums import count_along, total
@@ -213,10 +213,17 @@ def steps(
     """Reduce, finish, apply."""
     xp, rule, eps = call.library.namespace, call.rule, call.eps
     if moments is None:
-        found = reduce(xp, x, call.axes, rule, precision, eps)
+        step = finish(xp, reduce(xp, x, call.axes, rule, precision, eps), rule, eps, precision)
     else:
-        found = fitted(xp, statistics_of(moments), rule.centred, rule.averaged, eps, precision.digits)
-    return apply(xp, x, finish(xp, found, rule, eps, precision), weight, bias, precision)
+        step = step_of_given(call, moments, precision)
+    return apply(xp, x, step, weight, bias, precision)
+
+
+def step_of_given(call: Call, moments: Moments, precision: Precision) -> Step:
+    """Step 2 of given moments."""
+    xp, rule, eps = call.library.namespace, call.rule, call.eps
+    found = fitted(xp, statistics_of(moments), rule.centred, rule.averaged, eps, precision.digits)
+    return finish(xp, found, rule, eps, precision)
 
 
 def _with_lengths(xp: Any, array: Array, shape: tuple[Any, ...]) -> Array:

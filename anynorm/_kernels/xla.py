@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm._check import Call, Gradient
-from anynorm._definition.norms import Precision, Rule, deviations, finish, reduce
-from anynorm._definition.scaling import exceeds
+from anynorm._definition.norms import Precision, Rule, Step, apply, deviations, finish, reduce
+from anynorm._definition.scaling import exceeds, largest_unit
 from anynorm._definition.sums import count_along, mean, total
 from anynorm._kernels import definition
 from anynorm._moments import Moments, arrays_of, of_arrays
@@ -61,7 +61,11 @@ def refuses_to_pull(gradient: Gradient) -> str | None:
 
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
-    return _compiled(_run, call)
+    if call.moments is None:
+        return _compiled(_run, call)
+    # Outside of the program, for it would be another one for each count that moments ever have.
+    step = definition.step_of_given(call, call.moments, call.precision._replace(stated=False))
+    return _compiled(_run_given, call, tuple(step))
 
 
 def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
@@ -82,6 +86,13 @@ def _run(call: Call) -> Any:
     return definition.run_whole(call, _steps)
 
 
+def _run_given(call: Call, step: tuple[Any, ...]) -> Any:
+    def by(call: Call, x: Array, moments: Moments | None, weight: Any, bias: Any, precision: Precision) -> Array:
+        return apply(call.library.namespace, x, Step(*step), weight, bias, precision)
+
+    return definition.run_whole(call, by)
+
+
 def _moments(call: Call) -> tuple[Array | None, ...]:
     return arrays_of(definition.run_moments(call))
 
@@ -91,31 +102,28 @@ def _compiled(function: Callable[..., Any], call: Call, *more: Any) -> Any:
 
     A program for each number that scale ever was would be kept for good.
     """
-    given = None if call.moments is None else arrays_of(call.moments)
     fixed = call._replace(x=None, weight=None, bias=None, residual=None, moments=None)
-    count = 0 if call.moments is None else call.moments.count
-    return _jitted()(function, fixed, count, (call.x, call.weight, call.bias, call.residual), given, more)
+    return _jitted()(function, fixed, (call.x, call.weight, call.bias, call.residual), more)
 
 
 @functools.cache
 def _jitted() -> Callable[..., Any]:
     import jax
 
-    def on_arrays(function: Any, fixed: Call, count: int, held: Any, given: Any, more: Any) -> Any:
+    def on_arrays(function: Any, fixed: Call, held: Any, more: Any) -> Any:
         x, weight, bias, residual = held
-        moments = None if given is None else of_arrays(count, given, fixed.library.namespace)
-        return function(fixed._replace(x=x, weight=weight, bias=bias, residual=residual, moments=moments), *more)
+        return function(fixed._replace(x=x, weight=weight, bias=bias, residual=residual), *more)
 
-    return jax.jit(on_arrays, static_argnums=(0, 1, 2))
+    return jax.jit(on_arrays, static_argnums=(0, 1))
 
 
 def _steps(
     call: Call, x: Array, moments: Moments | None, weight: Array | float | None, bias: Array | None,
     precision: Precision,
 ) -> Array:  # fmt: skip
-    """The three steps and their derivative; that of given moments, or of an eps beyond any row, is left to JAX."""
-    if moments is not None or not precision.digits or (call.eps > _LARGE_LENGTH and not call.rule.averaged):
-        return definition.steps(call, x, moments, weight, bias, precision._replace(stated=False))
+    """The three steps and their derivative, which is left to JAX where eps is beyond any row."""
+    if not precision.digits or (call.eps > _LARGE_LENGTH and not call.rule.averaged):
+        return definition.steps(call, x, None, weight, bias, precision._replace(stated=False))
     fixed = _Fixed(call.rule, call.axes, call.eps, precision)
     y: Array = _differentiable()(fixed, x).x_hat
     y = y if weight is None else y * weight
@@ -134,10 +142,12 @@ def _differentiable() -> Callable[..., _Normalized]:
         step = finish(xp, reduce(xp, x, axes, rule, precision, eps), rule, eps, precision)
         if rule.centred:  # it has been rounded twice by now, and a quotient is better than a product with a reciprocal
             x_hat = deviations(x * step.unit, step) / xp.maximum(step.root, step.length)
-        else:  # in two steps, as an element may be far smaller than its row
+        else:  # in an order in which no element that is not far smaller than its row vanishes on the way
             unit: Any = step.unit
-            down = xp.minimum(xp.sqrt(unit), 1.0)
-            x_hat = x * (unit / down) * (step.factor * down)
+            if largest_unit(precision.digits, eps, rule.averaged) > 1.0:
+                x_hat = x * xp.maximum(unit, 1.0) * step.factor * xp.minimum(unit, 1.0)
+            else:
+                x_hat = x * step.factor * unit
         is_long = xp.ones_like(step.factor)
         if eps and not rule.averaged:
             is_long = is_long - exceeds(xp, step.length / step.root, 1.0, precision.digits)
