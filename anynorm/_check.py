@@ -1,4 +1,4 @@
-"""Arguments -> one Call; every rule about arguments and every message is here.
+"""Arguments -> one Call; every rule about arguments and every message is here or, of arrays alone, in _arrays.py.
 
 The common case, NumPy arrays normalized over the last axis, costs a few microseconds: a dictionary look-up for the type
 and one for the dtype, and comparisons.
@@ -10,19 +10,17 @@ import math
 from numbers import Real
 from typing import Any, NamedTuple
 
+from anynorm._arrays import check_array, check_blocks
 from anynorm._definition.norms import Precision, Rule
 from anynorm._lengths import fits, require_blocks_alike, require_lengths, shapes_agree
-from anynorm._libraries import REAL_DTYPES, Library, UnfitError, dtype_name, library_of, library_of_blocks
+from anynorm._libraries import Library, library_of, library_of_blocks
 from anynorm._moments import Moments, arrays_of, statistics_of
 from anynorm._numbers import as_index, check_number
 from anynorm._overlap import require_memory, require_separate, require_writable
-from anynorm._wording import arrays_of_library, describe, module_of, not_a_real_dtype, not_an_array, sentence
+from anynorm._wording import arrays_of_library, describe, module_of, not_an_array, sentence
 
 Array = Any
 Out = Any
-
-# By type and then by dtype: torch.compile cannot trace pairs as keys where some are of NumPy.
-_accepted: dict[type, dict[Any, Library]] = {}
 
 
 class Call(NamedTuple):
@@ -66,7 +64,7 @@ def check(
 ) -> Call:
     """Check the arguments of a norm; return them as a Call, or raise with a message that says what to do."""
     library = check_array("x", x)
-    held = library if library.block is None else _check_blocks(x)
+    held = library if library.block is None else check_blocks(x)
     axes = _check_axes(axis, x, measured=moments is None)
     if not (type(eps) is float and 0.0 <= eps < math.inf):
         eps = check_number("eps", eps, least=0.0)
@@ -108,62 +106,6 @@ def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradie
     if dtotal is not None:
         _check_twin("dtotal", dtotal, call.x, call.library)
     return Gradient(call, dy, dtotal)
-
-
-def check_array(argument: str, value: Array, of_x: Library | None = None) -> Library:
-    """Library and dtype; that of x tells what to pass instead of what is no array."""
-    try:
-        library = _accepted.get(type(value), {}).get(getattr(value, "dtype", None))
-    except Exception:  # what a dtype does that is none
-        library = None
-    if library is None:
-        library = _check_new_kind(argument, value, of_x)
-    if library.dense is not None:
-        _check_dense(argument, value, library)
-    return library
-
-
-def _check_dense(argument: str, tensor: Array, library: Library) -> None:
-    """Of a torch tensor, that it holds its numbers one by one in memory of its own."""
-    must = "be a dense tensor"
-    if tensor.is_nested:
-        do = f"pass the tensors of {argument}.unbind() one by one, or use the modules of anynorm.torch"
-        raise TypeError(sentence(argument, must, "a nested one", do))
-    if tensor.layout != library.dense:
-        raise TypeError(sentence(argument, must, f"layout {tensor.layout}", f"pass {argument}.to_dense()"))
-    require_memory(argument, tensor)
-
-
-def _check_new_kind(argument: str, value: Array, of_x: Library | None) -> Library:
-    """The same for a type and dtype that were not met before."""
-    try:
-        library = library_of(value)
-        dtype, shape = value.dtype, tuple(value.shape)
-        name = dtype_name(dtype)
-        hash(dtype)
-    except ImportError:
-        raise
-    except UnfitError as unfit:
-        if of_x is not None:  # of whose library it is not
-            raise TypeError(not_an_array(argument, value, of_x.name)) from None
-        raise TypeError(sentence(argument, unfit.must, describe(value), unfit.do)) from None
-    except Exception:  # no array, or what it says of itself cannot be read
-        dtype = shape = None
-    if shape is None or isinstance(dtype, str):
-        raise TypeError(not_an_array(argument, value, None if of_x is None else of_x.name))
-    if name not in REAL_DTYPES:
-        raise TypeError(not_a_real_dtype(argument, value))
-    if library.is_known_by_type:
-        _accepted.setdefault(type(value), {})[dtype] = library
-    return library
-
-
-def _check_blocks(x: Array) -> Library:
-    """The library of the arrays that a lazy one is made of."""
-    try:
-        return library_of_blocks(x)
-    except TypeError:
-        raise TypeError(not_an_array("the blocks of x", x._meta)) from None
 
 
 def _check_axes(axis: int | tuple[int, ...], x: Array, measured: bool) -> tuple[int, ...]:

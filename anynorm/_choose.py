@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
-import weakref
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeVar, cast
 
 from anynorm._check import Call, Gradient
+from anynorm._forced import force, forced, forced_here
 from anynorm._forks import unforked
 from anynorm._kernels import blocks, blocks_pull, cpu, cuda, definition, pieces_pull, xla
 from anynorm._moments import Moments
@@ -175,20 +173,6 @@ KERNELS = (
 )
 
 
-class _Force:
-    """A name of a kernel, alive for as long as some context holds it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        _alive.add(weakref.ref(self, _alive.discard))
-
-
-_forced_everywhere = os.environ.get("ANYNORM_KERNEL") or None
-_forced_here: ContextVar[_Force | None] = ContextVar("anynorm_kernel", default=None)
-# torch.compile cannot trace a ContextVar, so it is only looked at while something may be in it.
-_alive: set[weakref.ref[_Force]] = set()
-
-
 def choose(call: Call) -> Kernel:
     """Return the kernel that runs a call; RuntimeError where a forced one refuses it."""
     return _choose(lambda kernel: kernel.refuses(call))
@@ -209,17 +193,6 @@ def _first(refusal: Callable[[Kernel], str | None]) -> Kernel:
         if kernel.is_off() is None and kernel.missing() is None and refusal(kernel) is None:
             return kernel
     raise AssertionError("the definition takes every call")
-
-
-def is_forced() -> bool:
-    """Whether some kernel may be forced, here or in another thread."""
-    return bool(_alive) or _forced_everywhere is not None
-
-
-def forced() -> str | None:
-    """The kernel that is forced here."""
-    held = _forced_here.get() if _alive else None
-    return _forced_everywhere if held is None else held.name
 
 
 class use_kernel:  # noqa: N801  # called as a function is, with or without `with`, as torch.set_grad_enabled
@@ -257,15 +230,14 @@ class use_kernel:  # noqa: N801  # called as a function is, with or without `wit
 
     def __init__(self, name: str | None) -> None:
         self._name = None if name is None else _find(name).name
-        before = _forced_here.get()
-        self._before = None if before is None else before.name
-        _force(self._name)
+        self._before = forced_here()
+        force(self._name)
 
     def __enter__(self) -> None:
-        _force(self._name)  # again, where it has been left before
+        force(self._name)  # again, where it has been left before
 
     def __exit__(self, *exception: object) -> None:
-        _force(self._before)
+        force(self._before)
 
     def __call__(self, function: _Function) -> _Function:
         """Decorate a function."""
@@ -281,11 +253,6 @@ class use_kernel:  # noqa: N801  # called as a function is, with or without `wit
                 return function(*given, **options)
 
         return cast(_Function, run)
-
-
-def _force(name: str | None) -> None:
-    """Force a kernel in this context, which alone keeps hold of that: who keeps a `use_kernel` forces nothing."""
-    _forced_here.set(None if name is None else _Force(name))
 
 
 def _find(name: Any, argument: str = "name") -> Kernel:

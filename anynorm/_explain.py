@@ -6,8 +6,9 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from anynorm._check import check
-from anynorm._choose import KERNELS, Kernel, choose, forced
+from anynorm._choose import KERNELS, Kernel, choose
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
+from anynorm._forced import forced
 from anynorm._moments import Moments
 from anynorm._wording import describe, sentence
 

@@ -1,4 +1,4 @@
-"""Lengths that a lazy array may not know before it is computed: which it must know, and what fits where it does not."""
+"""Lengths that a lazy array may not know before it is computed: which must be known, and what may fit the others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def known(length: Any) -> bool:
 
 
 def require_lengths(x: Array, axes: tuple[int, ...]) -> None:
-    """Raise ValueError unless x knows its lengths along these axes, which moments are formed over."""
+    """Raise ValueError unless x knows its lengths along the axes, which moments are formed over."""
     for axis in axes:
         if not known(x.shape[axis]):
             do = "for Dask call x.compute_chunk_sizes() first, for ndonnx declare the length; or pass moments"
@@ -32,14 +32,14 @@ def require_lengths(x: Array, axes: tuple[int, ...]) -> None:
 
 
 def fits(shape: tuple[Any, ...], expected: tuple[Any, ...]) -> bool:
-    """Whether a parameter has all lengths that x is known to have; the others show when they are computed."""
+    """Whether a parameter has all lengths that x is known to have; wrong ones among the others raise at compute."""
     return len(shape) == len(expected) and all(m == n or not known(n) for m, n in zip(shape, expected, strict=True))
 
 
 def require_blocks_alike(argument: str, value: Array, x: Array, axes: Mapping[int, int] | None = None) -> None:
-    """Raise ValueError where a Dask array has more or fewer blocks than x, and no lengths by which to cut it anew.
+    """Raise ValueError where a Dask array has another number of blocks than x, and unknown lengths forbid a rechunk.
 
-    ``axes`` says which axis of x each of its own belongs to; left out, it has those of x.
+    ``axes`` maps each axis of the array to the axis of x that it belongs to; left out, they are the same.
     """
     for own, axis in ({axis: axis for axis in range(x.ndim)} if axes is None else axes).items():
         got, expected = value.numblocks[own], x.numblocks[axis]
@@ -49,6 +49,6 @@ def require_blocks_alike(argument: str, value: Array, x: Array, axes: Mapping[in
 
 
 def chunks_like(own: tuple[Any, ...], chunks: tuple[Any, ...]) -> dict[int, tuple[int, ...]]:
-    """How to rechunk an array to the chunks of another; those of unknown length are taken to be the same."""
+    """What `rechunk` is to be given, axis by axis; chunks of unknown length stay, and are taken to be the same."""
     pairs = enumerate(zip(own, chunks, strict=True))
     return {axis: to for axis, (at, to) in pairs if all(map(known, (*at, *to)))}

@@ -166,12 +166,12 @@ def of_arrays(count: int, arrays: Sequence[Any], xp: Any) -> Moments:
 
 
 def statistics_of(moments: Moments) -> Statistics:
-    """What the definition computes with."""
+    """The statistics that the definition computes with."""
     return moments._statistics
 
 
 def _on_host(array: Array) -> Any:
-    """An array as NumPy's, by whatever its library calls that."""
+    """An array as NumPy's, by whatever method its library has for that."""
     given = array
     try:
         for step in ("detach", "cpu", "get", "todense", "unwrap_numpy"):
@@ -180,7 +180,7 @@ def _on_host(array: Array) -> Any:
         array = None
     try:
         host = numpy.asarray(None if is_traced(array) else array)
-    except RuntimeError:  # it is on a device that NumPy does not read from
+    except RuntimeError:  # it is on a device that NumPy cannot read
         if not hasattr(array, "__dlpack__"):
             raise
         host = numpy.from_dlpack(array, device="cpu")
@@ -219,8 +219,8 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def quietly(xp: Any) -> AbstractContextManager[Any]:
-    """Have NumPy, on which a library may compute, say nothing of NaN, Inf and overflow, which are results here."""
-    # torch.compile cannot trace that.
+    """Silence NumPy's warnings, which other libraries compute with too: NaN, Inf and overflow are results here."""
+    # torch.compile cannot trace numpy.errstate.
     return nullcontext() if xp.__name__ == "array_api_compat.torch" else numpy.errstate(all="ignore")
 
 
@@ -240,14 +240,14 @@ def _mean_square(xp: Any, found: Statistics) -> Array:
 
 
 def _in_units(found: Statistics, values: Array, power: int) -> Array:
-    """Undo the scaling by the unit; a step at a time, for unit**2 may be out of range."""
+    """Divide by the unit to that power, one division at a time, for unit**2 may be out of range."""
     for _ in range(power if found.unit is not None else 0):
         values = values / found.unit
     return values
 
 
 def _of_rows(moments: Moments, function: Callable[[Any, Statistics], Array]) -> Array:
-    """What a function makes of the statistics; of Dask arrays, block by block."""
+    """Return function(namespace, statistics), for Dask block by block."""
     if _is_dask(moments):
         squares = moments._statistics.squares
         return _each_block(function, f"moments{function.__name__}", moments, meta=squares._meta)
@@ -260,7 +260,7 @@ def _is_dask(moments: Moments) -> bool:
 
 
 def _computed(moments: Moments) -> tuple[Any, ...]:
-    """The arrays that moments are made of; those of Dask in one computation, which reads the data once."""
+    """The arrays of moments; Dask's are computed together, so that the data is read once."""
     if not _is_dask(moments):
         return arrays_of(moments)
     dask: Any = importlib.import_module("dask")
@@ -269,7 +269,7 @@ def _computed(moments: Moments) -> tuple[Any, ...]:
 
 
 def _each_block(function: Callable[..., Any], prefix: str, *several: Moments, meta: Array) -> Array:
-    """A Dask array of what a function makes of the statistics in each block of those."""
+    """A Dask array whose blocks are function(namespace, *statistics)."""
     arrays, present = [], []
     chunks = several[0]._statistics.squares.chunks
     for one in several:
@@ -286,7 +286,7 @@ def _on_block(function: Callable[..., Any], present: tuple[tuple[int, tuple[bool
 
 
 def _merge_blocks(a: Moments, b: Moments) -> Moments:
-    """Merge those of Dask arrays, in a task for each block."""
+    """Merge moments of Dask arrays, in one task for each block."""
     require_blocks_alike("other", b._statistics.squares, a._statistics.squares)
     metas = [Statistics(m.count, *(None if part is None else part._meta for part in arrays_of(m))) for m in (a, b)]
     there = merging.merge(library_of(metas[0].squares).namespace, *metas)

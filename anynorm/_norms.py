@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from anynorm._check import check
-from anynorm._choose import choose, is_forced
+from anynorm._choose import choose
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
+from anynorm._forced import is_forced
 from anynorm._kernels.cpu.repeat import repeat
 from anynorm._moments import Moments
 

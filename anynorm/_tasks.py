@@ -1,4 +1,4 @@
-"""Dask arrays of which each block is a task of its own."""
+"""Dask arrays with one task for each block."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ Array = Any
 def each_block(
     function: Callable[..., Any], prefix: str, *arrays: Array, chunks: tuple[tuple[int, ...], ...], meta: Array
 ) -> Array:
-    """A Dask array whose blocks are what a function makes of those that other arrays have in the same place.
+    """A Dask array whose blocks are function(*blocks), of the blocks that the arrays have in the same place.
 
-    Where a task needs one other alone, Dask makes one of both, unless something else needs that too, and gives either
-    the same key; a cluster that has both then warns of a deadlock (github.com/dask/dask/issues/9888). So that a key
-    always means the same task, each of these needs another one as well, which holds the function.
+    Dask fuses a task that depends on a single other one with that, unless something else depends on it too, and the
+    fused task has the key of the plain one. A cluster that gets both under one key warns of a deadlock
+    (github.com/dask/dask/issues/9888). Here each task depends on a second one, which holds the function, so that none
+    is fused and a key always means the same task.
     """
     from dask.array import Array
     from dask.base import tokenize
@@ -34,6 +35,6 @@ def each_block(
 
 
 def quietly_call(function: Callable[..., Any], *blocks: Array, **options: Any) -> Any:
-    """Call a function; NumPy says nothing of NaN, Inf and overflow, which are results here."""
+    """Call a function without NumPy's warnings: NaN, Inf and overflow are results here."""
     with numpy.errstate(all="ignore"):
         return function(*blocks, **options)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 
-from anynorm._check import check_array
+from anynorm._arrays import check_array
 from anynorm._libraries import dtype_name, library_named, library_of
 from anynorm._loading import converted, full, library_and_dtype
 from anynorm._norms import layer_norm, rms_norm, scale_norm

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import anynorm
-from anynorm import _choose, _explain
+from anynorm import _choose, _explain, _forced
 from anynorm._kernels import cpu
 from tests.backends import CPU_BACKENDS, HAS_NUMBA, needs_numba
 
@@ -129,7 +129,7 @@ def test_a_forced_kernel_that_refuses_raises(monkeypatch):
     for name, reason in (("never", "it is a test"), ("absent", "pip install it")):
         with anynorm.use_kernel(name), pytest.raises(RuntimeError, match=reason):
             pullback(X)
-    monkeypatch.setattr(_choose, "_forced_everywhere", "never")
+    monkeypatch.setattr(_forced, "_forced_everywhere", "never")
     with pytest.raises(RuntimeError, match="it is a test"):
         anynorm.layer_norm(X)
     with anynorm.use_kernel("definition"):
@@ -140,7 +140,7 @@ def test_an_unknown_kernel_is_an_error(monkeypatch):
     names = "must be one of the kernels cpu, cuda, blocks, pieces, xla, definition, got the str 'fast'"
     with pytest.raises(ValueError, match=f"name {names}"):
         anynorm.use_kernel("fast")
-    monkeypatch.setattr(_choose, "_forced_everywhere", "fast")
+    monkeypatch.setattr(_forced, "_forced_everywhere", "fast")
     with pytest.raises(ValueError, match=f"the environment variable ANYNORM_KERNEL {names}"):
         anynorm.layer_norm(X)
 
@@ -173,7 +173,7 @@ def test_a_use_kernel_that_is_kept_forces_nothing():
     none = anynorm.use_kernel(None)
     assert count_forced() == before
     with anynorm.use_kernel("definition") as _, bare:
-        assert _choose.forced() == "definition"
+        assert _forced.forced() == "definition"
     assert count_forced() == before
     assert (bare, none) != (None, None)  # both are kept until here
 
@@ -181,7 +181,7 @@ def test_a_use_kernel_that_is_kept_forces_nothing():
 def count_forced():
     """How many names of kernels are held by some context or block; while any is, no call is repeated the short way."""
     gc.collect()
-    return len(_choose._alive)
+    return len(_forced._alive)
 
 
 @needs_numba

@@ -2,7 +2,8 @@
 
 norms.py        the three norms: reduce, finish, apply
 derivative.py   their derivative
-sums.py         sums whose error does not grow with the number of terms
-scaling.py      powers of two that keep rows in the range of their dtype
-merging.py      statistics of two pieces of a row -> those of the whole; pairs.py: in twice the precision
+merging.py      statistics of two pieces of a row -> those of the whole
+sums.py         sums whose error hardly grows with the number of terms
+scaling.py      powers of two that keep squares in the range of the dtype
+pairs.py        arithmetic in twice the precision, for merging
 """

@@ -11,7 +11,8 @@ from anynorm._definition.sums import at_most, mean, total
 
 Array = Any
 
-# In float32 the reciprocal root of a smaller eps is out of range.
+# Where eps is no more than this, the factor of a flat row is not formed anew: in float32 1 / sqrt(eps) would be out of
+# range. Without units (0 digits) there is no need.
 _LEAST_EPS = {0: math.inf, 24: 2.0**-200, 53: 0.0}
 
 
@@ -35,50 +36,54 @@ def derive(
     where mean(g) belongs to centring. For scale_norm the last mean is a sum, and 0 where eps is the divisor.
     """
     over = mean if rule.averaged else total
-    x_hat = deviations(x if step.unit is None else x * step.unit, step)
-    if rule.centred:
-        x_hat = x_hat - mean(xp, x_hat, axes)  # a mean of a million deviations is rounded by more than they are
+    x_hat = deviations(x, step)
+    if rule.centred:  # once more, for the mean of a large row is rounded by more than small deviations are
+        x_hat = x_hat - mean(xp, x_hat, axes)
     x_hat = x_hat * step.factor
     g, weight, powers = in_range(xp, dy, weight, axes, precision)
     if weight is not None:
         g = g * weight
-    if rule.centred:
-        g = g - mean(xp, g, axes)  # before it is multiplied by x_hat, whose own mean is not 0 to the last bit
-    dx = of_terms(xp, x_hat, g, over(xp, g * x_hat, axes), powers, step, rule, eps, precision)
+    if rule.centred:  # before it is multiplied by x_hat, whose own mean is only nearly 0
+        g = g - mean(xp, g, axes)
+    dx = input_gradient(xp, x_hat, g, over(xp, g * x_hat, axes), powers, step, rule, eps, precision)
     return dx, dy * x_hat
 
 
-def of_terms(
+def input_gradient(
     xp: Any,
     x_hat: Array,
     g: Array,
-    across: Array,
+    along: Array,
     powers: list[Array],
     step: Step,
     rule: Rule,
     eps: float,
     precision: Precision,
 ) -> Array:
-    """The gradient dx of centred g and x_hat; ``across`` is the mean of their product, and g lacks powers of two."""
+    """The gradient dx = factor * (g - x_hat * along), where g is centred and ``along`` is mean(g * x_hat).
+
+    Both lack the powers of two that `in_range` has taken out; they are multiplied in last.
+    """
     factor, unit = step.factor, step.unit
-    # Of finite numbers it is finite, whatever the row: NaN or Inf in dy makes NaN of all of it.
-    across = across + 0.0 * across
+    # Finite itself, it is so for whole rows: NaN or Inf in dy makes NaN of all of dx.
+    along = along + 0.0 * along
     if not rule.averaged and eps:
-        ratio = precision.constant(step.length / step.root)
-        across = across * (1.0 - exceeds(xp, ratio, 1.0, precision.digits))
+        # Where eps divides a row, its length has no part in the result.
+        ratio = precision.constant(step.least_divisor / step.root)
+        along = along * (1.0 - exceeds(xp, ratio, 1.0, precision.digits))
     elif rule.averaged and unit is not None and eps > _LEAST_EPS[precision.digits]:
-        # In the unit of a large row without deviations 1 / sqrt(eps) may be out of range.
+        # A flat row has the factor 1 / sqrt(eps), which may be out of range in the unit of a large row.
         least = LEAST_ENERGY[precision.digits]
         is_flat = (1.0 - at_most(xp, step.size, least) / least) * (1.0 - at_most(xp, unit, 1.0))
         factor, unit = factor * (1.0 - is_flat) + is_flat / math.sqrt(eps), unit * (1.0 - is_flat) + is_flat
     powers = powers if unit is None else [unit, *powers]
-    return product(xp, g - x_hat * across, [factor, *powers])
+    return product(xp, g - x_hat * along, [factor, *powers])
 
 
 def in_range(
     xp: Any, dy: Array, weight: Array | float | None, axes: tuple[int, ...], precision: Precision
 ) -> tuple[Array, Array | float | None, list[Array]]:
-    """Both times powers of two with which no product of theirs leaves the range, and what undoes that."""
+    """Return dy and weight times powers of two, so that no product leaves the range, and the factors that undo it."""
     digits = precision.digits
     if not digits:
         return dy, weight, []

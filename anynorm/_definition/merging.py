@@ -22,10 +22,10 @@ def merge(xp: Any, a: Statistics, b: Statistics) -> Statistics:
 
 
 def _merge_plain(a: Statistics, b: Statistics) -> Statistics:
-    """Merge where the dtype has bits to spare.
+    """Merge in float64 the statistics of narrower rows.
 
-    A mean of a million deviations has none to spare for a million merges, each of which would round it: it is carried
-    with what that leaves.
+    Where the mean is a million standard deviations, a million merges would round it by too much: its rounding error is
+    carried along.
     """
     count = a.elements + b.elements
     (a_mean, a_low), (b_mean, b_low) = _mean_of(a), _mean_of(b)
@@ -37,7 +37,7 @@ def _merge_plain(a: Statistics, b: Statistics) -> Statistics:
 
 
 def _merge_paired(xp: Any, a: Statistics, b: Statistics, a_unit: Array, b_unit: Array) -> Statistics:
-    """Merge in pairs, the mean with a third number behind them."""
+    """Merge in pairs of numbers (pairs.py), the mean in three."""
     count, digits = a.elements + b.elements, _digits(xp, a)
     unit = xp.where(a_unit < b_unit, a_unit, b_unit)
     a_mean, a_rest, a_squares = _rescaled(a, unit / a_unit)
@@ -70,7 +70,7 @@ def sum_of_squares(xp: Any, found: Statistics) -> Pair:
 
 
 def fitted(xp: Any, found: Statistics, centred: bool, squared: bool, eps: float, digits: int) -> Statistics:
-    """Statistics that were not made for this norm and eps, as `finish` wants them: in a unit that suits eps."""
+    """Statistics of `moments`, made for any norm and eps, as `finish` wants them: in units in which eps is in range."""
     if not centred:
         high, low = sum_of_squares(xp, found)
         found = Statistics(found.elements, None, None, None, high + low, None, found.unit)
@@ -78,13 +78,13 @@ def fitted(xp: Any, found: Statistics, centred: bool, squared: bool, eps: float,
         return found
     most = largest_unit(digits, eps, squared)
     unit = xp.where(found.unit > most, most, found.unit)
-    (mean, low), _, squares = _rescaled(found, unit / found.unit)
-    shift = (None, None) if found.mean is None else (mean, low)
-    return Statistics(found.elements, shift[0], shift[1], None, squares[0] + squares[1], None, unit)
+    shift, _, squares = _rescaled(found, unit / found.unit)
+    mean, low = (None, None) if found.mean is None else shift
+    return Statistics(found.elements, mean, low, None, squares[0] + squares[1], None, unit)
 
 
 def _rescaled(found: Statistics, ratio: Array) -> tuple[Pair, Array | float, Pair]:
-    """Mean, what is left of it, and squares, in another unit."""
+    """The mean as a pair, what that lacks, and the squares as a pair, in another unit."""
     mean, low = _mean_of(found)
     rest = 0.0 if found.mean_rest is None else found.mean_rest * ratio
     squares = found.squares * ratio * ratio
@@ -93,12 +93,12 @@ def _rescaled(found: Statistics, ratio: Array) -> tuple[Pair, Array | float, Pai
 
 
 def _mean_of(found: Statistics) -> Pair:
-    """The mean, where nothing was centred too."""
+    """The mean as a pair; zero where nothing was centred."""
     zero = found.squares * 0.0
     mean = zero if found.mean is None else found.mean
     return mean, zero if found.mean_low is None else found.mean_low
 
 
 def _digits(xp: Any, found: Statistics) -> int:
-    """The significant bits of the dtype that statistics in a unit are in."""
+    """The significant bits of the dtype."""
     return 53 if xp.finfo(found.squares.dtype).bits == 64 else 24

@@ -6,11 +6,11 @@ Each is the same three steps over the normalized axes, with n elements to a row:
     finish   statistics -> one shift and one factor; the only step in which the norms differ
     apply    (x - shift) * factor * weight + bias
 
-float16, bfloat16 and float32 are computed in float64 where the library has that at a fair price. No square can overflow
-or underflow there, and its 29 spare bits absorb the rounding of all else. Other dtypes are computed as they are: rows
-are multiplied by a power of two that keeps squares in range, and centred twice, first by a mean that is rounded and
-then by the mean of what that leaves, so that a mean of a million standard deviations costs no accuracy (Chan, Golub,
-LeVeque 1983, "Algorithms for computing the sample variance").
+float16, bfloat16 and float32 are computed in float64 where the library has it at a fair price. No square overflows or
+underflows there, and the 29 bits that it has beyond float32 absorb all rounding. Elsewhere (float64 itself; float32 and
+narrower in JAX) rows are first multiplied by a power of two, their unit, which keeps squares in range, and centred
+twice: by the rounded mean, then by the mean of what is left. So a mean of a million standard deviations costs no
+accuracy (Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance").
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from anynorm._definition.sums import (
     largest,
     lowest_and_highest,
     mean,
+    of_rows,
     total,
     total_of_squares,
 )
@@ -47,7 +48,7 @@ SCALE_NORM = Rule("scale_norm", centred=False, averaged=False)
 
 
 def as_it_is(array: Array) -> Array:
-    """The array."""
+    """Return the array."""
     return array
 
 
@@ -55,23 +56,25 @@ class Precision(NamedTuple):
     """The dtype to compute in, and how much care it takes there."""
 
     dtype: Any
-    digits: int = 0  # 0: the dtype has room to spare; else its significant bits
-    short: bool = False  # the result has so few bits that it does not show what a sum is rounded by
-    stated: bool = False  # derivatives are stated, and no operation is differentiated
-    constant: Callable[[Array], Array] = as_it_is  # has automatic differentiation take an array for a constant
+    digits: int = 0  # its significant bits; 0: float64 for narrower rows, of which no square leaves the range
+    short: bool = False  # the result has so few bits that the rounding of a plain sum does not show in it
+    stated: bool = False  # the derivative is stated (xla.py), so automatic differentiation does not see the operations
+    constant: Callable[[Array], Array] = as_it_is  # keeps automatic differentiation out of an array
 
 
 class Statistics(NamedTuple):
     """What step 1 finds of each row of x * unit; normalized axes are kept with length 1."""
 
-    elements: int  # of a row
-    mean: Array | None  # None: taken as zero
-    mean_low: Array | None  # what the mean leaves when it is rounded
-    mean_rest: Array | None  # and what both leave, of one that was merged
+    elements: int  # in a row
+    mean: Array | None  # None: nothing was centred
+    mean_low: Array | None  # the mean of what is left when `mean` is subtracted
+    mean_rest: Array | None  # what both lack of the exact mean, after moments were merged
     squares: Array  # the sum of squared deviations from the mean
-    squares_low: Array | None
+    squares_low: Array | None  # what that lacks of the exact sum, after moments were merged
     unit: Array | None  # the power of two that keeps squares in range; None: 1
-    size: Array | None = None  # 0 for a row without deviations, Inf or NaN where it holds those; None: see squares
+    size: Array | None = (
+        None  # 0 for a row without deviations, Inf or NaN for a row that holds those; None: see squares
+    )
 
 
 class Step(NamedTuple):
@@ -81,92 +84,122 @@ class Step(NamedTuple):
     shift_low: Array | None
     factor: Array
     unit: Array | None
-    size: Array  # 0 for a row without deviations
-    root: Array  # the length of a row, or the root of its mean square
-    length: Array | float  # eps as such
+    size: Array  # as in the statistics; a constant of automatic differentiation
+    root: Array  # sqrt(squares / n + eps), for scale_norm sqrt(squares), in the unit
+    least_divisor: Array | float  # the factor is 1 / max(root, least_divisor), unless the row has no deviations
 
 
-# No finite row of float32 is as long.
+# scale_norm in float64 of narrower rows: none that is finite is as long as this eps.
 _LARGE_LENGTH = 2.0**800
 
 
 def reduce(xp: Any, x: Array, axes: tuple[int, ...], rule: Rule, precision: Precision, eps: float = 0.0) -> Statistics:
-    """Step 1: the statistics of each row of ``x``, already of the precision's dtype; any eps will suit those for 0."""
-    count, shift, low, unit, size = count_along(x, axes), None, None, None, None
-    if not precision.digits:
-        shift = mean(xp, x, axes) if rule.centred else None
-    elif rule.centred:
-        lowest, highest = lowest_and_highest(xp, precision.constant(x), axes)
-        unit = unit_of(xp, xp.maximum(highest, -lowest), precision.digits, count, eps)
-        lowest, highest, x = lowest * unit, highest * unit, scaled(x, unit)
-        # Between both, so that the mean of a constant row is no other number.
-        shift = xp.minimum(xp.maximum(mean(xp, precision.constant(x), axes), lowest), highest)
-        size = highest - lowest
-    else:
-        size = largest(xp, precision.constant(x), axes)
-        unit = unit_of(xp, size, precision.digits, count, eps, rule.averaged)
-        size, x = size * unit, scaled(x, unit)
-    if shift is not None:
+    """Step 1: the statistics of each row of ``x``, already of the precision's dtype; those for eps = 0 suit any eps."""
+    if precision.digits:
+        return _reduce_in_units(xp, x, axes, rule, precision, eps)
+    shift = None
+    if rule.centred:
+        shift = mean(xp, x, axes)
         x = x - shift
-    if shift is not None and precision.digits:
-        low = mean(xp, x, axes)
-        x = x - low
-    squares = (
-        total(xp, x * x, axes)
-        if size is None or precision.short
-        else total_of_squares(xp, x, axes, size, precision.digits)
-    )
-    return Statistics(count, shift, low, None, squares, None, unit, size)
+    return Statistics(count_along(x, axes), shift, None, None, total(xp, x * x, axes), None, None)
 
 
 def finish(xp: Any, found: Statistics, rule: Rule, eps: float, precision: Precision) -> Step:
-    """Step 2: the shift and the factor."""
-    unit, digits, shift, low = found.unit, precision.digits, found.mean, found.mean_low
-    energy, least = found.squares, LEAST_ENERGY[digits]
-    # XLA fuses sums with what comes of them where that is used once, so it is not they that tell what a row holds.
-    size = precision.constant(energy if found.size is None else found.size)
+    """Step 2: the shift and the factor, 1 / sqrt(squares / n + eps), for scale_norm 1 / max(sqrt(squares), eps)."""
+    squares, unit, digits = found.squares, found.unit, precision.digits
+    # XLA fuses a sum with what follows only where it is used once; so `size` and not `squares` tells zeros and NaN.
+    size = precision.constant(squares if found.size is None else found.size)
     if unit is None and not rule.averaged and eps > _LARGE_LENGTH:
-        unit, eps = xp.full_like(energy, 2.0**-500), eps * 2.0**-500
-    square, length = eps, (0.0 if rule.averaged else max(eps, LEAST_LENGTH[digits]))
+        unit, eps = xp.full_like(squares, 2.0**-500), eps * 2.0**-500
+    added, least_divisor = eps, (0.0 if rule.averaged else max(eps, LEAST_LENGTH[digits]))
     if unit is not None and digits and eps:
-        square, length = eps_in_units(xp, unit, digits, eps, rule.averaged)
-        if rule.averaged:  # a row without deviations has this alone, its eps may have vanished; others exceed it
-            length = length * (1.0 - 2.0 ** (2 - digits))
-    if rule.averaged:
-        energy = energy / max(found.elements, 1) + square
-    # The reciprocal comes last: that of the energy may be out of range, and the derivative of it is sooner.
-    root = xp.sqrt(at_least(xp, energy, least))
-    if eps <= (least if unit is None and rule.averaged else 0.0):
-        factor = at_most(xp, size, least) / least / root  # of a row of nothing it is 0
-    elif isinstance(length, float) and length == 0.0:
-        factor = 1.0 / root
-    else:
-        # Of a row without deviations nothing but eps is left, which may be less in its unit than the least root.
-        if precision.stated:
-            root = at_least(xp, xp.sqrt(energy), LEAST_LENGTH[digits])
-        left = root if precision.stated else root * (at_most(xp, energy, least) / least)
-        factor = 1.0 / (at_least(xp, left, length) if isinstance(length, float) else xp.maximum(left, length))
-    if not rule.centred:
-        factor = factor + 0.0 * size  # of a row that holds Inf it is NaN
-        shift = low = None
-    return Step(shift, low, factor, unit, size, root, length)
+        added, least_divisor = eps_in_units(xp, unit, digits, eps, rule.averaged)
+        if (
+            rule.averaged
+        ):  # only for rows without deviations, where what is added has vanished: any other root exceeds it
+            least_divisor = least_divisor * (1.0 - 2.0 ** (2 - digits))
+    energy = squares / max(found.elements, 1) + added if rule.averaged else squares
+    is_nothing = eps <= (LEAST_ENERGY[digits] if unit is None and rule.averaged else 0.0)
+    root, factor = _root_and_factor(xp, energy, size, None if is_nothing else least_divisor, precision)
+    if rule.centred:
+        return Step(found.mean, found.mean_low, factor, unit, size, root, least_divisor)
+    # A row that holds Inf is to be NaN; with centring Inf - Inf is.
+    return Step(None, None, factor + 0.0 * size, unit, size, root, least_divisor)
 
 
 def apply(
     xp: Any, x: Array, step: Step, weight: Array | float | None, bias: Array | None, precision: Precision
 ) -> Array:
     """Step 3: (x - shift) * factor * weight + bias, in the precision's dtype."""
-    if step.unit is not None and step.shift is None and weight is not None:
+    if weight is not None and step.unit is not None and step.shift is None:
         y = weighted(xp, x, step.unit, step.factor, weight, precision.digits)
-    elif weight is None:
-        y = deviations(x if step.unit is None else scaled(x, step.unit), step) * step.factor
     else:
-        y = deviations(x if step.unit is None else scaled(x, step.unit), step) * step.factor * weight
+        y = deviations(x, step) * step.factor
+        y = y if weight is None else y * weight
     return y if bias is None else y + bias
 
 
 def deviations(x: Array, step: Step) -> Array:
-    """X - shift; of x * unit."""
+    """Return x * unit - shift."""
+    if step.unit is not None:
+        x = scaled(x, step.unit)
     if step.shift is not None:
         x = x - step.shift
     return x if step.shift_low is None else x - step.shift_low
+
+
+def _reduce_in_units(
+    xp: Any, x: Array, axes: tuple[int, ...], rule: Rule, precision: Precision, eps: float
+) -> Statistics:
+    """Step 1 where the dtype has no room to spare: rows are scaled, and centred twice."""
+    digits, count = precision.digits, count_along(x, axes)
+    shift = low = None
+    if rule.centred:
+
+        def in_units(lowest: Array, highest: Array) -> tuple[Array, ...]:
+            unit = unit_of(xp, xp.maximum(highest, -lowest), digits, count, eps)
+            return unit, lowest * unit, highest * unit, highest * unit - lowest * unit
+
+        def between(middle: Array, lowest: Array, highest: Array) -> tuple[Array, ...]:
+            return (xp.minimum(xp.maximum(middle, lowest), highest),)
+
+        ends = lowest_and_highest(xp, precision.constant(x), axes)
+        unit, lowest, highest, size = of_rows(xp, in_units, *ends)
+        x = scaled(x, unit)
+        # Between the two, so that the mean of a constant row is that constant.
+        (shift,) = of_rows(xp, between, mean(xp, precision.constant(x), axes), lowest, highest)
+        x = x - shift
+        low = mean(xp, x, axes)
+        x = x - low
+    else:
+
+        def in_unit(size: Array) -> tuple[Array, ...]:
+            unit = unit_of(xp, size, digits, count, eps, rule.averaged)
+            return unit, size * unit
+
+        unit, size = of_rows(xp, in_unit, largest(xp, precision.constant(x), axes))
+        x = scaled(x, unit)
+    squares = total(xp, x * x, axes) if precision.short else total_of_squares(xp, x, axes, size, digits)
+    return Statistics(count, shift, low, None, squares, None, unit, size)
+
+
+def _root_and_factor(
+    xp: Any, energy: Array, size: Array, least_divisor: Array | float | None, precision: Precision
+) -> tuple[Array, Array]:
+    """The root of the energy, and 1 / max(root, least_divisor); where that is None, 0 for rows without deviations.
+
+    The reciprocal comes last: that of the energy may be out of range, its derivative even more so.
+    """
+    least = LEAST_ENERGY[precision.digits]
+    root = xp.sqrt(at_least(xp, energy, least))
+    if least_divisor is None:
+        return root, at_most(xp, size, least) / least / root
+    if isinstance(least_divisor, float) and least_divisor == 0.0:  # eps is in the energy
+        return root, 1.0 / root
+    # Where nothing is left but eps, that may be less, in the row's unit, than the least root: this one goes down to 0.
+    if precision.stated:
+        root = left = at_least(xp, xp.sqrt(energy), LEAST_LENGTH[precision.digits])
+    else:  # the derivative of a root is Inf at 0
+        left = root * (at_most(xp, energy, least) / least)
+    is_number = isinstance(least_divisor, float)
+    return root, 1.0 / (at_least(xp, left, least_divisor) if is_number else xp.maximum(left, least_divisor))

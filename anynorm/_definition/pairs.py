@@ -1,7 +1,7 @@
 """Twice the working precision from ordinary floats: a pair (high, low) stands for the exact sum high + low.
 
-Statistics are merged in them where nothing is wider than the dtype they are in: a million merges would wear out what
-is rounded each time. Everything here is additions and multiplications of whole arrays, so it runs under any tracer. Two
+Moments are merged in them where no dtype is wider: a number that is rounded at each of a million merges would lose
+its last digits. Everything here is additions and multiplications of whole arrays, so it runs under any tracer. Two
 hazards shaped it:
 
 - Compilers may fuse ``a*b + c`` into one rounding (XLA does on the CPU, every GPU compiler does). Each product that
@@ -73,24 +73,24 @@ def ratio_pair(numerator: int, denominator: int, digits: int) -> tuple[float, fl
 
 
 def _round(value: float, digits: int) -> float:
-    """Round a Python float to so many bits; it is assumed to lie in the range of the dtype."""
+    """Round a Python float to ``digits`` bits; it must lie in the range of the dtype."""
     mantissa, exponent = math.frexp(value)
     return math.ldexp(round(math.ldexp(mantissa, digits)), exponent - digits)
 
 
 def split(a: Array, digits: int) -> Pair:
-    """Cut a number into two of half the length; not for numbers near the largest, whose halves become NaN."""
-    if isinstance(a, float):  # of the host, whose arithmetic has more digits than the dtype may have
+    """Cut a number into two with half the digits each; NaN for numbers near the largest of the dtype."""
+    if isinstance(a, float):  # Python's arithmetic may have more digits than the dtype
         high = _round(a, digits - (digits + 1) // 2)
         return high, a - high
-    # Neither scaled down before nor up after: XLA gathers the constants of a product of two such halves, and the bare
-    # product that is left underflows.
+    # The number is not scaled down first and up again: XLA would move the constants out of a product of two halves, and
+    # the product that is left underflows.
     boundary = a * 2.0 ** ((digits + 1) // 2)
     high = (a + boundary) - boundary
     return high, a - high
 
 
 def renormalize(high: Array, low: Array) -> Pair:
-    """Move what fits from the low part into the high one; |low| is at most |high|."""
+    """Return the same sum with the high part rounded to nearest; |low| must be at most |high|."""
     total = high + low
     return total, low - (total - high)

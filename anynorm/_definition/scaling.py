@@ -1,8 +1,11 @@
-"""Powers of two that keep rows in the range of a dtype that has no room to spare.
+"""Units: powers of two that keep the squares of a row in the range of a dtype that has no room to spare.
 
-A row is multiplied by its unit before anything is squared, and eps by the square of that. Units come from a table, so
-that eps is multiplied on the host, in float64: a compiler may gather the factors of ``eps * unit * unit``, and the
-square of a unit alone is out of range.
+A row is multiplied by its unit before anything is squared, and eps by the square of the unit. There are only a few
+units, from a table, so that eps is multiplied in Python, in float64, once for each. On the device a compiler may turn
+``eps * unit * unit`` into ``eps * (unit * unit)``, where the square of a unit is out of range.
+
+``digits`` is the number of significant bits of the dtype: 53 for float64, 24 for float32. ``squared`` says that eps is
+added to squares (layer_norm, rms_norm), and not compared with lengths (scale_norm).
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ Array = Any
 
 Level = tuple[float, float]
 
-# For rows whose largest magnitude is below the first number, the unit is the second. Sums of squares are in range then,
-# and no square that counts vanishes, not even of a deviation of one unit in the last place over the length. Units of
-# float64 lie closer than that needs, for automatic differentiation forms the cubes of lengths.
+# (bound, unit): a row whose largest magnitude is below the bound, and not below the one before, has this unit. Sums of
+# squares are then in range, and no square that counts underflows, not even that of a deviation of one unit in the last
+# place divided by the length of the row. Those of float64 lie closer than this needs: automatic differentiation forms
+# the cubes of lengths.
 _SMALL = {
     24: ((2.0**-72, 2.0**100), (2.0**-12, 2.0**60)),
     53: ((2.0**-738, 2.0**855), (2.0**-416, 2.0**690), (2.0**-48, 2.0**368)),
@@ -29,24 +33,24 @@ _ORDINARY_AND_LARGE = {
     24: ((2.0**52, 1.0), (math.inf, 2.0**-76)),
     53: ((2.0**320, 1.0), (2.0**688, 2.0**-368), (math.inf, 2.0**-704)),
 }
-# Rows of float32 longer than this have one level more.
+# The sums of float32 rows with more elements than this need one level more.
 _LONG = 1 << 14
 _OF_LONG = ((2.0**48, 1.0), (2.0**108, 2.0**-60), (math.inf, 2.0**-80))
 
-# Where eps, squared for scale_norm, is more than the first in some unit, smaller rows need no larger one: their squares
-# vanish beside it, and may. In no unit may it be more than the second.
+# Once eps (for scale_norm its square) is more than _ENOUGH in some unit, smaller rows need no larger unit: beside it
+# their squares may underflow. In no unit may it be more than _TOO_MUCH.
 _ENOUGH, _TOO_MUCH = {24: 2.0**-80, 53: 2.0**-600}, {24: 2.0**100, 53: 2.0**960}
 
-# Products of numbers between this and its reciprocal lose nothing on the way.
+# A product of two numbers between this and its reciprocal neither underflows nor overflows.
 _FAR_FROM_ONE = {0: 2.0**-900, 24: 2.0**-100, 53: 2.0**-900}
 
-# Less than the mean square of any row that has one, in its unit; its root can be cubed, as derivatives do.
+# Less than the mean square of any row that is not all zeros, in its unit; derivatives can cube its root.
 LEAST_ENERGY = {0: 2.0**-340, 24: 2.0**-110, 53: 2.0**-480}
 # The least length to divide by.
 LEAST_LENGTH = {0: 2.0**-1000, 24: 2.0**-120, 53: 2.0**-1000}
 
-# Here and below, comparisons are written as arithmetic. XLA fuses that with the sums before and after it, a comparison
-# with neither: it takes ten times as long, and the temporaries the memory of x.
+# In `exceeds`, `unit_of` and `eps_in_units` comparisons are written as arithmetic. XLA fuses arithmetic with the sums
+# before and after it, but not comparisons: with those it took ten times as long, and temporaries as large as x.
 
 
 def exceeds(xp: Any, value: Array, bound: float, digits: int) -> Array:
@@ -60,14 +64,14 @@ def unit_of(xp: Any, magnitude: Array, digits: int, count: int, eps: float, squa
     unit: Any = levels[-1][1]
     step = 2.0**-digits
     for bound, one in reversed(levels[:-1]):
-        # Below the bound it is one step or more, and the unit is exact; from there on it is 0 or less.
-        reached = at_most(xp, 1.0 - magnitude * (1.0 / bound), step) * (one / step)
-        unit = at_least(xp, reached, unit) if isinstance(unit, float) else xp.maximum(reached, unit)
+        # The difference is at least one step below the bound, and at most 0 from there on.
+        candidate = at_most(xp, 1.0 - magnitude * (1.0 / bound), step) * (one / step)
+        unit = at_least(xp, candidate, unit) if isinstance(unit, float) else xp.maximum(candidate, unit)
     return unit if len(levels) > 1 else xp.full_like(magnitude, unit)
 
 
 def units_of(xp: Any, values: Array, axes: tuple[int, ...], digits: int) -> Array:
-    """The unit of each row of an array, or of each element where there are no axes; whose derivative is 0."""
+    """The unit of each row over ``axes``, or of each element where there are none; its derivative is 0."""
     magnitude = largest(xp, values, axes) if axes else xp.abs(values)
     levels = _levels(digits, _LONG + 1, 0.0, True)
     unit = xp.full_like(magnitude, levels[-1][1])
@@ -77,19 +81,19 @@ def units_of(xp: Any, values: Array, axes: tuple[int, ...], digits: int) -> Arra
 
 
 def scaled(x: Array, unit: Array) -> Array:
-    """The product x * unit; of NumPy arrays, which can be looked at, x itself where each unit is 1, as most are."""
+    """The product x * unit; for NumPy, whose values can be read here, x itself where each unit is 1, as usual."""
     if isinstance(unit, numpy.ndarray) and (unit == 1.0).all():
         return x
     return x * unit
 
 
 def largest_unit(digits: int, eps: float, squared: bool) -> float:
-    """The largest unit that suits an eps."""
+    """The largest unit in which eps is in range."""
     return _levels(digits, _LONG, eps, squared)[0][1]
 
 
 def eps_in_units(xp: Any, unit: Array, digits: int, eps: float, squared: bool) -> tuple[Array | float, Array | float]:
-    """Eps in the unit of each row: in the square of that, and as a length, whose square may be out of range."""
+    """Eps times the square of each row's unit, and as a length times the unit; the square may be out of range."""
     root, most = math.sqrt(eps) if squared else eps, largest_unit(digits, eps, squared)
     if most == 1.0:
         length = root * unit
@@ -104,7 +108,7 @@ def eps_in_units(xp: Any, unit: Array, digits: int, eps: float, squared: bool) -
 
 
 def _levels(digits: int, count: int, eps: float, squared: bool) -> list[Level]:
-    """The levels that are of use for rows of so many elements beside an eps."""
+    """The levels (bound, unit) that rows of ``count`` elements need with this eps, smallest rows first."""
     ordinary = _OF_LONG if digits == 24 and count > _LONG else _ORDINARY_AND_LARGE[digits]
     levels: list[Level] = []
     beside = 0.0
@@ -119,10 +123,10 @@ def _levels(digits: int, count: int, eps: float, squared: bool) -> list[Level]:
 
 
 def product(xp: Any, value: Array, factors: list[Array]) -> Array:
-    """The product of a number and factors, out of range only where all of them together lead there."""
+    """The product of a number and factors; it leaves the range only where the result does."""
     left: list[Array] = []
     for factor in factors:
-        # What leads up and what leads down become one, so that all that is left goes the same way.
+        # A factor above 1 is multiplied with one below 1, until all that are left lie on the same side of 1.
         for i, other in enumerate(left):
             opposite = (xp.abs(factor) > 1.0) != (xp.abs(other) > 1.0)
             both, one = factor * other, xp.ones_like(other)
@@ -134,23 +138,23 @@ def product(xp: Any, value: Array, factors: list[Array]) -> Array:
 
 
 def weighted(xp: Any, x: Array, unit: Array, factor: Array, weight: Array | float, digits: int) -> Array:
-    """The product x * unit * factor * weight, out of range only where the result is.
+    """The product x * unit * factor * weight; it leaves the range only where the result does.
 
-    Without centring an element may be so much smaller than its row that it is nothing beside it, and a weight bring it
-    back.
+    Without centring an element may be so small beside its row that x * unit * factor underflows, where the product with
+    a large weight would not.
     """
-    if are_ordinary(unit, weight):
+    if _are_ordinary(unit, weight):
         return scaled(x, unit) * (factor * weight)
     both, in_unit, least = factor * weight, x * unit, _FAR_FROM_ONE[digits]
     size, is_exact = xp.abs(both), (unit >= 1.0) | (xp.abs(in_unit) > least)
-    # No row is to have other bits for what rows are beside it.
+    # Chosen element by element: the bits of a row must not depend on other rows.
     is_plain = is_exact & (size > least) & (size < 1.0 / least)
     weight = weight + xp.zeros_like(factor)
     return xp.where(is_plain, in_unit * both, product(xp, x, [unit, factor, weight]))
 
 
-def are_ordinary(unit: Array, weight: Array | float) -> bool:
-    """Whether ``x * unit * (factor * weight)`` stays in range; False for arrays that cannot be looked at."""
+def _are_ordinary(unit: Array, weight: Array | float) -> bool:
+    """Whether ``x * unit * (factor * weight)`` stays in range; False where values cannot be read, as under a tracer."""
     if not isinstance(unit, numpy.ndarray):
         return False
     size = numpy.abs(weight)

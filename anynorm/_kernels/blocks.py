@@ -1,8 +1,8 @@
 """Dask arrays: a task for each block, which runs the kernel for whatever the block is an array of.
 
-Where the normalized axes are cut, a task for each block takes its moments, a tree of tasks merges those of the blocks
-of a row, and another for each block applies them. Nothing is cut or joined anew, and no task has more than one block.
-So it is with derivatives, in blocks_pull.py for whole rows, in pieces_pull.py for those that are cut.
+Where a normalized axis is cut, one task for each block forms its moments, a tree of tasks merges the moments of the
+blocks of a row, and another task for each block applies them. No block is cut or joined, and no task holds more than
+one. Derivatives go the same ways: blocks_pull.py for whole rows, pieces_pull.py for rows that are cut.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ RunBlock = Callable[[Call], Any]  # what runs the call on one block
 
 
 class Block(NamedTuple):
-    """What a task is told beside the arrays that it is given."""
+    """What a task needs beside its arrays."""
 
     rule: Rule
     axes: tuple[int, ...]
     eps: float
     weight_offset: float
     scale: float | None  # of scale_norm, where that is a number
-    moments_count: int  # of those that were given, whose arrays are among the names; or 0
-    names: tuple[str, ...]  # of the arrays
+    moments_count: int  # the count of given moments, whose arrays are among the names; 0: none were given
+    names: tuple[str, ...]  # of the task's arrays, in their order
     run: Callable[..., Any]
 
 
@@ -107,7 +107,7 @@ def merged_moments(call: Call, reduce_block: RunBlock) -> Array:
 
 
 def merged_over_rows(pieces: Array, call: Call, merge: Callable[[list[Any]], Any], name: str) -> Array:
-    """A tree of tasks that merges what the blocks of a row have, whatever that is."""
+    """A tree of tasks that merges whatever the blocks of a row have made."""
     join = functools.partial(_joined, merge=merge)
     return call.library.namespace.reduction(
         pieces, _as_it_is, join, combine=join, axis=call.axes, keepdims=True, concatenate=False,
@@ -125,7 +125,7 @@ def _apply(call: Call, merged: Array | None, run_block: RunBlock) -> Array:
 
 
 def described(call: Call, run_block: Callable[..., Any], more: dict[str, Array]) -> tuple[Block, list[Any]]:
-    """What the tasks of a call are told, and their arrays as blockwise takes them; of those, more by name."""
+    """The Block of a call's tasks, and their arrays as `blockwise` takes them, ``more`` of them by name."""
     x, index = call.x, tuple(range(call.x.ndim))
     given = {"x": (x, index)} | {name: (array, index) for name, array in more.items()}
     scale = call.weight if isinstance(call.weight, float) else None
@@ -150,8 +150,8 @@ def _add(xp: Any, x: Array, residual: Array) -> Array:
 
 
 def in_chunks(array: Array, chunks: tuple[Any, ...]) -> Array:
-    """An array cut like x, as far as lengths are known."""
-    if array.ndim and not any(array.shape):  # which Dask would leave as it is cut
+    """An array in the chunks of x, as far as lengths are known."""
+    if array.ndim and not any(array.shape):  # Dask does not rechunk what has no elements
         from dask.array import zeros_like
 
         return zeros_like(array, chunks=chunks)
@@ -159,15 +159,15 @@ def in_chunks(array: Array, chunks: tuple[Any, ...]) -> Array:
 
 
 def _on_block(*arrays: Any, block: Block) -> Any:
-    """What a task does: the call on one block, in no more than the thread that Dask runs it in."""
+    """What a task does: run the call on its block, in the one thread that Dask gives it."""
     with alone(), numpy.errstate(all="ignore"):
         return block.run(call_on_block(block, dict(zip(block.names, arrays, strict=True))))
 
 
 def call_on_block(block: Block, given: dict[str, Any]) -> Call:
-    """The call on one block, of which the arrays are given."""
+    """The call on one block, with the arrays by name."""
     x, weight, moments = given["x"], given.get("weight", block.scale), given.get("moments")
-    if isinstance(weight, numpy.generic):  # as NumPy makes one of an array without axes
+    if isinstance(weight, numpy.generic):  # Dask makes NumPy scalars of 0-d blocks
         weight = numpy.asarray(weight)
     if block.moments_count:
         moments = of_arrays(block.moments_count, [given.get(name) for name in PARTS], library_of(x).namespace)
@@ -182,7 +182,7 @@ def _as_it_is(piece: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
 
 
 def _joined(pieces: Any, axis: tuple[int, ...], keepdims: bool, merge: Callable[[list[Any]], Any]) -> Any:
-    """What all pieces make together, which Dask hands on in lists, one within the other for each axis."""
+    """Merge pieces, which Dask hands over as nested lists, one level for each axis."""
     for _ in axis[1:]:
         pieces = [piece for inner in pieces for piece in inner]
     with numpy.errstate(all="ignore"):
@@ -194,7 +194,7 @@ def _merge_moments(pieces: list[Moments]) -> Moments:
 
 
 def _part_of(moments: Moments, part: str) -> Array:
-    """One of the arrays that moments are made of; zeros where it is not there."""
+    """One of the arrays of moments; zeros where it is None."""
     array = dict(zip(PARTS, arrays_of(moments), strict=True))
     with quietly(moments.namespace):
         return array["squares"] * 0.0 if array[part] is None else array[part]

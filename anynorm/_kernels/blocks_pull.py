@@ -1,4 +1,4 @@
-"""The derivative of Dask arrays: a task for each block, and sums of theirs for the gradients of parameters."""
+"""The derivative of Dask arrays: a task for each block, whose shares of the parameters' gradients are summed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pull(gradient: Gradient, pull_block: PullBlock) -> tuple[Array, Array | None
 
 
 def prepared(gradient: Gradient, pull_block: PullBlock, more: dict[str, Array]) -> tuple[Block, list[Any]]:
-    """What tasks are told, and their arrays, as blockwise takes them."""
+    """The same as `described`, with dy and dtotal among the arrays."""
     chunks = gradient.call.x.chunks
     given = {"dy": gradient.dy} if gradient.dtotal is None else {"dy": gradient.dy, "dtotal": gradient.dtotal}
     return described(gradient.call, pull_block, {name: in_chunks(one, chunks) for name, one in given.items()} | more)
@@ -52,7 +52,7 @@ def gathered(gradient: Gradient, pulled: Array) -> tuple[Array, Array | None, Ar
 
 
 def _summed(call: Call, pulled: Array, place: int, name: str, parameter: Array | float) -> Array:
-    """The sum of what blocks have, with the shape and dtype of the parameter; with those of x where it is a number."""
+    """The sum of the blocks' shares, in the shape and dtype of the parameter; for a number, 0-d and of x's dtype."""
     from dask.array.utils import meta_from_array
 
     x, held = call.x, library_of_blocks(call.x)
@@ -69,7 +69,7 @@ def _summed(call: Call, pulled: Array, place: int, name: str, parameter: Array |
 
 
 def _pull_on_block(*arrays: Any, block: Block) -> tuple[Array, Array | None, Array | None]:
-    """What a task does: dx of a block, and what its rows add to the gradients of parameters, in the wide dtype."""
+    """What a task does: dx of its block, and its share of dweight and dbias, in the wide dtype."""
     with alone(), numpy.errstate(all="ignore"):
         return run_on_block(block, gradient_on_block(block, arrays)[0])
 
@@ -90,7 +90,7 @@ def run_on_block(block: Block, gradient: Gradient) -> tuple[Array, Array | None,
 
 
 def _widened(call: Call, parameter: Array | float | None) -> Array | None:
-    """A parameter whose gradient will have the wide dtype; so does that of a number, made an array here."""
+    """A parameter in the wide dtype, so that its gradient has that too; a number as a 0-d array."""
     if parameter is None:
         return None
     xp, wide = call.library.namespace, call.precision.dtype

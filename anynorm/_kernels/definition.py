@@ -41,7 +41,7 @@ def run(call: Call) -> Any:
 
 
 def run_whole(call: Call, by: Steps | None = None) -> Any:
-    """The array at once, so that a tracer sees one graph; by other steps than these, where they are given."""
+    """Compute on the whole array, so that a tracer sees one graph; ``by`` takes the place of `steps`."""
     y, total = _normalize(call, call.x, call.residual, call.moments, steps if by is None else by)
     if call.out is not None:
         for target, value in zip(call.out, (y, total), strict=False):
@@ -61,12 +61,13 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
 def pull_whole(
     call: Call, dy: Array, dtotal: Array | None, wanted: bool = True
 ) -> tuple[Array, Array | None, Array | None]:
+    """The same on the whole array; ``wanted`` says whether the gradients of the parameters are."""
     dx, dweight, dbias = _pull(Gradient(call, dy, dtotal, wanted))
     return dx, _as_parameter(call, call.weight, dweight), _as_parameter(call, call.bias, dbias)
 
 
 def _pull_blocks(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
-    """Those of a NumPy array, a block of rows at a time."""
+    """The same of a NumPy array, a block of rows at a time."""
     call, dy, dtotal, wanted = gradient
     dx = numpy.empty_like(call.x, subok=False)
     sums: list[list[Array]] = [[], []]
@@ -81,7 +82,7 @@ def _pull_blocks(gradient: Gradient) -> tuple[Array, Array | None, Array | None]
 
 
 def _pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
-    """The derivative in x's dtype, and the sums over rows that the parameters' are, in the wide one."""
+    """Return dx in x's dtype, and dweight and dbias in the dtype that is computed in, not yet shaped."""
     call, dy, dtotal, wanted = gradient
     xp, precision, dtype = call.library.namespace, _precision(call), call.x.dtype
     x, dy = xp.astype(call.x, precision.dtype, copy=False), xp.astype(dy, precision.dtype, copy=False)
@@ -98,7 +99,7 @@ def _pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
 
 
 def sum_up(xp: Any, values: Array, over: tuple[int, ...], precision: Precision) -> Array:
-    """A sum over rows, also of many of the largest numbers."""
+    """A sum over rows, which does not overflow on the way."""
     if not precision.digits or not over:
         return total(xp, values, over)
     unit = units_of(xp, values, over, precision.digits)
@@ -106,7 +107,7 @@ def sum_up(xp: Any, values: Array, over: tuple[int, ...], precision: Precision) 
 
 
 def _as_parameter(call: Call, parameter: Array | float | None, found: Array | None) -> Array | None:
-    """A sum over rows, with the shape and dtype of what it is the gradient of; those of x where that is a number."""
+    """A sum over rows, in the shape and dtype of the parameter; for a number, 0-d and of x's dtype."""
     if parameter is None or found is None:
         return None
     xp = call.library.namespace
@@ -147,10 +148,11 @@ def _reduce(call: Call, x: Array) -> Statistics:
 
 @functools.cache
 def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed: it gives back 128 KB and more at once, and each temporary is then paged in anew.
+    """Have glibc keep the memory of freed temporaries.
 
-    It ceases to for what is smaller than the largest array that was ever freed (mallopt(3), M_MMAP_THRESHOLD). This one
-    is never touched, and so takes no memory.
+    It returns blocks of 128 KB and more to the kernel at once, so that each temporary costs new page faults, until a
+    larger block has been freed: then it keeps all that are smaller (mallopt(3), M_MMAP_THRESHOLD). The array here is
+    that block. It is never touched, and so takes no memory.
     """
     numpy.empty(8 * _BLOCK_ELEMENTS)
 
@@ -193,10 +195,10 @@ def _part_of_moments(moments: Moments, block: tuple[slice, ...]) -> Moments:
 def _normalize(
     call: Call, x: Array, residual: Array | None, moments: Moments | None, by: Steps
 ) -> tuple[Array, Array | None]:
-    """Widen, normalize by those steps, narrow."""
+    """Widen, normalize by the steps, narrow."""
     xp, precision, dtype, total = call.library.namespace, _precision(call), x.dtype, None
     if residual is not None:
-        x = total = xp.astype(x + residual, dtype, copy=False)  # NumPy's sum has this machine's byte order
+        x = total = xp.astype(x + residual, dtype, copy=False)  # for NumPy's sum has the native byte order
     wide = xp.astype(x, precision.dtype, copy=False)
     y = by(call, wide, None if 0 in x.shape else moments, *parameters_of(call, precision, wide), precision)
     return _with_lengths(xp, xp.astype(y, dtype, copy=False), tuple(x.shape)), total
@@ -227,14 +229,14 @@ def step_of_given(call: Call, moments: Moments, precision: Precision) -> Step:
 
 
 def _with_lengths(xp: Any, array: Array, shape: tuple[Any, ...]) -> Array:
-    """A result of a known shape: ndonnx forgets lengths on the way. Where one is unknown it can keep the others."""
+    """Give a result the lengths of x that ndonnx has lost on the way; one of them may be unknown."""
     if None not in tuple(array.shape) or sum(length is None for length in shape) > 1:
         return array
     return xp.reshape(array, tuple(-1 if length is None else length for length in shape))
 
 
 def _precision(call: Call) -> Precision:
-    """Where there are no elements there is nothing to scale; the steps keep an autograd graph whole."""
+    """The call's precision; without units where there are no elements, of which there is no largest."""
     return Precision(call.precision.dtype) if 0 in call.x.shape else call.precision
 
 
@@ -243,7 +245,7 @@ def parameters_of(call: Call, precision: Precision, factor: Array) -> tuple[Arra
     xp, weight, bias = call.library.namespace, call.weight, call.bias
     if weight is not None and type(weight) is not float:
         weight = _aligned(call, weight)
-        # Multiplication would widen it too, and in its derivative sums are narrowed.
+        # The multiplication would widen it too, but automatic differentiation would then narrow before it sums.
         if call.weight_offset or precision.digits:
             weight = xp.astype(weight, precision.dtype, copy=False)
         if call.weight_offset:
@@ -256,7 +258,7 @@ def parameters_of(call: Call, precision: Precision, factor: Array) -> tuple[Arra
 
 
 def _plus(weight: Array, offset: float, digits: int) -> Array:
-    """Their sum, rounded once, where they cancel too and float32 does not hold the offset."""
+    """Return weight + offset rounded once, also where float32 cannot hold the offset and the two cancel."""
     if digits != 24:
         return weight + offset
     high = float(numpy.float32(offset))
@@ -274,13 +276,13 @@ def _aligned(call: Call, parameter: Array) -> Array:
     ndim = len(call.x.shape)
     if not parameter.shape or (call.axes[0] == ndim - len(call.axes) and call.library.name != "jax"):
         return parameter
-    return parameter[tuple(slice(None) if axis in call.axes else None for axis in range(ndim))]  # of any lengths
+    return parameter[tuple(slice(None) if axis in call.axes else None for axis in range(ndim))]
 
 
 def _no_moments(call: Call) -> Moments:
     """Moments of rows without elements: count 0, everything else 0."""
     xp, x, dtype = call.library.namespace, call.x, call.precision.dtype
-    zeros = xp.sum(xp.astype(x, dtype), axis=call.axes, keepdims=True)  # on x's device, and of lengths that are free
+    zeros = xp.sum(xp.astype(x, dtype), axis=call.axes, keepdims=True)  # on x's device, and where lengths are unknown
     low = zeros if call.precision.digits else None
     return of_arrays(
         count_along(x, call.axes), [zeros, low, None, zeros, low, None if low is None else zeros + 1.0], xp

@@ -1,11 +1,11 @@
 """The derivative of Dask arrays whose rows are cut.
 
-A task for each block takes the sums of x_hat, g = dy * weight and g * x_hat over its piece of each row, by the merged
-moments of whole rows. A tree of tasks merges them, and another for each block makes dx of them, with::
+With the merged moments of whole rows, a task for each block forms the sums of x_hat, g = dy * weight and g * x_hat over
+its piece of each row. A tree of tasks merges the sums, and another task for each block makes dx of them, with::
 
     mean((g - mean(g)) * (x_hat - mean(x_hat))) = mean(g * x_hat) - mean(g) * mean(x_hat)
 
-where mean(x_hat) is what rounding leaves of 0, so that nothing cancels.
+Nothing cancels in this difference, for mean(x_hat) is 0 but for rounding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from anynorm._check import Gradient
-from anynorm._definition.derivative import in_range, of_terms
+from anynorm._definition.derivative import in_range, input_gradient
 from anynorm._definition.merging import fitted
 from anynorm._definition.norms import Step, deviations, finish
 from anynorm._definition.sums import total
@@ -32,7 +32,7 @@ Array = Any
 
 
 class _Sums(NamedTuple):
-    """Sums over pieces of rows. In dtypes without room to spare, those with g in them lack powers of two."""
+    """Sums over pieces of rows; those of g are without the powers of two that `in_range` took out."""
 
     x_hat: Array
     g: Array
@@ -59,7 +59,7 @@ def pull(gradient: Gradient, reduce_block: RunBlock, pull_block: PullBlock) -> t
 
 
 def _sums_on_block(*arrays: Any, block: Block) -> _Sums | None:
-    """The sums over a block; None where it is empty, for which none are needed."""
+    """The sums over a block; None where it is empty."""
     with alone(), numpy.errstate(all="ignore"):
         gradient, _ = gradient_on_block(block, arrays)
         call = gradient.call
@@ -71,7 +71,7 @@ def _sums_on_block(*arrays: Any, block: Block) -> _Sums | None:
 
 
 def _pull_on_block(*arrays: Any, block: Block) -> tuple[Array, Array | None, Array | None]:
-    """The gradient dx of a block, and what its rows add to the gradients of parameters, in the wide dtype."""
+    """The gradient dx of a block, and its share of dweight and dbias, in the wide dtype."""
     with alone(), numpy.errstate(all="ignore"):
         gradient, given = gradient_on_block(block, arrays)
         call, dy, dtotal, _ = gradient
@@ -85,7 +85,7 @@ def _pull_on_block(*arrays: Any, block: Block) -> tuple[Array, Array | None, Arr
         if call.rule.centred:
             across = across - sums.g / count * (sums.x_hat / count)
             x_hat, g = x_hat - sums.x_hat / count, g - sums.g / count
-        dx = of_terms(xp, x_hat, g, across, list(sums.powers), step, call.rule, call.eps, precision)
+        dx = input_gradient(xp, x_hat, g, across, list(sums.powers), step, call.rule, call.eps, precision)
         if dtotal is not None:
             dx = dx + xp.astype(dtotal, precision.dtype, copy=False)
         dy = xp.astype(dy, precision.dtype, copy=False)
@@ -96,7 +96,7 @@ def _pull_on_block(*arrays: Any, block: Block) -> tuple[Array, Array | None, Arr
 
 
 def _terms(gradient: Gradient) -> tuple[Array, Array, tuple[Array, ...], Step]:
-    """x_hat and dy * weight of a block, neither of them centred yet, and the powers of two that the latter lacks."""
+    """x_hat and g = dy * weight of a block, neither of them centred yet, the powers of two that g lacks, the step."""
     call, dy, _, _ = gradient
     xp, precision = call.library.namespace, call.precision
     x, dy = (xp.astype(one, precision.dtype, copy=False) for one in (call.x, dy))
@@ -104,13 +104,13 @@ def _terms(gradient: Gradient) -> tuple[Array, Array, tuple[Array, ...], Step]:
     rule, eps = call.rule, call.eps
     found = fitted(xp, statistics_of(moments), rule.centred, rule.averaged, eps, precision.digits)
     step = finish(xp, found, rule, eps, precision)
-    x_hat = deviations(x if step.unit is None else x * step.unit, step) * step.factor
+    x_hat = deviations(x, step) * step.factor
     g, weight, powers = in_range(xp, dy, parameters_of(call, precision, dy)[0], call.axes, precision)
     return x_hat, g if weight is None else g * weight, tuple(powers), step
 
 
 def _in_powers(values: Array, own: tuple[Array, ...], powers: tuple[Array, ...]) -> Array:
-    """Values that lack powers of two as they are where they lack larger ones."""
+    """Values that lack their own powers of two, as values that lack larger ones."""
     for power, larger in zip(own, powers, strict=True):
         values = values * (power / larger)
     return values

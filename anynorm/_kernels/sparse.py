@@ -26,7 +26,7 @@ def pull(gradient: Gradient, pull_whole: Callable[..., tuple[Any, ...]]) -> tupl
 
 
 def at_stored(xp: Any, array: Array, weight: Array | float | None) -> Array | None:
-    """The weight where an array has numbers, and else 0: times a negative weight a zero is -0.0, which is stored."""
+    """The weight where an array is not zero, else 0: a zero times a negative weight is -0.0, which would be stored."""
     return None if weight is None else xp.where(array != 0.0, weight, 0.0)
 
 
@@ -37,7 +37,7 @@ def _in_coordinates(call: Call) -> Call:
 
 
 def _filled(moments: Moments) -> Moments:
-    """Given moments, whose unit is 1 where none is stored: no row is there, and divided by 0 it would be NaN."""
+    """Given moments with a unit of 1, and not 0, where none is stored; a division by 0 would make NaN of empty rows."""
     *others, unit = arrays_of(moments)
     xp = moments.namespace
     filled = None if unit is None else xp.COO.from_numpy(unit.todense(), fill_value=1.0)
@@ -49,7 +49,7 @@ def _coordinates(array: Any) -> Any:
 
 
 def _in_format(array: Array | None, like: Any) -> Array | None:
-    """An array of coordinates in the format of another array."""
+    """An array of coordinates (COO) in the format of another array."""
     if array is None or not hasattr(like, "asformat"):
         return array
     name = type(like).__name__.lower()

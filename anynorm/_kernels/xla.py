@@ -1,13 +1,13 @@
-"""JAX arrays: the definition as one program of XLA, also where JAX runs each operation at once; its derivatives stated.
+"""JAX arrays: the definition as one program compiled by XLA, in eager calls too; the derivative is stated.
 
-What automatic differentiation makes of the steps forms powers of the factor, which leave the range of float32 for rows
-that are well within it. With x_hat, the factor f, a tangent t of x and t_hat = t * f (minus its mean, with centring)::
+Automatic differentiation of the steps would form powers of the factor, which leave the range of float32 for rows that
+are well within it. Stated instead, for a tangent t of x, the factor f and t_hat = t * f (minus its mean, if centred)::
 
     d x_hat = t_hat - x_hat * mean(x_hat * t_hat)
     d f = -f * mean(x_hat * t_hat)
 
-which is all that derivatives of any order, forward and backward, are made of. For scale_norm the mean is a sum, and 0
-where eps is the divisor.
+JAX makes derivatives of any order, forward and backward, from these two. For scale_norm the mean is a sum, and 0 where
+eps is the divisor.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm._check import Call, Gradient
-from anynorm._definition.norms import Precision, Rule, Step, apply, deviations, finish, reduce
+from anynorm._definition.norms import Precision, Rule, Step, apply, finish, reduce
 from anynorm._definition.scaling import exceeds, largest_unit
-from anynorm._definition.sums import count_along, mean, total
+from anynorm._definition.sums import count_along, mean, of_rows, total
 from anynorm._kernels import definition
 from anynorm._moments import Moments, arrays_of, of_arrays
 
 Array = Any
 
-
-# Of an eps above this x / eps may vanish where scale * x / eps does not.
+# With an eps of scale_norm above this, x / eps may underflow where scale * x / eps does not.
 _LARGE_LENGTH = 2.0**60
 
 
 class _Fixed(NamedTuple):
-    """What is no array."""
+    """What is known when the program is compiled."""
 
     rule: Rule
     axes: tuple[int, ...]
@@ -40,22 +39,22 @@ class _Fixed(NamedTuple):
 
 
 class _Normalized(NamedTuple):
-    """Rows, and what has to be known of them to differentiate."""
+    """Normalized rows, and what their derivative is formed from."""
 
     x_hat: Array
     factor: Array
     unit: Array
-    is_long: Array | float  # 0 where eps alone divides a row, else 1
+    is_long: Array  # 0 where eps, and not its length, divides a row, else 1
 
 
 def refuses(call: Call) -> str | None:
-    """Why a call is none of JAX's; None: it is."""
+    """Why a call is not for XLA; None: it is."""
     name = call.library.name
     return None if name == "jax" else f"it takes JAX arrays, and x is an array of {name}"
 
 
 def refuses_to_pull(gradient: Gradient) -> str | None:
-    """Why a derivative is none of JAX's; None: it is."""
+    """The same of the derivative."""
     return refuses(gradient.call)
 
 
@@ -98,9 +97,9 @@ def _moments(call: Call) -> tuple[Array | None, ...]:
 
 
 def _compiled(function: Callable[..., Any], call: Call, *more: Any) -> Any:
-    """Return function(call, *more), where arrays and scale are what XLA is given and all else is fixed in the program.
+    """Return function(call, *more), compiled once for each kind of call; what is no array is fixed in the program.
 
-    A program for each number that scale ever was would be kept for good.
+    A scale that is a number is an argument too, for the program of each number would be kept for good.
     """
     fixed = call._replace(x=None, weight=None, bias=None, residual=None, moments=None)
     return _jitted()(function, fixed, (call.x, call.weight, call.bias, call.residual), more)
@@ -121,7 +120,7 @@ def _steps(
     call: Call, x: Array, moments: Moments | None, weight: Array | float | None, bias: Array | None,
     precision: Precision,
 ) -> Array:  # fmt: skip
-    """The three steps and their derivative, which is left to JAX where eps is beyond any row."""
+    """The three steps with the stated derivative; a very large eps is differentiated by JAX."""
     if not precision.digits or (call.eps > _LARGE_LENGTH and not call.rule.averaged):
         return definition.steps(call, x, None, weight, bias, precision._replace(stated=False))
     fixed = _Fixed(call.rule, call.axes, call.eps, precision)
@@ -132,29 +131,35 @@ def _steps(
 
 @functools.cache
 def _differentiable() -> Callable[..., _Normalized]:
-    """A function from rows to what becomes of them, with its derivative."""
+    """The function from rows to `_Normalized`, with its derivative; made on first use, when JAX is there."""
     import jax
     import jax.numpy as xp
 
     @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
     def normalized(fixed: _Fixed, x: Array) -> _Normalized:
         rule, axes, eps, precision = fixed
-        step = finish(xp, reduce(xp, x, axes, rule, precision, eps), rule, eps, precision)
-        if rule.centred:  # it has been rounded twice by now, and a quotient is better than a product with a reciprocal
-            x_hat = deviations(x * step.unit, step) / xp.maximum(step.root, step.length)
-        else:  # in an order in which no element that is not far smaller than its row vanishes on the way
-            unit: Any = step.unit
-            if largest_unit(precision.digits, eps, rule.averaged) > 1.0:
-                x_hat = x * xp.maximum(unit, 1.0) * step.factor * xp.minimum(unit, 1.0)
-            else:
-                x_hat = x * step.factor * unit
-        is_long = xp.ones_like(step.factor)
-        if eps and not rule.averaged:
-            is_long = is_long - exceeds(xp, step.length / step.root, 1.0, precision.digits)
-        return _Normalized(x_hat, step.factor, step.unit, is_long)
+        found = reduce(xp, x, axes, rule, precision, eps)
+
+        def finished(squares: Array, unit: Array, size: Array) -> tuple[Array, ...]:
+            step = finish(xp, found._replace(squares=squares, unit=unit, size=size), rule, eps, precision)
+            is_long = xp.ones_like(step.factor)
+            if eps and not rule.averaged:
+                is_long = is_long - exceeds(xp, step.least_divisor / step.root, 1.0, precision.digits)
+            return step.factor, xp.maximum(step.root, step.least_divisor), is_long
+
+        unit: Any = found.unit
+        factor, divisor, is_long = of_rows(xp, finished, found.squares, unit, found.size)
+        if rule.centred:  # deviations are rounded twice already, and a quotient is rounded once less than a product
+            x_hat = (x * unit - found.mean - found.mean_low) / divisor
+        elif largest_unit(precision.digits, eps, rule.averaged) > 1.0:
+            # In an order in which no element that is not far smaller than its row vanishes on the way.
+            x_hat = x * xp.maximum(unit, 1.0) * factor * xp.minimum(unit, 1.0)
+        else:
+            x_hat = x * factor * unit
+        return _Normalized(x_hat, factor, unit, is_long)
 
     @normalized.defjvp
-    def of_rows(fixed: _Fixed, given: Any, tangents: Any) -> Any:
+    def tangent_of(fixed: _Fixed, given: Any, tangents: Any) -> Any:
         found = normalized(fixed, *given)
         x_hat, factor, unit, is_long = found
         t_hat = tangents[0] * unit * factor

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from anynorm._check import Call, Gradient
+from anynorm._forced import is_forced
 from anynorm._kernels import definition
 from anynorm._kernels.cpu.call import run as run_kernel
 from anynorm._kernels.cpu.pull import pull
@@ -71,12 +72,7 @@ class _Norm(torch.autograd.Function):
         # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.
         if torch.is_grad_enabled() or lacks_memory(dy) or (dtotal is not None and lacks_memory(dtotal)):
             found = definition.pull(gradient)
-        elif (
-            _is_plain(dy)
-            and (dtotal is None or _is_plain(dtotal))
-            and not is_followed(torch)
-            and not _choose.is_forced()
-        ):
+        elif _is_plain(dy) and (dtotal is None or _is_plain(dtotal)) and not is_followed(torch) and not is_forced():
             found = pull(gradient)
         else:
             found = _choose.choose_pull(gradient).pull(gradient)
