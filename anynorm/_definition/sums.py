@@ -13,7 +13,7 @@ Array = Any
 # Where XLA adds one term after the other, blocks of this many are added here, then the sums of blocks, in blocks again:
 # the error grows with the logarithm of the number of terms.
 _BLOCK = 64
-# What XLA for CPUs adds in lanes, in numbers of elements; and the longest row of which leading bits are worth a sum.
+# From this many elements on XLA for CPUs adds in lanes; and the longest row of which leading bits are worth a sum.
 _LANES, _LONGEST_EXACT = 4096, {24: 1 << 20, 53: 1 << 40}
 
 
@@ -38,7 +38,7 @@ def total_of_squares(xp: Any, values: Array, axes: tuple[int, ...], bound: Array
     count = count_along(values, axes)
     is_one_by_one = _adds_one_by_one(xp, values, axes)
     by_halves = is_one_by_one and xp.__name__ != "jax.numpy"
-    if count <= 2 or count > _LONGEST_EXACT[digits] or by_halves or _adds_in_lanes(xp, values, axes):
+    if count <= 2 or count > _LONGEST_EXACT[digits] or by_halves:
         return total(xp, squares, axes)
     found: Any = None
     if isinstance(squares, numpy.ndarray):
@@ -113,14 +113,6 @@ def _adds_one_by_one(xp: Any, values: Array, axes: tuple[int, ...]) -> bool:
         return bool(math.prod(shape) < _LANES)
     # NumPy adds along the last axis alone in blocks.
     return name in ("numpy", "array_api_strict", "sparse") and axes != (len(shape) - 1,)
-
-
-def _adds_in_lanes(xp: Any, values: Array, axes: tuple[int, ...]) -> bool:
-    """Whether XLA adds along the last axis, which it does in so many lanes that a sum is off by 3 units at most."""
-    shape = tuple(values.shape)
-    if xp.__name__ != "jax.numpy" or axes != (len(shape) - 1,):
-        return False
-    return all(isinstance(length, int) for length in shape) and math.prod(shape) >= _LANES
 
 
 def _total_by_halves(xp: Any, values: Array, axis: int) -> Array:
