@@ -5,6 +5,7 @@ import pytest
 
 import anynorm
 from tests.backends import ALL, BACKENDS, KERNELS, NUMPY, TORCH, as_dtype
+from tests.tolerances import DERIVATIVE_BOUND, is_narrow
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 
@@ -122,9 +123,11 @@ def test_any_axes(axis, backend):
         moved = [backend.make(a) for a in (x.transpose(order).copy(), weight, bias)]
         expected = anynorm.layer_norm_vjp(*moved, axis=last)[1](backend.make(dy.transpose(order).copy()))
         got, expected = ([backend.read(one) for one in found] for found in (got, expected))
-    np.testing.assert_allclose(got[0].transpose(order), expected[0], rtol=4e-7, atol=1e-7)
+    # What is computed in float32 alone is off by 16 units of its terms, which are up to 5 here.
+    tolerance = DERIVATIVE_BOUND * 2.0**-24 * 5 if is_narrow(backend.name) else 1e-7
+    np.testing.assert_allclose(got[0].transpose(order), expected[0], rtol=4e-7, atol=tolerance)
     for a, b in zip(got[1:], expected[1:], strict=True):
-        np.testing.assert_allclose(a, b, rtol=4e-7, atol=1e-7)
+        np.testing.assert_allclose(a, b, rtol=4e-7, atol=tolerance)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

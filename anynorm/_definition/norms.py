@@ -131,8 +131,8 @@ def apply(
     xp: Any, x: Array, step: Step, weight: Array | float | None, bias: Array | None, precision: Precision
 ) -> Array:
     """Step 3: (x - shift) * factor * weight + bias, in the precision's dtype."""
-    if weight is not None and step.unit is not None and step.shift is None:
-        y = weighted(xp, x, step.unit, step.factor, weight, precision.digits)
+    if step.unit is not None and step.shift is None:
+        y = weighted(xp, x, step.unit, step.factor, 1.0 if weight is None else weight, precision.digits)
     else:
         y = deviations(x, step) * step.factor
         y = y if weight is None else y * weight

@@ -48,7 +48,8 @@ def total_of_squares(xp: Any, values: Array, axes: tuple[int, ...], bound: Array
         if is_exact.all():
             return found
     # More than 0 in float64, for torch halves the derivative of a minimum where both are the same.
-    boundary = at_least(xp, bound * bound * 2.0 ** (2 + math.ceil(math.log2(count))), 2.0**-1000)
+    room = 2.0 ** (2 + math.ceil(math.log2(count)))
+    (boundary,) = of_rows(xp, lambda bound: (at_least(xp, bound * bound * room, 2.0**-1000),), bound)
     if xp.__name__ == "sparse":  # added to what is not stored, it would be
         boundary = xp.where(squares != 0.0, boundary, 0.0)
     # They are no larger. XLA fuses a product with a sum, but not this, and so takes the same bits from both sides.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from anynorm._check import Call, Gradient
 from anynorm._definition.norms import Precision, Rule, Step, apply, finish, reduce
-from anynorm._definition.scaling import exceeds, largest_unit
+from anynorm._definition.scaling import exceeds
 from anynorm._definition.sums import count_along, mean, of_rows, total
 from anynorm._kernels import definition
 from anynorm._moments import Moments, arrays_of, of_arrays
@@ -39,12 +39,13 @@ class _Fixed(NamedTuple):
 
 
 class _Normalized(NamedTuple):
-    """Normalized rows, and what their derivative is formed from."""
+    """Rows, and what has to be known of them to differentiate."""
 
     x_hat: Array
     factor: Array
     unit: Array
-    is_long: Array  # 0 where eps, and not its length, divides a row, else 1
+    is_long: Array  # 0 where eps alone divides a row, else 1
+    parts: tuple[Array, Array, Array]  # whose product is unit * factor; a weight is multiplied by the second
 
 
 def refuses(call: Call) -> str | None:
@@ -124,14 +125,18 @@ def _steps(
     if not precision.digits or (call.eps > _LARGE_LENGTH and not call.rule.averaged):
         return definition.steps(call, x, None, weight, bias, precision._replace(stated=False))
     fixed = _Fixed(call.rule, call.axes, call.eps, precision)
-    y: Array = _differentiable()(fixed, x).x_hat
-    y = y if weight is None else y * weight
+    normalized, times = _differentiable()
+    found = normalized(fixed, x)
+    if weight is None or call.rule.centred:
+        y = found.x_hat if weight is None else found.x_hat * weight
+    else:
+        y = times(x, found, weight)
     return y if bias is None else y + bias
 
 
 @functools.cache
-def _differentiable() -> Callable[..., _Normalized]:
-    """The function from rows to `_Normalized`, with its derivative; made on first use, when JAX is there."""
+def _differentiable() -> tuple[Callable[..., _Normalized], Callable[..., Array]]:
+    """From rows to `_Normalized`, and from that to x_hat * weight, with derivatives; made on first use of JAX."""
     import jax
     import jax.numpy as xp
 
@@ -145,27 +150,37 @@ def _differentiable() -> Callable[..., _Normalized]:
             is_long = xp.ones_like(step.factor)
             if eps and not rule.averaged:
                 is_long = is_long - exceeds(xp, step.least_divisor / step.root, 1.0, precision.digits)
-            return step.factor, xp.maximum(step.root, step.least_divisor), is_long
+            # An element may be nothing beside its row, and a weight bring it back; unit * factor may be out of range.
+            late = xp.minimum(xp.sqrt(unit), 1.0)  # in this order, or XLA makes a comparison of it
+            parts = xp.maximum(unit, 1.0), step.factor * late, late
+            return step.factor, xp.maximum(step.root, step.least_divisor), is_long, *parts
 
         unit: Any = found.unit
-        factor, divisor, is_long = of_rows(xp, finished, found.squares, unit, found.size)
+        factor, divisor, is_long, *parts = of_rows(xp, finished, found.squares, unit, found.size)
         if rule.centred:  # deviations are rounded twice already, and a quotient is rounded once less than a product
             x_hat = (x * unit - found.mean - found.mean_low) / divisor
-        elif largest_unit(precision.digits, eps, rule.averaged) > 1.0:
-            # In an order in which no element that is not far smaller than its row vanishes on the way.
-            x_hat = x * xp.maximum(unit, 1.0) * factor * xp.minimum(unit, 1.0)
         else:
-            x_hat = x * factor * unit
-        return _Normalized(x_hat, factor, unit, is_long)
+            x_hat = x * parts[0] * parts[1] * parts[2]
+        return _Normalized(x_hat, factor, unit, is_long, tuple(parts))
 
     @normalized.defjvp
     def tangent_of(fixed: _Fixed, given: Any, tangents: Any) -> Any:
         found = normalized(fixed, *given)
-        x_hat, factor, unit, is_long = found
+        x_hat, factor, unit, is_long, _ = found
         t_hat = tangents[0] * unit * factor
         t_hat = t_hat - mean(xp, t_hat, fixed.axes) if fixed.rule.centred else t_hat
         across = (mean if fixed.rule.averaged else total)(xp, x_hat * t_hat, fixed.axes) * is_long
         zero = xp.zeros_like(unit)
-        return found, _Normalized(t_hat - x_hat * across, -factor * across, zero, zero)
+        return found, _Normalized(t_hat - x_hat * across, -factor * across, zero, zero, (zero, zero, zero))
 
-    return normalized
+    @jax.custom_jvp
+    def times(x: Array, found: _Normalized, weight: Array) -> Array:
+        first, early, late = found.parts
+        return x * first * (early * weight) * late
+
+    @times.defjvp
+    def tangent_of_product(given: Any, tangents: Any) -> Any:
+        (_, found, weight), (_, of_found, of_weight) = given, tangents
+        return times(*given), of_found.x_hat * weight + found.x_hat * of_weight
+
+    return normalized, times
