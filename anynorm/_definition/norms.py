@@ -179,7 +179,7 @@ def _reduce_in_units(
 
         unit, size = of_rows(xp, in_unit, largest(xp, precision.constant(x), axes))
         x = scaled(x, unit)
-    squares = total(xp, x * x, axes) if precision.short else total_of_squares(xp, x, axes, size, digits)
+    squares = total(xp, x * x, axes) if precision.short else total_of_squares(xp, x, axes, size, digits, rule.centred)
     return Statistics(count, shift, low, None, squares, None, unit, size)
 
 

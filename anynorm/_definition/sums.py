@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy
-
 Array = Any
 
+_ON_NUMPY = ("numpy", "array_api_strict")
 # Where XLA adds one term after the other, blocks of this many are added here, then the sums of blocks, in blocks again:
 # the error grows with the logarithm of the number of terms.
 _BLOCK = 64
@@ -27,26 +26,24 @@ def total(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
     return values
 
 
-def total_of_squares(xp: Any, values: Array, axes: tuple[int, ...], bound: Array, digits: int) -> Array:
+def total_of_squares(
+    xp: Any, values: Array, axes: tuple[int, ...], bound: Array, digits: int, centred: bool = False
+) -> Array:
     """The sum of squares of numbers up to a bound, with an error of one unit or two.
 
-    The leading bits of each square are as many as can be added without rounding, in whatever order. What remains is too
-    small for an error to matter (Rump, Ogita, Oishi 2008, "Accurate floating-point summation"). A plain sum is off by
-    10 units and more for rows such as (1, 0, ..., 0), where each term rounds the same way.
+    NumPy's are added by halves, unless centring has rounded them twice already. Elsewhere the leading bits of each
+    square are as many as can be added without rounding, in whatever order. What remains is too small for an error to
+    matter (Rump, Ogita, Oishi 2008, "Accurate floating-point summation"). A plain sum is off by 10 units and more for
+    rows such as (1, 0, ..., 0), or of one magnitude, where each term rounds the same way.
     """
     squares = values * values
     count = count_along(values, axes)
-    is_one_by_one = _adds_one_by_one(xp, values, axes)
-    by_halves = is_one_by_one and xp.__name__ != "jax.numpy"
-    if count <= 2 or count > _LONGEST_EXACT[digits] or by_halves:
+    if xp.__name__ in _ON_NUMPY and not (centred and axes == (len(values.shape) - 1,)):
+        for axis in axes:
+            squares = _total_by_halves(xp, squares, axis)
+        return squares
+    if count <= 2 or count > _LONGEST_EXACT[digits]:
         return total(xp, squares, axes)
-    found: Any = None
-    if isinstance(squares, numpy.ndarray):
-        # NumPy's arrays can be looked at: most rows have no term that is beside the rest.
-        found = total(xp, squares, axes)
-        is_exact = found >= 16.0 * bound * bound
-        if is_exact.all():
-            return found
     # More than 0 in float64, for torch halves the derivative of a minimum where both are the same.
     room = 2.0 ** (2 + math.ceil(math.log2(count)))
     (boundary,) = of_rows(xp, lambda bound: (at_least(xp, bound * bound * room, 2.0**-1000),), bound)
@@ -55,8 +52,7 @@ def total_of_squares(xp: Any, values: Array, axes: tuple[int, ...], bound: Array
     # They are no larger. XLA fuses a product with a sum, but not this, and so takes the same bits from both sides.
     squares = xp.minimum(squares, boundary)
     leading = (squares + boundary) - boundary
-    exact = total(xp, leading, axes) + total(xp, squares - leading, axes)
-    return exact if found is None else xp.where(is_exact, found, exact)
+    return total(xp, leading, axes) + total(xp, squares - leading, axes)
 
 
 def mean(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
@@ -113,7 +109,7 @@ def _adds_one_by_one(xp: Any, values: Array, axes: tuple[int, ...]) -> bool:
     if name == "jax.numpy":
         return bool(math.prod(shape) < _LANES)
     # NumPy adds along the last axis alone in blocks.
-    return name in ("numpy", "array_api_strict", "sparse") and axes != (len(shape) - 1,)
+    return name in (*_ON_NUMPY, "sparse") and axes != (len(shape) - 1,)
 
 
 def _total_by_halves(xp: Any, values: Array, axis: int) -> Array:
