@@ -2,6 +2,7 @@
 
 import numpy as np
 
+import anynorm
 from tests import reference
 from tests.backends import as_dtype
 from tests.strategies import KINDS
@@ -42,6 +43,26 @@ def exactly(norm, eps, x, weight, dy, tangent):
     second = [reference.second(norm, *three, **options) for three in zip(x, dy, tangent, strict=True)]
     second = [as_it_is(row, dtype, FLUSHED_TERMS) for row in second]
     return {"gradient": dx, "weight": dweight, "jvp": jvp, "second": second}
+
+
+def matrices(functions, norm, eps, x, weight, dy):
+    """By rows: derivatives of each element by each, and of the gradient by the weight; by ``jax`` or ``torch.func``."""
+    vmap, grad, jacfwd, jacrev = functions.vmap, functions.grad, functions.jacfwd, functions.jacrev
+
+    def call(x, weight=weight):
+        return getattr(anynorm, norm)(x, weight, eps=eps)
+
+    def loss(x, weight, dy):
+        return (call(x, weight) * dy).sum()
+
+    def mapped(function):
+        return vmap(lambda x, dy: function(x, weight, dy))(x, dy)
+
+    return {
+        "jacobian": {"jacfwd": vmap(jacfwd(call))(x), "jacrev": vmap(jacrev(call))(x)},
+        "hessian": {"hessian": mapped(functions.hessian(loss))},
+        "mixed": {"forward": mapped(jacfwd(grad(loss), 1)), "reverse": mapped(jacrev(grad(loss), 1))},
+    }
 
 
 def exact_matrices(norm, eps, x, weight, dy):

@@ -10,7 +10,7 @@ import pytest
 
 import anynorm
 from tests.backends import JAX, JAX_X64, thorough_but
-from tests.derivatives import EPS, FEATURES, NORMS, check, exact_matrices, exactly, given
+from tests.derivatives import EPS, FEATURES, NORMS, check, exact_matrices, exactly, given, matrices
 
 every_norm = pytest.mark.parametrize("norm", NORMS)
 # With float64, all but float64 itself is computed as without.
@@ -56,33 +56,13 @@ def derivatives(norm, eps, x, weight, dy, tangent):
     }
 
 
-def matrices(norm, eps, x, weight, dy):
-    """By rows: derivatives of each element by each, and of the gradient by the weight."""
-    import jax
-
-    def call(x, weight=weight):
-        return getattr(anynorm, norm)(x, weight, eps=eps)
-
-    def loss(x, weight, dy):
-        return (call(x, weight) * dy).sum()
-
-    def mapped(function):
-        return jax.vmap(lambda x, dy: function(x, weight, dy))(x, dy)
-
-    return {
-        "jacobian": {"jacfwd": jax.vmap(jax.jacfwd(call))(x), "jacrev": jax.vmap(jax.jacrev(call))(x)},
-        "hessian": {"hessian": mapped(jax.hessian(loss))},
-        "mixed": {"forward": mapped(jax.jacfwd(jax.grad(loss), 1)), "reverse": mapped(jax.jacrev(jax.grad(loss), 1))},
-    }
-
-
 def compare(norm, eps, backend, dtype, features=FEATURES, jit=True):
     import jax
 
     values = given(norm, dtype, features)
     with backend.context():
         of_jax = [backend.make(np.asarray(one)) for one in values]
-        functions = [functools.partial(function, norm, eps) for function in (derivatives, matrices)]
+        functions = [functools.partial(derivatives, norm, eps), functools.partial(matrices, jax, norm, eps)]
         functions = [jax.jit(function) if jit else function for function in functions]
         check(functions[0](*of_jax), exactly(norm, eps, *values), backend.name, norm, dtype)
         if features == FEATURES:

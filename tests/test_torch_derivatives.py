@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.func import grad, jvp, vmap
 
 import anynorm
 from tests.backends import KERNELS, TORCH, thorough_but
-from tests.derivatives import EPS, NORMS, check, exact_matrices, exactly, given
+from tests.derivatives import EPS, NORMS, check, exact_matrices, exactly, given, matrices
 
 # Torch compiles derivatives of its own by what it has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -42,25 +42,6 @@ def derivatives(norm, eps, x, weight, dy, tangent):
     }
 
 
-def matrices(norm, eps, x, weight, dy):
-    """By rows: derivatives of each element by each, and of the gradient by the weight."""
-
-    def call(x, weight=weight):
-        return getattr(anynorm, norm)(x, weight, eps=eps)
-
-    def loss(x, weight, dy):
-        return (call(x, weight) * dy).sum()
-
-    def mapped(function):
-        return vmap(lambda x, dy: function(x, weight, dy))(x, dy)
-
-    return {
-        "jacobian": {"jacfwd": vmap(jacfwd(call))(x), "jacrev": vmap(jacrev(call))(x)},
-        "hessian": {"hessian": mapped(hessian(loss))},
-        "mixed": {"jacrev": mapped(jacrev(grad(loss), 1))},
-    }
-
-
 def is_far_below(x):
     """Which rows are not of zeros, but around 1e-200."""
     size = np.abs(x.astype(np.float64)).max(1)
@@ -77,7 +58,7 @@ def test_every_derivative_of_all_kinds_of_rows(norm, eps, dtype, kernel):
         values = (*(one[~is_far_below(values[0])] if one.ndim == 2 else one for one in values),)
     tensors = [TORCH.make(one) for one in values]
     with anynorm.use_kernel(None if kernel == "cpu" else kernel):
-        found = derivatives(norm, eps, *tensors), matrices(norm, eps, *tensors[:3])
+        found = derivatives(norm, eps, *tensors), matrices(torch.func, norm, eps, *tensors[:3])
     exact = exactly(norm, eps, *values), exact_matrices(norm, eps, *values[:3])
     for got, expected in zip(found, exact, strict=True):
         got = {kind: {name: TORCH.read(one) for name, one in named.items()} for kind, named in got.items()}

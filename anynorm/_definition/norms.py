@@ -72,9 +72,8 @@ class Statistics(NamedTuple):
     squares: Array  # the sum of squared deviations from the mean
     squares_low: Array | None  # what that lacks of the exact sum, after moments were merged
     unit: Array | None  # the power of two that keeps squares in range; None: 1
-    size: Array | None = (
-        None  # 0 for a row without deviations, Inf or NaN for a row that holds those; None: see squares
-    )
+    # 0 for a row without deviations, Inf or NaN for a row that holds those; None: see squares
+    size: Array | None = None
 
 
 class Step(NamedTuple):
@@ -114,9 +113,8 @@ def finish(xp: Any, found: Statistics, rule: Rule, eps: float, precision: Precis
     added, least_divisor = eps, (0.0 if rule.averaged else max(eps, LEAST_LENGTH[digits]))
     if unit is not None and digits and eps:
         added, least_divisor = eps_in_units(xp, unit, digits, eps, rule.averaged)
-        if (
-            rule.averaged
-        ):  # only for rows without deviations, where what is added has vanished: any other root exceeds it
+        # Only for rows without deviations, where what is added has vanished: any other root exceeds it.
+        if rule.averaged:
             least_divisor = least_divisor * (1.0 - 2.0 ** (2 - digits))
     energy = squares / max(found.elements, 1) + added if rule.averaged else squares
     is_nothing = eps <= (LEAST_ENERGY[digits] if unit is None and rule.averaged else 0.0)

@@ -11,6 +11,7 @@ import numpy
 
 from anynorm._check import Call, Gradient
 from anynorm._kernels.blocks import Block, call_on_block, described, in_chunks
+from anynorm._kernels.definition import summed_axes
 from anynorm._libraries import library_of, library_of_blocks
 from anynorm._tasks import each_block
 from anynorm._threads import alone
@@ -56,7 +57,7 @@ def _summed(call: Call, pulled: Array, place: int, name: str, parameter: Array |
     from dask.array.utils import meta_from_array
 
     x, held = call.x, library_of_blocks(call.x)
-    over = tuple(axis for axis in range(x.ndim) if not (call.rule.averaged and axis in call.axes))
+    over = summed_axes(call)
     wide = held.namespace.astype(x._meta, held.precision(x._meta).dtype)
     chunks = tuple((1,) * len(along) if axis in over else along for axis, along in enumerate(x.chunks))
     name = f"{call.rule.name}-{name}"

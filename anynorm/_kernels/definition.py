@@ -91,11 +91,15 @@ def _pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     dx, share = derive(xp, x, dy, step, weight, call.axes, call.rule, call.eps, precision)
     if dtotal is not None:
         dx = dx + xp.astype(dtotal, precision.dtype, copy=False)
-    over = tuple(axis for axis in range(len(x.shape)) if not (call.rule.averaged and axis in call.axes))
-
+    over = summed_axes(call)
     dweight = sum_up(xp, share, over, precision) if wanted and call.weight is not None else None
     dbias = sum_up(xp, dy, over, precision) if wanted and call.bias is not None else None
     return _with_lengths(xp, xp.astype(dx, dtype, copy=False), tuple(x.shape)), dweight, dbias
+
+
+def summed_axes(call: Call) -> tuple[int, ...]:
+    """The axes over which the gradient of a parameter is summed: all, where the parameter is one number."""
+    return tuple(axis for axis in range(len(call.x.shape)) if not (call.rule.averaged and axis in call.axes))
 
 
 def sum_up(xp: Any, values: Array, over: tuple[int, ...], precision: Precision) -> Array:

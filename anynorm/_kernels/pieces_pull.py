@@ -17,15 +17,13 @@ import numpy
 
 from anynorm._check import Gradient
 from anynorm._definition.derivative import in_range, input_gradient
-from anynorm._definition.merging import fitted
-from anynorm._definition.norms import Step, deviations, finish
+from anynorm._definition.norms import Step, deviations
 from anynorm._definition.sums import total
 from anynorm._kernels import blocks_pull
 from anynorm._kernels.blocks import Block, RunBlock, merged_moments, merged_over_rows
 from anynorm._kernels.blocks_pull import PullBlock, gathered, gradient_on_block, prepared
-from anynorm._kernels.definition import parameters_of, sum_up
+from anynorm._kernels.definition import parameters_of, step_of_given, sum_up, summed_axes
 from anynorm._libraries import library_of
-from anynorm._moments import statistics_of
 from anynorm._threads import alone
 
 Array = Any
@@ -89,7 +87,7 @@ def _pull_on_block(*arrays: Any, block: Block) -> tuple[Array, Array | None, Arr
         if dtotal is not None:
             dx = dx + xp.astype(dtotal, precision.dtype, copy=False)
         dy = xp.astype(dy, precision.dtype, copy=False)
-        over = tuple(axis for axis in range(len(call.x.shape)) if not (call.rule.averaged and axis in call.axes))
+        over = summed_axes(call)
         dweight = None if call.weight is None else sum_up(xp, dy * x_hat, over, precision)
         dbias = None if call.bias is None else sum_up(xp, dy, over, precision)
         return xp.astype(dx, call.x.dtype, copy=False), dweight, dbias
@@ -101,9 +99,7 @@ def _terms(gradient: Gradient) -> tuple[Array, Array, tuple[Array, ...], Step]:
     xp, precision = call.library.namespace, call.precision
     x, dy = (xp.astype(one, precision.dtype, copy=False) for one in (call.x, dy))
     moments: Any = call.moments
-    rule, eps = call.rule, call.eps
-    found = fitted(xp, statistics_of(moments), rule.centred, rule.averaged, eps, precision.digits)
-    step = finish(xp, found, rule, eps, precision)
+    step = step_of_given(call, moments, precision)
     x_hat = deviations(x, step) * step.factor
     g, weight, powers = in_range(xp, dy, parameters_of(call, precision, dy)[0], call.axes, precision)
     return x_hat, g if weight is None else g * weight, tuple(powers), step
