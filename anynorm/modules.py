@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy
 
@@ -15,9 +15,8 @@ from anynorm._loading import converted, full, library_and_dtype
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 from anynorm._numbers import check_length, check_lengths, check_number
 from anynorm._pytrees import pytree, register
+from anynorm._types import Array, ArrayT, Shape
 from anynorm._wording import arrays_of_library, describe, module_of, sentence, with_article
-
-Array = Any
 
 
 class _Norm:
@@ -29,11 +28,11 @@ class _Norm:
         vars(self).update(state)
         register()
 
-    def state_dict(self) -> dict[str, Array]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the parameters by name, the arrays themselves and no copies."""
         return {name: getattr(self, name) for name in self._parameter_names if getattr(self, name) is not None}
 
-    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over parameters by name, from arrays of this library or from any that NumPy can read.
 
         Parameters
@@ -103,12 +102,17 @@ class _Norm:
 class _AffineNorm(_Norm):
     """A norm with a weight for each feature and perhaps a bias."""
 
-    _function: Callable[..., Array]
+    shape: tuple[int, ...]
+    eps: float
+    weight_offset: float
+    weight: Any  # an array of the library that the norm was made with
+    bias: Any  # the same, or None
+    _function: Callable[..., Any]
     _parameter_names = ("weight", "bias")
 
     def __init__(
         self,
-        shape: int | tuple[int, ...],
+        shape: Shape,
         eps: float,
         bias: bool,
         weight_offset: float,
@@ -127,13 +131,14 @@ class _AffineNorm(_Norm):
         self.weight = full(library, self.shape, 0.0 if weight_offset == 1.0 else 1.0, dtype, device)
         self.bias = full(library, self.shape, 0.0, dtype, device) if bias else None
 
-    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+    def __call__(self, x: ArrayT, *, out: Array | None = None) -> ArrayT:
         """Normalize an array of the parameters' library."""
         axis = tuple(range(-len(self.shape), 0))
         try:
-            return self._function(
+            y: ArrayT = self._function(
                 x, self.weight, self.bias, axis=axis, eps=self.eps, weight_offset=self.weight_offset, out=out
             )
+            return y
         except TypeError:
             self._require_own_library(x)
             raise
@@ -187,7 +192,7 @@ class LayerNorm(_AffineNorm):
 
     def __init__(
         self,
-        shape: int | tuple[int, ...],
+        shape: Shape,
         *,
         eps: float = 1e-5,
         bias: bool = True,
@@ -215,7 +220,7 @@ class RMSNorm(_AffineNorm):
 
     def __init__(
         self,
-        shape: int | tuple[int, ...],
+        shape: Shape,
         *,
         eps: float = 1e-6,
         bias: bool = False,
@@ -246,15 +251,20 @@ class ScaleNorm(_Norm):
     array(2., dtype=float32)
     """
 
+    dim: int
+    eps: float
+    scale: Any  # an array of the library that the norm was made with
     _parameter_names = ("scale",)
 
-    def __init__(self, dim: int, *, eps: float = 1e-12, xp: Any = numpy, dtype: Any = None, device: Any = None) -> None:
+    def __init__(
+        self, dim: SupportsIndex, *, eps: float = 1e-12, xp: Any = numpy, dtype: Any = None, device: Any = None
+    ) -> None:
         library, dtype = library_and_dtype(xp, dtype)
         self.dim = check_length("dim", dim)
         self.eps = check_number("eps", eps, least=0.0)
         self.scale = full(library, (), math.sqrt(check_number("dim", self.dim)), dtype, device)
 
-    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+    def __call__(self, x: ArrayT, *, out: Array | None = None) -> ArrayT:
         """Normalize an array of the scale's library."""
         check_array("x", x)
         shape = tuple(x.shape)
@@ -274,12 +284,12 @@ class ScaleNorm(_Norm):
         return self._repr(self.dim, eps=self.eps, dtype=self._dtype_name())
 
 
-def _flatten(norm: _Norm) -> tuple[tuple[Array, ...], tuple[tuple[str, Any], ...]]:
+def _flatten(norm: _Norm) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
     held = {name: value for name, value in vars(norm).items() if name not in norm._parameter_names}
     return tuple(getattr(norm, name) for name in norm._parameter_names), tuple(held.items())
 
 
-def _unflatten(kind: type[_Norm], held: tuple[tuple[str, Any], ...], leaves: tuple[Array, ...]) -> _Norm:
+def _unflatten(kind: type[_Norm], held: tuple[tuple[str, Any], ...], leaves: tuple[Any, ...]) -> _Norm:
     norm = object.__new__(kind)
     vars(norm).update(held)
     vars(norm).update(zip(kind._parameter_names, leaves, strict=True))

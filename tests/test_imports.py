@@ -69,7 +69,7 @@ ORDER = [
     "_kernels.definition", "_kernels.sparse", "_threads", "_forks", "_forced", "_check", "_arrays", "_overlap",
     "_loading", "_moments", "_libraries", "_definition", "_definition.derivative", "_definition.merging",
     "_definition.norms", "_definition.scaling", "_definition.pairs", "_definition.sums", "_moments_dict", "_tasks",
-    "_lengths", "_pytrees", "_numbers", "_wording",
+    "_lengths", "_pytrees", "_numbers", "_wording", "_types",
 ]  # fmt: skip
 # What Numba compiles, and what it needs for that; imported by name, with the first call.
 COMPILED = [
