@@ -166,12 +166,12 @@ class LayerNorm(_AffineNorm):
         Whether to hold a bias besides the weight.
     weight_offset : float
         Added to the weight; 1.0 for weights stored around zero, which then start at 0.
-    xp : array namespace
-        The library of the parameters: numpy (the default), torch, cupy, jax.numpy, ...
-    dtype : dtype of that library
-        Default: its float32.
-    device : device of that library
-        Default: the library's own.
+    xp : array namespace, optional
+        The library of the parameters, such as torch, cupy or jax.numpy; left out, NumPy.
+    dtype : dtype of that library, optional
+        Left out, its float32.
+    device : device of that library, optional
+        Left out, the library's own.
 
     Raises
     ------
@@ -197,7 +197,7 @@ class LayerNorm(_AffineNorm):
         eps: float = 1e-5,
         bias: bool = True,
         weight_offset: float = 0.0,
-        xp: Any = numpy,
+        xp: Any = None,
         dtype: Any = None,
         device: Any = None,
     ) -> None:
@@ -225,7 +225,7 @@ class RMSNorm(_AffineNorm):
         eps: float = 1e-6,
         bias: bool = False,
         weight_offset: float = 0.0,
-        xp: Any = numpy,
+        xp: Any = None,
         dtype: Any = None,
         device: Any = None,
     ) -> None:
@@ -257,7 +257,7 @@ class ScaleNorm(_Norm):
     _parameter_names = ("scale",)
 
     def __init__(
-        self, dim: SupportsIndex, *, eps: float = 1e-12, xp: Any = numpy, dtype: Any = None, device: Any = None
+        self, dim: SupportsIndex, *, eps: float = 1e-12, xp: Any = None, dtype: Any = None, device: Any = None
     ) -> None:
         library, dtype = library_and_dtype(xp, dtype)
         self.dim = check_length("dim", dim)

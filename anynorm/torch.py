@@ -3,17 +3,30 @@
 On the CPU they run through anynorm's fused kernels, forward and backward; on other devices, and in TorchScript, through
 torch's own operators. The modules are subclasses of torch's, with the same parameters under the same names; they take
 nested tensors too.
+
+Modules::
+
+    LayerNorm           in place of torch.nn.LayerNorm
+    RMSNorm             in place of torch.nn.RMSNorm
+    ScaleNorm           with a single parameter
+
+Functions::
+
+    layer_norm
+    rms_norm
+    scale_norm
+    add_layer_norm
+    add_rms_norm
 """
 
 import math
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from anynorm import _torch_forward, _torch_own
 from anynorm._numbers import check_length, check_lengths, check_number
 from anynorm._torch_functions import add_layer_norm, add_rms_norm, layer_norm, rms_norm, scale_norm
-from anynorm._types import Shape
 
 __all__ = [
     "LayerNorm",
@@ -58,7 +71,7 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def __init__(
         self,
-        normalized_shape: Shape,
+        normalized_shape: int | tuple[int, ...] | list[int],
         eps: float = 1e-5,
         elementwise_affine: bool = True,
         bias: bool = True,
@@ -125,7 +138,7 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def __init__(
         self,
-        normalized_shape: Shape,
+        normalized_shape: int | tuple[int, ...] | list[int],
         eps: float | None = None,
         elementwise_affine: bool = True,
         device: Device = None,
@@ -191,9 +204,7 @@ class ScaleNorm(torch.nn.Module):
     eps: float
     scale: Tensor
 
-    def __init__(
-        self, dim: SupportsIndex, eps: float = 1e-12, device: Device = None, dtype: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, dim: int, eps: float = 1e-12, device: Device = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.dim, self.eps = check_length("dim", dim), check_number("eps", eps, least=0.0)
         self.scale = torch.nn.Parameter(torch.empty((), device=device, dtype=dtype))
