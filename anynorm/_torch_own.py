@@ -76,7 +76,10 @@ def rms_norm(
     weight = _whole(weight, weight_offset)
     dtype = _widest(x, weight, bias)
     weight = None if weight is None else weight.to(dtype)
-    y = functional.rms_norm(x.to(dtype), shape, weight, eps)
+    wide = x.to(dtype)
+    if eps is None and wide.dtype != x.dtype:
+        eps = 2.0**-23  # torch's for each dtype narrower than float64; of float64 it has another
+    y = functional.rms_norm(wide, shape, weight, eps)
     return (y if bias is None else y + bias).to(x.dtype)
 
 
