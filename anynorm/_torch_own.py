@@ -13,6 +13,7 @@ from torch.nn import functional
 from anynorm._check import Call, check
 from anynorm._definition.norms import Rule
 from anynorm._kernels import definition
+from anynorm._profiled import is_profiled, name_of, named
 
 Tensor = torch.Tensor
 
@@ -29,6 +30,13 @@ def norm(
 ) -> Tensor:
     """Return what the norm of that rule does, as precisely as torch does it."""
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset)
+    if is_profiled():
+        return named(name_of(call, "torch"), (x, weight, bias), _run, call)  # type: ignore[no-any-return]
+    return _run(call)
+
+
+def _run(call: Call) -> Tensor:
+    x: Tensor = call.x
     if not call.eps:  # by which torch divides zeros by zero
         return definition.run(call)  # type: ignore[no-any-return]
     last = tuple(range(x.ndim - len(call.axes), x.ndim))

@@ -67,8 +67,8 @@ ORDER = [
     "_kernels.cpu.sweep", "_kernels.cpu.jit", "_kernels.cpu.objects", "_kernels.cpu.memory", "_kernels.cpu.recipe",
     "_kernels.cpu.lanes", "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled",
     "_kernels.cpu.tracing", "_kernels.cpu.task", "_kernels.cpu.tags", "_kernels.axes", "_kernels.xla",
-    "_kernels.definition", "_kernels.sparse", "_threads", "_forks", "_forced", "_check", "_arrays", "_overlap",
-    "_loading", "_moments", "_libraries", "_definition", "_definition.derivative", "_definition.merging",
+    "_kernels.definition", "_kernels.sparse", "_threads", "_forks", "_forced", "_profiled", "_check", "_arrays",
+    "_overlap", "_loading", "_moments", "_libraries", "_definition", "_definition.derivative", "_definition.merging",
     "_definition.norms", "_definition.scaling", "_definition.pairs", "_definition.sums", "_moments_dict", "_tasks",
     "_lengths", "_pytrees", "_numbers", "_wording",
 ]  # fmt: skip
