@@ -25,6 +25,7 @@ _NAMED_AS_NORM = re.compile(r"(layer|rms|scale)_?norm", re.IGNORECASE)
 _READ_BY_ENCODER = (
     "torch.nn.TransformerEncoderLayer reads its parameters, without a call, in eval mode with no gradients"
 )
+_PARAMETRIZED = "it is parametrized (torch.nn.utils.parametrize)"
 
 
 class Entry(NamedTuple):
@@ -77,7 +78,7 @@ def convert(model: Module, classes: Classes, own: tuple[type[Module], ...]) -> R
         if isinstance(module, torch.jit.ScriptModule):
             return "it is compiled by TorchScript"
         if is_parametrized(module):
-            return "it is parametrized (torch.nn.utils.parametrize)"
+            return _PARAMETRIZED
         base = next((one for one in classes if isinstance(module, one)), None)
         if base is not None:
             return f"it is of a subclass of torch.nn.{base.__name__}, which may compute something else"
@@ -99,6 +100,8 @@ def revert(model: Module, classes: Classes, own: tuple[type[Module], ...]) -> Re
 
     def why_left(module: Any) -> str | None:
         theirs = back.get(type(module))
+        if is_parametrized(module):
+            return _PARAMETRIZED
         if theirs is None:
             return "torch.nn has no ScaleNorm" if type(module) in own else "it is of a subclass of anynorm's class"
         if module.weight_offset:
