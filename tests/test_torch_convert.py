@@ -312,6 +312,21 @@ def test_models_of_several_processes(tmp_path):
         destroy_process_group()
 
 
+def test_a_class_changes_once_the_module_has_all_that_it_needs(monkeypatch):
+    """So that a thread within the model never meets a module that lacks something."""
+    model, held, set_attribute = torch.nn.RMSNorm(8), [], torch.nn.Module.__setattr__
+
+    def note(module, name, value):
+        if name == "__class__":
+            held.append((module.weight_offset, module.bias))
+        set_attribute(module, name, value)
+
+    monkeypatch.setattr(torch.nn.Module, "__setattr__", note)
+    norms.convert(model)
+    assert held == [(0.0, None)]
+    assert type(model) is norms.RMSNorm
+
+
 def test_weights_that_are_computed_by_a_hook():
     model, x = prune.random_unstructured(filled(torch.nn.LayerNorm(8)), "weight", 0.5), rows()
     before = model(x)
