@@ -23,6 +23,10 @@ class OfOthersRMSNorm(torch.nn.Module):
     pass
 
 
+class PreLayerNormBlock(torch.nn.Sequential):
+    """No norm, for it has modules in it."""
+
+
 class MyOwn(norms.LayerNorm):
     pass
 
@@ -72,7 +76,7 @@ def test_what_is_left_and_why(why):
 def test_norms_of_other_kinds_are_not_listed():
     model = torch.nn.Sequential(
         torch.nn.GroupNorm(2, 8), torch.nn.BatchNorm1d(8), torch.nn.InstanceNorm1d(8), torch.nn.LocalResponseNorm(2),
-        torch.nn.Sequential(norms.ScaleNorm(8), norms.LayerNorm(8), MyOwn(8)),
+        PreLayerNormBlock(norms.ScaleNorm(8), norms.LayerNorm(8), MyOwn(8)),
     )  # fmt: skip
     assert norms.convert(model) == ((), ())
 
