@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from anynorm._arrays import check_array, check_blocks
 from anynorm._definition.norms import Precision, Rule
 from anynorm._lengths import fits, require_blocks_alike, require_lengths, shapes_agree
-from anynorm._libraries import Library, library_of, library_of_blocks
+from anynorm._libraries import Library, dtype_name, library_of, library_of_blocks
 from anynorm._moments import Moments, arrays_of, statistics_of
 from anynorm._numbers import as_index, check_number
 from anynorm._overlap import require_memory, require_separate, require_writable
@@ -183,10 +183,13 @@ def _check_range(rule: Rule, eps: float, weight: Array | float | None, weight_of
 
 
 def _taken_over(argument: str, value: Array, x: Array, library: Library) -> Array:
-    """A parameter as an array of x's library, where that takes NumPy's (JAX) or those that its blocks are of (Dask)."""
+    """A parameter as an array of x's library, where that takes NumPy's, or those that its blocks are of (Dask)."""
     given = check_array(argument, value, library)
-    taken = given.name == "numpy" if library.block is None else given is library_of_blocks(x)
-    return library.namespace.asarray(value) if taken else value
+    if not (given.name == "numpy" if library.block is None else given is library_of_blocks(x)):
+        return value
+    if library.name == "ndonnx" and dtype_name(value.dtype) == "bfloat16":  # which it lacks
+        value = value.astype("float32")
+    return library.namespace.asarray(value)
 
 
 def _check_same_place(argument: str, value: Array, x: Array, library: Library) -> None:
