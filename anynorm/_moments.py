@@ -195,7 +195,7 @@ def _restored(count: int, arrays: tuple[Any, ...], namespace: str) -> Moments:
     return of_arrays(count, arrays, importlib.import_module(namespace))
 
 
-pytree(Moments, Moments.flatten, Moments.unflatten)
+pytree(Moments, PARTS, Moments.flatten, Moments.unflatten)
 
 
 def merge(a: Moments, b: Moments) -> Moments:

@@ -287,4 +287,4 @@ def _unflatten(kind: type[_Norm], held: tuple[tuple[str, Any], ...], leaves: tup
 
 
 for _kind in (LayerNorm, RMSNorm, ScaleNorm):
-    pytree(_kind, _flatten, partial(_unflatten, _kind))
+    pytree(_kind, _kind._parameter_names, _flatten, partial(_unflatten, _kind))
