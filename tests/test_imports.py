@@ -53,7 +53,7 @@ ORDER = [
     "_files.safetensors", "_files.raw", "_files.parquet", "_files.lists", "_files.zarr", "_files.passes", "_files.rows",
     "_files.overlap", "_files.contents", "_files.job", "_files.boxes", "_files.original",
     "_files.target", "_files.locks",
-    "modules", "torch", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own", "_gradients", "_norms",
+    "modules", "_state", "torch", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own", "_gradients", "_norms",
     "_explain", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_pull", "_kernels.blocks",
     "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda", "_kernels.cuda.arrays",
     "_kernels.cuda.device", "_kernels.cuda.compile", "_kernels.cuda.task", "_kernels.cuda.launch",
