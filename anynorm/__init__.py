@@ -1,4 +1,41 @@
-"""LayerNorm, RMSNorm and ScaleNorm for whatever array you have."""
+"""LayerNorm, RMSNorm and ScaleNorm for whatever array you have.
+
+Functions that take an array of any library and return one like it::
+
+    layer_norm          rows of mean 0 and variance 1
+    rms_norm            rows of root mean square 1
+    scale_norm          unit vectors, or rows of any other length
+    add_layer_norm      a sum, and its layer_norm
+    add_rms_norm        a sum, and its rms_norm
+
+The same with a pullback, which turns the gradient by the result into those by what was passed::
+
+    layer_norm_vjp
+    rms_norm_vjp
+    scale_norm_vjp
+    add_layer_norm_vjp
+    add_rms_norm_vjp
+
+Statistics of rows, which merge, and which every norm takes as ``moments=``::
+
+    moments             those of an array
+    Moments             what it returns
+
+What runs a call::
+
+    explain             which kernel would, and why each other one would not
+    Explanation         what it returns
+    use_kernel          force one
+    set_threads         how many threads one call may use
+    get_threads
+
+Norms that hold their parameters::
+
+    LayerNorm
+    RMSNorm
+    ScaleNorm
+    anynorm.torch       the same as modules of torch
+"""
 
 from anynorm._choose import use_kernel
 from anynorm._explain import Explanation, explain

@@ -17,6 +17,7 @@ from anynorm._libraries import Library, dtype_name, library_of, library_of_block
 from anynorm._moments import Moments, arrays_of, statistics_of
 from anynorm._numbers import as_index, check_number
 from anynorm._overlap import require_memory, require_separate, require_writable
+from anynorm._types import Axis
 from anynorm._wording import arrays_of_library, describe, module_of, not_an_array, sentence
 
 Array = Any
@@ -54,7 +55,7 @@ def check(
     x: Array,
     weight: Array | None,
     bias: Array | None,
-    axis: int | tuple[int, ...],
+    axis: Axis,
     eps: float,
     *,
     weight_offset: float = 0.0,
@@ -108,7 +109,7 @@ def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradie
     return Gradient(call, dy, dtotal)
 
 
-def _check_axes(axis: int | tuple[int, ...], x: Array, measured: bool) -> tuple[int, ...]:
+def _check_axes(axis: Axis, x: Array, measured: bool) -> tuple[int, ...]:
     """The normalized axes, ascending and none negative; where moments are to be formed, of known lengths."""
     ndim = len(x.shape)
     if type(axis) is int and ndim and -ndim <= axis < ndim:

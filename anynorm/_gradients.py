@@ -9,20 +9,18 @@ from typing import Any
 from anynorm._check import Call, check, check_gradient
 from anynorm._choose import choose, choose_pull
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
-
-Array = Any
-Axis = int | tuple[int, ...]
+from anynorm._types import Array, ArrayT, Axis, Number, PullbackOfSum
 
 
 def layer_norm_vjp(
-    x: Array,
+    x: ArrayT,
     weight: Array | None = None,
     bias: Array | None = None,
     *,
     axis: Axis = -1,
     eps: float = 1e-5,
     weight_offset: float = 0.0,
-) -> tuple[Array, Callable[[Array], tuple[Array, Array | None, Array | None]]]:
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, ArrayT | None]]]:
     """Return layer_norm and its pullback, which turns a gradient by the result into those by what was passed.
 
     With ``x_hat = (x - mean(x)) / sqrt(var(x) + eps)`` and ``g = dy * (weight + weight_offset)``::
@@ -72,14 +70,14 @@ def layer_norm_vjp(
 
 
 def rms_norm_vjp(
-    x: Array,
+    x: ArrayT,
     weight: Array | None = None,
     bias: Array | None = None,
     *,
     axis: Axis = -1,
     eps: float = 1e-6,
     weight_offset: float = 0.0,
-) -> tuple[Array, Callable[[Array], tuple[Array, Array | None, Array | None]]]:
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, ArrayT | None]]]:
     """Return rms_norm and its pullback, which turns a gradient by the result into those by what was passed.
 
     With ``x_hat = x / sqrt(mean(x**2) + eps)`` and ``g = dy * (weight + weight_offset)``::
@@ -105,8 +103,8 @@ def rms_norm_vjp(
 
 
 def scale_norm_vjp(
-    x: Array, scale: Array | float | None = None, *, axis: Axis = -1, eps: float = 1e-12
-) -> tuple[Array, Callable[[Array], tuple[Array, Array | None]]]:
+    x: ArrayT, scale: Array | Number | None = None, *, axis: Axis = -1, eps: float = 1e-12
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None]]]:
     """Return scale_norm and its pullback, which turns a gradient by the result into those by x and the scale.
 
     With ``x_hat = x / max(norm2(x), eps)``::
@@ -150,7 +148,7 @@ def scale_norm_vjp(
 
 
 def add_layer_norm_vjp(
-    x: Array,
+    x: ArrayT,
     residual: Array,
     weight: Array | None = None,
     bias: Array | None = None,
@@ -158,7 +156,7 @@ def add_layer_norm_vjp(
     axis: Axis = -1,
     eps: float = 1e-5,
     weight_offset: float = 0.0,
-) -> tuple[tuple[Array, Array], Callable[..., tuple[Array, Array, Array | None, Array | None]]]:
+) -> tuple[tuple[ArrayT, ArrayT], PullbackOfSum[ArrayT]]:
     """Return add_layer_norm, ``(y, total)``, and its pullback.
 
     ``pullback(dy, dtotal=None) -> (dx, dresidual, dweight, dbias)`` takes the gradients by y and, where total is used
@@ -179,7 +177,7 @@ def add_layer_norm_vjp(
 
 
 def add_rms_norm_vjp(
-    x: Array,
+    x: ArrayT,
     residual: Array,
     weight: Array | None = None,
     bias: Array | None = None,
@@ -187,7 +185,7 @@ def add_rms_norm_vjp(
     axis: Axis = -1,
     eps: float = 1e-6,
     weight_offset: float = 0.0,
-) -> tuple[tuple[Array, Array], Callable[..., tuple[Array, Array, Array | None, Array | None]]]:
+) -> tuple[tuple[ArrayT, ArrayT], PullbackOfSum[ArrayT]]:
     """Return add_rms_norm, ``(y, total)``, and its pullback, as `add_layer_norm_vjp` does.
 
     Examples
@@ -203,38 +201,38 @@ def add_rms_norm_vjp(
 
 
 def _vjp(
-    rule: Rule, x: Array, weight: Array | None, bias: Array | None, axis: Axis, eps: float, weight_offset: float
-) -> tuple[Array, Callable[[Array], tuple[Array, Array | None, Array | None]]]:
+    rule: Rule, x: ArrayT, weight: Array | None, bias: Array | None, axis: Axis, eps: float, weight_offset: float
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, ArrayT | None]]]:
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset)
     return choose(call).run(call), partial(_pull, call)
 
 
 def _add_vjp(
     rule: Rule,
-    x: Array,
+    x: ArrayT,
     residual: Array,
     weight: Array | None,
     bias: Array | None,
     axis: Axis,
     eps: float,
     weight_offset: float,
-) -> tuple[tuple[Array, Array], Callable[..., tuple[Array, Array, Array | None, Array | None]]]:
+) -> tuple[tuple[ArrayT, ArrayT], PullbackOfSum[ArrayT]]:
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
     y, total = choose(call).run(call)
     return (y, total), partial(_pull_sum, call._replace(x=total, residual=None))
 
 
-def _pull(call: Call, dy: Array) -> tuple[Array, Array | None, Array | None]:
+def _pull(call: Call, dy: Any) -> tuple[Any, Any, Any]:
     """The pullback of a call."""
     gradient = check_gradient(call, dy)
     return choose_pull(gradient).pull(gradient)
 
 
-def _pull_scale(call: Call, dy: Array) -> tuple[Array, Array | None]:
+def _pull_scale(call: Call, dy: Any) -> tuple[Any, Any]:
     return _pull(call, dy)[:2]
 
 
-def _pull_sum(call: Call, dy: Array, dtotal: Array | None = None) -> tuple[Array, Array, Array | None, Array | None]:
+def _pull_sum(call: Call, dy: Any, dtotal: Any = None) -> tuple[Any, Any, Any, Any]:
     gradient = check_gradient(call, dy, dtotal)
     dx, dweight, dbias = choose_pull(gradient).pull(gradient)
     return dx, dx, dweight, dbias

@@ -61,10 +61,10 @@ def prefixes(names: Iterable[str], state: Mapping[str, Array]) -> list[str]:
 
 
 def library_and_dtype(xp: Any, dtype: Any) -> tuple[Library, Any]:
-    """The library of a namespace, and the dtype of a norm's parameters there."""
+    """The library of a namespace, NumPy without one, and the dtype of a norm's parameters there."""
     register()
     try:
-        library = library_named(xp)
+        library = library_named(numpy if xp is None else xp)
     except ImportError:
         raise
     except UnfitError as unfit:

@@ -116,15 +116,16 @@ class Moments:
         }  # fmt: skip
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, xp: Any = numpy, device: Any = None) -> Moments:
+    def from_dict(cls, values: Mapping[str, Any], *, xp: Any = None, device: Any = None) -> Moments:
         """Return the moments of which `to_dict` made a dict.
 
         Parameters
         ----------
         values : dict
             From `to_dict`; keys that it does not know are left alone.
-        xp : array namespace
-            The library whose arrays the moments are to be applied to or merged with, such as ``torch``.
+        xp : array namespace, optional
+            The library whose arrays the moments are to be applied to or merged with, such as ``torch``; left out,
+            NumPy.
         device : device of that library, optional
             Where those arrays are; left out, the library's default.
 
@@ -136,7 +137,7 @@ class Moments:
             If an entry is missing, or does not fit the others, or there is no such device.
         """
         register()
-        return of_arrays(*read(values, PARTS, xp, device))
+        return of_arrays(*read(values, PARTS, numpy if xp is None else xp, device))
 
     def flatten(self) -> tuple[tuple[Any, ...], tuple[int, Any]]:
         """Take apart into arrays and what is known without them, as a JAX pytree is."""

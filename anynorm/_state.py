@@ -12,8 +12,6 @@ from anynorm._loading import IncompatibleKeys, converted, matched, prefixes
 from anynorm._pytrees import register
 from anynorm._wording import arrays_of_library, describe, module_of, sentence, with_article
 
-Array = Any
-
 
 class HoldsParameters:
     """Parameters by name, and what can be done with them whichever norm they belong to."""
@@ -24,11 +22,11 @@ class HoldsParameters:
         vars(self).update(state)
         register()
 
-    def state_dict(self) -> dict[str, Array]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the parameters by name, the arrays themselves and no copies."""
         return {name: getattr(self, name) for name in self._parameter_names if getattr(self, name) is not None}
 
-    def load_state_dict(self, state: Mapping[str, Array], *, strict: bool = True, prefix: str = "") -> IncompatibleKeys:
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True, prefix: str = "") -> IncompatibleKeys:
         """Take over parameters by name, from arrays of this library or from any that NumPy can read.
 
         Parameters
@@ -73,7 +71,7 @@ class HoldsParameters:
             setattr(self, name, value)
         return left
 
-    def _require_own_library(self, x: Array) -> None:
+    def _require_own_library(self, x: Any) -> None:
         """Raise TypeError where x is of another library than the parameters: it is x that was passed, not they."""
         of_x = check_array("x", x)
         for parameter in self.state_dict().values():
@@ -106,7 +104,7 @@ class HoldsParameters:
             return dtype_name(parameter.dtype) if hasattr(parameter, "dtype") else None
         return None
 
-    def _written(self, shape: Any, **options: Any) -> str:
+    def _repr(self, shape: Any, **options: Any) -> str:
         written = ", ".join([str(shape), *(f"{name}={value}" for name, value in options.items())])
         return f"{type(self).__name__}({written})"
 
@@ -117,7 +115,7 @@ def _lacks(left: IncompatibleKeys) -> str:
     return " and ".join(f"{what} {', '.join(sorted(names))}" for what, names in both if names)
 
 
-def _instead(names: Collection[str], state: Mapping[str, Array], prefix: str) -> str:
+def _instead(names: Collection[str], state: Mapping[str, Any], prefix: str) -> str:
     """What to do about it: the prefix nearest to the given one, if a norm of this kind is there by another."""
     others = prefixes(names, state)
     if prefix in others or not others:

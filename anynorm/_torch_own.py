@@ -13,6 +13,7 @@ from torch.nn import functional
 from anynorm._check import Call, check
 from anynorm._definition.norms import Rule
 from anynorm._kernels import definition
+from anynorm._types import Axis
 
 Tensor = torch.Tensor
 
@@ -23,7 +24,7 @@ def norm(
     weight: Any = None,
     bias: Tensor | None = None,
     *,
-    axis: int | tuple[int, ...] = -1,
+    axis: Axis = -1,
     eps: float,
     weight_offset: float = 0.0,
 ) -> Tensor:

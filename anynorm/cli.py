@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="anynorm", description=anynorm.__doc__)
+    parser = _Parser(prog="anynorm", description=anynorm.__doc__.partition("\n")[0])
     parser.add_argument("--version", action="version", version=f"anynorm {anynorm.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 

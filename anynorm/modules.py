@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy
 
@@ -15,20 +15,24 @@ from anynorm._norms import layer_norm, rms_norm, scale_norm
 from anynorm._numbers import check_length, check_lengths, check_number
 from anynorm._pytrees import pytree
 from anynorm._state import HoldsParameters
+from anynorm._types import Array, ArrayT, Shape
 from anynorm._wording import describe, sentence
-
-Array = Any
 
 
 class _AffineNorm(HoldsParameters):
     """A norm with a weight for each feature and perhaps a bias."""
 
-    _function: Callable[..., Array]
+    shape: tuple[int, ...]
+    eps: float
+    weight_offset: float
+    weight: Any  # an array of the library that the norm was made with
+    bias: Any  # the same, or None
+    _function: Callable[..., Any]
     _parameter_names = ("weight", "bias")
 
     def __init__(
         self,
-        shape: int | tuple[int, ...],
+        shape: Shape,
         eps: float,
         bias: bool,
         weight_offset: float,
@@ -47,13 +51,14 @@ class _AffineNorm(HoldsParameters):
         self.weight = full(library, self.shape, 0.0 if weight_offset == 1.0 else 1.0, dtype, device)
         self.bias = full(library, self.shape, 0.0, dtype, device) if bias else None
 
-    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+    def __call__(self, x: ArrayT, *, out: Array | None = None) -> ArrayT:
         """Normalize an array of the parameters' library."""
         axis = tuple(range(-len(self.shape), 0))
         try:
-            return self._function(
+            y: ArrayT = self._function(
                 x, self.weight, self.bias, axis=axis, eps=self.eps, weight_offset=self.weight_offset, out=out
             )
+            return y
         except TypeError:
             self._require_own_library(x)
             raise
@@ -65,7 +70,7 @@ class _AffineNorm(HoldsParameters):
         options: dict[str, Any] = {"eps": self.eps, "bias": self.bias is not None}
         if self.weight_offset:
             options["weight_offset"] = self.weight_offset
-        return self._written(self.shape[0] if len(self.shape) == 1 else self.shape, **options, dtype=self._dtype_name())
+        return self._repr(self.shape[0] if len(self.shape) == 1 else self.shape, **options, dtype=self._dtype_name())
 
 
 class LayerNorm(_AffineNorm):
@@ -81,12 +86,12 @@ class LayerNorm(_AffineNorm):
         Whether to hold a bias besides the weight.
     weight_offset : float
         Added to the weight; 1.0 for weights stored around zero, which then start at 0.
-    xp : array namespace
-        The library of the parameters: numpy (the default), torch, cupy, jax.numpy, ...
-    dtype : dtype of that library
-        Default: its float32.
-    device : device of that library
-        Default: the library's own.
+    xp : array namespace, optional
+        The library of the parameters, such as torch, cupy or jax.numpy; left out, NumPy.
+    dtype : dtype of that library, optional
+        Left out, its float32.
+    device : device of that library, optional
+        Left out, the library's own.
 
     Raises
     ------
@@ -107,12 +112,12 @@ class LayerNorm(_AffineNorm):
 
     def __init__(
         self,
-        shape: int | tuple[int, ...],
+        shape: Shape,
         *,
         eps: float = 1e-5,
         bias: bool = True,
         weight_offset: float = 0.0,
-        xp: Any = numpy,
+        xp: Any = None,
         dtype: Any = None,
         device: Any = None,
     ) -> None:
@@ -135,12 +140,12 @@ class RMSNorm(_AffineNorm):
 
     def __init__(
         self,
-        shape: int | tuple[int, ...],
+        shape: Shape,
         *,
         eps: float = 1e-6,
         bias: bool = False,
         weight_offset: float = 0.0,
-        xp: Any = numpy,
+        xp: Any = None,
         dtype: Any = None,
         device: Any = None,
     ) -> None:
@@ -166,15 +171,20 @@ class ScaleNorm(HoldsParameters):
     array(2., dtype=float32)
     """
 
+    dim: int
+    eps: float
+    scale: Any  # an array of the library that the norm was made with
     _parameter_names = ("scale",)
 
-    def __init__(self, dim: int, *, eps: float = 1e-12, xp: Any = numpy, dtype: Any = None, device: Any = None) -> None:
+    def __init__(
+        self, dim: SupportsIndex, *, eps: float = 1e-12, xp: Any = None, dtype: Any = None, device: Any = None
+    ) -> None:
         library, dtype = library_and_dtype(xp, dtype)
         self.dim = check_length("dim", dim)
         self.eps = check_number("eps", eps, least=0.0)
         self.scale = full(library, (), math.sqrt(check_number("dim", self.dim)), dtype, device)
 
-    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+    def __call__(self, x: ArrayT, *, out: Array | None = None) -> ArrayT:
         """Normalize an array of the scale's library."""
         check_array("x", x)
         shape = tuple(x.shape)
@@ -191,16 +201,16 @@ class ScaleNorm(HoldsParameters):
         return self.dim, self.eps, self._dtype_name()
 
     def __repr__(self) -> str:
-        return self._written(self.dim, eps=self.eps, dtype=self._dtype_name())
+        return self._repr(self.dim, eps=self.eps, dtype=self._dtype_name())
 
 
-def _flatten(norm: HoldsParameters) -> tuple[tuple[Array, ...], tuple[tuple[str, Any], ...]]:
+def _flatten(norm: HoldsParameters) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
     held = {name: value for name, value in vars(norm).items() if name not in norm._parameter_names}
     return tuple(getattr(norm, name) for name in norm._parameter_names), tuple(held.items())
 
 
 def _unflatten(
-    kind: type[HoldsParameters], held: tuple[tuple[str, Any], ...], leaves: tuple[Array, ...]
+    kind: type[HoldsParameters], held: tuple[tuple[str, Any], ...], leaves: tuple[Any, ...]
 ) -> HoldsParameters:
     norm = object.__new__(kind)
     vars(norm).update(held)

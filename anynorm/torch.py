@@ -3,10 +3,24 @@
 On the CPU they run through anynorm's fused kernels, forward and backward; on other devices, and in TorchScript, through
 torch's own operators. The modules are subclasses of torch's, with the same parameters under the same names; they take
 nested tensors too.
+
+Modules::
+
+    LayerNorm           in place of torch.nn.LayerNorm
+    RMSNorm             in place of torch.nn.RMSNorm
+    ScaleNorm           with a single parameter
+
+Functions::
+
+    layer_norm
+    rms_norm
+    scale_norm
+    add_layer_norm
+    add_rms_norm
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +42,7 @@ __all__ = [
 # Annotations are types here and not strings, as torch.fx writes those of `forward` into a graph, which it could not
 # pickle then.
 Tensor = torch.Tensor
+Device = torch.device | str | int | None
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -56,16 +71,16 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def __init__(
         self,
-        normalized_shape: Any,
+        normalized_shape: int | tuple[int, ...] | list[int],
         eps: float = 1e-5,
         elementwise_affine: bool = True,
         bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         weight_offset: float = 0.0,
     ) -> None:
-        self.weight_offset = check_number("weight_offset", weight_offset)  # reset_parameters needs it
+        self.weight_offset: float = check_number("weight_offset", weight_offset)  # reset_parameters needs it
         eps = check_number("eps", eps, least=0.0)
         normalized_shape = check_lengths("normalized_shape", normalized_shape, least=0)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device=device, dtype=dtype)
@@ -76,6 +91,10 @@ class LayerNorm(torch.nn.LayerNorm):
         """Weights of 1, offset and all, and biases of 0."""
         super().reset_parameters()
         _start_at_one(self)
+
+    if TYPE_CHECKING:  # torch's own returns Any
+
+        def __call__(self, input: Tensor) -> Tensor: ...  # noqa: D102
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize a tensor whose last axes have the normalized shape."""
@@ -119,16 +138,16 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def __init__(
         self,
-        normalized_shape: Any,
+        normalized_shape: int | tuple[int, ...] | list[int],
         eps: float | None = None,
         elementwise_affine: bool = True,
-        device: Any = None,
-        dtype: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         bias: bool = False,
         weight_offset: float = 0.0,
     ) -> None:
-        self.weight_offset = check_number("weight_offset", weight_offset)  # reset_parameters needs it
+        self.weight_offset: float = check_number("weight_offset", weight_offset)  # reset_parameters needs it
         eps = None if eps is None else check_number("eps", eps, least=0.0)
         normalized_shape = check_lengths("normalized_shape", normalized_shape, least=0)
         super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
@@ -144,6 +163,10 @@ class RMSNorm(torch.nn.RMSNorm):
         bias = getattr(self, "bias", None)
         if bias is not None:
             torch.nn.init.zeros_(bias)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...  # noqa: D102
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize a tensor whose last axes have the normalized shape."""
@@ -177,7 +200,11 @@ class ScaleNorm(torch.nn.Module):
     tensor(2., requires_grad=True)
     """
 
-    def __init__(self, dim: int, eps: float = 1e-12, device: Any = None, dtype: Any = None) -> None:
+    dim: int
+    eps: float
+    scale: Tensor
+
+    def __init__(self, dim: int, eps: float = 1e-12, device: Device = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.dim, self.eps = check_length("dim", dim), check_number("eps", eps, least=0.0)
         self.scale = torch.nn.Parameter(torch.empty((), device=device, dtype=dtype))
@@ -186,6 +213,10 @@ class ScaleNorm(torch.nn.Module):
     def reset_parameters(self) -> None:
         """A scale of sqrt(dim)."""
         torch.nn.init.constant_(self.scale, math.sqrt(self.dim))
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...  # noqa: D102
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize a tensor whose last axis is as long as dim."""

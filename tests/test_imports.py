@@ -52,8 +52,8 @@ ORDER = [
     "cli", "_info", "_terminal", "_files", "_files.describe", "_files.npy",
     "_files.safetensors", "_files.raw", "_files.parquet", "_files.lists", "_files.zarr", "_files.passes", "_files.rows",
     "_files.overlap", "_files.contents", "_files.job", "_files.boxes", "_files.original",
-    "_files.target", "_files.locks",
-    "modules", "_state", "torch", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own", "_gradients", "_norms",
+    "_files.target", "_files.locks", "modules", "_state",
+    "torch", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own", "_gradients", "_norms",
     "_explain", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_pull", "_kernels.blocks",
     "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda", "_kernels.cuda.arrays",
     "_kernels.cuda.device", "_kernels.cuda.compile", "_kernels.cuda.task", "_kernels.cuda.launch",
@@ -69,7 +69,7 @@ ORDER = [
     "_kernels.definition", "_kernels.sparse", "_threads", "_forks", "_forced", "_check", "_arrays", "_overlap",
     "_loading", "_moments", "_libraries", "_definition", "_definition.derivative", "_definition.merging",
     "_definition.norms", "_definition.scaling", "_definition.pairs", "_definition.sums", "_moments_dict", "_tasks",
-    "_lengths", "_pytrees", "_numbers", "_wording",
+    "_lengths", "_pytrees", "_numbers", "_wording", "_types",
 ]  # fmt: skip
 # What Numba compiles, and what it needs for that; imported by name, with the first call.
 COMPILED = [
