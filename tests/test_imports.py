@@ -41,7 +41,7 @@ def test_the_definition_needs_no_heavy_import(norm):
 
 
 def test_every_public_name_is_listed_and_there():
-    public = {name for name in vars(anynorm) if not name.startswith("_")} - {"cli", "modules", "torch"}
+    public = {name for name in vars(anynorm) if not name.startswith("_")} - {"cli", "modules", "nnx", "torch"}
     assert public == set(anynorm.__all__)
     for name in anynorm.__all__:
         assert getattr(anynorm, name).__doc__
@@ -52,7 +52,7 @@ ORDER = [
     "cli", "_info", "_terminal", "_files", "_files.describe", "_files.npy",
     "_files.safetensors", "_files.raw", "_files.parquet", "_files.lists", "_files.zarr", "_files.passes", "_files.rows",
     "_files.overlap", "_files.contents", "_files.job", "_files.boxes", "_files.original",
-    "_files.target", "_files.locks", "modules", "_state",
+    "_files.target", "_files.locks", "nnx", "_nnx_forward", "modules", "_state",
     "torch", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own", "_gradients", "_norms",
     "_explain", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_pull", "_kernels.blocks",
     "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda", "_kernels.cuda.arrays",

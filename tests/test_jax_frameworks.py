@@ -1,10 +1,12 @@
-"""anynorm's own norms as parts of models of Flax NNX."""
+"""anynorm's norms as parts of models of Flax NNX, Equinox and Flax Linen."""
 
 import numpy as np
 import pytest
 
 import anynorm
+from benchmarks.models import jax_modules
 from tests.test_imports import fresh
+from tests.test_nnx import ROUNDING
 
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 
@@ -49,3 +51,11 @@ module.norm = anynorm.RMSNorm(3, xp=jnp)
 print(*nnx.state(module)["norm"])
 """
     assert fresh(code) == [*["False"] * (imported == "after"), "weight"]
+
+
+def test_the_example_learns_the_same_in_each_framework():
+    losses = jax_modules.train(10)
+    assert list(losses) == ["in_nnx", "in_equinox", "in_linen"]
+    for values in losses.values():
+        assert values[-1] < values[0] / 2
+        np.testing.assert_allclose(values, losses["in_nnx"], rtol=ROUNDING)
