@@ -221,6 +221,13 @@ class ScaleNorm(nnx.Module):
     Array(2., dtype=float32)
     """
 
+    num_features: int
+    epsilon: float
+    dtype: Dtype | None
+    param_dtype: Dtype
+    promote_dtype: PromoteDtypeFn
+    scale: nnx.Param[jax.Array]
+
     def __init__(
         self,
         num_features: int,

@@ -38,6 +38,26 @@ def test_a_norm_is_an_attribute_of_an_nnx_module_as_it_is():
     np.testing.assert_allclose(gradient["norm"]["weight"], np.sum(expected, axis=0), rtol=2.0**-20)
 
 
+def test_a_variable_of_flax_is_no_array():
+    import jax.numpy as jnp
+    from flax import nnx
+
+    x, weight = jnp.asarray(X), nnx.Param(jnp.arange(4.0))
+    norm = anynorm.RMSNorm(4)
+    norm.weight = weight
+    for call, do in (
+        (
+            lambda: anynorm.rms_norm(x, weight),
+            r"weight must be a JAX array like x, got a flax Param; pass .*weight\[...\]",
+        ),
+        (lambda: norm(x), r"weight must be a JAX array like x, got a flax Param; pass .*weight\[...\]"),
+        (lambda: anynorm.rms_norm(weight), r"x must be an array, got a flax Param; pass x\[...\]"),
+    ):
+        with pytest.raises(TypeError, match=do):
+            call()
+    assert anynorm.rms_norm(x, weight[...]).shape == x.shape
+
+
 @pytest.mark.parametrize("imported", ["before", "after"])
 def test_flax_may_be_imported_before_a_norm_is_made_or_after_one(imported):
     code = f"""

@@ -142,6 +142,8 @@ def test_numpy_parameters_go_with_an_x_of_jax(dtype):
         theirs.load_state_dict(norm.state_dict())
         expected = np.asarray(theirs(x))
         assert type(norm(x)) is type(x)
+        with pytest.raises(TypeError, match="out must be None"):
+            norm(x, out=x)
         for y in (norm(x), jax.jit(norm.__call__)(x), jax.jit(lambda norm, x: norm(x))(norm, x)):
             np.testing.assert_array_equal(y, expected)
 

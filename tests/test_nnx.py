@@ -14,7 +14,7 @@ from tests import reference
 from tests.backends import thorough_but
 from tests.tolerances import assert_exact
 
-NORMS = ("LayerNorm", "RMSNorm")
+NORMS = {"LayerNorm": "layer_norm", "RMSNorm": "rms_norm"}
 X = np.random.default_rng(0).standard_normal((3, 4, 5)).astype(np.float32)
 NORMAL = nnx.initializers.normal(1.0)
 # As in test_training.py: each of some twenty steps rounds to 24 bits, with errors of either sign. The losses were 6
@@ -35,7 +35,7 @@ def exact(name, rows, scale=None, bias=None, epsilon=1e-6):
     """Exact rows of a norm, each with parameters of its own."""
     rows = np.asarray(rows)
     scale, bias = (None if p is None else np.broadcast_to(p, rows.shape) for p in (scale, bias))
-    norm = reference.layer_norm if name == "LayerNorm" else reference.rms_norm
+    norm = getattr(reference, NORMS[name])
     parameters = [[None if p is None else p[i] for p in (scale, bias)] for i in range(len(rows))]
     return [norm(row, *given, eps=epsilon) for row, given in zip(rows, parameters, strict=True)]
 
@@ -88,7 +88,7 @@ def test_any_axes(name, reduced, features, rows):
     parameters = [None if p is None else as_rows(p.reshape(shape)) for p in held(norm)]
     assert_exact(
         as_rows(norm(X)), exact(name, as_rows(X), *parameters), backend="jax", dtype="float32",
-        norm="layer_norm" if name == "LayerNorm" else "rms_norm",
+        norm=NORMS[name],
     )  # fmt: skip
 
 
@@ -102,12 +102,23 @@ def test_dtypes_are_those_of_flax(name):
             for of_x in (half, brain, jnp.float32, jnp.int32):
                 given = jax.ShapeDtypeStruct(x.shape, of_x)
                 assert jax.eval_shape(norm, given) == jax.eval_shape(theirs, given)
-    norm, theirs = pair(name, 5, promote_dtype=lambda arrays, dtype: arrays)  # leaves each dtype as it is
-    assert norm(x.astype(brain)).dtype == theirs(x.astype(brain)).dtype == jnp.float32
-    norm, _ = pair(name, 5, dtype=brain)
-    rows = X.reshape(12, 5)
-    rounded = [np.asarray(jnp.asarray(one, brain)) for one in (rows, *held(norm)[: 2 if name == "LayerNorm" else 1])]
-    assert_exact(norm(rows), exact(name, *rounded), backend="jax", dtype="bfloat16", norm="layer_norm")
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_results_are_rounded_once_to_the_dtype(name):
+    rows, kept = X.reshape(12, 5), {"promote_dtype": lambda arrays, dtype: arrays}  # which leaves each as it is
+    narrow = jnp.asarray(rows, jnp.bfloat16)
+    for dtype, options in (("bfloat16", {}), ("bfloat16", {"feature_axes": 0}), ("float32", kept), ("float16", kept)):
+        norm, theirs = pair(name, 12 if "feature_axes" in options else 5, dtype=dtype, **options)
+        x, parameters = narrow, held(norm)
+        if not options.get("promote_dtype"):
+            parameters = [None if p is None else np.asarray(jnp.asarray(p, dtype)) for p in parameters]
+        if "feature_axes" in options:
+            parameters = [None if p is None else p[:, None] for p in parameters]
+        assert norm(x).dtype == theirs(x).dtype == dtype
+        if dtype != "float16":  # to which float32 is rounded once more
+            expected = exact(name, np.asarray(x), *parameters)
+            assert_exact(norm(x), expected, backend="jax", dtype=dtype, norm=NORMS[name])
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -116,7 +127,7 @@ def test_parameters_may_be_left_out(name):
     norm = getattr(anynorm.nnx, name)(7, epsilon=0.5, rngs=nnx.Rngs(0), **without)
     assert not jax.tree.leaves(nnx.state(norm))
     expected = exact(name, X.reshape(12, 5), epsilon=0.5)  # whatever the length, as in Flax
-    assert_exact(norm(X.reshape(12, 5)), expected, backend="jax", dtype="float32", norm="layer_norm")
+    assert_exact(norm(X.reshape(12, 5)), expected, backend="jax", dtype="float32", norm=NORMS[name])
 
 
 @pytest.mark.parametrize("name", NORMS)
