@@ -33,7 +33,7 @@ def layer_norm(
         float16, bfloat16, float32 or float64, of any array library.
     weight, bias : arrays of the shape of the normalized axes, optional
         In the array's own axis order: for x of shape (N, C, H, W) and ``axis=1``, shape (C,). Their dtype may differ
-        from x's; left out they are 1 and 0. NumPy's go with an x of JAX or Dask.
+        from x's; left out they are 1 and 0. NumPy's go with an x of JAX, Dask or ndonnx.
     axis : int or tuple of ints
         The normalized axes.
     eps : float

@@ -87,7 +87,8 @@ class LayerNorm(_AffineNorm):
     weight_offset : float
         Added to the weight; 1.0 for weights stored around zero, which then start at 0.
     xp : array namespace, optional
-        The library of the parameters, such as torch, cupy or jax.numpy; left out, NumPy.
+        The library of the parameters, such as torch, cupy or jax.numpy; left out, NumPy. Parameters of
+        NumPy go with an x of JAX, Dask or ndonnx too.
     dtype : dtype of that library, optional
         Left out, its float32.
     device : device of that library, optional

@@ -59,14 +59,13 @@ from jax.sharding import Mesh, PartitionSpec as P
 
 x = jax.random.normal(jax.random.key(0), (5, 24))
 mesh = Mesh(np.array(jax.devices()), ("i",))
-for name, groups, features in (("RMSNorm", None, 24), ("LayerNorm", [[0, 1], [2, 3]], 12)):
-    norm = getattr(anynorm.nnx, name)(6, axis_name="i", axis_index_groups=groups, rngs=nnx.Rngs(0))
-    y = jax.jit(jax.shard_map(norm, mesh=mesh, in_specs=P(None, "i"), out_specs=P(None, "i")))(x)
-    whole = getattr(anynorm.nnx, name)(features, rngs=nnx.Rngs(0))(x.reshape(-1, features)).reshape(x.shape)
-    print(bool(abs(y - whole).max() <= 8 * 2.0**-21))
+norm = anynorm.nnx.LayerNorm(6, axis_name="i", axis_index_groups=[[0, 1], [2, 3]], rngs=nnx.Rngs(0))
+y = jax.jit(jax.shard_map(norm, mesh=mesh, in_specs=P(None, "i"), out_specs=P(None, "i")))(x)
+whole = anynorm.nnx.LayerNorm(12, rngs=nnx.Rngs(0))(x.reshape(-1, 12)).reshape(x.shape)
+print(bool(abs(y - whole).max() <= 8 * 2.0**-21))
 """
 
 
-def test_pieces_on_several_devices():
+def test_pieces_on_several_devices_in_groups():
     """Each is within 4 units of the exact result, and none is as large as 8."""
-    assert fresh(SHARDED) == ["True"] * 2
+    assert fresh(SHARDED) == ["True"]
