@@ -46,7 +46,8 @@ def layer_norm(
     weight_offset : float
         Added to ``weight`` before anything is rounded; 1.0 for weights stored around zero, as Gemma's are.
     moments : Moments, optional
-        Statistics to use instead of x's own, as `moments` returns them.
+        Statistics to use instead of x's own, as `moments` returns them; what is NaN or Inf in x then leaves the rest
+        of its row alone.
     out : array like x, optional
         Where to write the result; ``out=x`` works in place.
 
@@ -106,7 +107,8 @@ def rms_norm(
     weight_offset : float
         Added to ``weight`` before anything is rounded; 1.0 for Gemma.
     moments : Moments, optional
-        Statistics to use instead of x's own, as `moments` returns them.
+        Statistics to use instead of x's own, as `moments` returns them; what is NaN or Inf in x then leaves the rest
+        of its row alone.
     out : array like x, optional
         Where to write the result; ``out=x`` works in place.
 
@@ -161,7 +163,8 @@ def scale_norm(
     eps : float
         The least length to divide by, in x's units; 0 or more. Rows shorter than it stay shorter than ``scale``.
     moments : Moments, optional
-        Statistics to use instead of x's own, as `moments` returns them.
+        Statistics to use instead of x's own, as `moments` returns them; what is NaN or Inf in x then leaves the rest
+        of its row alone.
     out : array like x, optional
         Where to write the result; ``out=x`` works in place.
 

@@ -108,7 +108,7 @@ def test_counts_are_exact():
     with pytest.raises(
         ValueError, match=r"moments must have counts that ints of jax\.numpy can hold, up to 2147483647"
     ):
-        many.to(jax.numpy)
+        Moments.from_dict({**found, "count": [2**31]}).to(jax.numpy)
     assert Moments.from_dict({**found, "count": [2**31 - 1]}).to(jax.numpy).count.tolist() == [[2**31 - 1]]
 
 

@@ -61,13 +61,16 @@ def test_a_mean_and_a_variance_are_kept(backend, dtype):
 
 
 def test_of_any_magnitude_and_of_nan():
-    mean = np.asarray([1e-300, 1e300, 3.0, math.nan, 0.0, 0.0])
-    variance = np.asarray([1e-320, 1e305, 0.0, 1.0, math.nan, 5e-324])
+    mean = np.asarray([1e-300, 1e300, 3.0, 0.0, math.nan, math.inf, 0.0, 0.0])
+    variance = np.asarray([1e-320, 1e305, 0.0, 5e-324, 1.0, 1.0, math.nan, math.inf])
     made = Moments.from_mean_variance(mean, variance, count=3)
     np.testing.assert_array_equal(made.mean, mean)
-    np.testing.assert_array_equal(made.variance, variance)
+    np.testing.assert_array_equal(made.variance[:4], variance[:4])
+    for norm in (anynorm.layer_norm, anynorm.rms_norm):
+        y = norm(np.ones((8, 2)), moments=Moments.from_mean_variance(mean, variance, count=3, axis=1))
+        assert np.isnan(y[4:]).all()
     assert made.std[2] == 0.0
-    assert made.std[5] == math.sqrt(5e-324)
+    assert made.std[3] == math.sqrt(5e-324)
     assert anynorm.moments(np.asarray([1e-200, 3e-200])).std == pytest.approx([1e-200], rel=1e-15)
 
 

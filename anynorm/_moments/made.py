@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -103,8 +104,8 @@ def _in_units(xp: Any, found: Statistics, digits: int) -> Statistics:
     if by_row(count):  # whose mean and variance are then nothing
         mean, variance = (xp.where(count == 0, 0.0, one) for one in (mean, variance))
     magnitude = xp.maximum(xp.abs(mean), xp.sqrt(variance))
-    unit = units_of(
-        xp, xp.where(magnitude == magnitude, magnitude, 1.0), (), digits
-    )  # of one that is NaN, kept as it is
+    # As of a row that holds NaN or Inf: whatever such statistics are applied to is NaN.
+    variance = xp.where(magnitude < math.inf, variance, math.nan)
+    unit = units_of(xp, magnitude, (), digits)
     squares = multiply_pairs((variance * unit * unit, 0.0), count_as_pair(xp, count, digits, mean), digits)
     return Statistics(count, mean * unit, None, None, *squares, unit)

@@ -31,9 +31,9 @@ class Moments(MaybeLazy):
     ``sum(pieces)``. They are values: kept as JSON (`to_dict`) or a pickle, compared with ``==``, cut by features
     (``m[..., 3:5]``), carried to other libraries and widths (`to`).
 
-    A norm that is given moments computes element by element: NaN and Inf of x stay where they are. A row whose variance
-    is 0, as of a feature that was constant in training, is given ``(x - mean) / sqrt(eps)`` by layer_norm, and 0 where
-    eps is 0; scikit-learn, which divides by 1 there, is followed by a variance of 1 in place of 0.
+    A norm that is given moments computes element by element: what is NaN or Inf in x leaves the rest of its row alone.
+    A row whose variance is 0, as of a feature that was constant in training, becomes ``(x - mean) / sqrt(eps)`` by
+    layer_norm, and 0 where eps is 0; scikit-learn divides by 1 there, as a variance of 1 in place of 0 does.
     """
 
     __slots__ = ("_is_by_row", "_statistics", "_xp")
@@ -46,7 +46,7 @@ class Moments(MaybeLazy):
 
     @classmethod
     def from_mean_variance(
-        cls, mean: Array, variance: Array, *, count: int, axis: int | tuple[int, ...] | None = None
+        cls, mean: Array, variance: Array, *, count: int | Array, axis: int | tuple[int, ...] | None = None
     ) -> Moments:
         """Return moments of a mean and a variance that were found elsewhere.
 
