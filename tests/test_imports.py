@@ -41,7 +41,7 @@ def test_the_definition_needs_no_heavy_import(norm):
 
 
 def test_every_public_name_is_listed_and_there():
-    public = {name for name in vars(anynorm) if not name.startswith("_")} - {"cli", "modules", "torch"}
+    public = {name for name in vars(anynorm) if not name.startswith("_")} - {"cli", "modules", "nnx", "torch"}
     assert public == set(anynorm.__all__)
     for name in anynorm.__all__:
         assert getattr(anynorm, name).__doc__
@@ -52,9 +52,8 @@ ORDER = [
     "cli", "_info", "_terminal", "_files", "_files.describe", "_files.npy",
     "_files.safetensors", "_files.raw", "_files.parquet", "_files.lists", "_files.zarr", "_files.passes", "_files.rows",
     "_files.overlap", "_files.contents", "_files.job", "_files.boxes", "_files.original",
-    "_files.target", "_files.locks",
-    "modules", "torch", "_torch_convert", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own",
-    "_gradients", "_norms",
+    "_files.target", "_files.locks", "nnx", "_nnx_forward", "modules", "_state",
+    "torch", "_torch_convert", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own", "_gradients", "_norms",
     "_explain", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_pull", "_kernels.blocks",
     "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda", "_kernels.cuda.arrays",
     "_kernels.cuda.device", "_kernels.cuda.compile", "_kernels.cuda.task", "_kernels.cuda.launch",
@@ -67,10 +66,12 @@ ORDER = [
     "_kernels.cpu.sweep", "_kernels.cpu.jit", "_kernels.cpu.objects", "_kernels.cpu.memory", "_kernels.cpu.recipe",
     "_kernels.cpu.lanes", "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled",
     "_kernels.cpu.tracing", "_kernels.cpu.task", "_kernels.cpu.tags", "_kernels.axes", "_kernels.xla",
-    "_kernels.definition", "_kernels.sparse", "_threads", "_forks", "_forced", "_profiled", "_check", "_arrays",
-    "_overlap", "_loading", "_moments", "_libraries", "_definition", "_definition.derivative", "_definition.merging",
-    "_definition.norms", "_definition.scaling", "_definition.pairs", "_definition.sums", "_moments_dict", "_tasks",
-    "_lengths", "_pytrees", "_numbers", "_wording", "_types",
+    "_kernels.definition", "_kernels.sparse", "_threads", "_forks", "_forced", "_profiled", "_check", "_loading",
+    "_moments", "_moments.value", "_moments.lazy", "_moments.equal", "_moments.joined", "_moments.made",
+    "_moments.written", "_moments.moved", "_moments.shown", "_moments.blocks", "_moments.parts", "_arrays", "_overlap",
+    "_libraries", "_definition", "_definition.derivative", "_definition.merging", "_definition.missing",
+    "_definition.norms", "_definition.scaling", "_definition.counting", "_definition.pairs", "_definition.sums",
+    "_pytrees_torch", "_tasks", "_lengths", "_pytrees", "_numbers", "_wording", "_types",
 ]  # fmt: skip
 # What Numba compiles, and what it needs for that; imported by name, with the first call.
 COMPILED = [

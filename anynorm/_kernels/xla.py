@@ -21,7 +21,8 @@ from anynorm._definition.norms import Precision, Rule, Step, apply, finish, redu
 from anynorm._definition.scaling import exceeds
 from anynorm._definition.sums import count_along, mean, of_rows, total
 from anynorm._kernels import definition
-from anynorm._moments import Moments, arrays_of, of_arrays
+from anynorm._moments import Moments
+from anynorm._pytrees import register
 
 Array = Any
 
@@ -78,8 +79,9 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
 
 def run_moments(call: Call) -> Moments:
     """Return the moments of the call's array."""
-    arrays = _compiled(_moments, call)
-    return of_arrays(count_along(call.x, call.axes), arrays, call.library.namespace)
+    register()  # Flax may have been imported since the last ones
+    count = None if call.skip_nan else count_along(call.x, call.axes)
+    return Moments.unflatten((count, call.library.namespace), _compiled(_moments, call))
 
 
 def _run(call: Call) -> Any:
@@ -94,7 +96,7 @@ def _run_given(call: Call, step: tuple[Any, ...]) -> Any:
 
 
 def _moments(call: Call) -> tuple[Array | None, ...]:
-    return arrays_of(definition.run_moments(call))
+    return definition.run_moments(call).flatten()[0]
 
 
 def _compiled(function: Callable[..., Any], call: Call, *more: Any) -> Any:

@@ -22,7 +22,7 @@ from anynorm._kernels.cpu.layout import Layout, plan
 from anynorm._kernels.cpu.memory import NumPy, last_cache_nbytes
 from anynorm._kernels.cpu.tags import FINISHED, REDUCED, RULES
 from anynorm._libraries import library_of
-from anynorm._moments import Moments, arrays_of, of_arrays, statistics_of
+from anynorm._moments import Moments, arrays_of, mapped, of_arrays, statistics_of
 from anynorm._threads import get_threads
 
 Array = Any
@@ -130,11 +130,10 @@ def _by_definition(call: Call) -> Array:
     if call.library.name == "numpy" or any("bfloat16" in str(one.dtype) for one in held):
         return definition.run(call)
     given: Any = call.moments
-    arrays = [None if part is None else numpy.asarray(part) for part in arrays_of(given)]
     parameters: tuple[Any, ...] = (call.weight, call.bias)
     weight, bias = (one.detach().numpy() if hasattr(one, "detach") else one for one in parameters)
     call_in_numpy = _in_numpy(call)._replace(
-        weight=weight, bias=bias, moments=of_arrays(given.count, arrays, numpy), out=None
+        weight=weight, bias=bias, moments=Moments(mapped(numpy.asarray, statistics_of(given)), numpy), out=None
     )
     y = call.library.namespace.asarray(definition.run(call_in_numpy))
     if call.out is None:
@@ -147,10 +146,8 @@ def _finished(call: Call) -> tuple[Array, Array]:
     """What the kernel applies to each row, and to which rows it may."""
     numbers, digits, rule = _room(call, FINISHED), call.precision.digits, call.rule
     given: Any = call.moments
-    parts = [None if part is None else numpy.asarray(part) for part in arrays_of(given)]
-    found = fitted(
-        numpy, statistics_of(of_arrays(given.count, parts, numpy)), rule.centred, rule.averaged, call.eps, digits
-    )
+    found = mapped(numpy.asarray, statistics_of(given))
+    found = fitted(numpy, found, rule.centred, rule.averaged, call.eps, digits)
     step = finish(numpy, found, rule, call.eps, Precision(numpy.float64, digits))
     scale = 1.0 if rule.averaged else scale_of(call)
     # Infinity times a zero of the row would be NaN.
