@@ -17,6 +17,11 @@ Functions::
     scale_norm
     add_layer_norm
     add_rms_norm
+
+Models::
+
+    convert             make the norms of a model these
+    revert              the way back
 """
 
 import math
