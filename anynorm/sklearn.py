@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy
 import scipy.sparse
@@ -96,7 +96,7 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         self.scale = scale
         self.copy = copy
 
-    def fit(self, X: Any, y: Any = None) -> Normalizer:
+    def fit(self, X: Any, y: Any = None) -> Self:
         """Check the parameters and X; nothing is learned.
 
         Parameters
