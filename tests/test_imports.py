@@ -11,7 +11,10 @@ import pytest
 
 import anynorm
 
-HEAVY = ["torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "tqdm", "scipy"]
+HEAVY = [
+    "torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "tqdm", "scipy",
+    "sklearn", "pandas", "polars",
+]  # fmt: skip
 PACKAGE = Path(anynorm.__file__).parent
 
 
@@ -41,7 +44,13 @@ def test_the_definition_needs_no_heavy_import(norm):
 
 
 def test_every_public_name_is_listed_and_there():
-    public = {name for name in vars(anynorm) if not name.startswith("_")} - {"cli", "modules", "nnx", "torch"}
+    public = {name for name in vars(anynorm) if not name.startswith("_")} - {
+        "cli",
+        "modules",
+        "nnx",
+        "sklearn",
+        "torch",
+    }
     assert public == set(anynorm.__all__)
     for name in anynorm.__all__:
         assert getattr(anynorm, name).__doc__
@@ -52,7 +61,7 @@ ORDER = [
     "cli", "_info", "_terminal", "_files", "_files.describe", "_files.npy",
     "_files.safetensors", "_files.raw", "_files.parquet", "_files.lists", "_files.zarr", "_files.passes", "_files.rows",
     "_files.overlap", "_files.contents", "_files.job", "_files.boxes", "_files.original",
-    "_files.target", "_files.locks", "nnx", "_nnx_forward", "modules", "_state",
+    "_files.target", "_files.locks", "nnx", "_nnx_forward", "modules", "_state", "sklearn",
     "torch", "_torch_convert", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own", "_gradients", "_norms",
     "_explain", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_pull", "_kernels.blocks",
     "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda", "_kernels.cuda.arrays",
@@ -66,7 +75,7 @@ ORDER = [
     "_kernels.cpu.sweep", "_kernels.cpu.jit", "_kernels.cpu.objects", "_kernels.cpu.memory", "_kernels.cpu.recipe",
     "_kernels.cpu.lanes", "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled",
     "_kernels.cpu.tracing", "_kernels.cpu.task", "_kernels.cpu.tags", "_kernels.axes", "_kernels.xla",
-    "_kernels.definition", "_kernels.sparse", "_threads", "_forks", "_forced", "_profiled", "_check", "_loading",
+    "_kernels.definition", "_kernels.sparse", "_kernels.stored", "_threads", "_forks", "_forced", "_profiled", "_check", "_loading",
     "_moments", "_moments.value", "_moments.lazy", "_moments.equal", "_moments.joined", "_moments.made",
     "_moments.written", "_moments.moved", "_moments.shown", "_moments.blocks", "_moments.parts", "_arrays", "_overlap",
     "_libraries", "_definition", "_definition.derivative", "_definition.merging", "_definition.missing",
