@@ -10,6 +10,8 @@ from anynorm._gradients import (
     scale_norm_vjp,
 )
 from anynorm._moments import Moments
+from anynorm._moments_gradient import MomentsGradient
+from anynorm._moments_vjp import moments_vjp
 from anynorm._norms import add_layer_norm, add_rms_norm, layer_norm, moments, rms_norm, scale_norm
 from anynorm._threads import get_threads, set_threads
 from anynorm.modules import LayerNorm, RMSNorm, ScaleNorm
@@ -20,6 +22,7 @@ __all__ = [
     "Explanation",
     "LayerNorm",
     "Moments",
+    "MomentsGradient",
     "RMSNorm",
     "ScaleNorm",
     "add_layer_norm",
@@ -31,6 +34,7 @@ __all__ = [
     "layer_norm",
     "layer_norm_vjp",
     "moments",
+    "moments_vjp",
     "rms_norm",
     "rms_norm_vjp",
     "scale_norm",
