@@ -140,8 +140,8 @@ def derive_moments(
 ) -> Array:
     """The gradient dx of a loss by way of the statistics of x itself, from (mean, variance, factor, unit) by those.
 
-    With n elements in a row, dx = (mean + 2 * variance * (x - mean(x))) / n. Where ``mean`` is None, ``variance`` is the
-    gradient by the mean square, and dx = 2 * variance * x / n.
+    With n elements in a row, dx = (mean + 2 * variance * (x - mean(x))) / n. Where ``mean`` is None, ``variance`` is
+    the gradient by the mean square, and dx = 2 * variance * x / n.
     """
     count, factors = max(found.elements, 1), [one for one in (factor, unit) if one is not None]
     by_deviation = [variance * (2.0 / count), *factors, *factors]
