@@ -8,7 +8,20 @@ import pytest
 import anynorm
 from anynorm import MomentsGradient
 from tests import derivatives, reference, reference_given
-from tests.backends import ALL, BACKENDS, DASK, JAX, KERNELS, NUMPY, STRICT, TORCH, as_dtype, needs_numba, some
+from tests.backends import (
+    ALL,
+    BACKENDS,
+    DASK,
+    JAX,
+    KERNELS,
+    NUMPY,
+    STRICT,
+    TORCH,
+    as_dtype,
+    needs_numba,
+    some,
+    thorough_but,
+)
 from tests.tolerances import (
     GRADIENT_BOUNDS,
     NARROW_GRADIENT_BOUNDS,
@@ -298,6 +311,23 @@ def test_memory_is_not_of_the_size_of_x(kernel):
             tracemalloc.stop()
             # Beyond dx there are numbers of rows, in float64, and those of a block.
             assert peak < x.nbytes + 20000 * 8 * 20 + 5_000_000
+
+
+@pytest.mark.parametrize("norm", thorough_but("rms_norm", of=NORMS))
+def test_jax_follows_moments_and_norms_to_the_second_order(norm):
+    import jax
+
+    x, dy, _ = arrays("float64", (5,))
+
+    def loss(x, given):
+        moments = anynorm.moments(x) if given else None
+        return (getattr(anynorm, norm)(x, moments=moments) * dy).sum()
+
+    with jax.enable_x64(True):
+        x, dy = map(jax.numpy.asarray, (x, dy))
+        for transform in (jax.grad, jax.hessian):
+            found, expected = (transform(loss)(x, given) for given in (True, False))
+            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_arguments():

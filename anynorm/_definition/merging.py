@@ -64,7 +64,8 @@ def sum_of_squares(xp: Any, found: Statistics) -> Pair:
     if found.unit is None:
         return found.squares + found.mean * found.mean * found.elements, low
     digits = _digits(xp, found)
-    mean = _mean_of(found)
+    # The derivative of a mean may be in its low part alone, whose square pairs leave out; a sum has all of it above.
+    mean = two_sum(*_mean_of(found))
     of_mean = multiply_pairs(multiply_pairs(mean, mean, digits), (float(found.elements), 0.0), digits)
     return add_pairs((found.squares, low), of_mean)
 
