@@ -296,6 +296,25 @@ def test_dask_stays_lazy_and_cuts_nothing():
         np.testing.assert_allclose(DASK.read(got), one, rtol=1e-6, atol=1e-7)
 
 
+def test_dask_with_empty_chunks_unknown_lengths_and_rows_with_nan():
+    import dask.array as da
+
+    x, dy, weight = arrays("float64", (12, 6))
+    x[3, 2], dy[5, 1] = np.nan, np.inf
+    kept = x[:, 0] > -0.3
+
+    def all_of_it(x, dy):
+        found, pull_moments = anynorm.moments_vjp(x)
+        *by, gradient = anynorm.layer_norm_vjp(x, weight, weight, moments=found)[1](dy)
+        return *by, gradient.mean, gradient.variance, pull_moments(gradient)
+
+    in_empty_chunks = [da.from_array(one, chunks=((0, 5, 7), (2, 0, 4))) for one in (x, dy)]
+    of_unknown_length = [da.from_array(one, chunks=(5, 4))[da.from_array(kept, chunks=5)] for one in (x, dy)]
+    for lazy, given in ((in_empty_chunks, (x, dy)), (of_unknown_length, (x[kept], dy[kept]))):
+        for got, expected in zip(all_of_it(*lazy), all_of_it(*given), strict=True):
+            np.testing.assert_allclose(got.compute(scheduler="synchronous"), expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_memory_is_not_of_the_size_of_x(kernel):
     x, dy, weight = arrays(shape=(20000, 128))

@@ -50,7 +50,7 @@ def by_moments(call: Call, step: Step, of_g: Array, along: Array) -> MomentsGrad
         mean = found.mean if found.mean_low is None else found.mean + found.mean_low
         if step.unit is not None and found.unit is not None:
             mean = mean * (step.unit / found.unit)
-    count = moments.count if isinstance(moments.count, int) else xp.astype(moments.count, along.dtype)
+    count = xp.astype(moments.count, along.dtype) if hasattr(moments.count, "dtype") else moments.count
     by = by_statistics(xp, step, mean, (of_g, along), count, call.rule, call.eps, call.precision)
     return in_factors(*by, about_zero=not call.rule.centred)
 

@@ -82,8 +82,8 @@ def pull(gradient: Gradient) -> tuple[Any, ...]:
 def _pull_by_moments(gradient: Gradient) -> tuple[Array, Array | None, Array | None, MomentsGradient]:
     call: Any = gradient.call
     # As above, and the count is an argument.
-    step, count = by_moments.step_of(call), call.moments.count
-    more = tuple(step), arrays_of(call.moments), float(count) if isinstance(count, int) else count
+    count = call.library.namespace.asarray(call.moments.count, dtype=call.precision.dtype)
+    more = tuple(by_moments.step_of(call)), arrays_of(call.moments), count
     dx, dweight, dbias, *parts = _compiled(_pull_given, call, gradient.dy, *more)
     if isinstance(call.weight, float):
         dweight = dweight.astype(call.x.dtype)
