@@ -47,6 +47,8 @@ from anynorm._gradients import (
     scale_norm_vjp,
 )
 from anynorm._moments import Moments
+from anynorm._moments_gradient import MomentsGradient
+from anynorm._moments_vjp import moments_vjp
 from anynorm._norms import add_layer_norm, add_rms_norm, layer_norm, moments, rms_norm, scale_norm
 from anynorm._threads import get_threads, set_threads
 from anynorm.modules import LayerNorm, RMSNorm, ScaleNorm
@@ -57,6 +59,7 @@ __all__ = [
     "Explanation",
     "LayerNorm",
     "Moments",
+    "MomentsGradient",
     "RMSNorm",
     "ScaleNorm",
     "add_layer_norm",
@@ -68,6 +71,7 @@ __all__ = [
     "layer_norm",
     "layer_norm_vjp",
     "moments",
+    "moments_vjp",
     "rms_norm",
     "rms_norm_vjp",
     "scale_norm",

@@ -16,6 +16,7 @@ from anynorm._definition.norms import Precision, Rule
 from anynorm._lengths import fits, require_blocks_alike, require_lengths, shapes_agree
 from anynorm._libraries import Library, dtype_name, library_of, library_of_blocks
 from anynorm._moments import Moments, digits_of, statistics_of, suited
+from anynorm._moments_gradient import MomentsGradient, parts_of, require_gradient
 from anynorm._numbers import as_index, check_number
 from anynorm._overlap import require_memory, require_separate, require_writable
 from anynorm._types import Axis
@@ -109,6 +110,25 @@ def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradie
     if dtotal is not None:
         _check_twin("dtotal", dtotal, call.x, call.library)
     return Gradient(call, dy, dtotal)
+
+
+def require_dense(x: Array) -> None:
+    """Raise TypeError for a sparse array: its derivative by way of given moments is not sparse."""
+    if library_of_blocks(x).refuses_to_fill:
+        must, do = "be dense where a derivative by way of given moments is wanted", "pass x.todense()"
+        raise TypeError(sentence("x", must, describe(x), do))
+
+
+def check_moments_gradient(call: Call, moments: Moments, gradient: MomentsGradient) -> None:
+    """Check what the pullback of moments is given: arrays like the moments, of any real floating dtype."""
+    require_gradient(gradient)
+    for name, one in zip(("gradient.mean", "gradient.variance"), parts_of(gradient)[:2], strict=True):
+        if one is None:
+            continue
+        _check_same_place(name, one, call.x, call.library)
+        if not shapes_agree(tuple(one.shape), moments.shape):
+            must, do = f"have the shape of the moments, {moments.shape}", "keep the normalized axes with length 1"
+            raise ValueError(sentence(name, must, str(tuple(one.shape)), do))
 
 
 def _check_axes(axis: Axis, x: Array, measured: bool) -> tuple[int, ...]:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 from anynorm._check import Call, Gradient
 from anynorm._forced import force, forced, forced_here
 from anynorm._forks import unforked
-from anynorm._kernels import blocks, blocks_pull, cpu, cuda, definition, pieces_pull, xla
+from anynorm._kernels import blocks, blocks_given, blocks_pull, by_moments, cpu, cuda, definition, pieces_pull, xla
 from anynorm._moments import Moments
+from anynorm._moments_gradient import MomentsGradient, parts_of
 from anynorm._profiled import is_profiled, with_names
 from anynorm._wording import describe, sentence
 
@@ -29,8 +30,9 @@ class Kernel(NamedTuple):
     refuses: Callable[[Call], str | None]  # why this call is not for this kernel; None: it is
     run: Callable[[Call], Any]
     refuses_to_pull: Callable[[Gradient], str | None]  # the same of the derivative
-    pull: Callable[[Gradient], tuple[Any, Any, Any]]  # dx, dweight, dbias
+    pull: Callable[[Gradient], tuple[Any, ...]]  # dx, dweight, dbias; of given moments their gradient too
     moments: Callable[[Call], Moments] = definition.run_moments
+    pull_moments: Callable[[Call, Moments, MomentsGradient], Any] = by_moments.pull_moments  # dx by way of x's own
     is_off: Callable[[], str | None] = lambda: None  # why it is not chosen unless it is forced
 
 
@@ -39,9 +41,12 @@ def _run_on_cpu(call: Call) -> Any:
         return choose(call).run(call)
     # Imported with the first call, as whoever has no use for the kernels should not wait for them.
     with unforked:
-        if call.moments is not None:
+        is_followed = call.library.name == "torch" and cpu.wants_gradient(call)
+        if call.moments is not None and is_followed:
+            from anynorm._kernels.cpu.autograd_given import run
+        elif call.moments is not None:
             from anynorm._kernels.cpu.given import run
-        elif call.library.name == "torch" and cpu.wants_gradient(call):
+        elif is_followed:
             from anynorm._kernels.cpu.autograd import run
         else:
             from anynorm._kernels.cpu.call import run
@@ -49,23 +54,37 @@ def _run_on_cpu(call: Call) -> Any:
 
 
 def _moments_on_cpu(call: Call) -> Moments:
-    if call.library.name == "torch" and cpu.wants_gradient(call):
-        return definition.run_moments(call)
     if not cpu.has_compiler():
         return choose(call).moments(call)
     with unforked:
-        from anynorm._kernels.cpu.given import run_moments
+        if call.library.name == "torch" and cpu.wants_gradient(call):
+            from anynorm._kernels.cpu.autograd_given import run_moments
+        else:
+            from anynorm._kernels.cpu.given import run_moments
 
     return run_moments(call)
 
 
-def _pull_on_cpu(gradient: Gradient) -> tuple[Any, Any, Any]:
+def _pull_on_cpu(gradient: Gradient) -> tuple[Any, ...]:
     if not cpu.has_compiler():
         return choose_pull(gradient).pull(gradient)
     with unforked:
-        from anynorm._kernels.cpu.pull import pull
-
+        if gradient.call.moments is not None:
+            from anynorm._kernels.cpu.pull_given import pull
+        else:
+            from anynorm._kernels.cpu.pull import pull
     return pull(gradient)
+
+
+def _pull_moments_on_cpu(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
+    if call.library.name == "torch" and cpu.wants_gradient(call, *parts_of(gradient)):
+        return by_moments.pull_moments(call, moments, gradient)
+    if not cpu.has_compiler():
+        return choose(call).pull_moments(call, moments, gradient)
+    with unforked:
+        from anynorm._kernels.cpu.pull_given import pull_moments
+
+    return pull_moments(call, moments, gradient)
 
 
 def _run_on_cuda(call: Call) -> Any:
@@ -74,7 +93,7 @@ def _run_on_cuda(call: Call) -> Any:
     return run(call)
 
 
-def _pull_on_cuda(gradient: Gradient) -> tuple[Any, Any, Any]:
+def _pull_on_cuda(gradient: Gradient) -> tuple[Any, ...]:
     from anynorm._kernels.cuda.pull import pull
 
     return pull(gradient)
@@ -89,8 +108,28 @@ def _reduce_block(call: Call) -> Moments:
     return _first(lambda kernel: kernel.refuses(call)).moments(call)
 
 
-def _pull_block(gradient: Gradient) -> tuple[Any, Any, Any]:
+def _pull_block(gradient: Gradient) -> tuple[Any, ...]:
     return _first(lambda kernel: kernel.refuses_to_pull(gradient)).pull(gradient)
+
+
+def _pull_moments_block(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
+    return _first(lambda kernel: kernel.refuses(call)).pull_moments(call, moments, gradient)
+
+
+def _pull_blocks(gradient: Gradient) -> tuple[Any, ...]:
+    if gradient.call.moments is not None:
+        return blocks_given.pull(gradient, _pull_block)
+    return blocks_pull.pull(gradient, _pull_block)
+
+
+def _pull_pieces(gradient: Gradient) -> tuple[Any, ...]:
+    if gradient.call.moments is not None:
+        return blocks_given.pull(gradient, _pull_block)
+    return pieces_pull.pull(gradient, _reduce_block, _pull_block)
+
+
+def _pull_moments_blocks(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
+    return blocks_given.pull_moments(call, moments, gradient, _pull_moments_block)
 
 
 def _run_definition(call: Call) -> Any:
@@ -104,10 +143,19 @@ def _moments_by_definition(call: Call) -> Moments:
     return blocks.run_moments(call, definition.run_moments) if is_lazy else definition.run_moments(call)
 
 
-def _pull_definition(gradient: Gradient) -> tuple[Any, Any, Any]:
-    if gradient.call.library.block is None:
-        return definition.pull(gradient)
+def _pull_definition(gradient: Gradient) -> tuple[Any, ...]:
+    call = gradient.call
+    if call.library.block is None:
+        return definition.pull(gradient) if call.moments is None else by_moments.pull(gradient)
+    if call.moments is not None:
+        return blocks_given.pull(gradient, by_moments.pull)
     return pieces_pull.pull(gradient, definition.run_moments, definition.pull)
+
+
+def _pull_moments_definition(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
+    if call.library.block is not None:
+        return blocks_given.pull_moments(call, moments, gradient, by_moments.pull_moments)
+    return by_moments.pull_moments(call, moments, gradient)
 
 
 KERNELS = (
@@ -120,6 +168,7 @@ KERNELS = (
         cpu.refuses_to_pull,
         _pull_on_cpu,
         _moments_on_cpu,
+        _pull_moments_on_cpu,
     ),
     Kernel(
         "cuda",
@@ -138,8 +187,9 @@ KERNELS = (
         blocks.refuses,
         lambda call: blocks.run(call, _run_block),
         blocks.refuses_to_pull,
-        lambda gradient: blocks_pull.pull(gradient, _pull_block),
+        _pull_blocks,
         lambda call: blocks.run_moments(call, _reduce_block),
+        _pull_moments_blocks,
     ),
     Kernel(
         "pieces",
@@ -148,8 +198,9 @@ KERNELS = (
         blocks.refuses_pieces,
         lambda call: blocks.run(call, _run_block, _reduce_block),
         blocks.refuses_to_pull_pieces,
-        lambda gradient: pieces_pull.pull(gradient, _reduce_block, _pull_block),
+        _pull_pieces,
         lambda call: blocks.run_moments(call, _reduce_block),
+        _pull_moments_blocks,
     ),
     Kernel(
         "xla",
@@ -160,6 +211,7 @@ KERNELS = (
         xla.refuses_to_pull,
         xla.pull,
         xla.run_moments,
+        xla.pull_moments,
     ),
     Kernel(
         "definition",
@@ -170,6 +222,7 @@ KERNELS = (
         definition.refuses,
         _pull_definition,
         _moments_by_definition,
+        _pull_moments_definition,
     ),
 )
 

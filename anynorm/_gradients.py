@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from anynorm._check import Call, check, check_gradient
+from anynorm._check import Call, check, check_gradient, require_dense
 from anynorm._choose import choose, choose_pull
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
+from anynorm._moments import Moments
 from anynorm._types import Array, ArrayT, Axis, Number, PullbackOfSum
 
 
@@ -20,7 +21,8 @@ def layer_norm_vjp(
     axis: Axis = -1,
     eps: float = 1e-5,
     weight_offset: float = 0.0,
-) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, ArrayT | None]]]:
+    moments: Moments | None = None,
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
     """Return layer_norm and its pullback, which turns a gradient by the result into those by what was passed.
 
     With ``x_hat = (x - mean(x)) / sqrt(var(x) + eps)`` and ``g = dy * (weight + weight_offset)``::
@@ -29,11 +31,16 @@ def layer_norm_vjp(
         dweight = sum(dy * x_hat)
         dbias = sum(dy)
 
-    where means run over the normalized axes, and sums over all others.
+    where means run over the normalized axes, and sums over all others. With ``moments=`` there is one gradient more,
+    that by them::
+
+        dx = g / sqrt(variance + eps)
+        dmoments.mean = -sum(g) / sqrt(variance + eps)                  over the normalized axes
+        dmoments.variance = -sum(g * x_hat) / (2 * (variance + eps))
 
     Parameters
     ----------
-    x, weight, bias, axis, eps, weight_offset
+    x, weight, bias, axis, eps, weight_offset, moments
         As in `layer_norm`. The pullback holds x and weight, not copies of them: they must not change before it is
         called.
 
@@ -44,7 +51,9 @@ def layer_norm_vjp(
     pullback : callable
         ``pullback(dy) -> (dx, dweight, dbias)``, for dy of x's shape and dtype; as often as wanted. Gradients have the
         shape and dtype of what they belong to, and are None for a parameter that was not passed. They are formed in
-        a wider type and rounded once.
+        a wider type and rounded once. With moments it is ``pullback(dy) -> (dx, dweight, dbias, dmoments)``, and
+        dmoments a `MomentsGradient`, which the pullback of `moments_vjp` takes: where the moments are of x, or of a
+        part of it, its result is to be added to dx.
 
     Raises
     ------
@@ -57,6 +66,11 @@ def layer_norm_vjp(
     NaN or Inf, in x or in dy, has a dx of NaN throughout, and no other row notices. dweight and dbias are sums that
     hold it: NaN or Inf where dy has it in any row, and dweight throughout where x has it.
 
+    With moments, each element of dx is for itself: it is NaN or Inf where dy is, and NaN where the moments of its row
+    are; those of dmoments are NaN at a row with NaN or Inf in x or in dy. All three are 0 for a variance of 0 and
+    eps = 0. In float64 a gradient by a variance may be out of range where the row is far from 1, beyond 1e-150 or so;
+    the pullback of `moments_vjp` gets it in factors that are not.
+
     Examples
     --------
     >>> import numpy, anynorm
@@ -66,7 +80,7 @@ def layer_norm_vjp(
     >>> dx.round(4)
     array([[ 0.2291, -0.3436,  0.1145]])
     """
-    return _vjp(LAYER_NORM, x, weight, bias, axis, eps, weight_offset)
+    return _vjp(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, moments)
 
 
 def rms_norm_vjp(
@@ -77,7 +91,8 @@ def rms_norm_vjp(
     axis: Axis = -1,
     eps: float = 1e-6,
     weight_offset: float = 0.0,
-) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, ArrayT | None]]]:
+    moments: Moments | None = None,
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
     """Return rms_norm and its pullback, which turns a gradient by the result into those by what was passed.
 
     With ``x_hat = x / sqrt(mean(x**2) + eps)`` and ``g = dy * (weight + weight_offset)``::
@@ -86,11 +101,18 @@ def rms_norm_vjp(
         dweight = sum(dy * x_hat)
         dbias = sum(dy)
 
+    and with ``moments=``, of which the mean square is variance + mean**2::
+
+        dx = g / sqrt(mean_square + eps)
+        dmoments.variance = -sum(g * x_hat) / (2 * (mean_square + eps))
+        dmoments.mean = 2 * mean * dmoments.variance
+
     Parameters, results and errors are those of `layer_norm_vjp`.
 
     Notes
     -----
-    At a row of zeros dx is ``g / sqrt(eps)``, and 0 for eps = 0. Rows with NaN or Inf are as in `layer_norm_vjp`.
+    At a row of zeros dx is ``g / sqrt(eps)``, and 0 for eps = 0. Rows with NaN or Inf, and those of given moments, are
+    as in `layer_norm_vjp`.
 
     Examples
     --------
@@ -99,12 +121,17 @@ def rms_norm_vjp(
     >>> pullback(numpy.asarray([[1.0, 0.0]]))[0].round(4)
     array([[ 0.181 , -0.1358]])
     """
-    return _vjp(RMS_NORM, x, weight, bias, axis, eps, weight_offset)
+    return _vjp(RMS_NORM, x, weight, bias, axis, eps, weight_offset, moments)
 
 
 def scale_norm_vjp(
-    x: ArrayT, scale: Array | Number | None = None, *, axis: Axis = -1, eps: float = 1e-12
-) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None]]]:
+    x: ArrayT,
+    scale: Array | Number | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-12,
+    moments: Moments | None = None,
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
     """Return scale_norm and its pullback, which turns a gradient by the result into those by x and the scale.
 
     With ``x_hat = x / max(norm2(x), eps)``::
@@ -113,9 +140,15 @@ def scale_norm_vjp(
         dx = scale * dy / eps                                     for shorter ones
         dscale = sum(dy * x_hat)                                  over everything
 
+    and with ``moments=``, of which the length is sqrt(count * mean_square)::
+
+        dx = scale * dy / max(length, eps)
+        dmoments.variance = -count * sum(scale * dy * x_hat) / (2 * length**2)    0 for lengths below eps
+        dmoments.mean = 2 * mean * dmoments.variance
+
     Parameters
     ----------
-    x, scale, axis, eps
+    x, scale, axis, eps, moments
         As in `scale_norm`. The pullback holds x, not a copy of it: it must not change before that is called.
 
     Returns
@@ -124,7 +157,8 @@ def scale_norm_vjp(
         The bits of `scale_norm`.
     pullback : callable
         ``pullback(dy) -> (dx, dscale)``, for dy of x's shape and dtype. dscale is a 0-d array of the scale's dtype, of
-        x's where the scale is a number, and None where it was not passed.
+        x's where the scale is a number, and None where it was not passed. With moments there is a third result,
+        dmoments, as in `layer_norm_vjp`.
 
     Raises
     ------
@@ -133,7 +167,8 @@ def scale_norm_vjp(
 
     Notes
     -----
-    At a row of zeros dx is ``scale * dy / eps``, and 0 for eps = 0. Rows with NaN or Inf are as in `layer_norm_vjp`.
+    At a row of zeros dx is ``scale * dy / eps``, and 0 for eps = 0. Rows with NaN or Inf, and those of given moments,
+    are as in `layer_norm_vjp`.
 
     Examples
     --------
@@ -143,7 +178,9 @@ def scale_norm_vjp(
     >>> dx.round(4), dscale.round(4)
     (array([[ 0.256, -0.192]]), np.float64(0.6))
     """
-    call = check(SCALE_NORM, x, scale, None, axis, eps)
+    call = check(SCALE_NORM, x, scale, None, axis, eps, moments=moments)
+    if moments is not None:
+        require_dense(x)
     return choose(call).run(call), partial(_pull_scale, call)
 
 
@@ -201,9 +238,18 @@ def add_rms_norm_vjp(
 
 
 def _vjp(
-    rule: Rule, x: ArrayT, weight: Array | None, bias: Array | None, axis: Axis, eps: float, weight_offset: float
-) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, ArrayT | None]]]:
-    call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset)
+    rule: Rule,
+    x: ArrayT,
+    weight: Array | None,
+    bias: Array | None,
+    axis: Axis,
+    eps: float,
+    weight_offset: float,
+    moments: Moments | None,
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
+    call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments)
+    if moments is not None:
+        require_dense(x)
     return choose(call).run(call), partial(_pull, call)
 
 
@@ -222,14 +268,15 @@ def _add_vjp(
     return (y, total), partial(_pull_sum, call._replace(x=total, residual=None))
 
 
-def _pull(call: Call, dy: Any) -> tuple[Any, Any, Any]:
+def _pull(call: Call, dy: Any) -> tuple[Any, ...]:
     """The pullback of a call."""
     gradient = check_gradient(call, dy)
     return choose_pull(gradient).pull(gradient)
 
 
-def _pull_scale(call: Call, dy: Any) -> tuple[Any, Any]:
-    return _pull(call, dy)[:2]
+def _pull_scale(call: Call, dy: Any) -> tuple[Any, ...]:
+    dx, dscale, _, *dmoments = _pull(call, dy)
+    return dx, dscale, *dmoments
 
 
 def _pull_sum(call: Call, dy: Any, dtotal: Any = None) -> tuple[Any, Any, Any, Any]:

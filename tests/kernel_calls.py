@@ -260,7 +260,37 @@ def moments(dtype):
     yield "extreme weight", anynorm.rms_norm(x, np.full(33, 1e300), moments=anynorm.moments(x))
 
 
-KINDS = (moments, rows, repeated, residuals, scattered, columns, outs, extremes, extreme_weights, pullbacks)
+def pullbacks_by_moments(dtype):
+    """Derivatives of norms that are given moments, and of moments; of rows that float64 does not hold too."""
+
+    def found(x, dy, vjp, *parameters, axis=-1, **options):
+        given, pull_moments = anynorm.moments_vjp(x, axis=axis)
+        *by, gradient = vjp(x, *parameters, axis=axis, moments=given, **options)[1](dy)
+        held = [one for one in by if one is not None]
+        return *held, gradient.mean, gradient.variance, pull_moments(gradient)
+
+    x, dy, weight = (numbers(size, dtype, 33 + i) for i, size in enumerate(((3, 33), (3, 33), 33)))
+    yield "layer", found(x, dy, anynorm.layer_norm_vjp, weight, weight)
+    yield "rms", found(x, dy, anynorm.rms_norm_vjp, weight)
+    yield "scale", found(x, dy, anynorm.scale_norm_vjp, 3.0)
+    x, dy = numbers((3, 33, 2), dtype, 1), numbers((2, 33, 3), dtype, 2).T
+    yield "scattered", found(x, dy, anynorm.layer_norm_vjp, numbers(33, dtype, 3), axis=1)
+    yield "extreme", found(extreme_rows(33, dtype), numbers((8, 33), dtype, 2), anynorm.layer_norm_vjp, eps=0.0)
+
+
+KINDS = (
+    moments,
+    rows,
+    repeated,
+    residuals,
+    scattered,
+    columns,
+    outs,
+    extremes,
+    extreme_weights,
+    pullbacks,
+    pullbacks_by_moments,
+)
 
 
 def digest(array):

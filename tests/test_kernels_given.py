@@ -132,16 +132,6 @@ def test_statistics_of_other_data_and_statistics_alone():
     assert_exact(joined, expected, backend="cpu, given moments", dtype="float32", norm="layer_norm")
 
 
-def test_gradients_by_way_of_given_statistics():
-    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(RuntimeError, match="a gradient is wanted by way of given statistics"):
-        anynorm.layer_norm(x, moments=anynorm.moments(x))
-    with anynorm.use_kernel("definition"):
-        gradient = torch.autograd.grad(anynorm.layer_norm(x, moments=anynorm.moments(x))[0, 0], x)[0]
-        expected = torch.autograd.grad(anynorm.layer_norm(x)[0, 0], x)[0]
-    torch.testing.assert_close(gradient, expected)
-
-
 @pytest.mark.parametrize("kernel", ["cpu", "definition"])
 def test_scales_and_lengths_that_are_extreme_where_the_result_is_not(kernel):
     """scale / length is out of range, or nearly; on either side of what the kernel takes and of what pairs hold."""

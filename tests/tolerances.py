@@ -109,12 +109,17 @@ def gradient_of_rows(norm, x, dy, dtype, by_kernel=False, narrow=False, **option
         for row, _ in found:
             size = mpmath.sqrt(sum(exact.value**2 for exact in row) / (1 if at_norm else len(row)))
             dx.append([Exact(e.value, max(abs(e.value), size, e.magnitude * CANCELLED[dtype])) for e in row])
-    columns = list(zip(*(shares for _, shares in found), strict=True))
+    return dx, gradient_of_weight(norm, [shares for _, shares in found], dy, dtype, by_kernel, narrow)
+
+
+def gradient_of_weight(norm, shares, dy, dtype, by_kernel=False, narrow=False):
+    """The exact gradient of the weight, likewise, from what each row adds to it."""
+    columns = list(zip(*shares, strict=True))
     if norm == "scale_norm":
         columns = [sum(columns, start=())]
     least = [[0] * len(terms) for terms in columns] if norm != "layer_norm" else np.abs(dy.astype(float)).T.tolist()
     pairs = zip(columns, least, strict=True)
-    return dx, [[_gradient_of_weight(*both, dtype, by_kernel, narrow) for both in pairs]]
+    return [[_gradient_of_weight(*both, dtype, by_kernel, narrow) for both in pairs]]
 
 
 def _gradient_of_weight(terms, floors, dtype, by_kernel, narrow):

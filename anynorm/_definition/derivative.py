@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from anynorm._definition.norms import Precision, Rule, Step, deviations
+from anynorm._definition.norms import Precision, Rule, Statistics, Step, deviations
 from anynorm._definition.scaling import LEAST_ENERGY, exceeds, product, units_of
 from anynorm._definition.sums import at_most, mean, total
 
@@ -64,20 +64,129 @@ def input_gradient(
 
     Both lack the powers of two that `in_range` has taken out; they are multiplied in last.
     """
+    along = _of_long_rows(xp, _nan_unless_finite(along), step, rule, eps, precision)
+    return product(xp, g - x_hat * along, [*_factors(xp, step, rule, eps, precision), *powers])
+
+
+def derive_given(
+    xp: Any,
+    x: Array,
+    dy: Array,
+    step: Step,
+    weight: Array | float | None,
+    axes: tuple[int, ...],
+    rule: Rule,
+    eps: float,
+    precision: Precision,
+) -> tuple[Array, Array, Array, Array]:
+    """The gradient dx where the step is of given statistics, dy * x_hat, and for each row the sums of g and g * x_hat.
+
+    With x_hat = (x - shift) * factor and g = dy * weight, dx is g * factor.
+    """
+    x_hat = deviations(x, step) * step.factor
+    g, scaled_weight, powers = in_range(xp, dy, weight, axes, precision)
+    if scaled_weight is not None:
+        g = g * scaled_weight
+    sums = [product(xp, _nan_unless_finite(total(xp, one, axes)), powers) for one in (g, g * x_hat)]
+    factors = _factors(xp, step, rule, eps, precision)
+    if weight is not None:
+        factors.append(xp.full_like(step.factor, weight) if isinstance(weight, float) else weight)
+    # Not of g, whose small elements may have vanished beside NaN or Inf, and here each element is for itself.
+    is_plain = not precision.digits and step.unit is None
+    dx = _plain_product(dy, factors) if is_plain else product(xp, dy, factors)
+    return dx, dy * x_hat, *sums
+
+
+def by_statistics(
+    xp: Any,
+    step: Step,
+    mean: Array | None,
+    sums: tuple[Array, Array],
+    count: Any,
+    rule: Rule,
+    eps: float,
+    precision: Precision,
+) -> tuple[Array, Array, Array, Array | None]:
+    """The gradients by the mean and the variance of each row, as (mean, variance, factor, unit) of `in_factors`.
+
+    With f the factor, and the sums of g and of g * x_hat over a row::
+
+        layer_norm    -f * sum(g)                   -f**2 / 2 * sum(g * x_hat)
+        rms_norm      2 * mean * (by the variance)  -f**2 / 2 * sum(g * x_hat)
+        scale_norm    2 * mean * (by the variance)  -f**2 / 2 * count * sum(g * x_hat), and 0 where eps is the divisor
+
+    ``mean`` is that in the step's unit, for norms that do not centre.
+    """
+    of_g, along = sums
+    along = _of_long_rows(xp, along, step, rule, eps, precision)
+    factor, *unit = _factors(xp, step, rule, eps, precision)
+    if rule.centred:
+        by_mean, by_variance = -of_g, -0.5 * along
+    else:
+        by_variance = -0.5 * along * (1 if rule.averaged else count)
+        by_mean = by_variance * 0.0 if mean is None else by_variance * 2.0 * (mean * step.factor)
+    return by_mean, by_variance, factor, unit[0] if unit else None
+
+
+def derive_moments(
+    xp: Any,
+    x: Array,
+    found: Statistics,
+    precision: Precision,
+    mean: Array | None,
+    variance: Array,
+    factor: Array | None,
+    unit: Array | None,
+) -> Array:
+    """The gradient dx of a loss by way of the statistics of x itself, from (mean, variance, factor, unit) by those.
+
+    With n elements in a row, dx = (mean + 2 * variance * (x - mean(x))) / n. Where ``mean`` is None, ``variance`` is
+    the gradient by the mean square, and dx = 2 * variance * x / n.
+    """
+    count, factors = max(found.elements, 1), [one for one in (factor, unit) if one is not None]
+    by_deviation = [variance * (2.0 / count), *factors, *factors]
+    if found.unit is not None:
+        by_deviation.append(1.0 / found.unit)
+    shift, low = (None, None) if mean is None else (found.mean, found.mean_low)
+    d = deviations(x, Step(shift, low, found.squares, found.unit, found.squares, found.squares, 0.0))
+    d = product(xp, d, by_deviation) if precision.digits else _plain_product(d, by_deviation)
+    if mean is None:  # a row that holds NaN or Inf is to be NaN; in deviations it is
+        return d + 0.0 * found.squares
+    return d + product(xp, mean / count, factors)
+
+
+def _nan_unless_finite(sums: Array) -> Array:
+    """Sums over rows that are NaN where a term is NaN or Inf."""
+    return sums + 0.0 * sums
+
+
+def _plain_product(values: Array, factors: list[Array]) -> Array:
+    """The product of numbers that stay in range, those of rows first."""
+    both, *others = factors
+    for factor in others:
+        both = both * factor
+    return values * both
+
+
+def _of_long_rows(xp: Any, along: Array, step: Step, rule: Rule, eps: float, precision: Precision) -> Array:
+    """A number of each row, 0 where eps is what scale_norm divides by: the length has no part in the result."""
+    if rule.averaged or not eps:
+        return along
+    ratio = precision.constant(step.least_divisor / step.root)
+    return along * (1.0 - exceeds(xp, ratio, 1.0, precision.digits))
+
+
+def _factors(xp: Any, step: Step, rule: Rule, eps: float, precision: Precision) -> list[Array]:
+    """What a row is multiplied by: the factor, and where there are units the unit."""
     factor, unit = step.factor, step.unit
-    # Finite itself, it is so for whole rows: NaN or Inf in dy makes NaN of all of dx.
-    along = along + 0.0 * along
-    if not rule.averaged and eps:
-        # Where eps divides a row, its length has no part in the result.
-        ratio = precision.constant(step.least_divisor / step.root)
-        along = along * (1.0 - exceeds(xp, ratio, 1.0, precision.digits))
-    elif rule.averaged and unit is not None and eps > _LEAST_EPS[precision.digits]:
+    if unit is None:
+        return [factor]
+    if rule.averaged and eps > _LEAST_EPS[precision.digits]:
         # A flat row has the factor 1 / sqrt(eps), which may be out of range in the unit of a large row.
         least = LEAST_ENERGY[precision.digits]
         is_flat = (1.0 - at_most(xp, step.size, least) / least) * (1.0 - at_most(xp, unit, 1.0))
         factor, unit = factor * (1.0 - is_flat) + is_flat / math.sqrt(eps), unit * (1.0 - is_flat) + is_flat
-    powers = powers if unit is None else [unit, *powers]
-    return product(xp, g - x_hat * along, [factor, *powers])
+    return [factor, unit]
 
 
 def in_range(

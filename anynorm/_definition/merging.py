@@ -95,7 +95,8 @@ def sum_of_squares(xp: Any, found: Statistics) -> Pair:
     if found.unit is None:
         return found.squares + found.mean * found.mean * multiplier(xp, found.elements, found.mean), low
     digits = _digits(xp, found)
-    mean = _mean_of(found)
+    # The derivative of a mean may be in its low part alone, whose square pairs leave out; a sum has all of it above.
+    mean = two_sum(*_mean_of(found))
     of_mean = multiply_pairs(
         multiply_pairs(mean, mean, digits), count_as_pair(xp, found.elements, digits, found.mean), digits
     )

@@ -57,7 +57,7 @@ def refuses_pieces(call: Call) -> str | None:
 
 def refuses_to_pull(gradient: Gradient) -> str | None:
     """The same of the derivative."""
-    return refuses_pieces(gradient.call) or _refuses_cut_rows(gradient.call)
+    return refuses(gradient.call)
 
 
 def refuses_to_pull_pieces(gradient: Gradient) -> str | None:

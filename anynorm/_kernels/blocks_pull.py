@@ -63,10 +63,18 @@ def _summed(call: Call, pulled: Array, place: int, name: str, parameter: Array |
     name = f"{call.rule.name}-{name}"
     total = each_block(operator.itemgetter(place), name, pulled, chunks=chunks, meta=wide)
     if over:
-        summed = {"dtype": wide.dtype, "meta": meta_from_array(wide, x.ndim - len(over)), "name": name}
-        total = call.library.namespace.reduction(total, _sum, _sum, axis=over, keepdims=False, **summed)
+        total = summed_over(total, over, name, False)
     meta = meta_from_array(x._meta, 0) if isinstance(parameter, float) else parameter._meta
     return each_block(functools.partial(_as_dtype, dtype=meta.dtype), name, total, chunks=total.chunks, meta=meta)
+
+
+def summed_over(values: Array, over: tuple[int, ...], name: str, keepdims: bool) -> Array:
+    """The sum over axes, along which each block has length 1, in a tree of tasks."""
+    from dask.array import reduction
+    from dask.array.utils import meta_from_array
+
+    meta = meta_from_array(values._meta, values.ndim - (0 if keepdims else len(over)))
+    return reduction(values, _sum, _sum, axis=over, keepdims=keepdims, dtype=values.dtype, meta=meta, name=name)
 
 
 def _pull_on_block(*arrays: Any, block: Block) -> tuple[Array, Array | None, Array | None]:
@@ -86,7 +94,7 @@ def gradient_on_block(block: Block, arrays: tuple[Any, ...]) -> tuple[Gradient, 
 def run_on_block(block: Block, gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """Run the derivative; the gradients of parameters have as many axes as x."""
     dx, *sums = block.run(gradient)
-    dweight, dbias = (None if one is None else _spread(one, gradient.call) for one in sums)
+    dweight, dbias = (None if one is None else spread(one, gradient.call) for one in sums)
     return dx, dweight, dbias
 
 
@@ -100,7 +108,7 @@ def _widened(call: Call, parameter: Array | float | None) -> Array | None:
     return xp.astype(parameter, wide, copy=False)
 
 
-def _spread(one: Array, call: Call) -> Array:
+def spread(one: Array, call: Call) -> Array:
     """The gradient of a parameter with as many axes as x, of length 1 where it has been summed over."""
     ndim = len(call.x.shape)
     own = call.axes if one.ndim else ()

@@ -64,7 +64,7 @@ def pull_whole(
 ) -> tuple[Array, Array | None, Array | None]:
     """The same on the whole array; ``wanted`` says whether the gradients of the parameters are."""
     dx, dweight, dbias = _pull(Gradient(call, dy, dtotal, wanted))
-    return dx, _as_parameter(call, call.weight, dweight), _as_parameter(call, call.bias, dbias)
+    return dx, *as_parameters(call, dweight, dbias)
 
 
 def _pull_blocks(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
@@ -72,30 +72,38 @@ def _pull_blocks(gradient: Gradient) -> tuple[Array, Array | None, Array | None]
     call, dy, dtotal, wanted = gradient
     dx = numpy.empty_like(call.x, subok=False)
     sums: list[list[Array]] = [[], []]
-    for block in _blocks(call.x.shape, call.axes):
+    for block in blocks_of_rows(call.x.shape, call.axes):
         part = Gradient(call._replace(x=call.x[block]), dy[block], None if dtotal is None else dtotal[block], wanted)
         dx[block], *more = _pull(part)
         for kept, one in zip(sums, more, strict=True):
             if one is not None:
                 kept.append(one)
-    dweight, dbias = (total(numpy, numpy.stack(kept), (0,))[0] if kept else None for kept in sums)
-    return dx, _as_parameter(call, call.weight, dweight), _as_parameter(call, call.bias, dbias)
+    return dx, *as_parameters(call, *(total(numpy, numpy.stack(kept), (0,))[0] if kept else None for kept in sums))
 
 
 def _pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """Return dx in x's dtype, and dweight and dbias in the dtype that is computed in, not yet shaped."""
     call, dy, dtotal, wanted = gradient
-    xp, precision, dtype = call.library.namespace, _precision(call), call.x.dtype
+    xp, precision, dtype = call.library.namespace, precision_of(call), call.x.dtype
     x, dy = xp.astype(call.x, precision.dtype, copy=False), xp.astype(dy, precision.dtype, copy=False)
     step = finish(xp, reduce(xp, x, call.axes, call.rule, precision, call.eps), call.rule, call.eps, precision)
     weight, _ = parameters_of(call, precision, dy)
     dx, share = derive(xp, x, dy, step, weight, call.axes, call.rule, call.eps, precision)
     if dtotal is not None:
         dx = dx + xp.astype(dtotal, precision.dtype, copy=False)
-    over = summed_axes(call)
-    dweight = sum_up(xp, share, over, precision) if wanted and call.weight is not None else None
-    dbias = sum_up(xp, dy, over, precision) if wanted and call.bias is not None else None
-    return _with_lengths(xp, xp.astype(dx, dtype, copy=False), tuple(x.shape)), dweight, dbias
+    dweight, dbias = sums_of_parameters(call, share, dy, precision, wanted)
+    return with_lengths(xp, xp.astype(dx, dtype, copy=False), tuple(x.shape)), dweight, dbias
+
+
+def sums_of_parameters(
+    call: Call, share: Array, dy: Array, precision: Precision, wanted: bool
+) -> tuple[Array | None, Array | None]:
+    """The gradients of weight and bias in the dtype that is computed in, not yet shaped."""
+    xp, over = call.library.namespace, summed_axes(call)
+    return (
+        sum_up(xp, share, over, precision) if wanted and call.weight is not None else None,
+        sum_up(xp, dy, over, precision) if wanted and call.bias is not None else None,
+    )
 
 
 def summed_axes(call: Call) -> tuple[int, ...]:
@@ -109,6 +117,11 @@ def sum_up(xp: Any, values: Array, over: tuple[int, ...], precision: Precision) 
         return total(xp, values, over)
     unit = units_of(xp, values, over, precision.digits)
     return total(xp, values * unit, over) / unit
+
+
+def as_parameters(call: Call, dweight: Array | None, dbias: Array | None) -> tuple[Array | None, Array | None]:
+    """Both in the shapes and dtypes of weight and bias."""
+    return _as_parameter(call, call.weight, dweight), _as_parameter(call, call.bias, dbias)
 
 
 def _as_parameter(call: Call, parameter: Array | float | None, found: Array | None) -> Array | None:
@@ -128,7 +141,7 @@ def run_moments(call: Call) -> Moments:
             return _no_moments(call)
         if call.library.name != "numpy":
             return _moments_of_whole(call)
-        blocks = list(_blocks(call.x.shape, call.axes))
+        blocks = list(blocks_of_rows(call.x.shape, call.axes))
         found = [_reduce(call, call.x[block]) for block in blocks]
         if len(blocks) == 1:
             return Moments(found[0], xp)
@@ -139,7 +152,7 @@ def run_moments(call: Call) -> Moments:
 def _moments_of_whole(call: Call) -> Moments:
     xp, found = call.library.namespace, _reduce(call, call.x)
     rows = tuple(1 if axis in call.axes else length for axis, length in enumerate(call.x.shape))
-    return Moments(mapped(lambda one: _with_lengths(xp, one, rows), found), xp)
+    return Moments(mapped(lambda one: with_lengths(xp, one, rows), found), xp)
 
 
 def _reduce(call: Call, x: Array) -> Statistics:
@@ -169,15 +182,15 @@ def _run_blocks(call: Call) -> Any:
         y, total = _normalize(call, x, residual, call.moments, steps)
         return y if residual is None else (y, total)
     outs = call.out or tuple(numpy.empty_like(x, subok=False) for _ in range(1 if residual is None else 2))
-    for block in _blocks(x.shape, call.axes):
-        moments = None if call.moments is None else _part_of_moments(call.moments, block)
+    for block in blocks_of_rows(x.shape, call.axes):
+        moments = None if call.moments is None else part_of_moments(call.moments, block)
         results = _normalize(call, x[block], None if residual is None else residual[block], moments, steps)
         for target, result in zip(outs, results, strict=False):
             target[block] = result
     return outs[0] if residual is None else outs
 
 
-def _blocks(shape: tuple[int, ...], axes: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+def blocks_of_rows(shape: tuple[int, ...], axes: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
     """Cut an array into blocks of whole rows, along the longest axis that is not normalized."""
     free = [axis for axis in range(len(shape)) if axis not in axes]
     if not free or 0 in shape:
@@ -190,7 +203,7 @@ def _blocks(shape: tuple[int, ...], axes: tuple[int, ...]) -> Iterator[tuple[sli
         yield (*before, slice(start, start + step))
 
 
-def _part_of_moments(moments: Moments, block: tuple[slice, ...]) -> Moments:
+def part_of_moments(moments: Moments, block: tuple[slice, ...]) -> Moments:
     """The moments of a block of rows; no block is cut along a normalized axis."""
     return Moments(mapped(lambda one: one[block], statistics_of(moments)), moments.namespace)
 
@@ -199,12 +212,12 @@ def _normalize(
     call: Call, x: Array, residual: Array | None, moments: Moments | None, by: Steps
 ) -> tuple[Array, Array | None]:
     """Widen, normalize by the steps, narrow."""
-    xp, precision, dtype, total = call.library.namespace, _precision(call), x.dtype, None
+    xp, precision, dtype, total = call.library.namespace, precision_of(call), x.dtype, None
     if residual is not None:
         x = total = xp.astype(x + residual, dtype, copy=False)  # for NumPy's sum has the native byte order
     wide = xp.astype(x, precision.dtype, copy=False)
     y = by(call, wide, None if 0 in x.shape else moments, *parameters_of(call, precision, wide), precision)
-    return _with_lengths(xp, xp.astype(y, dtype, copy=False), tuple(x.shape)), total
+    return with_lengths(xp, xp.astype(y, dtype, copy=False), tuple(x.shape)), total
 
 
 def steps(
@@ -231,14 +244,14 @@ def step_of_given(call: Call, moments: Moments, precision: Precision) -> Step:
     return finish(xp, found, rule, eps, precision)
 
 
-def _with_lengths(xp: Any, array: Array, shape: tuple[Any, ...]) -> Array:
+def with_lengths(xp: Any, array: Array, shape: tuple[Any, ...]) -> Array:
     """Give a result the lengths of x that ndonnx has lost on the way; one of them may be unknown."""
     if None not in tuple(array.shape) or sum(length is None for length in shape) > 1:
         return array
     return xp.reshape(array, tuple(-1 if length is None else length for length in shape))
 
 
-def _precision(call: Call) -> Precision:
+def precision_of(call: Call) -> Precision:
     """The call's precision; without units where there are no elements, of which there is no largest."""
     return Precision(call.precision.dtype) if 0 in call.x.shape else call.precision
 

@@ -100,8 +100,12 @@ def wants_gradient(call: Call, *others: Any) -> bool:
     """Whether torch is to follow a call back."""
     import torch
 
-    given = (call.x, call.residual, call.weight, call.bias, *others)
+    given = (call.x, call.residual, call.weight, call.bias, *_arrays_of_moments(call), *others)
     return torch.is_grad_enabled() and any(getattr(one, "requires_grad", False) for one in given)
+
+
+def _arrays_of_moments(call: Call) -> tuple[Any, ...]:
+    return () if call.moments is None else arrays_of(call.moments)
 
 
 def _refuses_numpy(call: Call) -> str | None:
@@ -118,7 +122,7 @@ def _refuses_torch(call: Call) -> str | None:
     # First, for no other question can be asked while a graph is being traced.
     if torch.compiler.is_compiling():
         return "torch.compile traces the definition"
-    given = (call.x, call.residual, call.weight, call.bias, *(call.out or ()))
+    given = (call.x, call.residual, call.weight, call.bias, *_arrays_of_moments(call), *(call.out or ()))
     arrays = [array for array in given if isinstance(array, torch.Tensor)]
     for tensor in arrays:
         if not tensor.is_cpu:
@@ -127,8 +131,6 @@ def _refuses_torch(call: Call) -> str | None:
             return f"it takes plain tensors, got {type(tensor).__name__}"
         if tensor.is_neg():
             return "a tensor is a negated view, whose memory holds other numbers"
-    if call.moments is not None and wants_gradient(call, *arrays_of(call.moments)):
-        return "a gradient is wanted by way of given statistics, which goes through the definition"
     if call.out is not None and wants_gradient(call, *call.out):
         return "a gradient is wanted of what is written in place, which goes through the definition"
     if is_followed(torch):

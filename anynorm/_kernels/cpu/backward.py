@@ -13,6 +13,7 @@ from anynorm._kernels.cpu.derive import (
     apply_chunk,
     finish_row,
     reduce_row,
+    use_given,
     weights_of,
 )
 from anynorm._kernels.cpu.finish import finish_group
@@ -83,16 +84,20 @@ def _add_up(task: Task, sums: int, blocks: int, dweight: int, dweight_code: int,
 
 
 def _pull_group(
-    task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, sums: int, refused: int, first: int, rows: int
-) -> None:
+    task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, sums: int, refused: int, first: int, rows: int,
+    numbers: Address,
+) -> None:  # fmt: skip
     """The derivative at up to _MOST_ROWS rows, but for those that it notes down as refused."""
     for k in loop(0, rows, 1):
-        reduce_row(task, tag, wide, rooms, slots, first + k, 8 * k)
-    finish_group(task, tag, WIDE64, rooms, rows)
+        reduce_row(task, tag, wide, rooms, slots, first + k, 8 * k, numbers)
+        if numbers is not None:
+            use_given(task, rooms, numbers, first + k, 8 * k)
+    if numbers is None:
+        finish_group(task, tag, WIDE64, rooms, rows)
     taken = cell(0)
     for k in loop(0, rows, 1):
         row = first + k
-        safe = finish_row(task, tag, wide, rooms, slots, row, 8 * k, 8 * taken)
+        safe = finish_row(task, tag, wide, rooms, slots, row, 8 * k, 8 * taken, numbers)
         for is_safe in cases(safe):
             if is_safe:
                 store_integer(slots.row + 8 * taken, row)
@@ -113,7 +118,7 @@ def _pull_group(
             ):  # fmt: skip
                 if address is not None:
                     store_integer(room + slot, address)
-        apply_chunk(task, tag, wide, slots, sums, taken, start, count)
+        apply_chunk(task, tag, wide, slots, sums, taken, start, count, numbers is not None)
         # Elements are gathered one row at a time.
         for _ in when(is_gathered(task, tag) & (taken != 0)):
             scatter(task, tag, Y, place(task, tag, Y, first), start, count, rooms.y)
@@ -121,7 +126,7 @@ def _pull_group(
 
 def _pull_block(
     task: Task, tag: Tag, rooms: Rooms, slots: Slots, sums: int, refused: int, unit: int, rows: int, block: int,
-    left: int,
+    left: int, numbers: Address,
 ) -> None:  # fmt: skip
     """The derivative at the rows of a block, and its sums; ``left`` is room for rows that float32 does not hold."""
     for i in loop(0, where(sums == 0, 0, task.features * 16), 8):
@@ -133,13 +138,15 @@ def _pull_block(
         store_integer(refused, 0)
     for start in loop(unit * block, end, at_once):
         count = smaller(at_once, end - start)
-        if size_of(tag) == 8:
-            _pull_group(task, tag, WIDE64, rooms, slots, sums, refused, start, count)
+        if (
+            size_of(tag) == 8 or numbers is not None
+        ):  # given factors may be any, and float64 has room for those of float32
+            _pull_group(task, tag, WIDE64, rooms, slots, sums, refused, start, count, numbers)
             continue
         store_integer(left, 0)
-        _pull_group(task, tag, WIDE32, rooms, slots, sums, left, start, count)
+        _pull_group(task, tag, WIDE32, rooms, slots, sums, left, start, count, None)
         for i in loop(1, integer(left) + 1, 1):
-            _pull_group(task, tag, WIDE64, rooms, slots, sums, 0, integer(left + 8 * i), 1)
+            _pull_group(task, tag, WIDE64, rooms, slots, sums, 0, integer(left + 8 * i), 1, None)
 
 
 @traced
@@ -147,7 +154,7 @@ def _pull(
     tag: Tag, first: int, last: int, rule: int, eps: Number, scale: Number, features: int,
     x: int, dy: int, dx: int, dtotal: Address, layout: Address, rows: int, block: int,
     weight: int, weight_code: int, weight_offset: Number, dweight: int, dweight_code: int, dbias: int, dbias_code: int,
-    work: int, room: int, slots: int, left: int,
+    work: int, numbers: Address, room: int, slots: int, left: int,
 ) -> int:  # fmt: skip
     task = Task(
         rule, eps, scale, features, x, dy, dx, dtotal, layout, weight, weight_code, dbias, 0, weight_offset,
@@ -164,7 +171,7 @@ def _pull(
     for unit in loop(larger(first, 0), smaller(last, blocks), 1):
         of_unit = where(has_sums, sums + unit * features * 16, 0)
         refused = refusals + unit * (block + 1) * 8
-        _pull_block(task, tag, furnish(room), Slots.at(slots), of_unit, refused, unit, rows, block, left)
+        _pull_block(task, tag, furnish(room), Slots.at(slots), of_unit, refused, unit, rows, block, left, numbers)
     for _ in when((last > blocks) & has_sums):
         _add_up(task, sums, blocks, dweight, dweight_code, dbias, dbias_code)
     return last
@@ -173,7 +180,7 @@ def _pull(
 @kernel
 def pull_rows(
     tag, wide, first, last, rule, eps, scale, features, x, dy, dx, dtotal, layout, rows, block,
-    weight, weight_code, weight_offset, dweight, dweight_code, dbias, dbias_code, work,
+    weight, weight_code, weight_offset, dweight, dweight_code, dbias, dbias_code, work, numbers,
 ):  # fmt: skip
     """Find the derivative at blocks of rows, first to last; return the last.
 
@@ -181,10 +188,11 @@ def pull_rows(
     the gradients by the parameters, which comes last. Gradients that are not wanted are at 0. In ``work`` there is room
     for float64 numbers: the weights, with as much again for float32; for each block, where a parameter's gradient is
     wanted, the sums of dy * x_hat and of dy for each feature; and where x is float64, for each block how many rows are
-    left to the definition, and which.
+    left to the definition, and which. ``numbers`` is None, or for each row what step 2 has made of given moments, as in
+    apply.py: FINISHED float64 numbers, of which the first two become the sums of g and of g * x_hat.
     """
     return _pull(
         tag, first, last, rule, eps, scale, features, x, dy, dx, dtotal, layout, rows, block, weight, weight_code,
-        weight_offset, dweight, dweight_code, dbias, dbias_code, work,
+        weight_offset, dweight, dweight_code, dbias, dbias_code, work, numbers,
         buffer(ROOMS_NBYTES), buffer(SLOTS_NBYTES), buffer(_LEFT_NBYTES),
     )  # fmt: skip

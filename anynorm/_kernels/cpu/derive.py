@@ -7,6 +7,8 @@ With x_hat = (x - shift) * factor + constant and g = dy * weight::
 Rows are computed in float32 as long as that costs no more than a few units of the gradient's own size, and in float64
 otherwise. In float32 hardly a digit would be left of a gradient that lies along x_hat: that of sum(y**2), say, is
 smaller than its terms by eps / var.
+
+Where moments are given, dx is factor * g alone, and the sums are what the gradient by the moments is made of.
 """
 
 from __future__ import annotations
@@ -36,8 +38,20 @@ from anynorm._kernels.cpu.lanes import (
     where,
 )
 from anynorm._kernels.cpu.rows import is_far, rounded
-from anynorm._kernels.cpu.scatter import OTHER, X, gather, gather_both, place
-from anynorm._kernels.cpu.tags import GROUP, LAYER, SCALE, WIDE32, WIDE64, Lanes, Number, Tag, lanes_of
+from anynorm._kernels.cpu.scatter import OTHER, X, gather, gather_both, place, place_numbers
+from anynorm._kernels.cpu.tags import (
+    FINISHED,
+    GROUP,
+    LAYER,
+    SCALE,
+    WIDE32,
+    WIDE64,
+    Address,
+    Lanes,
+    Number,
+    Tag,
+    lanes_of,
+)
 from anynorm._kernels.cpu.task import Rooms, Task
 
 # Steps of float32 after which sums go on in float64.
@@ -107,12 +121,15 @@ class _Sums:
         energies[...] = fma(g, g, energies)
 
 
-def reduce_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, row: int, k: int) -> None:
-    """Leave the sums of a row in its slot."""
+def reduce_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, row: int, k: int, numbers: Address) -> None:
+    """Leave the sums of a row in its slot; about a shift that is near its mean, or the first of given numbers."""
     x, dy = place(task, tag, X, row), place(task, tag, OTHER, row)
     shift = cell(0.0)
-    for _ in when(task.rule == LAYER):
-        shift[...] = _shift_of(task, tag, wide, rooms, x)
+    if numbers is not None:
+        shift[...] = peek(place_numbers(task, numbers, row, FINISHED), None, WIDE64)
+    else:
+        for _ in when(task.rule == LAYER):
+            shift[...] = _shift_of(task, tag, wide, rooms, x)
     found = [cell(0.0) for _ in range(5)]
     for start, count in chunks_of(task, tag):
         a, b = gather_both(task, tag, rooms, x, dy, start, count)
@@ -157,8 +174,20 @@ def _shift_of(task: Task, tag: Tag, wide: Tag, rooms: Rooms, x: int) -> Number:
     return first + sums / number(task.features)
 
 
-def finish_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, row: int, k: int, slot: int) -> bool:
-    """Leave in a slot what the elements of a row are multiplied and moved by; whether that holds the row."""
+def use_given(task: Task, rooms: Rooms, numbers: int, row: int, k: int) -> None:
+    """Take factor and constant of a row from what step 2 has made of given moments."""
+    at = place_numbers(task, numbers, row, FINISHED)
+    poke(rooms.factors + k, WIDE64, peek(at + 8, None, WIDE64))
+    poke(rooms.constants + k, WIDE64, peek(at + 16, None, WIDE64))
+
+
+def finish_row(
+    task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, row: int, k: int, slot: int, numbers: Address
+) -> bool:
+    """Leave in a slot what the elements of a row are multiplied and moved by; whether that holds the row.
+
+    Where numbers are given, the sums of g and of g * x_hat take the place of the first two.
+    """
     names = (rooms.shifts, rooms.sums, rooms.squares, rooms.factors, rooms.constants)
     shift, sums, squares, factor, constant = (peek(room + k, None, WIDE64) for room in names)
     gradients, products, energy = (
@@ -171,6 +200,10 @@ def finish_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, row:
         across[...] = where(squares < task.eps * task.eps, 0.0, along)
     # The sum of g is not finite where dy holds NaN or Inf, which makes NaN of the whole row.
     across[...] = where(magnitude(gradients) < math.inf, across, math.nan)
+    if numbers is not None:
+        at = place_numbers(task, numbers, row, FINISHED)
+        poke(at, WIDE64, gradients)
+        poke(at + 8, WIDE64, along)
     for room, value in (
         (slots.shifts, shift), (slots.factors, factor), (slots.constants, constant),
         (slots.middles, 0.0 - middle * factor), (slots.alongs, 0.0 - across * factor),
@@ -190,6 +223,8 @@ def finish_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, row:
             a = gather(task, tag, X, place(task, tag, X, row), start, length, rooms.x)
             flat[...] = flat & is_flat_chunk(tag, a, None, length, shift)
         safe[...] = flat
+    if numbers is not None:
+        safe[...] = safe & _lies_within(factor, _RANGE64)
     # Squares of finite numbers add up to Inf at worst: an energy of NaN is that of a row which is to become NaN.
     known = cell(where(energy == energy, _lies_within(energy, _RANGE64), True))
     for _ in when(energy == 0.0):
@@ -213,7 +248,9 @@ def _lies_within(value: Number, bounds: tuple[float, float]) -> bool:
     return (size > bounds[0]) & (size < bounds[1])
 
 
-def apply_chunk(task: Task, tag: Tag, wide: Tag, slots: Slots, sums: int, rows: int, start: int, count: int) -> None:
+def apply_chunk(
+    task: Task, tag: Tag, wide: Tag, slots: Slots, sums: int, rows: int, start: int, count: int, given: bool
+) -> None:
     """Write a chunk of dx, of each row in the slots, and add to the sums of its columns; 0 where there are none."""
     for centred in cases(task.rule == LAYER):
         for has_weight in cases(sums != 0):
@@ -224,12 +261,12 @@ def apply_chunk(task: Task, tag: Tag, wide: Tag, slots: Slots, sums: int, rows: 
                         places = (sums + (start + i) * 8,) if has_weight else ()
                         places += (sums + (task.features + start + i) * 8,) if has_bias else ()
                         weight = load(weights_of(task, wide) + (start + i) * size_of(wide), None, wide, wide, lanes)
-                        _apply_elements(task, tag, wide, slots, places, rows, i, lanes, weight, centred)
+                        _apply_elements(task, tag, wide, slots, places, rows, i, lanes, weight, centred, given)
 
 
 def _apply_elements(
     task: Task, tag: Tag, wide: Tag, slots: Slots, sums: tuple[int, ...], rows: int, i: int, lanes: int,
-    weight: Lanes, centred: bool,
+    weight: Lanes, centred: bool, given: bool,
 ) -> None:  # fmt: skip
     """The i-th elements of a chunk, row after row, with the sums of their columns in registers."""
     offset = i * size_of(tag)
@@ -246,8 +283,11 @@ def _apply_elements(
         x_hat = fma(x - of_row(slots.shifts), factor, of_row(slots.constants)) if centred else x * factor
         for column, share in zip(columns, (x_hat, None), strict=False):
             column[...] = column + dy if share is None else fma(dy, share, column)
-        rest = fma(x_hat, along, of_row(slots.middles)) if centred else x_hat * along
-        dx = fma(dy * weight, factor, rest)
+        if given:
+            dx = dy * weight * factor
+        else:
+            rest = fma(x_hat, along, of_row(slots.middles)) if centred else x_hat * along
+            dx = fma(dy * weight, factor, rest)
         if task.added is not None:
             dx = dx + elements(slots.dtotal)
         store(integer(slots.dx + slot) + offset, tag, dx)

@@ -22,7 +22,7 @@ from anynorm._kernels.cpu.layout import Layout, plan
 from anynorm._kernels.cpu.memory import NumPy, last_cache_nbytes
 from anynorm._kernels.cpu.tags import FINISHED, REDUCED, RULES
 from anynorm._libraries import library_of
-from anynorm._moments import Moments, arrays_of, mapped, of_arrays, statistics_of
+from anynorm._moments import Moments, arrays_of, of_arrays, statistics_of
 from anynorm._threads import get_threads
 
 Array = Any
@@ -36,8 +36,8 @@ _LARGEST = 1.7976931348623157e308
 
 def run_moments(call: Call) -> Moments:
     """Return the moments of the call's array."""
-    numbers = _room(call, REDUCED)
-    layout = _layout(call, numbers, call.x, False)
+    numbers = room_for(call, REDUCED)
+    layout = layout_of(call, numbers, call.x, False)
     arguments = (
         RULES[call.rule.name], 0.0, _features(call), ACCESS[call.library.name].address(call.x),
         None if layout is None else NumPy.address(layout.numbers), NumPy.address(numbers),
@@ -83,7 +83,7 @@ def _paired_moments(call: Call, numbers: Array) -> Moments:
     found = of_arrays(count, [*mean, None, *squares, numpy.ones_like(shift)], numpy)
     if safe.all():
         return found
-    others = definition.run_moments(_in_numpy(call))
+    others = definition.run_moments(in_numpy(call))
     parts = zip(arrays_of(found), arrays_of(others), strict=True)
     return of_arrays(
         count, [None if a is None else numpy.where(safe, a, 0.0 if b is None else b) for a, b in parts], numpy
@@ -92,18 +92,31 @@ def _paired_moments(call: Call, numbers: Array) -> Moments:
 
 def run(call: Call) -> Array:
     """Return y, by the moments that the call gives."""
-    access, kind = ACCESS[call.library.name], kind_of(call.x.dtype)
     with numpy.errstate(all="ignore"):
         numbers, safe = _finished(call)
     if not safe.any():
         return _by_definition(call)
     # Before anything is written, for that may be in place of x.
     others = None if safe.all() else _by_definition(call._replace(out=None))
+    y = apply_numbers(call, numbers)
+    if y is None:
+        return _by_definition(call)
+    if others is not None:
+        xp = call.library.namespace
+        y[...] = xp.where(xp.asarray(safe), y, others)
+    if call.out is not None:
+        ACCESS[call.library.name].written(y)
+    return y
+
+
+def apply_numbers(call: Call, numbers: Array) -> Array | None:
+    """Apply numbers to each row, as apply.py does; None where the weights are such that it cannot."""
+    access, kind = ACCESS[call.library.name], kind_of(call.x.dtype)
     y = access.empty_like(call.x, call.x.nbytes) if call.out is None else call.out[0]
     # In place by address: another object may be the same memory.
     streaming = 4 * call.x.nbytes >= last_cache_nbytes() and access.address(y) != access.address(call.x)
     streaming = streaming and access.address(y) % kind.itemsize == 0
-    layout = _layout(call, numbers, y, streaming)
+    layout = layout_of(call, numbers, y, streaming)
     streaming = streaming if layout is None else layout.streaming
     parameters: tuple[Any, ...] = (call.weight if call.rule.averaged else None, call.bias)
     weight, bias = (one if one is None or access.is_contiguous(one) else access.contiguous(one) for one in parameters)
@@ -114,14 +127,7 @@ def run(call: Call) -> Array:
         0 if bias is None else access.address(bias), kind.code if bias is None else kind_of(bias.dtype).code,
         call.weight_offset, streaming, NumPy.address(numbers),
     )  # fmt: skip
-    if not _share("apply", call, layout, arguments, (call, y, weight, bias, numbers, layout)):
-        return _by_definition(call)
-    if others is not None:
-        xp = call.library.namespace
-        y[...] = xp.where(xp.asarray(safe), y, others)
-    if call.out is not None:
-        access.written(y)
-    return y
+    return y if _share("apply", call, layout, arguments, (call, y, weight, bias, numbers, layout)) else None
 
 
 def _by_definition(call: Call) -> Array:
@@ -129,12 +135,9 @@ def _by_definition(call: Call) -> Array:
     held = [one for one in (call.x, call.weight, call.bias) if one is not None and not isinstance(one, float)]
     if call.library.name == "numpy" or any("bfloat16" in str(one.dtype) for one in held):
         return definition.run(call)
-    given: Any = call.moments
     parameters: tuple[Any, ...] = (call.weight, call.bias)
     weight, bias = (one.detach().numpy() if hasattr(one, "detach") else one for one in parameters)
-    call_in_numpy = _in_numpy(call)._replace(
-        weight=weight, bias=bias, moments=Moments(mapped(numpy.asarray, statistics_of(given)), numpy), out=None
-    )
+    call_in_numpy = in_numpy(call)._replace(weight=weight, bias=bias, moments=moments_in_numpy(call.moments), out=None)
     y = call.library.namespace.asarray(definition.run(call_in_numpy))
     if call.out is None:
         return y
@@ -144,10 +147,9 @@ def _by_definition(call: Call) -> Array:
 
 def _finished(call: Call) -> tuple[Array, Array]:
     """What the kernel applies to each row, and to which rows it may."""
-    numbers, digits, rule = _room(call, FINISHED), call.precision.digits, call.rule
-    given: Any = call.moments
-    found = mapped(numpy.asarray, statistics_of(given))
-    found = fitted(numpy, found, rule.centred, rule.averaged, call.eps, digits)
+    numbers, digits, rule = room_for(call, FINISHED), call.precision.digits, call.rule
+    given = statistics_of(moments_in_numpy(call.moments))
+    found = fitted(numpy, given, rule.centred, rule.averaged, call.eps, digits)
     step = finish(numpy, found, rule, call.eps, Precision(numpy.float64, digits))
     scale = 1.0 if rule.averaged else scale_of(call)
     # Infinity times a zero of the row would be NaN.
@@ -171,27 +173,38 @@ def _features(call: Call) -> int:
     return math.prod([call.x.shape[axis] for axis in call.axes])
 
 
-def _room(call: Call, count: int) -> Array:
+def room_for(call: Call, count: int) -> Array:
     """Room for so many numbers a row, in the shape of moments with one axis more."""
     return numpy.empty((*(1 if axis in call.axes else n for axis, n in enumerate(call.x.shape)), count))
 
 
-def _in_numpy(call: Call) -> Call:
+def in_numpy(call: Call) -> Call:
     """The call for the definition, of a NumPy array."""
-    x = numpy.asarray(call.x)
+    x = host(call.x)
     return call._replace(x=x, library=library_of(x), precision=library_of(x).precision(x))
 
 
-def _layout(call: Call, numbers: Array, y: Array, streaming: bool) -> Layout | None:
-    """Where rows and their numbers lie; None where it is one after the other."""
+def moments_in_numpy(moments: Any) -> Moments:
+    """The same of moments."""
+    count, parts = moments.count, [None if part is None else host(part) for part in arrays_of(moments)]
+    return of_arrays(host(count) if hasattr(count, "dtype") else count, parts, numpy)
+
+
+def host(array: Any) -> Any:
+    """A NumPy array of the memory of another one, of which autograd may want a gradient."""
+    return numpy.asarray(array.detach().resolve_neg() if hasattr(array, "detach") else array)
+
+
+def layout_of(call: Call, numbers: Array, y: Array, streaming: bool, other: Array | None = None) -> Layout | None:
+    """How x, y, numbers and another array become rows; None where it is one after the other in each of them."""
     access, x = ACCESS[call.library.name], call.x
-    trailing = call.axes[0] == len(x.shape) - len(call.axes)
-    if trailing and access.is_contiguous(x) and access.is_contiguous(y):
+    given = x, x if other is None else other, y
+    if call.axes[0] == len(x.shape) - len(call.axes) and all(map(access.is_contiguous, given)):
         return None
-    of_x, of_y = access.strides(x), access.strides(y)
+    of_x, of_other, of_y = (access.strides(one) for one in given)
     # The numbers go with the free axes alone.
     of_numbers = [of_x[axis] if axis in call.axes else numbers.strides[axis] for axis in range(len(of_x))]
-    strides = list(zip(of_x, of_x, of_y, of_numbers, strict=True))
+    strides = list(zip(of_x, of_other, of_y, of_numbers, strict=True))
     itemsize = kind_of(x.dtype).itemsize
     return plan(x.shape, strides, call.axes, itemsize, access.address(y), streaming, columns=False)
 

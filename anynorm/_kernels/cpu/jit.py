@@ -111,14 +111,14 @@ def signature_of_rows(tag: Any, wide: Any, has_residual: bool, has_layout: bool)
     )  # fmt: skip
 
 
-def signature_of_pull(tag: Any, wide: Any, has_dtotal: bool, has_layout: bool) -> tuple[Any, ...]:
+def signature_of_pull(tag: Any, wide: Any, has_dtotal: bool, has_layout: bool, has_numbers: bool) -> tuple[Any, ...]:
     """The same of the kernel for the derivative."""
     address, number = types.int64, types.float64
-    dtotal, layout = (address if has else types.none for has in (has_dtotal, has_layout))
+    dtotal, layout, numbers = (address if has else types.none for has in (has_dtotal, has_layout, has_numbers))
     return (
         typeof(tag), typeof(wide), types.int64, types.int64, types.int64, number, number, types.int64,
         address, address, address, dtotal, layout, types.int64, types.int64,
-        address, types.int64, number, address, types.int64, address, types.int64, address,
+        address, types.int64, number, address, types.int64, address, types.int64, address, numbers,
     )  # fmt: skip
 
 

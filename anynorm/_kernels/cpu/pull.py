@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -31,15 +32,25 @@ _LEAST_ROOM = 4096
 _spare = threading.local()
 
 
-def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
+def pull(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight and dbias."""
+    call, dy, dtotal, _ = gradient
+    access, kind = ACCESS[call.library.name], kind_of(call.x.dtype)
+    dx = access.empty_like(call.x, call.x.nbytes)
+    layout = lay_out(call, access, (dy, dx, dtotal), kind.itemsize, 0, False, columns=False)
+    return dx, *run(gradient, dx, layout, None, pull_row)
+
+
+def run(
+    gradient: Gradient, dx: Array, layout: Layout | None, numbers: numpy.ndarray | None, rescue: Callable[..., Array]
+) -> tuple[Array | None, Array | None]:
+    """Write dx, and return dweight and dbias; numbers of given moments become sums. The rest is as for `_rescue`."""
     call, dy, dtotal, wanted = gradient
     x: Array = call.x
     access, kind, shape = ACCESS[call.library.name], kind_of(x.dtype), x.shape
     features = shape[-1] if call.axes == (len(shape) - 1,) else math.prod([shape[axis] for axis in call.axes])
     size = math.prod(shape)
     rows, nbytes = size // features, size * kind.itemsize
-    dx = access.empty_like(x, nbytes)
     weight, weight_code, dweight = _parameter(access, call.weight, x, wanted)
     _, bias_code, dbias = _parameter(access, call.bias, x, wanted)
     block = max(_LEAST_BLOCK, -(-rows // _MOST_BLOCKS))
@@ -47,7 +58,6 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     sums = 0 if dweight is None and dbias is None else 2 * blocks * features
     refusals = blocks * (block + 1) if kind.itemsize == 8 else 0
     work = _take_room(2 * features + sums + refusals)
-    layout = lay_out(call, access, (dy, dx, dtotal), kind.itemsize, 0, False, columns=False)
     arguments = (
         RULES[call.rule.name], call.eps, scale_of(call), features,
         access.address(x), access.address(dy), access.address(dx), None if dtotal is None else access.address(dtotal),
@@ -55,22 +65,23 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
         0 if weight is None else access.address(weight), weight_code, call.weight_offset,
         0 if dweight is None else access.address(dweight), weight_code,
         0 if dbias is None else access.address(dbias), bias_code, NumPy.address(work),
+        None if numbers is None else NumPy.address(numbers),
     )  # fmt: skip
-    variant = "backward", kind.code, True, dtotal is not None, layout is not None
+    variant = "backward", kind.code, True, dtotal is not None, layout is not None, numbers is not None
     compute = entries.entry(*variant)
     if not refusals and (blocks == 1 or nbytes < LEAST_SHARED_NBYTES):
         compute(-1, blocks + 1, *arguments)
         _give_back(work)
-        return dx, dweight, dbias
+        return dweight, dbias
     # What is not given to the kernel as an array is to live as long as a thread may be at work.
-    held = gradient, weight, dx, work, layout
+    held = gradient, weight, dx, work, layout, numbers
     _share(variant, arguments, held, blocks, nbytes)
     if refusals:
         refused = work[2 * features + sums :][:refusals].view(numpy.int64).reshape(blocks, -1)
-        _rescue(gradient, layout, arguments, refused, work[2 * features :][:sums])
+        _rescue(gradient, layout, arguments, refused, work[2 * features :][:sums], rescue)
     compute(blocks, blocks + 1, *arguments)
     _give_back(work)
-    return dx, dweight, dbias
+    return dweight, dbias
 
 
 def _take_room(length: int) -> numpy.ndarray:
@@ -113,13 +124,14 @@ def _share(variant: tuple[Any, ...], arguments: tuple[Any, ...], held: Any, bloc
 
 
 def _rescue(
-    gradient: Gradient, layout: Layout | None, arguments: tuple[Any, ...], refused: numpy.ndarray, sums: numpy.ndarray
-) -> None:
-    """Have the definition take the rows that the kernel has left, and add what they are of the sums."""
+    gradient: Gradient, layout: Layout | None, arguments: tuple[Any, ...], refused: numpy.ndarray, sums: numpy.ndarray,
+    rescue: Callable[..., Array],
+) -> None:  # fmt: skip
+    """Have ``rescue``, such as `pull_row`, take the rows that are left, and add what they are of the sums."""
     features = arguments[3]
     for unit, (count, *rows) in enumerate(refused):
         for row in rows[:count]:
-            shares = pull_row(gradient, layout, features, arguments[4:8], int(row))
+            shares = rescue(gradient, layout, features, arguments[4:8], int(row))
             if not len(sums):
                 continue
             with numpy.errstate(all="ignore"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -37,7 +38,12 @@ def normalize_row(
 
 
 def pull_row(
-    gradient: Gradient, layout: Layout | None, features: int, addresses: tuple[int | None, ...], row: int
+    gradient: Gradient,
+    layout: Layout | None,
+    features: int,
+    addresses: tuple[int | None, ...],
+    row: int,
+    pull: Callable[[Gradient], tuple[Any, ...]] = definition.pull,
 ) -> Array:
     """Differentiate one row by the definition; return what it adds to the gradients of weight and bias, in one array.
 
@@ -48,8 +54,7 @@ def pull_row(
     call = _of_row(gradient.call, x.reshape(-1))
     if call.weight is None:
         call = call._replace(weight=numpy.ones(x.size) if call.rule.averaged else 1.0)
-    found: tuple[Any, ...] = definition.pull(Gradient(call, _flat(dy), _flat(dtotal)))
-    of_x, dweight, _ = found
+    of_x, dweight, _ = pull(Gradient(call, _flat(dy), _flat(dtotal)))
     dx[...] = of_x.reshape(dx.shape)
     shares = numpy.zeros(2 * features)
     shares[: dweight.size] = dweight.reshape(-1)  # that of a scale is one number, the sum over all features
