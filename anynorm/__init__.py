@@ -15,11 +15,13 @@ The same with a pullback, which turns the gradient by the result into those by w
     scale_norm_vjp
     add_layer_norm_vjp
     add_rms_norm_vjp
+    moments_vjp         the same of moments
 
 Statistics of rows, which merge, and which every norm takes as ``moments=``::
 
     moments             those of an array
     Moments             what it returns
+    MomentsGradient     what the pullbacks of given moments return, and that of moments_vjp takes
 
 What runs a call::
 
@@ -35,6 +37,8 @@ Norms that hold their parameters::
     RMSNorm
     ScaleNorm
     anynorm.torch       the same as modules of torch
+    anynorm.nnx         the same as modules of Flax NNX
+    anynorm.sklearn     the norms as a transformer of scikit-learn
 """
 
 from anynorm._choose import use_kernel
