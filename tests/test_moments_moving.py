@@ -89,6 +89,15 @@ def test_those_of_numpy_go_with_blocks_of_other_libraries_and_with_graphs():
     np.testing.assert_allclose(graph.unwrap_numpy(), whole, rtol=2.0**-22)
 
 
+def test_dask_of_jax():
+    x = as_dtype(TABLE, "float32")
+    lazy = da.from_array(x, chunks=(4, 2)).map_blocks(jnp.asarray, meta=jnp.empty((0, 0), jnp.float32))
+    for trained in (anynorm.moments(lazy, axis=0), anynorm.moments(x, axis=0)):
+        block = anynorm.layer_norm(lazy, axis=0, moments=trained).blocks[0, 0].compute()
+        assert isinstance(block, jax.Array)
+        np.testing.assert_allclose(block, anynorm.layer_norm(x, axis=0)[:4, :2], rtol=2.0**-21)
+
+
 def test_an_x_that_is_wider_needs_a_word():
     x, trained = TABLE, anynorm.moments(TABLE.astype(np.float32), axis=0)
     for there in (x, torch.from_numpy(x)):
