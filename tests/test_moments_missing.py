@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import anynorm
 from anynorm import Moments
+from anynorm._definition.counting import products_share, share_as_pair
 from anynorm._definition.missing import reduce_present
 from benchmarks import merges
 from tests import reference
@@ -72,6 +73,10 @@ def test_what_is_there_is_counted_and_exact(backend):
             assert all(np.isnan(one[-1, 0]) for one in shown[1:])
             assert shown[3][-2] == 0.0  # of one element
             assert_norms_of_what_is_there(x, found, backend.make, backend.read, f"{backend.name}, some")
+            # Of what nothing was seen nothing is known.
+            others = backend.make(as_dtype(np.ones(x.shape), dtype))
+            y = backend.read(anynorm.rms_norm(others, moments=found)).astype(np.float64)
+            assert (np.isnan(y).all(axis=1) == [False] * 4 + [True]).all()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -99,6 +104,18 @@ def test_merging_row_by_row_does_not_wear_moments_out(way):
     values = x[~np.isnan(x)]
     assert merged.count.tolist() == [[values.size]]
     assert merges.error(merged, *reference.mean_and_variance(values), dtype) < 2.0**-5
+
+
+@pytest.mark.parametrize(("digits", "dtype", "most"), [(24, np.float32, 2**30), (53, np.float64, 2**62)])
+def test_shares_of_counts_have_twice_the_digits(digits, dtype, most):
+    for a, b in np.random.default_rng(9).integers(1, most, (50, 2)).tolist():
+        piece, other, whole = ([np.asarray([count], f"int{32 if digits == 24 else 64}")] for count in (a, b, a + b))
+        like = np.zeros(1, dtype)
+        for found, exact in (
+            (share_as_pair(np, *piece, *whole, digits, like), Fraction(a, a + b)),
+            (products_share(np, *piece, *other, *whole, digits, like), Fraction(a * b, a + b)),
+        ):
+            assert abs(sum(Fraction(float(part[0])) for part in found) / exact - 1) < Fraction(1, 2 ** (2 * digits - 3))
 
 
 def test_counts_are_exact():
@@ -222,8 +239,9 @@ def test_who_refuses():
 
 def test_the_exact_mean_of_a_constant_row():
     for dtype in ("float32", "float64"):
-        x = np.full((1, 1001), 0.1, dtype)
-        x[0, ::3] = np.nan
-        found = anynorm.moments(x, skip_nan=True)
-        assert Fraction(found.mean[0, 0]) == Fraction(float(x[0, 1]))
-        assert found.variance[0, 0] == 0.0
+        for there in (3, 334):  # times 0.1, which no dtype holds
+            x = np.full((1, 1001), 0.1, dtype)
+            x[0, there:] = np.nan
+            found = anynorm.moments(x, skip_nan=True)
+            assert Fraction(found.mean[0, 0]) == Fraction(float(x[0, 0]))
+            assert found.variance[0, 0] == 0.0

@@ -1,6 +1,7 @@
 """Moments elsewhere: other libraries, devices and widths, Dask's own calls, pytrees of torch and JAX."""
 
 import pickle
+from types import SimpleNamespace
 
 import array_api_strict
 import dask
@@ -13,10 +14,9 @@ import pytest
 import torch
 
 import anynorm
-from anynorm import Moments
+from anynorm import Moments, _pytrees_torch
 from tests import reference
 from tests.backends import DASK, JAX, JAX_X64, NUMPY, STRICT, TORCH, as_dtype
-from tests.processes import script
 from tests.test_moments_value import standardized
 from tests.tolerances import assert_exact
 
@@ -87,6 +87,22 @@ def test_those_of_numpy_go_with_blocks_of_other_libraries_and_with_graphs():
     np.testing.assert_array_equal(anynorm.layer_norm(unknown, axis=0, moments=trained).compute(), whole)
     graph = anynorm.layer_norm(ndonnx.asarray(x), axis=0, moments=trained)
     np.testing.assert_allclose(graph.unwrap_numpy(), whole, rtol=2.0**-22)
+
+
+def test_memory_that_cannot_be_written_to():
+    with jax.enable_x64(True):
+        trained = anynorm.moments(jnp.asarray(TABLE), axis=0)
+        moved = trained.to(torch)  # which warns of such
+    assert (moved.mean.numpy() == np.asarray(trained.mean)).all()
+
+
+def test_dask_of_jax():
+    x = as_dtype(TABLE, "float32")
+    lazy = da.from_array(x, chunks=(4, 2)).map_blocks(jnp.asarray, meta=jnp.empty((0, 0), jnp.float32))
+    for trained in (anynorm.moments(lazy, axis=0), anynorm.moments(x, axis=0)):
+        block = anynorm.layer_norm(lazy, axis=0, moments=trained).blocks[0, 0].compute()
+        assert isinstance(block, jax.Array)
+        np.testing.assert_allclose(block, anynorm.layer_norm(x, axis=0)[:4, :2], rtol=2.0**-21)
 
 
 def test_an_x_that_is_wider_needs_a_word():
@@ -256,12 +272,8 @@ def test_jax_takes_them_apart():
     assert several.count.tolist() == [[[9] * 4]] * 2
 
 
-def test_torch_before_and_without_its_pytrees():
-    """The function that classes are registered by has no public module, and may go."""
-    code = """
-import torch
-del torch.utils._pytree.register_pytree_node
-import anynorm
-print(anynorm.moments(torch.ones(3, 2), axis=0).count)
-"""
-    assert script(code) == ["3"]
+def test_torch_without_what_classes_are_registered_by(monkeypatch):
+    """The function has no public module, and may go."""
+    monkeypatch.setattr(_pytrees_torch, "_waiting", [(Moments, (), Moments.flatten, Moments.unflatten)])
+    _pytrees_torch.register_with_torch(SimpleNamespace(utils=SimpleNamespace(_pytree=SimpleNamespace())))
+    assert _pytrees_torch._waiting == []

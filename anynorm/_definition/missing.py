@@ -37,12 +37,11 @@ def reduce_present(xp: Any, x: Array, axes: tuple[int, ...], precision: Precisio
 
     def in_units(lowest: Array, highest: Array) -> tuple[Array, ...]:
         unit = unit_of(xp, xp.maximum(highest, -lowest), digits, length, 0.0)
-        return unit, lowest * unit, highest * unit, highest * unit - lowest * unit
+        return unit, highest * unit - lowest * unit
 
-    unit, lowest, highest, size = of_rows(xp, in_units, lowest, highest)
+    unit, size = of_rows(xp, in_units, lowest, highest)
     x = present(scaled(x, unit))
-    # Between the two, so that the mean of a constant row is that constant.
-    shift = xp.minimum(xp.maximum(total(xp, constant(x), axes) / number, lowest), highest)
+    shift = total(xp, constant(x), axes) / number
     x = present(x - shift)
     low = total(xp, x, axes) / number
     x = present(x - low)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy
 
 from anynorm._arrays import check_array
-from anynorm._definition.counting import by_row, count_as_pair
+from anynorm._definition.counting import by_row, multiplier
 from anynorm._definition.norms import Statistics
-from anynorm._definition.pairs import multiply_pairs
 from anynorm._definition.scaling import units_of
 from anynorm._lengths import require_blocks_alike, shapes_agree
 from anynorm._libraries import Library
@@ -98,7 +97,7 @@ def _has_negative(variance: Array, xp: Any) -> bool:
 
 
 def _in_units(xp: Any, found: Statistics, digits: int) -> Statistics:
-    """Statistics of a mean, and of the variance in place of the squares, to the last bit of both."""
+    """Statistics of a mean, to its last bit, and of the variance in place of the squares."""
     dtype, count = xp.float64 if digits == 53 else xp.float32, found.elements
     mean, variance = (xp.astype(one, dtype) for one in (found.mean, found.squares))
     if by_row(count):  # whose mean and variance are then nothing
@@ -107,5 +106,5 @@ def _in_units(xp: Any, found: Statistics, digits: int) -> Statistics:
     # As of a row that holds NaN or Inf: whatever such statistics are applied to is NaN.
     variance = xp.where(magnitude < math.inf, variance, math.nan)
     unit = units_of(xp, magnitude, (), digits)
-    squares = multiply_pairs((variance * unit * unit, 0.0), count_as_pair(xp, count, digits, mean), digits)
-    return Statistics(count, mean * unit, None, None, *squares, unit)
+    squares = variance * unit * unit * multiplier(xp, count, variance)
+    return Statistics(count, mean * unit, None, None, squares, None, unit)
