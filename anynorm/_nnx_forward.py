@@ -23,16 +23,15 @@ def normalized(
     norm: Any, function: Callable[..., jax.Array], x: jax.Array, parameters: Parameters, mask: jax.Array | None
 ) -> jax.Array:
     """Convert as Flax does, give parameters the shape that the function wants, call that."""
-    if mask is not None:
-        do = "pass the elements that count without the others, or use the norm of flax.nnx"
-        raise TypeError(sentence("mask", "be None", describe(mask), do))
     x, held, dtype = promoted_by(norm, x, parameters)
     reduced, features = (_axes(name, getattr(norm, name), x) for name in ("reduction_axes", "feature_axes"))
     if any(one is not None for one in held):
         require_features(norm.num_features, x, features)
     options: dict[str, Any] = {"axis": reduced, "eps": norm.epsilon}
-    if norm.axis_name is not None:
-        options["moments"] = _merged_moments(moments(x, axis=reduced), norm.axis_name, norm.axis_index_groups)
+    if mask is not None or norm.axis_name is not None:
+        found = moments(x, axis=reduced) if mask is None else _moments_where(mask, x, reduced)
+        merged = norm.axis_name is not None
+        options["moments"] = _merged_moments(found, norm.axis_name, norm.axis_index_groups) if merged else found
     shape = [length if axis in features else 1 for axis, length in enumerate(x.shape)]
     if set(features) <= set(reduced):
         own, full = ([lengths[axis] for axis in reduced] for lengths in (shape, x.shape))
@@ -70,6 +69,20 @@ def require_features(num_features: int, x: jax.Array, axes: tuple[int, ...]) -> 
         of = f"along axis {axes[0]}" if len(axes) == 1 else f"along its axes {axes} together"
         do = "pass x of that length, or make the norm with another num_features"
         raise ValueError(sentence("x", f"have the {num_features} features of the norm {of}", f"shape {x.shape}", do))
+
+
+def _moments_where(mask: Any, x: jax.Array, axes: tuple[int, ...]) -> Moments:
+    """The moments of the elements where the mask is true."""
+    try:
+        mask = jnp.broadcast_to(jnp.asarray(mask).astype(bool), x.shape)
+    except (TypeError, ValueError) as wrong:
+        kind = TypeError if isinstance(wrong, TypeError) else ValueError
+        must = f"be an array that broadcasts to the shape of x, {x.shape}"
+        got = f"shape {jnp.shape(mask)}" if hasattr(mask, "shape") else describe(mask)
+        raise kind(sentence("mask", must, got, "pass one bool for each element of x, or a row of them")) from None
+    # NaN is left out, so one that counts is written as another number that makes its row NaN.
+    counted = jnp.where(jnp.isnan(x), jnp.inf, x)
+    return moments(jnp.where(mask, counted, jnp.nan), axis=axes, skip_nan=True)
 
 
 def _merged_moments(own: Moments, axis_name: str, groups: Any) -> Moments:

@@ -73,7 +73,7 @@ class LayerNorm(nnx.LayerNorm):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; when called, as `anynorm.layer_norm`, and for a ``mask``, which is not supported.
+        If an argument does not fit; when called, as `anynorm.layer_norm`, and if a mask does not fit x.
 
     Examples
     --------
@@ -127,7 +127,7 @@ class LayerNorm(nnx.LayerNorm):
         )
 
     def __call__(self, x: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Normalize an array."""
+        """Normalize an array; where there is a mask, by the statistics of the elements where it is true."""
         return normalized(self, layer_norm, x, (self.scale, self.bias), mask)
 
 
@@ -141,7 +141,7 @@ class RMSNorm(nnx.RMSNorm):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; when called, as `anynorm.rms_norm`, and for a ``mask``, which is not supported.
+        If an argument does not fit; when called, as `anynorm.rms_norm`, and if a mask does not fit x.
 
     Examples
     --------
@@ -188,7 +188,7 @@ class RMSNorm(nnx.RMSNorm):
         )
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        """Normalize an array."""
+        """Normalize an array; where there is a mask, by the mean square of the elements where it is true."""
         return normalized(self, rms_norm, x, (self.scale,), mask)
 
 

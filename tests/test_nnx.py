@@ -130,6 +130,32 @@ def test_parameters_may_be_left_out(name):
     assert_exact(norm(X.reshape(12, 5)), expected, backend="jax", dtype="float32", norm=NORMS[name])
 
 
+def assert_near(got, expected):
+    assert 0 < np.linalg.norm(expected) < np.inf
+    assert np.linalg.norm(got - expected) <= ROUNDING * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_a_mask_says_which_elements_count(name):
+    norm, theirs = pair(name, 5, use_fast_variance=False)
+    rows = X.reshape(12, 5).copy()
+    mask = np.random.default_rng(1).random(rows.shape) < 0.7
+    rows[0, 0], rows[1, 1], rows[2, 2], mask[:3] = np.nan, np.nan, np.inf, True
+    mask[0, 0], mask[3], mask[4] = False, True, False  # a NaN that does not count, all, and none
+    got = np.asarray(jax.jit(lambda x, mask: norm(x, mask=mask))(rows, mask))
+    assert_near(got[5:], theirs(rows, mask=mask)[5:])  # also where the mask is false
+    assert np.isnan(got[[1, 2, 4]]).all()
+    for row, kept, y in zip(rows, mask, got, strict=True):
+        if kept.any():
+            parameters = [None if p is None else p[kept] for p in held(norm)]
+            expected = exact(name, row[None, kept], *parameters)
+            assert_exact(y[None, kept], expected, backend="jax", dtype="float32", norm=NORMS[name])
+    # broadcast as it is in Flax, and differentiated
+    x, mask = jnp.asarray(X), np.asarray([True, False, True, True, False])
+    ours, of_theirs = (jax.jit(jax.grad(lambda x, by=by: (by(x, mask=mask) ** 3).sum()))(x) for by in (norm, theirs))
+    assert_near(ours, of_theirs)
+
+
 @pytest.mark.parametrize("name", NORMS)
 def test_a_state_of_one_is_a_state_of_the_other(name):
     with jax.set_mesh(jax.make_mesh((1,), ("cut",), (jax.sharding.AxisType.Auto,))):
@@ -238,7 +264,8 @@ def test_scale_norm():
     ("call", "error", "words"),
     [
         (lambda norm: norm(X[..., :4]), ValueError, "x must have the 5 features of the norm along axis 2, got shape"),
-        (lambda norm: norm(X, mask=X > 0), TypeError, "mask must be None, got a bool NumPy array of shape (3, 4, 5)"),
+        (lambda norm: norm(X, mask=np.ones(4)), ValueError, "mask must be an array that broadcasts to the shape of x"),
+        (lambda norm: norm(X, mask="all"), TypeError, "mask must be an array that broadcasts to the shape of x"),
         (lambda norm: norm(X * 1j), TypeError, "x must have one of the real floating dtypes"),
         (lambda norm: type(norm)(0, rngs=nnx.Rngs(0)), ValueError, "num_features must be 1 or more"),
         (lambda norm: type(norm)(5, epsilon=-1.0, rngs=nnx.Rngs(0)), ValueError, "epsilon must be finite and not nega"),
