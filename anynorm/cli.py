@@ -115,10 +115,10 @@ def _normalize(parsed: argparse.Namespace) -> int:
     job = _job(parsed)
     with _progress(parsed) as advance:
         if parsed.target is None:
-            counts = normalize_in_place(parsed.source, job, advance=advance)
+            outcome = normalize_in_place(parsed.source, job, advance=advance)
         else:
-            counts = normalize(parsed.source, parsed.target, job, overwrite=parsed.force, advance=advance)
-    for line in counts.lines():
+            outcome = normalize(parsed.source, parsed.target, job, overwrite=parsed.force, advance=advance)
+    for line in outcome.counts.lines():
         _tell(line)
     return 0
 

@@ -12,24 +12,41 @@ from anynorm._files.describe import Description, describe_array
 from anynorm._files.job import Job, Task
 from anynorm._files.npy import load_npy, open_npy, read_header
 from anynorm._files.original import Original, Place, opened
+from anynorm._files.outcome import Outcome, Written
 from anynorm._files.parquet import ParquetSource, normalize_parquet
 from anynorm._files.passes import Advance, Source
 from anynorm._files.raw import RawFile, RawSource, normalize_raw
 from anynorm._files.rows import RowCounts
 from anynorm._files.safetensors import open_safetensors
+from anynorm._files.show import Shown
 from anynorm._files.target import replacing, replacing_folder, require_apart, require_replaceable, resolved
 from anynorm._files.zarr import nbytes_in_zarr, normalize_zarr, sources_in_zarr
 
-__all__ = ["Job", "Place", "describe", "load_npy", "nbytes_of", "normalize", "normalize_in_place"]
+__all__ = [
+    "SUFFIXES",
+    "Job",
+    "Outcome",
+    "Place",
+    "Shown",
+    "Written",
+    "describe",
+    "load_npy",
+    "nbytes_of",
+    "normalize",
+    "normalize_in_place",
+    "planned",
+    "show",
+]
 
 _RAW: dict[str, Callable[[IO[bytes], Path], RawFile]] = {".npy": open_npy, ".safetensors": open_safetensors}
-_SUFFIXES = (*_RAW, ".zarr", ".parquet")
+SUFFIXES = (*_RAW, ".zarr", ".parquet")
 
 
-def normalize(source: Place, target: Place, job: Job, *, overwrite: bool, advance: Advance) -> RowCounts:
+def normalize(source: Place, target: Place, job: Job, *, overwrite: bool, advance: Advance) -> Outcome:
     """Write the normalized source to the target, which appears whole or not at all unless it is a stream.
 
-    ``advance`` is told the number of bytes of the source dealt with, block by block.
+    ``advance`` is told the number of bytes of the source dealt with, block by block. Where the formats differ the
+    target holds the normalized arrays alone; one without a name is called ``array`` there, or what ``job.names`` says.
     """
     suffix = _suffix_of(source)
     if _suffix_of(target) != suffix:
@@ -50,10 +67,10 @@ def normalize(source: Place, target: Place, job: Job, *, overwrite: bool, advanc
         else:
             with replacing(target, overwrite, original.require_unchanged) as file:
                 _normalize_file(original, suffix, file, job, counts, advance, ours=True)
-    return counts
+    return Outcome((), (), counts)
 
 
-def normalize_in_place(source: Path, job: Job, *, advance: Advance) -> RowCounts:
+def normalize_in_place(source: Path, job: Job, *, advance: Advance) -> Outcome:
     """Put a normalized file in the place of another one, once it is whole."""
     suffix = _suffix_of(source)
     if suffix == ".zarr":
@@ -69,7 +86,25 @@ def normalize_in_place(source: Path, job: Job, *, advance: Advance) -> RowCounts
         require_same()  # another run may have replaced it between opening and locking
         with replacing(source, True, require_same) as target:
             _normalize_file(original, suffix, target, job, counts, advance, ours=True)
-    return counts
+    return Outcome((), (), counts)
+
+
+def planned(source: Place, target: Place | None, job: Job, *, overwrite: bool) -> Outcome:
+    """Return what `normalize` would write, with nothing counted; raise what it would raise before it reads elements.
+
+    Without a target, what `normalize_in_place` would write.
+    """
+    raise NotImplementedError
+
+
+def show(
+    source: Place, names: tuple[str, ...], axis: tuple[int, ...], advance: Advance, *, columns: tuple[str, ...] = ()
+) -> list[Shown]:
+    """Return what each array of a file is like, or those of these names, in one pass.
+
+    ``columns``: of a .parquet file, patterns of columns of numbers, which make up rows together.
+    """
+    raise NotImplementedError
 
 
 def describe(source: Place, job: Job, advance: Advance) -> list[Description]:
@@ -91,8 +126,8 @@ def nbytes_of(source: Place) -> int | None:
 
 def _suffix_of(place: Place) -> str:
     suffix = ".npy" if place == "-" else place.suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise ValueError(f"{place} has no suffix that tells its format; it must be one of {', '.join(_SUFFIXES)}")
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{place} has no suffix that tells its format; it must be one of {', '.join(SUFFIXES)}")
     return suffix
 
 

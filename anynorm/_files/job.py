@@ -33,6 +33,8 @@ class Job:
     dtype: str | None = None  # of the result; None: the file's own
     names: tuple[str, ...] = ()  # of the arrays to normalize; none: the only one there is
     fails_on_nan: bool = False
+    moments: Moments | None = None  # given statistics, of NumPy arrays, to apply in place of the data's own
+    columns: tuple[str, ...] = ()  # of a .parquet file: patterns of columns of numbers, which make up rows together
 
 
 @dataclass(frozen=True)

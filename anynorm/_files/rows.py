@@ -96,6 +96,10 @@ class RowCounts:
             for tally, one, many in kinds if tally.count
         ]  # fmt: skip
 
+    def to_dict(self) -> dict[str, int]:
+        """Return the numbers of rows."""
+        return {"nan_rows": self.nan.count, "zero_rows": self.zero.count, "short_rows": self.short.count}
+
     def _count_short(self, task: Task, starts: Sequence[int], lengths: Array) -> None:
         self.eps = task.job.eps
         self.zero.add(task, starts, lengths == 0)
