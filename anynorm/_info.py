@@ -12,16 +12,15 @@ from anynorm._choose import KERNELS
 # Module, the distribution that holds it, and how to get it.
 _BACKENDS = (
     ("numpy", ("numpy",), ""),
-    ("numba", ("numba",), "pip install 'anynorm[cpu]' (fused kernels on the CPU)"),
+    ("numba", ("numba",), "pip install numba (fused kernels on the CPU)"),
     ("torch", ("torch",), "pip install torch"),
-    ("cupy", ("cupy-cuda12x", "cupy-cuda13x", "cupy"), "pip install 'anynorm[cuda12]' or 'anynorm[cuda13]'"),
-    ("jax", ("jax",), "pip install 'anynorm[jax]'"),
-    ("dask", ("dask",), "pip install 'anynorm[dask]'"),
+    ("cupy", ("cupy-cuda12x", "cupy-cuda13x", "cupy"), "pip install cupy-cuda12x or cupy-cuda13x"),
+    ("jax", ("jax",), "pip install jax"),
+    ("dask", ("dask",), "pip install 'dask[array]'"),
     ("sparse", ("sparse",), "pip install sparse"),
     ("ndonnx", ("ndonnx",), "pip install ndonnx"),
     ("ml_dtypes", ("ml_dtypes",), "pip install ml_dtypes (bfloat16 in NumPy)"),
 )
-_ADVICE = "not installed; pip install 'anynorm[files]'"
 _FORMATS = (("safetensors", ".safetensors"), ("zarr", ".zarr"), ("pyarrow", ".parquet"))
 
 
@@ -40,9 +39,9 @@ def print_info() -> None:
     print("\nfiles\n  .npy          always")
     for module, suffix in _FORMATS:
         version = _version(module, (module,))
-        print(f"  {suffix:14}{f'{module} {version}' if version else _ADVICE}")
+        print(f"  {suffix:14}{f'{module} {version}' if version else f'not installed; pip install {module}'}")
     if _version("tqdm", ("tqdm",)) is None:
-        print("\nno progress bar: pip install 'anynorm[cli]'")
+        print("\nno progress bar: pip install tqdm")
 
 
 def _version(module: str, distributions: tuple[str, ...]) -> str | None:

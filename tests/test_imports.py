@@ -134,3 +134,8 @@ def test_works_without_the_optional_packages():
 
 def test_numpy_is_new_enough():
     assert tuple(map(int, numpy.__version__.split(".")[:2])) >= (2, 1)
+
+
+def test_what_is_missing_is_named_as_an_index_has_it():
+    told = [path.name for path in PACKAGE.rglob("*.py") if "anynorm[" in path.read_text()]
+    assert told == []  # no index has anynorm, nor its extras

@@ -17,7 +17,8 @@ def package(name: str, path: Path) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ValueError(f"{path} takes a package that is not here: pip install 'anynorm[files]'") from None
+        distribution = name.partition(".")[0]
+        raise ValueError(f"{path} takes a package that is not here: pip install {distribution}") from None
 
 
 @contextmanager

@@ -150,5 +150,5 @@ def dtype_named(name: str) -> Any:
     try:
         import ml_dtypes
     except ImportError:
-        raise ValueError("bfloat16 takes a package: pip install 'anynorm[files]'") from None
+        raise ValueError("bfloat16 takes a package that is not here: pip install ml_dtypes") from None
     return numpy.dtype(ml_dtypes.bfloat16)
