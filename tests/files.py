@@ -97,7 +97,7 @@ def assert_one_line(error, message):
 
 def start(*arguments, first="", stderr=subprocess.PIPE):
     """The command in a process of its own, which begins with some code."""
-    code = f"{first}\nimport runpy; runpy.run_module('anynorm.cli', run_name='__main__')"
+    code = f"{first}\nimport runpy; runpy.run_module('anynorm', run_name='__main__')"
     command = [sys.executable, "-c", code, "normalize", "--norm", "layer", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
 

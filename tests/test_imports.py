@@ -11,7 +11,7 @@ import pytest
 
 import anynorm
 
-HEAVY = ["torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "tqdm", "scipy"]
+HEAVY = ["torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "rich", "scipy"]
 PACKAGE = Path(anynorm.__file__).parent
 
 
@@ -49,7 +49,9 @@ def test_every_public_name_is_listed_and_there():
 
 # Each module may import those after it; see "Development" in the README.
 ORDER = [
-    "cli", "_info", "_terminal", "_files", "_files.describe", "_files.npy",
+    "__main__", "cli", "_cli.completion", "_cli.info", "_cli.show", "_cli.normalize", "_cli.results", "_cli.moments",
+    "_cli.places", "_cli.options", "_cli.parser", "_cli.words", "_cli.terminal", "_cli",
+    "_files", "_files.describe", "_files.npy",
     "_files.safetensors", "_files.raw", "_files.parquet", "_files.lists", "_files.zarr", "_files.passes", "_files.rows",
     "_files.overlap", "_files.contents", "_files.job", "_files.boxes", "_files.original",
     "_files.target", "_files.locks",

@@ -82,18 +82,17 @@ class RowCounts:
         if self.nan.count and task.job.fails_on_nan:
             raise ValueError(f"{self.nan.first} holds NaN or Inf; --on-nan keep makes such rows NaN throughout")
 
-    def lines(self) -> list[str]:
-        """A sentence for the user for each kind of which there are some."""
+    def phrases(self) -> list[str]:
+        """Words for the user for each kind of which there are some."""
         kinds = (
-            (self.nan, "holds NaN or Inf and is NaN throughout", "hold NaN or Inf and are NaN throughout"),
-            (self.zero, "is zero throughout and stays so", "are zero throughout and stay so"),
-            (self.short, "is", "are"),
+            (self.nan, "with NaN or Inf"),
+            (self.zero, "of zeros"),
+            (self.short, f"shorter than --eps {self.eps!r}"),
         )
-        shorter = f" shorter than --eps {self.eps!r} and so shorter than others in the result"
         return [
-            f"{tally.count} {f'row {one}' if tally.count == 1 else f'rows {many}'}"
-            f"{shorter if tally is self.short else ''}, the first is {tally.first}"
-            for tally, one, many in kinds if tally.count
+            f"1 row {kind} ({tally.first})" if tally.count == 1 else
+            f"{tally.count:,} rows {kind} (the first is {tally.first})"
+            for tally, kind in kinds if tally.count
         ]  # fmt: skip
 
     def to_dict(self) -> dict[str, int]:
