@@ -14,7 +14,7 @@ from anynorm._cli.places import Pairs, pairs, place
 from anynorm._cli.results import Result, show_plan, tell_results
 from anynorm._cli.terminal import output, progress, stopped
 from anynorm._cli.words import counted
-from anynorm._files import Job, Outcome, Place, load_npy, nbytes_of, normalize, normalize_in_place, planned
+from anynorm._files import Job, Place, load_npy, nbytes_of, normalize, normalize_in_place, planned
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -28,7 +28,7 @@ def run(parsed: argparse.Namespace) -> int:
     with _folder(found, parsed.dry_run):
         plan = []
         if parsed.dry_run or found.folder is not None:  # so that nothing is written where one of many cannot be
-            plan = [_result(one, planned(*one, job, overwrite=parsed.force)) for one in found.todo]
+            plan = _plan(parsed, found, job)
         if parsed.dry_run:
             show_plan(parsed, found, plan)
             return 0
@@ -105,9 +105,20 @@ def _folder(found: Pairs, dry: bool) -> Iterator[None]:
             folder.rmdir()
 
 
+def _plan(parsed: argparse.Namespace, found: Pairs, job: Job) -> list[Result]:
+    """What would be written; ValueError and the like for what is known to fail before anything is read."""
+    plan = []
+    for source, target in found.todo:
+        with _naming(found, source):
+            plan.append(Result(source, target or source, planned(source, target, job, overwrite=parsed.force)))
+    return plan
+
+
 def _normalize(parsed: argparse.Namespace, found: Pairs, job: Job) -> list[Result]:
     """Normalize one file after the other; what ends that is told how far it came."""
     results: list[Result] = []
+    if not found.todo:
+        return results
     sizes = [nbytes_of(source) for source, _ in found.todo]
     total = None if None in sizes else sum(size or 0 for size in sizes)
     one = found.todo[0][0] if len(found.todo) == 1 else None
@@ -115,11 +126,12 @@ def _normalize(parsed: argparse.Namespace, found: Pairs, job: Job) -> list[Resul
     try:
         with progress(what, total, parsed.quiet) as advance:
             for source, target in found.todo:
-                if target is None:
-                    outcome = normalize_in_place(Path(source), job, advance=advance)
-                else:
-                    outcome = normalize(source, target, job, overwrite=parsed.force, advance=advance)
-                results.append(_result((source, target), outcome))
+                with _naming(found, source):
+                    if target is None:
+                        outcome = normalize_in_place(Path(source), job, advance=advance)
+                    else:
+                        outcome = normalize(source, target, job, overwrite=parsed.force, advance=advance)
+                results.append(Result(source, target or source, outcome))
     except BaseException as error:
         if found.folder is not None:
             so_far = f"{len(results)} of {counted(len(found.todo), 'file')} written"
@@ -130,6 +142,12 @@ def _normalize(parsed: argparse.Namespace, found: Pairs, job: Job) -> list[Resul
     return results
 
 
-def _result(pair: tuple[Place, Place | None], outcome: Outcome) -> Result:
-    source, target = pair
-    return Result(source, source if target is None else target, outcome)
+@contextmanager
+def _naming(found: Pairs, source: Place) -> Iterator[None]:
+    """Have an error name the file, of several, where it speaks of what is in it alone."""
+    try:
+        yield
+    except Exception as error:
+        if found.folder is not None and str(source) not in f"{error}{getattr(error, 'filename', '')}":
+            error.add_note(f"in {source}")
+        raise

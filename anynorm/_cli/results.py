@@ -13,6 +13,7 @@ from anynorm._cli.places import Pairs
 from anynorm._cli.terminal import output, print_json, say, tell
 from anynorm._cli.words import counted, of_nbytes, of_seconds, of_shape
 from anynorm._files import Outcome, Place
+from anynorm._files.rows import RowCounts
 
 _MOST_NAMED = 3  # arrays in a message
 _MOST_NUMBERS = 1 << 20  # of a row that is made to find out which kernel would run
@@ -37,7 +38,10 @@ def tell_results(parsed: argparse.Namespace, found: Pairs, results: list[Result]
         print_json({**_for_programs(found, results), "seconds": seconds})
     if parsed.quiet:
         return
-    rows = [phrase for one in results for phrase in one.outcome.counts.phrases()]
+    counts = RowCounts()
+    for one in results:
+        counts.add(one.outcome.counts)
+    rows = counts.phrases()
     took = f" in {of_seconds(seconds)}"
     if found.folder is None:
         (one,) = results

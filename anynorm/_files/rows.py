@@ -82,6 +82,13 @@ class RowCounts:
         if self.nan.count and task.job.fails_on_nan:
             raise ValueError(f"{self.nan.first} holds NaN or Inf; --on-nan keep makes such rows NaN throughout")
 
+    def add(self, other: RowCounts) -> None:
+        """Count the rows of another file too."""
+        self.eps = other.eps
+        for ours, theirs in ((self.nan, other.nan), (self.zero, other.zero), (self.short, other.short)):
+            ours.count += theirs.count
+            ours.first = ours.first or theirs.first
+
     def phrases(self) -> list[str]:
         """Words for the user for each kind of which there are some."""
         kinds = (
