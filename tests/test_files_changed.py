@@ -59,7 +59,7 @@ WAYS = [
 @pytest.mark.parametrize("change", [replaced, written_to, removed])
 @pytest.mark.parametrize(("suffix", "way"), WAYS)
 def test_a_file_that_changes_while_it_is_read(small_blocks, monkeypatch, capsys, folder, change, suffix, way):
-    monkeypatch.setattr("anynorm._files.zarr._BLOCK_NBYTES", 64)
+    monkeypatch.setattr("anynorm._files.formats.zarr._BLOCK_NBYTES", 64)
     save_all_formats()
     path = Path("x.zarr/c/1/0") if suffix == ".zarr" else Path(f"x{suffix}")
     expected = {}

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 import anynorm
 from anynorm import cli
 from anynorm._files import target as target_files
-from anynorm._files import zarr as zarr_files
+from anynorm._files.formats import zarr as zarr_files
 from anynorm._files.target import replacing_folder
 from tests.files import (
     FLOATS,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anynorm._files import npy
+from anynorm._files.formats import npy
 from tests.backends import thorough_but
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and counts of memory as Linux has them")

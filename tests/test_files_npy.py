@@ -8,7 +8,8 @@ import pytest
 
 import anynorm
 from anynorm import cli
-from anynorm._files import passes, raw
+from anynorm._files import passes
+from anynorm._files.formats import raw
 from tests.files import (
     FLOATS,
     NORMS,

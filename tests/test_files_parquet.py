@@ -182,7 +182,7 @@ def test_damaged_metadata_do_not_end_the_process(monkeypatch, capsys, folder, na
     def ends_it(options):
         raise AssertionError("where metadata are damaged, what tells of them here ends the process")
 
-    monkeypatch.setattr("anynorm._files.parquet._options", ends_it)
+    monkeypatch.setattr("anynorm._files.formats.parquet._options", ends_it)
     shutil.copy(Path(__file__).parent / "data" / f"{name}.parquet", "x.parquet")
     assert_refused(capsys, folder, message, "x.parquet", "y.parquet", "--norm", "layer")
 

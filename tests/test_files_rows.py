@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import anynorm
 from anynorm import cli
-from anynorm._files import zarr as zarr_files
+from anynorm._files.formats import zarr as zarr_files
 from tests.files import NORMS, assert_few_ulp, assert_same_bits, deviates, normalize, save_x
 from tests.test_files_streams import Bytes
 

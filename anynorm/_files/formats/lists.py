@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy
 
+from anynorm._files.sources import UnfitError
+
 Array = Any
 
 _KIND_LENGTH = 200  # of a type in messages
@@ -46,7 +48,7 @@ def rows_of(arrow: Any, lists: Any) -> tuple[Array, Array, Array]:
     nulls = lists.is_null().to_numpy(zero_copy_only=False)
     values = lists.flatten()  # of the lists that are there
     if values.null_count:
-        raise ValueError("has lists with null in them; fill those first")
+        raise UnfitError("has lists with null in them; fill those first")
     if hasattr(lists.type, "list_size"):
         lengths = numpy.full(len(nulls) - numpy.count_nonzero(nulls), lists.type.list_size)
     else:
