@@ -50,7 +50,7 @@ def test_it_says_where(monkeypatch, capsys, options):
 
 def test_of_several_arrays(capsys):
     x = np.ones((4, 3), np.float32)
-    save_file({name: x for name in "abcde"}, "x.safetensors")
+    save_file(dict.fromkeys("abcde", x), "x.safetensors")
     for names, said in (("ab", "a 4 x 3 float16, b 4 x 3 float16, 48 bytes"), ("abcd", "4 arrays, 96 bytes")):
         options = [option for name in names for option in ("--tensor", name)]
         assert (

@@ -34,7 +34,8 @@ def run(parsed: argparse.Namespace) -> int:
 def lines_of(place: Place, shown: Shown) -> list[str]:
     """What people read of an array: a line of what it is, then one for each thing there is to say."""
     name = " ".join(filter(None, ["standard input" if place == "-" else str(place), shown.name]))
-    head = f"{name}: {of_shape(shown.shape)} {shown.dtype}, {of_nbytes(shown.nbytes)}"
+    head = f"{name}: {of_shape(shown.shape)} {shown.dtype}"
+    head += "" if shown.nbytes is None else f", {of_nbytes(shown.nbytes)}"
     if shown.rows is None:
         return [f"{head}; {shown.why}" if shown.why else head]
     lines = [head, f"  rows        {_rows(shown)}"]

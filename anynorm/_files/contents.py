@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,19 @@ def readable(what: Any) -> Iterator[None]:
 
 def chosen(job: Job, names: list[str], path: Path, option: str = "--tensor") -> list[str]:
     """The arrays of a file that a job is for: those that it names, or the only one there is."""
-    missing = [name for name in job.names if name not in names]
-    if missing:
-        raise ValueError(f"{path} holds no {missing[0]}; it holds {listed(names)}")
+    if job.columns and option != "--column":
+        raise ValueError(f"--columns is for columns of .parquet; {path} has none")
+    require_there(job.names, names, path)
     if not job.names and len(names) != 1:
         raise ValueError(f"{path} holds {listed(names)}; say with {option} which to normalize")
     return list(job.names) or names
+
+
+def require_there(wanted: Iterable[str], names: list[str], path: Path | str) -> None:
+    """Raise ValueError where a file does not hold all that is wanted."""
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise ValueError(f"{path} holds no {missing[0]}; it holds {listed(names)}")
 
 
 def listed(names: list[str], most: int = 10) -> str:
