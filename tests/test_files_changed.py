@@ -51,7 +51,7 @@ def save_all_formats():
 WAYS = [
     (suffix, way)
     for suffix in (".npy", ".safetensors", ".parquet", ".zarr")
-    for way in ("y", "--in-place", "--moments")
+    for way in ("y", "--in-place", "show")
     if (suffix, way) != (".zarr", "--in-place")  # no folder is normalized in place
 ]
 
@@ -70,22 +70,22 @@ def test_a_file_that_changes_while_it_is_read(small_blocks, monkeypatch, capsys,
             if not one.name.startswith(".anynorm-"):  # what is being written
                 expected.update({one: one.read_bytes()} if one.is_file() else contents(one))
 
-    if way == "--moments":
-        module, calls = sys.modules["anynorm._files.describe"], []  # whose name in the package is a function
+    if way == "show":
+        module, calls = sys.modules["anynorm._files.show"], []  # whose name in the package is a function
         really = module.moments
 
-        def moments(x):
+        def moments(x, **options):
             calls.append(x)
-            if len(calls) == 2:
+            if len(calls) == 3:
                 change_and_look()
-            return really(x)
+            return really(x, **options)
 
         monkeypatch.setattr(module, "moments", moments)
     else:
         meanwhile(monkeypatch, change_and_look)
-    arguments = [way] if way.startswith("--") else [f"y{suffix}"]
-    arguments += [] if way == "--moments" else ["--norm", "layer"]
-    assert cli.main(["normalize", f"x{suffix}", *arguments]) == 1
+    arguments = [f"y{suffix}"] if way == "y" else ["--in-place"]
+    command = ["show", f"x{suffix}"] if way == "show" else ["normalize", f"x{suffix}", *arguments, "--norm", "layer"]
+    assert cli.main(command) == 1
     out, error = capsys.readouterr()
     assert out == ""
     assert_one_line(error, "was changed or replaced while it was read; run the command again")

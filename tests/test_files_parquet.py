@@ -139,7 +139,6 @@ def save_odd_files():
         ("ragged.parquet", "lists of different lengths"),
         ("holes.parquet", "lists with null in them"),
         ("two.parquet", "two.parquet holds a, b; say with --column"),
-        ("two.parquet --column a --column b", "one --column of two.parquet at a time"),
         ("same.parquet --column e", "several columns of the name e"),
         ("none.parquet", "holds no column of lists of floats; it holds a: double, b: double"),
         ("whole.parquet --column e", "e of whole.parquet is list<int64>; --column takes lists of floats"),
