@@ -103,6 +103,7 @@ def start(*arguments, first="", stderr=subprocess.PIPE):
 
 
 def assert_refused(capsys, folder, message, *arguments):
+    capsys.readouterr()
     before = contents(folder)
     assert cli.main(["normalize", *arguments]) == 1
     assert_one_line(capsys.readouterr().err, message)

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from anynorm import cli
 from anynorm._cli import terminal
-from tests.files import assert_one_line, assert_refused, assert_same_bits, contents, normalize, save_x
+from tests.files import assert_one_line, assert_same_bits, contents, normalize, save_x
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -138,19 +138,6 @@ def test_messages_speak_of_files_and_options(monkeypatch, capsys, files, argumen
     assert len(error) < 700
     assert out == ""
     assert contents(files) == before
-
-
-def test_bfloat16_as_numpy_saves_it_has_a_hint(capsys, folder):
-    x = np.ones((4, 8), ml_dtypes.bfloat16)
-    np.save("x.npy", x)
-    save_x()
-    np.save("b.npy", x)
-    for arguments in ("b.npy y.npy", "b.npy --in-place", "x.npy y.npy --weight b.npy"):
-        hint = "b.npy holds elements of two bytes without a type (|V2), as numpy.save writes bfloat16; save it as"
-        assert_refused(capsys, folder, hint, *arguments.split(), "--norm", "layer")
-    # What it says to do does it.
-    np.save("b.npy", np.load("b.npy").view(ml_dtypes.bfloat16).astype("float32"))
-    assert cli.main(["normalize", "b.npy", "y.npy", "--norm", "rms"]) == 0
 
 
 EVIL = "\x1b[31mred\r\n\x07\x9b\u202e"

@@ -188,16 +188,18 @@ def _run(original: Original, target: Place | None, job: Job) -> _Run:
             require_held(suffix_out, task.dtype_out)
         return _Run(original, reader, suffix_out, True, sources, (), ", ".join(job.columns))
     name = "" if suffix_out in (".npy", ".zarr") else _UNNAMED
-    if reader.unnamed and len(job.names) == 1:
+    if reader.unnamed and len(job.names) == 1 and suffix_out != ".npy":
         name, job = job.names[0], replace(job, names=())
     found = reader.sources(job, plain=True)
     left = tuple(reader.left(found))
     # Those of the widest elements first, so that each begins where its elements are aligned.
     ordered = sorted(found.items(), key=lambda item: -int(item[1][0].dtype_out.itemsize))
-    sources = {name if key == "" or suffix_out == ".npy" else key: one for key, one in ordered}
-    run = _Run(original, reader, suffix_out, False, sources, left, "")
-    require_target_holds(suffix_out, run.tasks)
-    return run
+    sources = {key or name: one for key, one in ordered}
+    tasks = {key: task for key, (task, _) in sources.items()}
+    require_target_holds(suffix_out, Path(original.place if target is None else target), tasks)
+    if suffix_out == ".npy":
+        sources = {"": one for one in sources.values()}
+    return _Run(original, reader, suffix_out, False, sources, left, "")
 
 
 def _reader(original: Original, suffix: str) -> Reader:

@@ -121,7 +121,7 @@ def chosen_columns(arrow: Any, schema: Any, job: Job, path: Path) -> list[Lists 
     there = {one.name: one for one in (*columns, *tops)}
     for name in job.names:
         if name in there and not is_lists_of_floats(arrow, kind := there[name].kind):
-            raise ValueError(f"{name} of {path} is {described(kind)}; {_what_can_be_done(arrow, name, kind)}")
+            raise ValueError(f"{name} of {path} is {described(kind)}; {advice(arrow, name, kind)}")
     names = [one.name for one in columns if is_lists_of_floats(arrow, one.kind)]
     if not names:
         listing = listed([f"{field.name}: {described(field.type)}" for field in schema])
@@ -147,7 +147,8 @@ def _numbers(arrow: Any, columns: list[Column], job: Job, path: Path) -> Numbers
     return Numbers(arrow, found, patterns)
 
 
-def _what_can_be_done(arrow: Any, name: str, kind: Any) -> str:
+def advice(arrow: Any, name: str, kind: Any) -> str:
+    """What can be done with a column that does not hold lists of floats."""
     if arrow.types.is_floating(kind):
         return f"--column takes lists of floats, and --columns {name} columns of numbers"
     lists = storage_of(arrow, kind)

@@ -36,7 +36,7 @@ def row_shape(arrow: Any, kind: Any) -> tuple[int, ...] | None:
     """The shape of each row; None where only the lists tell. ValueError for tensors in another order of axes."""
     if isinstance(kind, arrow.FixedShapeTensorType):
         if kind.permutation and list(kind.permutation) != list(range(len(kind.shape))):
-            raise ValueError(f"{described(kind)} has its axes permuted; store it without that")
+            raise UnfitError(f"{described(kind)} has its axes permuted; store it without that")
         return tuple(kind.shape)
     size = getattr(storage_of(arrow, kind), "list_size", None)
     return None if size is None else (size,)

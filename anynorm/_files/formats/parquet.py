@@ -12,7 +12,7 @@ import numpy
 
 from anynorm._files.boxes import Box, Ranges, shape_of
 from anynorm._files.contents import package, readable
-from anynorm._files.formats.columns import Lists, Numbers, chosen_columns, columns_of, field_of, put, taken
+from anynorm._files.formats.columns import Lists, Numbers, advice, chosen_columns, columns_of, field_of, put, taken
 from anynorm._files.formats.lists import described, is_lists_of_floats
 from anynorm._files.job import Job, Task, dtype_named, fit
 from anynorm._files.overlap import overlap
@@ -87,16 +87,17 @@ class ParquetReader:
         return [self._entry(one) for one in columns_of(self.arrow, self.schema)]
 
     def _entry(self, column: Any) -> Entry:
-        kind = described(column.kind)
-        if is_lists_of_floats(self.arrow, column.kind):
-            rows = Lists(self.arrow, column)
-            shape = self.shape_of(rows)
-            return Entry(column.name, shape, str(rows.dtype), math.prod(shape) * rows.dtype.itemsize)
-        why = "no lists of floats"
-        if self.arrow.types.is_floating(column.kind):
-            why = f"numbers; --columns {column.name} makes rows of columns of them"
-        bits = getattr(column.kind, "bit_width", 0) if self.arrow.types.is_primitive(column.kind) else 0
-        return Entry(column.name, (self.num_rows,), kind, self.num_rows * bits // 8 if bits else None, why)
+        try:
+            if is_lists_of_floats(self.arrow, column.kind):
+                rows = Lists(self.arrow, column)
+                shape = self.shape_of(rows)
+                return Entry(column.name, shape, str(rows.dtype), math.prod(shape) * rows.dtype.itemsize)
+            why = advice(self.arrow, column.name, column.kind)
+        except UnfitError as error:
+            why = str(error)
+        bits = column.kind.bit_width if self.arrow.types.is_primitive(column.kind) else None
+        nbytes = None if bits is None else self.num_rows * bits // 8
+        return Entry(column.name, (self.num_rows,), described(column.kind), nbytes, why)
 
     def left(self, sources: Mapping[str, tuple[Task, Source]]) -> list[str]:
         """The names of its other columns."""

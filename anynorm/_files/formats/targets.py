@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import math
 from collections.abc import Iterator, Mapping
@@ -27,10 +28,13 @@ _CHUNK_NBYTES = 2 << 20  # that is what boxes of most sources are, each of which
 _GROUP_NBYTES = 32 << 20  # so much is in memory until it is written
 
 _OF_ONE_ARRAY = (".npy", ".parquet")
+_WRITTEN_BY = {".parquet": "pyarrow.parquet", ".zarr": "zarr"}
 
 
-def require_target_holds(suffix: str, tasks: Mapping[str, Task]) -> None:
-    """Raise ValueError for arrays that a format has no place for."""
+def require_target_holds(suffix: str, target: Path, tasks: Mapping[str, Task]) -> None:
+    """Raise ValueError for arrays that a format has no place for, and where the package that writes it is not here."""
+    if suffix in _WRITTEN_BY:
+        package(_WRITTEN_BY[suffix], target)
     if suffix in _OF_ONE_ARRAY and len(tasks) > 1:
         raise ValueError(f"a new {suffix} file holds one array; name one of {listed(list(tasks))}, or an OUT of .zarr")
     for name, task in tasks.items():
@@ -72,7 +76,7 @@ def file_sinks(suffix: str, target: IO[bytes], tasks: Mapping[str, Task], ours: 
 
 def zarr_sinks(folder: Path, tasks: Mapping[str, Task]) -> dict[str, Sink]:
     """Make the arrays in an empty folder; one without a name is the folder itself."""
-    zarr = package("zarr", folder)
+    zarr = importlib.import_module("zarr")
     sinks: dict[str, Sink] = {}
     with readable(folder):
         if "" not in tasks:
@@ -96,7 +100,7 @@ class _ParquetSink:
     """A column: of lists of one length, of tensors, or of numbers."""
 
     def __init__(self, name: str, task: Task, target: IO[bytes]) -> None:
-        arrow = package("pyarrow", Path(name))
+        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
         value, row = arrow.from_numpy_dtype(task.dtype_out), task.shape[1:]
         self._arrow = arrow
         if not row:
@@ -109,7 +113,6 @@ class _ParquetSink:
         self._group_elements = max(1, _GROUP_NBYTES // (self._elements * task.dtype_out.itemsize)) * self._elements
         self._pending: list[Array] = []
         self._schema = arrow.schema([arrow.field(name, self._kind)])
-        parquet = package("pyarrow.parquet", Path(name))
         # Dictionaries of numbers that are all different are of no use.
         self._writer = parquet.ParquetWriter(target, self._schema, use_dictionary=False)
 
