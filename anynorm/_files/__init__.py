@@ -198,7 +198,8 @@ def _run(original: Original, target: Place | None, job: Job) -> _Run:
     tasks = {key: task for key, (task, _) in sources.items()}
     require_target_holds(suffix_out, Path(original.place if target is None else target), tasks)
     if suffix_out == ".npy":
-        sources = {"": one for one in sources.values()}
+        (only,) = sources.values()
+        sources = {"": only}
     return _Run(original, reader, suffix_out, False, sources, left, "")
 
 

@@ -88,7 +88,7 @@ class RowCounts:
         if tally.count and task.job.fails_on_nan:
             is_row = tally is self.nan
             what = "holds NaN or Inf" if is_row else "is NaN or Inf"
-            do = "makes such rows NaN throughout" if is_row else "writes such elements"
+            do = "makes such rows NaN throughout" if is_row else "writes it"
             raise ValueError(f"{tally.first} {what}; --on-nan keep {do}")
 
     def add(self, other: RowCounts) -> None:
