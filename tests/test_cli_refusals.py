@@ -68,7 +68,6 @@ UNREADABLE = [
         ("none.npy y.npy", "none.npy: No such file"),
         ("folder.npy y.npy", "folder.npy is a directory"),
         ("archive.npz y.npy", "no suffix that tells its format"),
-        ("x.npy y.parquet", "of different formats"),
         ("x.npy y.npy --tensor a", "x.npy holds no a; it holds one array, which has no name"),
         ("x.npy y.npy --dtype bfloat16", ".npy files have no bfloat16"),
         ("x.npy", "OUT is missing"),

@@ -46,6 +46,14 @@ def test_each_into_a_folder(capsys, arguments):
     assert re.fullmatch(r"wrote 3 files to out: 648 bytes in \d+\.\d+ s\n", capsys.readouterr().err)
 
 
+def test_dry_run_makes_no_folder(monkeypatch, capsys, folder):
+    save_shards()
+    monkeypatch.setattr(Path, "mkdir", lambda *_: pytest.fail("a folder is made"))
+    assert run("shards", "out", "--dry-run") == 0
+    assert capsys.readouterr().out.count("would write out/") == 3
+    assert os.listdir() == ["shards"]
+
+
 def test_what_is_done_already_is_left(capsys):
     shards = save_shards()
     assert run("shards/a.npy", "out/") == 0
@@ -179,6 +187,7 @@ def test_stopped_on_the_way(folder):
     save_shards()
     first = """
 import signal, time
+from anynorm._files.job import Task
 signal.signal(signal.SIGINT, signal.default_int_handler)
 really = Task.normalize
 def normalize(task, *rest):

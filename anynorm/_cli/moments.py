@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ def load_moments(path: Path, names: tuple[str, ...]) -> Moments:
         raise ValueError(f"{path} is not a readable .json file; {_HOW}") from None
     chosen = _chosen(path, written, names)
     try:
-        return Moments.from_dict(chosen)
-    except (TypeError, ValueError, OverflowError) as error:
+        # JSON has no NaN, and null in its place.
+        return Moments.from_dict({
+            name: [math.nan if one is None else one for one in value] if isinstance(value, list) else value
+            for name, value in chosen.items()
+        })  # fmt: skip
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} holds no statistics that can be read; {_HOW}") from error
 
 

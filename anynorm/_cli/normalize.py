@@ -25,16 +25,15 @@ def run(parsed: argparse.Namespace) -> int:
         if any(target == "-" for _, target in found.todo):
             raise ValueError("--json prints to standard output, where OUT is; leave one of them away")
         output()
-    with _folder(found, parsed.dry_run):
-        plan = []
-        if parsed.dry_run or found.folder is not None:  # so that nothing is written where one of many cannot be
-            plan = _plan(parsed, found, job)
-        if parsed.dry_run:
-            show_plan(parsed, found, plan)
-            return 0
-        started = time.perf_counter()
+    if parsed.dry_run:
+        show_plan(parsed, found, _plan(parsed, found, job))
+        return 0
+    if found.folder is not None:
+        _plan(parsed, found, job)  # so that nothing is written where one of many cannot be
+    started = time.perf_counter()
+    with _folder(found):
         results = _normalize(parsed, found, job)
-        tell_results(parsed, found, results, time.perf_counter() - started)
+    tell_results(parsed, found, results, time.perf_counter() - started)
     return 0
 
 
@@ -89,14 +88,12 @@ def _job(parsed: argparse.Namespace) -> Job:
 
 
 @contextmanager
-def _folder(found: Pairs, dry: bool) -> Iterator[None]:
+def _folder(found: Pairs) -> Iterator[None]:
     """Have the folder there that several files go into; one that is made here and stays empty is removed."""
     folder = found.folder
     if folder is None or folder.is_dir():
         yield
         return
-    if not folder.parent.is_dir():
-        raise FileNotFoundError(f"{folder.parent} is not a directory; make it first")
     folder.mkdir()
     try:
         yield
@@ -107,10 +104,14 @@ def _folder(found: Pairs, dry: bool) -> Iterator[None]:
 
 def _plan(parsed: argparse.Namespace, found: Pairs, job: Job) -> list[Result]:
     """What would be written; ValueError and the like for what is known to fail before anything is read."""
-    plan = []
+    plan, folder = [], found.folder
+    new = folder is not None and not folder.is_dir()
+    if folder is not None and not folder.parent.is_dir():
+        raise FileNotFoundError(f"{folder.parent} is not a directory; make it first")
     for source, target in found.todo:
         with _naming(found, source):
-            plan.append(Result(source, target or source, planned(source, target, job, overwrite=parsed.force)))
+            outcome = planned(source, target, job, overwrite=parsed.force, new_folder=new)
+        plan.append(Result(source, target or source, outcome))
     return plan
 
 

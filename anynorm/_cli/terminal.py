@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import signal
 import sys
@@ -49,8 +50,16 @@ def output() -> IO[str]:
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """Print an object for programs; it is ASCII, so that any encoding has it."""
-    print(json.dumps(value), file=output())
+    """Print an object for programs; it is ASCII, so that any encoding has it, with null for NaN, as JSON wants."""
+    print(json.dumps(_without_nan(value), allow_nan=False), file=output())
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def flush_or_silence() -> None:

@@ -117,17 +117,17 @@ def normalize_in_place(source: Path, job: Job, *, advance: Advance) -> Outcome:
     return run.outcome(counts)
 
 
-def planned(source: Place, target: Place | None, job: Job, *, overwrite: bool) -> Outcome:
+def planned(source: Place, target: Place | None, job: Job, *, overwrite: bool, new_folder: bool = False) -> Outcome:
     """Return what `normalize` would write, with nothing counted; raise what it would raise before it reads elements.
 
-    Without a target, what `normalize_in_place` would write.
+    Without a target, what `normalize_in_place` would write; ``new_folder``: that of the target is yet to be made.
     """
     if target is None and source != "-":
         _require_no_folder(source)
         require_replaceable(source)
     with opened(source) as original:
         run = _run(original, target, job)
-    if target is not None and target != "-":
+    if target is not None and target != "-" and not new_folder:
         require_absent(resolved(target), overwrite, folder=run.suffix == ".zarr")
     return run.outcome(RowCounts())
 
