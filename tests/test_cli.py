@@ -1,7 +1,6 @@
 """The command line: its refusals, and what each run leaves on disk."""
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,6 @@ import pytest
 
 import anynorm
 from anynorm import cli
-from anynorm._cli import terminal
 from anynorm._files.target import replacing
 from tests.files import (
     assert_few_ulp,
@@ -115,67 +113,6 @@ def test_symlink_and_mode_stay(folder, dangling):
     assert sorted(path.name for path in folder.rglob("*.npy*")) == ["target.npy", "x.npy", "y.npy"]
 
 
-# Ctrl-C is given back its meaning, which a shell takes from jobs in its background, and SIGHUP, which nohup takes.
-SLOW = """
-import signal, time
-from anynorm._files.job import Task
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-Task.normalize = lambda *_: (print("ready", flush=True), time.sleep(60))
-"""
-# Set by the child itself: preexec_fn would fork a process that may have threads.
-LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
-
-
-@posix
-@pytest.mark.parametrize(
-    ("first", "sent", "options", "status", "message"),
-    [
-        (SLOW, "SIGINT", [], 130, "interrupted; nothing was written"),
-        (SLOW, "SIGTERM", ["--force"], 130, "interrupted; nothing was written"),
-        (SLOW, "SIGHUP", [], 130, "interrupted; nothing was written"),
-        (LIMITED, None, ["--force"], 1, "File too large"),
-        (LIMITED + "; import os; vars(os).pop('posix_fallocate', None)", None, [], 1, "File too large"),
-    ],
-    ids=["SIGINT", "SIGTERM", "SIGHUP", "no space", "no space, unreserved"],
-)
-def test_stopped_on_the_way(folder, first, sent, options, status, message):
-    save_x((1000, 6))
-    if options:
-        Path("y.npy").write_bytes(b"precious")
-    before = contents(folder)
-    process = start("x.npy", "y.npy", *options, first=first)
-    if sent:
-        assert process.stdout.readline() == "ready\n"
-        assert len(list(folder.glob(".anynorm-*.part"))) == 1
-        process.send_signal(getattr(signal, sent))
-    _, error = process.communicate(timeout=50)
-    assert process.returncode == status
-    assert_one_line(error, message)
-    assert contents(folder) == before
-
-
-@pytest.mark.parametrize("late", [False, True])
-def test_an_interrupt_at_the_rename_does_not_say_that_nothing_was_written(monkeypatch, capsys, folder, late):
-    x = save_x()
-    before = contents(folder)
-    really = os.replace
-
-    def replace(part, to):
-        if late:
-            really(part, to)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", replace)
-    assert normalize() == (0 if late else 130)
-    if late:
-        assert_same_bits(np.load("y.npy"), anynorm.layer_norm(x))
-        assert capsys.readouterr().err.startswith("wrote y.npy: 9 x 6 float32, 216 bytes in ")
-    else:
-        assert_one_line(capsys.readouterr().err, "interrupted; nothing was written")
-        assert contents(folder) == before
-
-
 def test_progress_bar_on_a_terminal():
     pty, termios = (pytest.importorskip(name, reason="no pseudo-terminals here") for name in ("pty", "termios"))
     pytest.importorskip("rich", reason="the bar is rich's")
@@ -233,16 +170,6 @@ def test_an_input_that_is_no_regular_file_is_not_waited_for(capsys, folder):
         assert cli.main(["normalize", *arguments.split(), "--norm", "layer"]) == 1
         assert_one_line(capsys.readouterr().err, "pipe.npy is not a regular file")
     assert sorted(path.name for path in folder.iterdir()) == ["pipe.npy", "x.npy"]
-
-
-@posix
-def test_sighup_stays_ignored_under_nohup():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with terminal.terminable():
-            os.kill(os.getpid(), signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 @posix
