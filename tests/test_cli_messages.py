@@ -107,6 +107,7 @@ LAYER = [
     ("nothere.parquet y.parquet", "nothere.parquet: No such file or directory"),
 ]
 OTHERS = [
+    ("show x.safetensors --tensor idz", "; did you mean ids?"),
     ("show nothere.npy", "nothere.npy: No such file"),
     ("show", "FILE is missing"),
     ("show data", "data has no suffix that tells its format"),

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,17 @@ def test_completion_for_each_shell(capsys, shell):
     assert cli.main(["completion", shell]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in (*COMMANDS, "in-place"))
+
+
+def test_one_extra_brings_the_bars_and_all_what_numpy_users_can_use():
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    names = {extra: {re.split(r"[<>=\[]", one)[0] for one in wanted} for extra, wanted in extras.items()}
+    assert names["cli"] == {"rich", "shtab"}
+    assert "rich" in names["files"]
+    (everything,) = extras["all"]
+    assert {"cli", "cpu", "files", "dask", "sklearn"} == set(everything.removeprefix("anynorm[")[:-1].split(","))
 
 
 def test_completion_without_its_package(monkeypatch, capsys):
