@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import ml_dtypes
@@ -38,7 +39,7 @@ def test_an_array_in_lines(capsys):
     np.save("x.npy", np.asarray([[3, 4], [0, 0], [6, 8], [0, 5]], np.float32))
     assert show(capsys, "x.npy").splitlines() == [
         "x.npy: 4 x 2 float32, 32 bytes",
-        "  rows        4 of 2, along the last axis",
+        "  rows        4 of 2 numbers, along the last axis",
         "  lengths     0 least, 5 median, 10 largest",
         "  unit        no, 0 of 4 rows",
         "  numbers     3.25 mean, 2.861 deviation",
@@ -131,3 +132,43 @@ def test_a_reader_that_has_enough_ends_it_quietly(command):
     assert done.stderr == ""
     assert first.startswith("x.safetensors" if "show" in command else "anynorm")
     assert status in ("0", "141")  # the little that info prints may be gone before head is
+
+
+def test_each_array_is_shown_when_it_is_read(monkeypatch, capsys):
+    save_file({"a": np.ones((3, 4)), "b": np.ones((3, 4))}, "x.safetensors")
+    really, seen = anynorm._files.show_array, []
+
+    def show_array(*arguments):
+        seen.append(capsys.readouterr().out)
+        return really(*arguments)
+
+    monkeypatch.setattr("anynorm._files.show_array", show_array)
+    assert cli.main(["show", "x.safetensors"]) == 0
+    assert seen[0] == ""
+    assert seen[1].startswith("x.safetensors a: 3 x 4 float64")
+
+
+def test_arrays_stand_above_the_bar():
+    pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
+    pytest.importorskip("rich", reason="the bar is rich's")
+    save_file({"a": np.ones((3, 4)), "b": np.ones((3, 4))}, "x.safetensors")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "anynorm", "show", "x.safetensors"]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    with suppress(OSError):  # as Linux has it when the last who could write has ended
+        while part := os.read(ours, 1 << 12):
+            said += part
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    for name in "ab":  # on a line of its own, which is cleared before
+        assert f"\x1b[2Kx.safetensors {name}: 3 x 4 float64, 96 bytes\r\n" in said.decode()
+
+
+def test_why_there_are_no_statistics(capsys):
+    np.save("ids.npy", np.arange(6).reshape(2, 3))
+    np.save("one.npy", np.float32(1))
+    out = show(capsys, "ids.npy", "one.npy").splitlines()
+    assert out[0].startswith("ids.npy: 2 x 3 int64, 48 bytes; holds int64; normalize takes float16")
+    assert out[1].startswith("one.npy: a single float32, 4 bytes; holds a single number")

@@ -15,17 +15,18 @@ def run(parsed: argparse.Namespace) -> int:
     """Show what is named."""
     if not parsed.paths:
         raise ValueError("FILE is missing; name a file to show")
-    places, out = expanded(parsed.paths), output()
+    output()
     found: list[dict[str, Any]] = []
-    for place in places:
-        with progress("-" if place == "-" else place.name, nbytes_of(place), parsed.quiet) as advance:
-            arrays = show(place, tuple(parsed.names), parsed.axis, advance, columns=tuple(parsed.columns))
-        if parsed.json:
-            found += [{"file": str(place), **one.to_dict()} for one in arrays]
-            continue
-        for one in arrays:
-            for line in lines_of(place, one):
-                say(line, out)
+    for place in expanded(parsed.paths):
+        what = "-" if place == "-" else place.name
+        with progress(what, nbytes_of(place), parsed.quiet, printing=not parsed.json) as advance:
+            for one in show(place, tuple(parsed.names), parsed.axis, advance, columns=tuple(parsed.columns)):
+                if parsed.json:
+                    found.append({"file": str(place), **one.to_dict()})
+                    continue
+                for line in lines_of(place, one):
+                    say(line, output())
+                output().flush()  # to whoever reads it, who may have enough
     if parsed.json:
         print_json({"arrays": found})
     return 0
@@ -37,7 +38,8 @@ def lines_of(place: Place, shown: Shown) -> list[str]:
     head = f"{name}: {of_shape(shown.shape)} {shown.dtype}"
     head += "" if shown.nbytes is None else f", {of_nbytes(shown.nbytes)}"
     if shown.rows is None:
-        return [f"{head}; {shown.why}" if shown.why else head]
+        why = (shown.why or "").removeprefix(f"{place} ").removeprefix(f"{shown.name} ")
+        return [f"{head}; {why}" if why else head]
     lines = [head, f"  rows        {_rows(shown)}"]
     if shown.least is not None and shown.median is not None and shown.largest is not None:
         about = "about " if shown.median_error else ""
@@ -58,7 +60,7 @@ def lines_of(place: Place, shown: Shown) -> list[str]:
 def _rows(shown: Shown) -> str:
     lengths = [length for axis, length in enumerate(shown.shape) if axis in shown.axis]
     along = "the last axis" if shown.axis == (len(shown.shape) - 1,) else f"axis {','.join(map(str, shown.axis))}"
-    return f"{shown.rows:,} of {of_shape(lengths)}, along {along}"
+    return f"{shown.rows:,} of {of_shape(lengths)} numbers, along {along}"
 
 
 def _unit(shown: Shown) -> str:

@@ -80,8 +80,13 @@ def silence_output() -> None:
 
 
 @contextmanager
-def progress(what: str, total: int | None, quiet: bool = False) -> Iterator[Callable[[int], Any]]:
-    """A progress bar on a terminal, where rich is installed; what it gives is told how many bytes are done."""
+def progress(
+    what: str, total: int | None, quiet: bool = False, printing: bool = False
+) -> Iterator[Callable[[int], Any]]:
+    """A progress bar on a terminal, where rich is installed; what it gives is told how many bytes are done.
+
+    ``printing``: lines are printed meanwhile, which on a terminal are to stand above the bar.
+    """
     if quiet or sys.stderr is None or not sys.stderr.isatty() or not installed("rich"):
         yield lambda nbytes: require_unstopped()
         return
@@ -90,8 +95,9 @@ def progress(what: str, total: int | None, quiet: bool = False) -> Iterator[Call
 
     name = TextColumn("{task.description}", markup=False)
     columns = name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
-    # What is written to standard output must not pass through the bar: it may be the result.
-    options: dict[str, Any] = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
+    # What is written to standard output, which may be the result, must not pass through the bar elsewhere.
+    above = printing and sys.stdout is not None and sys.stdout.isatty()
+    options: dict[str, Any] = {"transient": True, "redirect_stdout": above, "redirect_stderr": False}
     with Progress(*columns, console=Console(stderr=True), **options) as bar:
         task = bar.add_task(printable(what), total=total)
 

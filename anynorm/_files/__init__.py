@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -134,8 +134,8 @@ def planned(source: Place, target: Place | None, job: Job, *, overwrite: bool, n
 
 def show(
     source: Place, names: tuple[str, ...], axis: tuple[int, ...], advance: Advance, *, columns: tuple[str, ...] = ()
-) -> list[Shown]:
-    """Return what each array of a file is like, or those of these names, in one pass.
+) -> Iterator[Shown]:
+    """Give what each array of a file is like, or those of these names, one after the other as they are read.
 
     ``columns``: of a .parquet file, patterns of columns of numbers, which make up rows together.
     """
@@ -145,14 +145,19 @@ def show(
             job = replace(_show_job(axis), columns=columns)
             ((task, rows),) = reader.sources(job, plain=False).values()
             nbytes = math.prod(task.shape) * int(task.dtype.itemsize)
-            return [show_array(Entry(task.name, task.shape, str(task.dtype), nbytes), task, rows, advance)]
+            yield show_array(Entry(task.name, task.shape, str(task.dtype), nbytes), task, rows, advance)
+            return
         entries = reader.entries
         require_there(names, [one.name for one in entries], source)
-        found = [_shown(reader, one, axis, advance) for one in entries if not names or one.name in names]
-        if all(one.why is None for one in found):
+        whole = True
+        for entry in entries:
+            if not names or entry.name in names:
+                shown = _shown(reader, entry, axis, advance)
+                whole = whole and shown.why is None
+                yield shown
+        if whole:
             _require_end(original)
         original.require_unchanged()
-    return found
 
 
 def nbytes_of(source: Place) -> int | None:
