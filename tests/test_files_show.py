@@ -35,7 +35,8 @@ def small_chunks(monkeypatch):
 
 def show(place, axis=-1, names=(), **options):
     seen = []
-    found = _files.show(place if place == "-" else Path(place), names, (axis,), seen.append, **options)
+    place = place if place == "-" else Path(place)
+    found = list(_files.show(place, names, (axis,), seen.append, **options))
     assert sum(seen) <= sum(one.nbytes or 0 for one in found)
     return found
 

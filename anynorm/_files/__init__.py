@@ -139,25 +139,26 @@ def show(
 
     ``columns``: of a .parquet file, patterns of columns of numbers, which make up rows together.
     """
+    suffix = suffix_of(source)
     with opened(source) as original:
-        reader = _reader(original, suffix_of(source))
+        reader = _reader(original, suffix)
         if columns:
-            job = replace(_show_job(axis), columns=columns)
-            ((task, rows),) = reader.sources(job, plain=False).values()
+            ((task, rows),) = reader.sources(replace(_show_job(axis), columns=columns), plain=False).values()
             nbytes = math.prod(task.shape) * int(task.dtype.itemsize)
-            yield show_array(Entry(task.name, task.shape, str(task.dtype), nbytes), task, rows, advance)
+            shown = show_array(Entry(task.name, task.shape, str(task.dtype), nbytes), task, rows, advance)
+            original.require_unchanged()
+            yield shown
             return
         entries = reader.entries
         require_there(names, [one.name for one in entries], source)
-        whole = True
-        for entry in entries:
-            if not names or entry.name in names:
-                shown = _shown(reader, entry, axis, advance)
-                whole = whole and shown.why is None
-                yield shown
-        if whole:
-            _require_end(original)
-        original.require_unchanged()
+        wanted = [one for one in entries if not names or one.name in names]
+        for entry in wanted:
+            shown = _shown(reader, entry, axis, advance)
+            if shown.why is None:
+                _require_end(original)
+            if suffix != ".zarr" or entry is wanted[-1]:  # in a folder that takes a look at each chunk of all arrays
+                original.require_unchanged()
+            yield shown
 
 
 def nbytes_of(source: Place) -> int | None:
