@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -16,7 +17,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import anynorm
-from anynorm import cli
+from anynorm import _files, cli
+from anynorm._files import Job
 from anynorm._files.formats import raw, targets
 from anynorm._files.formats import zarr as zarr_files
 from tests.files import assert_few_ulp, assert_one_line, assert_refused, assert_same_bits, deviates
@@ -280,6 +282,63 @@ def test_refuses(capsys, folder, arguments, message):
     pq.write_table(pa.table({"e": [[1.0], None, [3.0]]}), "null.parquet")
     zarr.create_group("there.zarr")
     assert_refused(capsys, folder, message, "--norm", "layer", *arguments.split())
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("target", SUFFIXES[1:])
+def test_interrupted(folder, target, axis):
+    save(".npy", deviates((30, 6)))
+    told = []
+
+    def interrupt(nbytes):
+        told.append(nbytes)
+        if len(told) == 13:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _files.normalize(
+            Path("x.npy"), Path(f"y{target}"), Job("layer_norm", None, None, (axis,), 1e-5), overwrite=False,
+            advance=interrupt,
+        )  # fmt: skip
+    assert os.listdir(folder) == ["x.npy"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits as POSIX has them")
+@pytest.mark.parametrize("target", SUFFIXES[1:])
+def test_no_space(monkeypatch, capsys, folder, target):
+    import resource
+
+    monkeypatch.setattr(targets, "_CHUNK_NBYTES", 1 << 20)
+    save(".npy", deviates((400, 16)))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        assert_refused(capsys, folder, "File too large", "x.npy", f"y{target}", "--norm", "layer")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_what_would_be_written(folder):
+    save_file({"deep/w": deviates((4, 6), "float16"), "ids": np.arange(3)}, "x.safetensors")
+    job = Job("layer_norm", None, None, (-1,), 1e-5, names=("deep/w",), dtype="float32")
+    before = os.listdir(folder)
+    for target, name in (("y.npy", ""), ("y.zarr", "deep/w"), ("y.parquet", "deep/w"), ("y.safetensors", "deep/w")):
+        plan = _files.planned(Path("x.safetensors"), Path(target), job, overwrite=False)
+        assert [one.to_dict() for one in plan.arrays] == [
+            {"name": name, "shape": [4, 6], "dtype": "float32", "nbytes": 96}
+        ]
+        assert plan.left == (() if target == "y.safetensors" else ("ids",))
+    assert os.listdir(folder) == before
+    done = _files.normalize(Path("x.safetensors"), Path("y.zarr"), job, overwrite=False, advance=lambda nbytes: None)
+    assert (done.arrays, done.nbytes) == (plan.arrays, 96)
+    with pytest.raises(FileExistsError, match="pass --force"):
+        _files.planned(Path("x.safetensors"), Path("y.zarr"), job, overwrite=False)
+    with pytest.raises(ValueError, match=r"\.npy files have no bfloat16"):
+        _files.planned(Path("x.safetensors"), Path("y.npy"), replace(job, dtype="bfloat16"), overwrite=False)
+    in_place = _files.planned(Path("x.safetensors"), None, job, overwrite=False)
+    assert (in_place.arrays, in_place.left) == (plan.arrays, ())
+    with pytest.raises(ValueError, match="in place"):
+        _files.planned(Path("y.zarr"), None, job, overwrite=False)
 
 
 @pytest.mark.parametrize(("module", "target"), [("zarr", "y.zarr"), ("pyarrow.parquet", "y.parquet")])

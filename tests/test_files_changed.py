@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 import anynorm
 from anynorm import cli
+from anynorm._files import shown
 from anynorm._files.job import Task
 from tests.files import assert_one_line, assert_same_bits, contents, in_place, meanwhile, save_x
 
@@ -71,8 +72,7 @@ def test_a_file_that_changes_while_it_is_read(small_blocks, monkeypatch, capsys,
                 expected.update({one: one.read_bytes()} if one.is_file() else contents(one))
 
     if way == "show":
-        module, calls = sys.modules["anynorm._files.show"], []  # whose name in the package is a function
-        really = module.moments
+        really, calls = shown.moments, []
 
         def moments(x, **options):
             calls.append(x)
@@ -80,7 +80,7 @@ def test_a_file_that_changes_while_it_is_read(small_blocks, monkeypatch, capsys,
                 change_and_look()
             return really(x, **options)
 
-        monkeypatch.setattr(module, "moments", moments)
+        monkeypatch.setattr(shown, "moments", moments)
     else:
         meanwhile(monkeypatch, change_and_look)
     arguments = [f"y{suffix}"] if way == "y" else ["--in-place"]

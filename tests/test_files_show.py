@@ -18,14 +18,12 @@ from safetensors.numpy import save_file
 
 import anynorm
 from anynorm import _files, cli
-from anynorm._files import Job
-from anynorm._files import show as show_files  # noqa: F401
+from anynorm._files import Job, shown
 from anynorm._files.formats import zarr as zarr_files
 from tests.files import FLOATS, assert_one_line, assert_refused, assert_same_bits, contents, deviates
 from tests.test_files_streams import Bytes
 
 pytestmark = pytest.mark.usefixtures("folder", "small_blocks")
-show_module = sys.modules["anynorm._files.show"]  # whose name in the package is a function
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +165,7 @@ def test_what_is_normalized_is_unit_vectors(dtype):
 
 @pytest.mark.parametrize("rows", [64, 65, 66, 501])
 def test_the_median_of_many_lengths(monkeypatch, rows):
-    monkeypatch.setattr(show_module, "_EXACT_ROWS", 64)
+    monkeypatch.setattr(shown, "_EXACT_ROWS", 64)
     x = np.exp(np.random.default_rng(rows).uniform(-30, 30, (rows, 1)))
     x[rows // 3] = 0
     np.save("x.npy", x)
@@ -182,14 +180,14 @@ def test_the_median_of_many_lengths(monkeypatch, rows):
 
 
 def test_the_median_of_many_equal_lengths_is_theirs(monkeypatch):
-    monkeypatch.setattr(show_module, "_EXACT_ROWS", 64)
+    monkeypatch.setattr(shown, "_EXACT_ROWS", 64)
     np.save("x.npy", np.full((999, 1), 1 - 2.0**-53))
     assert show("x.npy")[0].median == 1 - 2.0**-53
 
 
 def test_many_lengths_take_bounded_memory():
-    lengths = show_module.Lengths()
-    with mock.patch.object(show_module, "_EXACT_ROWS", 1000):
+    lengths = shown.Lengths()
+    with mock.patch.object(shown, "_EXACT_ROWS", 1000):
         for _ in range(50):
             lengths.add(np.random.default_rng(0).uniform(0, 1, 100))
     assert sum(map(len, lengths._kept)) == 0

@@ -51,7 +51,7 @@ def test_every_public_name_is_listed_and_there():
 ORDER = [
     "__main__", "cli", "_cli.completion", "_cli.info", "_cli.show", "_cli.normalize", "_cli.results", "_cli.moments",
     "_cli.places", "_cli.options", "_cli.parser", "_cli.words", "_cli.terminal", "_cli",
-    "_files", "_files.outcome", "_files.show",
+    "_files", "_files.outcome", "_files.shown",
     "_files.formats", "_files.formats.npy", "_files.formats.targets", "_files.formats.safetensors",
     "_files.formats.raw", "_files.formats.parquet", "_files.formats.columns", "_files.formats.lists",
     "_files.formats.zarr", "_files.passes", "_files.rows", "_files.overlap", "_files.contents", "_files.sources",

@@ -22,7 +22,7 @@ from anynorm._files.original import Original, Place, opened
 from anynorm._files.outcome import Outcome, Written, written
 from anynorm._files.passes import normalize_array, takes_statistics
 from anynorm._files.rows import RowCounts
-from anynorm._files.show import Shown, show_array
+from anynorm._files.shown import Shown, show_array
 from anynorm._files.sources import Advance, Entry, Reader, Sink, Source, UnfitError
 from anynorm._files.target import (
     replacing,
