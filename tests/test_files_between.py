@@ -26,6 +26,7 @@ from tests.test_files_streams import Bytes
 
 pytestmark = pytest.mark.usefixtures("folder")
 
+JOB = Job("layer_norm", None, None, (-1,), 1e-5)
 SUFFIXES = (".npy", ".safetensors", ".zarr", ".parquet")
 DATA = Path(__file__).parent / "data"
 
@@ -261,7 +262,18 @@ def test_chunks_and_row_groups_are_of_some_size(monkeypatch):
         ("x.npy y.zarr --columns f*", "--columns is for columns of .parquet; x.npy has none"),
         ("x.npy y.zarr --tensor a --tensor b", "x.npy holds no a; it holds one array, which has no name"),
         ("x.npy y.zarr --tensor a/../b", "no array of .zarr can be called a/../b"),
-        ("x.npy y.zarr --tensor a//b", "no array of .zarr can be called a//b"),
+        *[
+            (f"x.npy y.zarr --tensor {name}", f"no array of .zarr can be called {name}")
+            for name in (
+                "a//b",
+                "/a",
+                "..",
+                "a/zarr.json",
+                "a\\b",
+                "n" * 256,
+            )
+        ],
+        ("x.safetensors y.zarr --tensor a/b --tensor a", "arrays of .zarr hold no others, as a would a/b; name one"),
         ("x.npy y.safetensors --tensor __metadata__", "no tensor of .safetensors can be called __metadata__"),
         ("x.npy y.parquet --dtype bfloat16", "Parquet has no bfloat16"),
         ("nan.npy y.parquet --on-nan fail", "row 20 of nan.npy holds NaN or Inf"),
@@ -275,6 +287,7 @@ def test_chunks_and_row_groups_are_of_some_size(monkeypatch):
 def test_refuses(capsys, folder, arguments, message):
     x = deviates((30, 6))
     np.save("x.npy", x)
+    save_file({"a": x, "a/b": x}, "x.safetensors")
     Path("cut.npy").write_bytes(Path("x.npy").read_bytes()[:-1])
     np.save("large.npy", x)
     x[20, 3] = np.inf
@@ -316,6 +329,33 @@ def test_no_space(monkeypatch, capsys, folder, target):
         assert_refused(capsys, folder, "File too large", "x.npy", f"y{target}", "--norm", "layer")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("target", ["y.npy", "y.safetensors", "y.parquet", "y.zarr"])
+def test_an_array_that_no_file_can_hold(capsys, folder, target):
+    """Of a folder without a single chunk, all of it is the fill value; rows of 2 are shorter than a block may be."""
+    zarr.create_array("x.zarr", shape=(2**62, 4), chunks=(2, 4), dtype="float32")
+    if target == "y.zarr":
+        ((_, source),) = zarr_files.ZarrReader(Path("x.zarr")).sources(JOB, plain=False).values()
+        assert len(source.ranges[0]) > 2**61 // zarr_files._MOST_CHUNKS
+        return
+    message = f"the result would take {2**66} bytes, which no file can hold"
+    assert_refused(capsys, folder, message, "x.zarr", target, "--norm", "layer")
+
+
+@pytest.mark.parametrize(
+    ("chunks", "rows", "plain"),
+    [
+        ((1, 4), 1024, 1024), ((3, 4), 3072, 3072), ((1024, 4), 8192, 8192),  # so many chunks, so many bytes
+        ((32768, 1), 32768, 32768), ((32769, 1), 32769, 8192),  # a chunk is taken whole, up to four times the bytes
+    ],
+)  # fmt: skip
+def test_how_much_is_read_at_once(monkeypatch, chunks, rows, plain):
+    monkeypatch.setattr(zarr_files, "_BLOCK_NBYTES", 1 << 17)
+    zarr.create_array("x.zarr", shape=(10**6, 4), chunks=chunks, dtype="float32")
+    for way, expected in ((False, rows), (True, plain)):
+        ((_, source),) = zarr_files.ZarrReader(Path("x.zarr")).sources(JOB, plain=way).values()
+        assert source.ranges[0][0] == slice(0, expected)
 
 
 def test_what_would_be_written(folder):

@@ -6,6 +6,8 @@ import contextlib
 import importlib
 import io
 import math
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -37,14 +39,23 @@ def require_target_holds(suffix: str, target: Path, tasks: Mapping[str, Task]) -
         package(_WRITTEN_BY[suffix], target)
     if suffix in _OF_ONE_ARRAY and len(tasks) > 1:
         raise ValueError(f"a new {suffix} file holds one array; name one of {listed(list(tasks))}, or an OUT of .zarr")
+    if sum(map(nbytes_out, tasks.values())) > sys.maxsize:
+        raise ValueError(f"the result would take {sum(map(nbytes_out, tasks.values()))} bytes, which no file can hold")
     for name, task in tasks.items():
         require_held(suffix, task.dtype_out)
         if suffix == ".parquet" and 0 in task.shape[1:] and task.shape[0]:
             raise ValueError(f"{task.name} has rows of no elements, which no column of .parquet is made of")
         if suffix == ".safetensors" and name == "__metadata__":
             raise ValueError(f"no tensor of .safetensors can be called {name}")
-        if suffix == ".zarr" and ((any(one in ("", ".", "..") for one in name.split("/")) and name) or "\\" in name):
+        if suffix == ".zarr" and name and not all(map(_can_be_a_folder, name.split("/"))):
             raise ValueError(f"no array of .zarr can be called {name}")
+        inside = [other for other in tasks if other.startswith(f"{name}/")] if suffix == ".zarr" else []
+        if inside:
+            raise ValueError(f"arrays of .zarr hold no others, as {name} would {inside[0]}; name one of both")
+
+
+def _can_be_a_folder(part: str) -> bool:
+    return part not in ("", ".", "..", "zarr.json") and "\\" not in part and len(os.fsencode(part)) <= 255
 
 
 def require_held(suffix: str, dtype: Any) -> None:

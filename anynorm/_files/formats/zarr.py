@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -20,6 +21,8 @@ Array = Any
 
 # Of whole chunks; a chunk that is larger is taken at once.
 _BLOCK_NBYTES = 32 << 20
+# In a box: Zarr takes kilobytes for each that is being read.
+_MOST_CHUNKS = 1024
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
@@ -29,10 +32,11 @@ class _ZarrSource:
     def __init__(self, array: Array, task: Task, plain: bool) -> None:
         chunks = array.shards or array.chunks  # what is written at once
         itemsize = int(task.dtype.itemsize)
+        nbytes = min(_BLOCK_NBYTES, _MOST_CHUNKS * math.prod(chunks) * itemsize)
         if plain:
-            self.ranges = cut_chunk_runs(task.shape, chunks, itemsize, _BLOCK_NBYTES)
+            self.ranges = cut_chunk_runs(task.shape, chunks, itemsize, nbytes)
         else:
-            self.ranges = cut_chunks(task.shape, chunks, task.axes, itemsize, _BLOCK_NBYTES)
+            self.ranges = cut_chunks(task.shape, chunks, task.axes, itemsize, nbytes)
         self.buffers = 4
         self.buffer_nbytes = 0
         self.once = False
