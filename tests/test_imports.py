@@ -12,7 +12,7 @@ import pytest
 import anynorm
 
 HEAVY = [
-    "torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "tqdm", "scipy",
+    "torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "rich", "scipy",
     "sklearn", "pandas", "polars",
 ]  # fmt: skip
 PACKAGE = Path(anynorm.__file__).parent
@@ -58,10 +58,14 @@ def test_every_public_name_is_listed_and_there():
 
 # Each module may import those after it; see "Development" in the README.
 ORDER = [
-    "cli", "_info", "_terminal", "_files", "_files.describe", "_files.npy",
-    "_files.safetensors", "_files.raw", "_files.parquet", "_files.lists", "_files.zarr", "_files.passes", "_files.rows",
-    "_files.overlap", "_files.contents", "_files.job", "_files.boxes", "_files.original",
-    "_files.target", "_files.locks", "nnx", "_nnx_forward", "modules", "_state", "sklearn",
+    "__main__", "cli", "_cli.completion", "_cli.info", "_cli.show", "_cli.normalize", "_cli.results", "_cli.moments",
+    "_cli.places", "_cli.options", "_cli.parser", "_cli.words", "_cli.terminal", "_cli",
+    "_files", "_files.outcome", "_files.shown",
+    "_files.formats", "_files.formats.npy", "_files.formats.targets", "_files.formats.safetensors",
+    "_files.formats.raw", "_files.formats.parquet", "_files.formats.columns", "_files.formats.lists",
+    "_files.formats.zarr", "_files.passes", "_files.rows", "_files.overlap", "_files.contents", "_files.sources",
+    "_files.job", "_files.boxes", "_files.original", "_files.target", "_files.locks",
+    "nnx", "_nnx_forward", "modules", "_state", "sklearn",
     "torch", "_torch_convert", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own",
     "_gradients", "_moments_vjp", "_norms",
     "_explain", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_given",
@@ -149,3 +153,8 @@ def test_works_without_the_optional_packages():
 
 def test_numpy_is_new_enough():
     assert tuple(map(int, numpy.__version__.split(".")[:2])) >= (2, 1)
+
+
+def test_what_is_missing_is_named_as_an_index_has_it():
+    told = [path.name for path in PACKAGE.rglob("*.py") if "anynorm[" in path.read_text()]
+    assert told == []  # no index has anynorm, nor its extras

@@ -29,7 +29,7 @@ def overlap(
     reader = ThreadPoolExecutor(1, thread_name_prefix="anynorm-read")
     writer = ThreadPoolExecutor(1, thread_name_prefix="anynorm-write")
 
-    failed = False
+    failed = interrupted = False
 
     def write_unless_failed(item: Item, result: Any) -> None:
         """On standard output a later block would stand in the place of the one that failed."""
@@ -65,6 +65,9 @@ def overlap(
             read_ahead()
         for _, future in writes:
             future.result()
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
-        for executor in (reader, writer):
-            executor.shutdown(wait=True, cancel_futures=True)
+        reader.shutdown(wait=not interrupted, cancel_futures=True)  # a stream may have no more to say for long
+        writer.shutdown(wait=True, cancel_futures=True)
