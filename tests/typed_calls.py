@@ -42,6 +42,9 @@ def of_numpy(x: Floats, matrix: Matrix, weight: Floats) -> None:
     assert_type(anynorm.add_rms_norm(matrix, x), tuple[Matrix, Matrix])
     assert_type(anynorm.layer_norm_vjp(x), tuple[Floats, Pullback[Floats]])
     assert_type(anynorm.rms_norm_vjp(matrix), tuple[Matrix, Pullback[Matrix]])
+    found, _ = anynorm.moments_vjp(x)
+    given = Callable[[Matrix], tuple[Matrix, Matrix | None, Matrix | None, anynorm.MomentsGradient]]
+    assert_type(anynorm.rms_norm_vjp(matrix, moments=found), tuple[Matrix, given])
     y, pull = anynorm.scale_norm_vjp(x, 2.0)
     assert_type((y, pull(x)), tuple[Floats, tuple[Floats, Floats | None]])
     pair, pull_sum = anynorm.add_rms_norm_vjp(x, x)
@@ -104,7 +107,7 @@ def refused(x: Floats, numbers: list[float], anything: object, optional: Floats 
     anynorm.rms_norm(np.float32(1))  # type: ignore[type-var]
     anynorm.scale_norm(anything)  # type: ignore[type-var]
     anynorm.scale_norm(optional)  # type: ignore[type-var]
-    anynorm.layer_norm_vjp(b"text")  # type: ignore[type-var]
+    anynorm.layer_norm_vjp(b"text")  # type: ignore[call-overload]
     anynorm.layer_norm_vjp(x)[1](1.0)  # type: ignore[arg-type]
     anynorm.add_layer_norm_vjp("text", x)  # type: ignore[type-var]
     anynorm.add_rms_norm(x, numbers)  # type: ignore[arg-type]
