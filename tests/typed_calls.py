@@ -42,9 +42,8 @@ def of_numpy(x: Floats, matrix: Matrix, weight: Floats) -> None:
     assert_type(anynorm.add_rms_norm(matrix, x), tuple[Matrix, Matrix])
     assert_type(anynorm.layer_norm_vjp(x), tuple[Floats, Pullback[Floats]])
     assert_type(anynorm.rms_norm_vjp(matrix), tuple[Matrix, Pullback[Matrix]])
-    found, _ = anynorm.moments_vjp(x)
-    given = Callable[[Matrix], tuple[Matrix, Matrix | None, Matrix | None, anynorm.MomentsGradient]]
-    assert_type(anynorm.rms_norm_vjp(matrix, moments=found), tuple[Matrix, given])
+    _, pull_given = anynorm.rms_norm_vjp(matrix, moments=anynorm.moments_vjp(x)[0])
+    assert_type(pull_given(matrix), tuple[Matrix, Matrix | None, Matrix | None, anynorm.MomentsGradient])
     y, pull = anynorm.scale_norm_vjp(x, 2.0)
     assert_type((y, pull(x)), tuple[Floats, tuple[Floats, Floats | None]])
     pair, pull_sum = anynorm.add_rms_norm_vjp(x, x)
