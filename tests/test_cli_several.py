@@ -95,6 +95,14 @@ def test_a_target_that_is_older_than_its_source_is_refused(capsys, folder):
     assert capsys.readouterr().err.startswith("nothing to do")
 
 
+def test_a_folder_in_the_place_of_a_target_is_not_taken_for_it(capsys):
+    save_shards()
+    Path("out/b.npy").mkdir(parents=True)
+    assert run("shards", "out") == 1
+    assert_one_line(capsys.readouterr().err, "out/b.npy is a directory")
+    assert os.listdir("out") == ["b.npy"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
