@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
             status, message = _said_of(error)
             tell("; ".join([f"anynorm: {message}", *getattr(error, "__notes__", [])]))
-            flush_or_silence()
+            if status != 130:  # what takes the output may wait for long
+                flush_or_silence()
             return status
 
 

@@ -95,11 +95,11 @@ def assert_one_line(error, message):
     assert re.fullmatch(rf"anynorm: .*{re.escape(message)}.*\n", error)
 
 
-def start(*arguments, first="", stderr=subprocess.PIPE, stdin=None):
+def start(*arguments, first="", stderr=subprocess.PIPE, stdin=None, text=True):
     """The command in a process of its own, which begins with some code."""
     code = f"{first}\nimport runpy; runpy.run_module('anynorm', run_name='__main__')"
     command = [sys.executable, "-c", code, "normalize", "--norm", "layer", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, stdin=stdin, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, stdin=stdin, text=text)
 
 
 def assert_refused(capsys, folder, message, *arguments):

@@ -125,7 +125,7 @@ def test_progress_bar_on_a_terminal():
         os.set_blocking(ours, False)
         bar = shown.read(1 << 16) or b""
         assert b"x.npy" in bar
-        assert b"/344 bytes" in bar
+        assert b"/216 bytes" in bar
     assert process.returncode == 0
 
 

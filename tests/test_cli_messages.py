@@ -211,7 +211,7 @@ def test_the_bar_shows_a_name_as_it_is(monkeypatch, what):
     monkeypatch.setattr("sys.stderr", shown := io.StringIO())
     monkeypatch.setattr(shown, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(rich, "Console", partial(rich.Console, force_terminal=True, width=200, color_system=None))
-    with terminal.progress(what, 1):
+    with terminal.progress(what, lambda: 1):
         pass
     assert (ESCAPED if what == EVIL else what) in shown.getvalue()
 

@@ -155,29 +155,28 @@ def test_threads_are_set_for_the_run_alone(monkeypatch, threads):
     assert anynorm.get_threads() == before
 
 
-def complete(line):
-    """What bash offers at the end of a line."""
-    words = line.split(" ")
-    script = f"""
-eval "$({sys.executable} -m anynorm completion bash)"
-COMP_WORDS=({" ".join(words[:-1])} "{words[-1]}")
-COMP_CWORD={len(words) - 1}
-_shtab_anynorm
-printf '%s\\n' "${{COMPREPLY[@]}}"
-"""
+def complete(*lines):
+    """What bash offers at the end of each line."""
+    asked = "\n".join(
+        f"COMP_WORDS=({' '.join(words[:-1])} '{words[-1]}'); COMP_CWORD={len(words) - 1}; COMPREPLY=(); "
+        '_shtab_anynorm; echo "${COMPREPLY[@]}"'
+        for words in (line.split(" ") for line in lines)
+    )
+    script = f'eval "$({sys.executable} -m anynorm completion bash)"\n{asked}'
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=60)
-    return done.stdout.split()
+    return [offered.split() for offered in done.stdout.splitlines()]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the completion of bash takes bash")
 def test_completion_in_bash():
     pytest.importorskip("shtab", reason="the scripts are shtab's")
     save_x()
-    assert set(complete("anynorm nor")) == {"normalize"}
-    assert "--norm" in complete("anynorm normalize --no")
-    assert {"layer", "rms", "scale"} <= set(complete("anynorm normalize --norm "))
-    assert "x.npy" in complete("anynorm normalize x")
-    assert "x.npy" in complete("anynorm show --tensor a x")
+    asked = {
+        "anynorm nor": "normalize", "anynorm normalize --no": "--norm", "anynorm normalize --norm l": "layer",
+        "anynorm normalize x": "x.npy", "anynorm show --tensor a x": "x.npy",
+    }  # fmt: skip
+    for wanted, offered in zip(asked.values(), complete(*asked), strict=True):
+        assert wanted in offered
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "tcsh"])

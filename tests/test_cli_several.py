@@ -12,6 +12,7 @@ import pytest
 
 import anynorm
 from anynorm import cli
+from anynorm._files import Job, nbytes_of, normalize
 from tests.files import assert_one_line, assert_same_bits, contents, start
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -92,6 +93,14 @@ def test_a_target_that_is_older_than_its_source_is_refused(capsys, folder):
     os.utime("out/b.npy", ns=(now, now))
     assert run("shards", "out") == 0
     assert capsys.readouterr().err.startswith("nothing to do")
+
+
+def test_a_folder_in_the_place_of_a_target_is_not_taken_for_it(capsys):
+    save_shards()
+    Path("out/b.npy").mkdir(parents=True)
+    assert run("shards", "out") == 1
+    assert_one_line(capsys.readouterr().err, "out/b.npy is a directory")
+    assert os.listdir("out") == ["b.npy"]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +232,7 @@ def test_one_bar_over_all(monkeypatch):
 
     class Bar:
         def __init__(self, what, total, quiet=False):
-            bars.append((what, total))
+            bars.append((what, total()))
 
         def __enter__(self):
             return steps.append
@@ -233,5 +242,22 @@ def test_one_bar_over_all(monkeypatch):
 
     monkeypatch.setattr("anynorm._cli.normalize.progress", Bar)
     assert run("shards", "out") == 0
-    assert bars == [("3 files", sum(path.stat().st_size for path in Path("shards").iterdir()))]
+    assert bars == [("3 files", 3 * 216)]
     assert sum(steps) == 3 * 216
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".zarr", ".parquet"])
+@pytest.mark.parametrize("axis", [0, -1])
+def test_the_bar_knows_how_much_there_is(suffix, axis):
+    np.save("x.npy", np.ones((300, 8), np.float32))  # which compresses well
+    assert run("x.npy", f"shards{suffix}") == 0
+    source, steps = Path(f"shards{suffix}"), []
+    job = Job("layer_norm", None, None, (axis,), 1e-5)
+    normalize(source, Path(f"out{suffix}"), job, overwrite=False, advance=steps.append)
+    assert nbytes_of(source, ()) == sum(steps) == 300 * 8 * 4
+
+
+def test_nobody_knows_how_much_a_stream_has_or_what_cannot_be_read():
+    Path("x.npy").write_bytes(b"")
+    for place in ("-", Path("x.npy"), Path("none.npy"), Path("x.txt")):
+        assert nbytes_of(place, ()) is None

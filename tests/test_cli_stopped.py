@@ -142,6 +142,18 @@ def test_a_stream_that_has_no_more_to_say_is_not_waited_for(folder):
 
 
 @posix
+def test_an_output_that_takes_no_more_is_not_waited_for(folder):
+    save_x((2000, 600))
+    process = start("x.npy", "-", text=False)
+    assert process.stdout.read(1) == b"\x93"
+    process.terminate()
+    assert process.wait(timeout=50) == 130
+    assert process.stderr.read() == b"anynorm: interrupted\n"
+    for stream in (process.stdout, process.stderr):
+        stream.close()
+
+
+@posix
 def test_an_interrupt_while_libraries_are_imported(folder):
     save_x()
     first = """

@@ -120,10 +120,13 @@ def _normalize(parsed: argparse.Namespace, found: Pairs, job: Job) -> list[Resul
     results: list[Result] = []
     if not found.todo:
         return results
-    sizes = [nbytes_of(source) for source, _ in found.todo]
-    total = None if None in sizes else sum(size or 0 for size in sizes)
     one = found.todo[0][0] if len(found.todo) == 1 else None
-    what = counted(len(sizes), "file") if one is None else "-" if one == "-" else one.name
+    what = counted(len(found.todo), "file") if one is None else "-" if one == "-" else one.name
+
+    def total() -> int | None:
+        sizes = [nbytes_of(source, job.names) for source, _ in found.todo]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
     try:
         with progress(what, total, parsed.quiet) as advance:
             for source, target in found.todo:

@@ -58,8 +58,8 @@ def pairs(sources: Sequence[str], target: str, to: str | None, overwrite: bool) 
         if one.exists() and source.exists() and os.path.samefile(source, one):
             raise ValueError(f"{one} is one of the files that are read; name another folder")
         targets[one] = source
-    done = tuple(one for one, source in targets.items() if not overwrite and _is_done(source, one))
-    return Pairs(tuple((source, one) for one, source in targets.items() if one not in done), done, folder)
+    done = {one: None for one, source in targets.items() if not overwrite and _is_done(source, one)}
+    return Pairs(tuple((source, one) for one, source in targets.items() if one not in done), tuple(done), folder)
 
 
 def _is_folder(text: str) -> bool:
@@ -70,7 +70,7 @@ def _is_folder(text: str) -> bool:
 
 def _is_done(source: Path, target: Path) -> bool:
     """Whether a target is there and newer than its source; FileExistsError where it is older."""
-    if not target.exists():
+    if not target.exists() or target.is_dir() != (target.suffix.lower() == ".zarr"):  # of which normalize will tell
         return False
     if _changed(target) < _changed(source):
         raise FileExistsError(f"{target} is older than {source}; remove it, or pass --force to write all anew")

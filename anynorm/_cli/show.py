@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 from anynorm._cli.places import expanded
@@ -19,7 +20,8 @@ def run(parsed: argparse.Namespace) -> int:
     found: list[dict[str, Any]] = []
     for place in expanded(parsed.paths):
         what = "-" if place == "-" else place.name
-        with progress(what, nbytes_of(place), parsed.quiet, printing=not parsed.json) as advance:
+        total = partial(nbytes_of, place, tuple(parsed.names))
+        with progress(what, total, parsed.quiet, printing=not parsed.json) as advance:
             for one in show(place, tuple(parsed.names), parsed.axis, advance, columns=tuple(parsed.columns)):
                 if parsed.json:
                     found.append({"file": str(place), **one.to_dict()})

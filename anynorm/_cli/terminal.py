@@ -81,7 +81,7 @@ def silence_output() -> None:
 
 @contextmanager
 def progress(
-    what: str, total: int | None, quiet: bool = False, printing: bool = False
+    what: str, total: Callable[[], int | None], quiet: bool = False, printing: bool = False
 ) -> Iterator[Callable[[int], Any]]:
     """A progress bar on a terminal, where rich is installed; what it gives is told how many bytes are done.
 
@@ -99,7 +99,7 @@ def progress(
     above = printing and sys.stdout is not None and sys.stdout.isatty()
     options: dict[str, Any] = {"transient": True, "redirect_stdout": above, "redirect_stderr": False}
     with Progress(*columns, console=Console(stderr=True), **options) as bar:
-        task = bar.add_task(printable(what), total=total)
+        task = bar.add_task(printable(what), total=total())
 
         def advance(nbytes: int) -> None:
             require_unstopped()

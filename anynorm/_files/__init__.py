@@ -6,6 +6,7 @@ import io
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -16,7 +17,7 @@ from anynorm._files.formats.parquet import ParquetReader, normalize_parquet
 from anynorm._files.formats.raw import RawReader, normalize_raw
 from anynorm._files.formats.safetensors import open_safetensors
 from anynorm._files.formats.targets import file_sinks, require_held, require_target_holds, zarr_sinks
-from anynorm._files.formats.zarr import ZarrReader, nbytes_in_zarr, normalize_zarr
+from anynorm._files.formats.zarr import ZarrReader, normalize_zarr
 from anynorm._files.job import Job, Task
 from anynorm._files.original import Original, Place, opened
 from anynorm._files.outcome import Outcome, Written, written
@@ -161,11 +162,15 @@ def show(
             yield shown
 
 
-def nbytes_of(source: Place) -> int | None:
-    """How much there is to read; None where nobody knows."""
+def nbytes_of(source: Place, names: tuple[str, ...]) -> int | None:
+    """How many bytes of elements `normalize` and `show` deal with; None where nobody knows before."""
     if source == "-":
         return None
-    return nbytes_in_zarr(source) if source.is_dir() else source.stat().st_size
+    with suppress(OSError, TypeError, ValueError), opened(source) as original:  # of which whoever reads it will tell
+        entries = _reader(original, suffix_of(source)).entries
+        sizes = [one.nbytes for one in entries if (one.name in names if names else not one.why)]
+        return sum(size for size in sizes if size is not None) if sizes and None not in sizes else None
+    return None
 
 
 def suffix_of(place: Place) -> str:

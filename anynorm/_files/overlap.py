@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+
+_PATIENCE_SECONDS = 2  # of whoever has pressed Ctrl-C
 
 
 def overlap(
@@ -59,8 +61,9 @@ def overlap(
             read_ahead()
             writes.append((buffer, writer.submit(write_unless_failed, item, compute(item, x))))
             while writes and (writes[0][1].done() or len(writes) > 2 or not (free or reads)):
-                buffer, future = writes.popleft()
+                buffer, future = writes[0]
                 future.result()
+                writes.popleft()
                 free.append(buffer)
             read_ahead()
         for _, future in writes:
@@ -69,5 +72,7 @@ def overlap(
         interrupted = True
         raise
     finally:
-        reader.shutdown(wait=not interrupted, cancel_futures=True)  # a stream may have no more to say for long
-        writer.shutdown(wait=True, cancel_futures=True)
+        # A stream may say nothing, or take nothing, for long. What is written to a file is done in less.
+        reader.shutdown(wait=not interrupted, cancel_futures=True)
+        writer.shutdown(wait=not interrupted, cancel_futures=True)
+        wait([future for _, future in writes if not future.done()], _PATIENCE_SECONDS)

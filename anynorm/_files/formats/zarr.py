@@ -133,11 +133,6 @@ def normalize_zarr(
             zarr.consolidate_metadata(str(target))
 
 
-def nbytes_in_zarr(path: Path) -> int:
-    """The bytes of all files of a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
 def _retype(zarr: Any, path: Path, dtype: Any) -> None:
     """Put an empty array of another dtype in the place of one that is otherwise the same."""
     old = zarr.open_array(store=str(path), mode="r")
