@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import numpy
 
@@ -19,9 +19,8 @@ from anynorm._moments.lazy import MaybeLazy
 from anynorm._moments.parts import LEAVES, of_leaves
 from anynorm._pytrees import pytree, register
 from anynorm._pytrees_torch import torch_pytree
+from anynorm._types import Array, Axis
 from anynorm._wording import describe, sentence
-
-Array = Any
 
 
 class Moments(MaybeLazy):
@@ -46,7 +45,7 @@ class Moments(MaybeLazy):
 
     @classmethod
     def from_mean_variance(
-        cls, mean: Array, variance: Array, *, count: int | Array, axis: int | tuple[int, ...] | None = None
+        cls, mean: Array, variance: Array, *, count: SupportsIndex | Array, axis: Axis | None = None
     ) -> Moments:
         """Return moments of a mean and a variance that were found elsewhere.
 
@@ -108,22 +107,22 @@ class Moments(MaybeLazy):
         return self._statistics.unit is not None
 
     @property
-    def mean(self) -> Array:
+    def mean(self) -> Any:
         """The mean of each row; normalized axes are kept with length 1. NaN where no element was counted."""
         return shown.of_rows(shown.mean, self._xp, self._statistics)
 
     @property
-    def variance(self) -> Array:
+    def variance(self) -> Any:
         """The population variance of each row, sum((x - mean)**2) / count."""
         return shown.of_rows(shown.variance, self._xp, self._statistics)
 
     @property
-    def std(self) -> Array:
+    def std(self) -> Any:
         """The population standard deviation of each row, sqrt(variance); exactly 0 for a constant row."""
         return shown.of_rows(shown.deviation, self._xp, self._statistics)
 
     @property
-    def mean_square(self) -> Array:
+    def mean_square(self) -> Any:
         """The mean square of each row, sum(x**2) / count."""
         return shown.of_rows(shown.mean_square, self._xp, self._statistics)
 
