@@ -252,6 +252,37 @@ def test_rows_without_deviations(kernel):
             assert gradient.mean == gradient.variance == 0
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_constant_rows_of_any_magnitude_are_divided_by_eps(kernel):
+    x = np.full((7, 3), 1.0) * np.asarray([1.0, 1e20, 1e100, 1e200, 1e300, -1e308, 1e-300])[:, None]
+    dy = np.random.default_rng(0).standard_normal(x.shape)
+    for eps in (0.0, 1e-300, 1e-200, 1e-12, 1.0, 7e100):
+        exact = [reference_given.by_given("layer_norm", *row, eps=eps) for row in zip(x, dy, x, strict=True)]
+        with anynorm.use_kernel(kernel):
+            dx, *_, gradient = anynorm.layer_norm_vjp(x, eps=eps, moments=anynorm.moments(x))[1](dy)
+        said = {"backend": kernel, "dtype": "float64", "bounds": GRADIENT_BOUNDS}
+        assert_exact(dx, [row for row, *_ in exact], norm="layer_norm dx, given", **said)
+        assert_exact(gradient.mean, reference_given.as_column([row[2] for row in exact]), norm="by mean", **said)
+        assert (gradient.variance == 0).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("norm", NORMS[1:])
+def test_rows_far_from_the_moments_that_they_are_given(norm, kernel):
+    x, dy, _ = arrays("float64", (2, 5))
+    # In the unit of the first row's moments x is out of range, and x_hat times what dy is scaled to.
+    other, x, dy = x * [[1e-100], [1e200]], x * [[1e199], [1e-240]], dy * [[1e-225], [1e250]]
+    for eps in (0.0, 1e100):
+        exact = [reference_given.by_given(norm, *row, eps=eps) for row in zip(x, dy, other, strict=True)]
+        with anynorm.use_kernel(kernel):
+            dx, *_, gradient = vjp(norm)(x, eps=eps, moments=anynorm.moments(other))[1](dy)
+        said = {"backend": kernel, "dtype": "float64", "bounds": GRADIENT_BOUNDS}
+        assert_exact(dx, [row for row, *_ in exact], norm=f"{norm} dx, given", **said)
+        for place, got in ((2, gradient.mean), (3, gradient.variance)):
+            expected = reference_given.as_column([row[place] for row in exact])
+            assert_exact(got, expected, norm=f"{norm} by moments", **said)
+
+
 @pytest.mark.parametrize("backend", [NUMPY, TORCH, STRICT, JAX, DASK], ids=str)
 def test_statistics_of_a_training_set(backend):
     """Along axis 0, and given to rows that are fewer."""
