@@ -11,10 +11,11 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from anynorm._arrays import check_array, check_blocks
+from anynorm._definition.counting import by_row
 from anynorm._definition.norms import Precision, Rule
 from anynorm._lengths import fits, require_blocks_alike, require_lengths, shapes_agree
 from anynorm._libraries import Library, library_of, library_of_blocks
-from anynorm._moments import Moments, arrays_of, statistics_of
+from anynorm._moments import Moments, digits_of, statistics_of, suited
 from anynorm._moments_gradient import MomentsGradient, parts_of, require_gradient
 from anynorm._numbers import as_index, check_number
 from anynorm._overlap import require_memory, require_separate, require_writable
@@ -39,6 +40,7 @@ class Call(NamedTuple):
     moments: Moments | None
     residual: Array | None
     out: tuple[Array, ...] | None  # (y,), or (y, total) where there is a residual
+    skip_nan: bool = False  # of `moments` alone: NaN stands for a missing element
 
 
 class Gradient(NamedTuple):
@@ -89,7 +91,7 @@ def check(
     if precision.digits == 24:
         _check_range(rule, eps, weight, weight_offset)
     if moments is not None:
-        _check_moments(moments, x, library, axes)
+        moments = _check_moments(moments, x, library, axes)
     if residual is not None:
         _check_twin("residual", residual, x, library)
     if out is not None:
@@ -230,32 +232,38 @@ def _check_twin(argument: str, value: Array, x: Array, library: Library) -> None
         require_blocks_alike(argument, value, x)
 
 
-def _check_moments(moments: Moments, x: Array, library: Library, axes: tuple[int, ...]) -> None:
+def _check_moments(moments: Moments, x: Array, library: Library, axes: tuple[int, ...]) -> Moments:
+    """Moments for arrays such as x: NumPy's are taken over, those of float64 data narrowed."""
     if not isinstance(moments, Moments):
         must, do = "be what anynorm.moments returned", "pass anynorm.moments(...)"
         raise TypeError(sentence("moments", must, describe(moments), do))
-    held = next(one for one in arrays_of(moments) if one is not None)
+    if not by_row(moments.count) and not moments.count:
+        raise ValueError(
+            sentence("moments", "be of one element or more", "a count of 0", "merge some with a count above 0")
+        )
+    digits = (library.precision(x) if library.block is None else check_blocks(x).precision(x._meta)).digits
+    moments = suited(moments, library, x, digits)
+    held = statistics_of(moments).squares
     if moments.namespace is not library.namespace or library_of(held) is not library:
         must = f"come from arrays of x's library, {library.name}"
-        raise TypeError(sentence("moments", must, f"those of {library_of(held).name}", "take them of such an array"))
+        do = f"call moments.to({module_of(library.name)}) first"
+        do = do if library.is_listed and not library.refuses_to_fill else "take them of such an array"
+        raise TypeError(sentence("moments", must, f"those of {library_of(held).name}", do))
     expected = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
     if not shapes_agree(moments.shape, expected):
         must = f"have shape {expected}, that of x, {tuple(x.shape)}, with the normalized axes of length 1"
         raise ValueError(sentence("moments", must, str(moments.shape), "take them along the same axis"))
     if library.block is not None:
         free = {axis: axis for axis in range(x.ndim) if axis not in axes}
-        require_blocks_alike("moments", statistics_of(moments).squares, x, free)
-    if not moments.count:
-        raise ValueError(
-            sentence("moments", "be of one element or more", "a count of 0", "merge some with a count above 0")
-        )
+        require_blocks_alike("moments", held, x, free)
     if library.devices and held.device != x.device:
         must, got = f"be on x's device, {x.device}", f"those on {held.device}"
-        raise ValueError(sentence("moments", must, got, "take them there, or from_dict with that device"))
-    if moments.paired != bool(library.precision(x).digits):
-        must = f"come from data as wide as x, of {x.dtype}"
-        got = "those of float64" if moments.paired else "those of narrower floats"
-        raise ValueError(sentence("moments", must, got, "convert x, or take the moments of data of x's dtype"))
+        raise ValueError(sentence("moments", must, got, "call moments.to(device=x.device) first"))
+    if digits_of(moments.namespace, statistics_of(moments)) != digits:
+        must, got = f"come from data as wide as x, of {x.dtype}", "those of narrower floats"
+        do = "convert x, or call moments.to(dtype=x.dtype) if the digits that they have will do"
+        raise ValueError(sentence("moments", must, got, do))
+    return moments
 
 
 def _check_out(

@@ -15,6 +15,7 @@ import numpy
 
 from anynorm._definition.norms import Precision, as_it_is
 from anynorm._pytrees import register
+from anynorm._pytrees_torch import register_with_torch
 from anynorm._wording import arrays_of_library, holds_numbers, module_of, package_of, with_article
 
 REAL_DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -61,6 +62,7 @@ class Library:
         self.writable = entry.writable
         self.devices = entry.devices
         self.refuses_to_fill = entry.refuses_to_fill
+        self.is_listed = bool(entry.array)
         self.is_known_by_type = bool(entry.array) and not entry.is_revisable  # and by its dtype, from then on
         self.block = entry.block
         self.takes_others = entry.block is not None or name == "jax"  # parameters may be of another library
@@ -83,7 +85,7 @@ class Library:
         if name == "float64":
             return Precision(xp.float64, 53, stated=self.name == "jax", constant=self._constant())
         # XLA takes several times as long for float64, which few devices have.
-        if self.name == "jax" or not self._has_float64(x):
+        if self.name == "jax" or not self.has_float64(x):
             return Precision(xp.float32, 24, name != "float32", self.name == "jax", self._constant())
         return Precision(xp.float64)
 
@@ -94,7 +96,8 @@ class Library:
             return constant
         return _detached if self.name == "torch" else as_it_is
 
-    def _has_float64(self, x: Any) -> bool:
+    def has_float64(self, x: Any) -> bool:
+        """Whether arrays can be float64 where this one is."""
         if self.name == "torch":  # the namespace reports the dtypes of torch, not those of the device
             return bool(x.device.type != "mps")
         info = self.namespace.__array_namespace_info__()
@@ -230,6 +233,10 @@ def _require_revision(namespace: Any, do: str) -> None:
 def _make(entry: _Entry) -> Library:
     if entry.module == "torch":  # a statement, because torch.compile follows that and not import_module
         import array_api_compat.torch as namespace
+        import torch
+
+        if not torch.compiler.is_compiling():
+            register_with_torch(torch)
     else:
         namespace = importlib.import_module(entry.namespace)
     if entry.is_revisable:

@@ -10,6 +10,7 @@ from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._forced import is_forced
 from anynorm._kernels.cpu.repeat import repeat
 from anynorm._moments import Moments
+from anynorm._wording import describe, sentence
 
 Array = Any
 Axis = int | tuple[int, ...]
@@ -45,7 +46,8 @@ def layer_norm(
     weight_offset : float
         Added to ``weight`` before anything is rounded; 1.0 for weights stored around zero, as Gemma's are.
     moments : Moments, optional
-        Statistics to use instead of x's own, as `moments` returns them.
+        Statistics to use instead of x's own, as `moments` returns them; what is NaN or Inf in x then leaves the rest
+        of its row alone.
     out : array like x, optional
         Where to write the result; ``out=x`` works in place.
 
@@ -105,7 +107,8 @@ def rms_norm(
     weight_offset : float
         Added to ``weight`` before anything is rounded; 1.0 for Gemma.
     moments : Moments, optional
-        Statistics to use instead of x's own, as `moments` returns them.
+        Statistics to use instead of x's own, as `moments` returns them; what is NaN or Inf in x then leaves the rest
+        of its row alone.
     out : array like x, optional
         Where to write the result; ``out=x`` works in place.
 
@@ -160,7 +163,8 @@ def scale_norm(
     eps : float
         The least length to divide by, in x's units; 0 or more. Rows shorter than it stay shorter than ``scale``.
     moments : Moments, optional
-        Statistics to use instead of x's own, as `moments` returns them.
+        Statistics to use instead of x's own, as `moments` returns them; what is NaN or Inf in x then leaves the rest
+        of its row alone.
     out : array like x, optional
         Where to write the result; ``out=x`` works in place.
 
@@ -299,11 +303,11 @@ def add_rms_norm(
     return result
 
 
-def moments(x: Array, *, axis: Axis = -1) -> Moments:
+def moments(x: Array, *, axis: Axis = -1, skip_nan: bool = False) -> Moments:
     """Return count, mean and sum of squared deviations of each row.
 
     Moments of pieces merge into those of the whole: for rows cut over devices or files, and for streams. Every norm
-    takes them as ``moments=``.
+    takes them as ``moments=``: with ``axis=0`` those of the features of a training set, for any other set.
 
     Parameters
     ----------
@@ -311,17 +315,22 @@ def moments(x: Array, *, axis: Axis = -1) -> Moments:
         float16, bfloat16, float32 or float64, of any array library.
     axis : int or tuple of ints
         The axes that make up a row.
+    skip_nan : bool
+        Leave NaN out of a row, and count the rest: a missing element, and no result. Inf is none. A row of nothing else
+        has a count of 0, mean and variance NaN, changes nothing where it is merged, and makes NaN of what it is
+        applied to.
 
     Returns
     -------
     Moments
-        With ``count``, ``mean``, ``variance``, ``mean_square`` and ``merge``; the arrays keep the normalized axes with
-        length 1 and are in the wider type that statistics are formed in.
+        With ``count``, ``mean``, ``variance``, ``std``, ``mean_square`` and ``merge``; the arrays keep the normalized
+        axes with length 1 and are in the wider type that statistics are formed in. `Moments` says what a norm makes of
+        a row whose variance is 0, as that of a feature that was constant in training.
 
     Raises
     ------
     TypeError, ValueError
-        As `layer_norm`.
+        As `layer_norm`, and if ``skip_nan`` is no bool.
 
     References
     ----------
@@ -338,4 +347,8 @@ def moments(x: Array, *, axis: Axis = -1) -> Moments:
     array([-1.069])
     """
     call = check(LAYER_NORM, x, None, None, axis, 0.0)
+    if skip_nan is not False:
+        if skip_nan is not True:
+            raise TypeError(sentence("skip_nan", "be a bool", describe(skip_nan), "pass True or False"))
+        call = call._replace(skip_nan=True)
     return choose(call).moments(call)

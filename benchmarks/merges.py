@@ -79,7 +79,7 @@ def error(merged: Moments, mean: Fraction, variance: Fraction, dtype: str) -> fl
     parts = {name: Fraction(0 if part is None else float(part.item())) for name, part in named(merged).items()}
     unit = parts["unit"] or Fraction(1)
     found = (parts["mean"] + parts["mean_low"] + parts["mean_rest"]) / unit
-    spread = (parts["squares"] + parts["squares_low"]) / unit**2 / merged.count
+    spread = (parts["squares"] + parts["squares_low"]) / unit**2 / np.asarray(merged.count).item()
     of_mean = float(abs(found - mean)) / math.sqrt(variance)
     of_factor = abs(float(variance / spread - 1)) / 2
     return (of_mean + of_factor) * 2.0 ** {"float32": 23, "float64": 52}[dtype]

@@ -242,9 +242,12 @@ def test_moments_that_do_not_fit():
     empty = anynorm.moments(X[:, :, :0])
     refuses(ValueError, "moments must be of one element or more", anynorm.rms_norm, X, moments=empty)
     elsewhere = anynorm.moments(torch.ones(2, 3, 4))
-    refuses(TypeError, "arrays of x's library, numpy", anynorm.rms_norm, X, moments=elsewhere)
-    wider = anynorm.moments(X.astype(np.float64))
-    refuses(ValueError, "moments must come from data as wide as x, of float32", anynorm.rms_norm, X, moments=wider)
+    message = "arrays of x's library, numpy", "call moments.to(numpy) first"
+    refuses(TypeError, message, anynorm.rms_norm, X, moments=elsewhere)
+    wide = X.astype(np.float64)
+    message = "moments must come from data as wide as x, of float64", "call moments.to(dtype=x.dtype)"
+    refuses(ValueError, message, anynorm.rms_norm, wide, moments=of_rows)
+    assert anynorm.rms_norm(wide, moments=of_rows.to(dtype=wide.dtype)).dtype == np.float64
 
 
 def test_torch_tensors_that_are_not_dense():

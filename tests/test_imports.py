@@ -69,10 +69,12 @@ ORDER = [
     "_kernels.cpu.lanes", "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled",
     "_kernels.cpu.tracing", "_kernels.cpu.task", "_kernels.cpu.tags", "_kernels.axes", "_kernels.xla",
     "_kernels.by_moments", "_kernels.definition", "_kernels.sparse", "_threads", "_forks", "_forced", "_check",
-    "_moments_gradient", "_arrays", "_overlap",
-    "_loading", "_moments", "_libraries", "_definition", "_definition.derivative", "_definition.merging",
-    "_definition.norms", "_definition.scaling", "_definition.pairs", "_definition.sums", "_moments_dict", "_tasks",
-    "_lengths", "_pytrees", "_numbers", "_wording",
+    "_moments_gradient", "_loading",
+    "_moments", "_moments.value", "_moments.lazy", "_moments.equal", "_moments.joined", "_moments.made",
+    "_moments.written", "_moments.moved", "_moments.shown", "_moments.blocks", "_moments.parts", "_arrays", "_overlap",
+    "_libraries", "_definition", "_definition.derivative", "_definition.merging", "_definition.missing",
+    "_definition.norms", "_definition.scaling", "_definition.counting", "_definition.pairs", "_definition.sums",
+    "_pytrees_torch", "_tasks", "_lengths", "_pytrees", "_numbers", "_wording",
 ]  # fmt: skip
 # What Numba compiles, and what it needs for that; imported by name, with the first call.
 COMPILED = [

@@ -167,12 +167,13 @@ def test_what_jax_traces_must_be_static():
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_moments(library):
     x = ones(library, 2, 3)
-    found, another = anynorm.moments(x), anynorm.moments(ones("torch" if library == "numpy" else "numpy", 2, 3))
+    found, another = anynorm.moments(x), anynorm.moments(ones("jax.numpy" if library == "torch" else "torch", 2, 3))
     for value in (*wrong.not_arrays().values(), *wrong.numbers().values(), x):
         speaks(TypeError, "moments", anynorm.layer_norm, x, moments=value)
         speaks(TypeError, "other", found.merge, value)
     speaks(TypeError, "moments", anynorm.layer_norm, x, moments=another)
-    speaks(TypeError, "other", found.merge, another)
+    if library != "numpy":  # whose moments go with those of any library
+        speaks(TypeError, "other", found.merge, another)
     for wrong_shape in (anynorm.moments(x, axis=0), anynorm.moments(ones(library, 3, 3))):
         speaks(ValueError, "moments", anynorm.layer_norm, x, moments=wrong_shape)
         speaks(ValueError, "other", found.merge, wrong_shape)

@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 
 import anynorm
 from anynorm import MomentsGradient
@@ -281,6 +282,28 @@ def test_rows_far_from_the_moments_that_they_are_given(norm, kernel):
         for place, got in ((2, gradient.mean), (3, gradient.variance)):
             expected = reference_given.as_column([row[place] for row in exact])
             assert_exact(got, expected, norm=f"{norm} by moments", **said)
+
+
+@pytest.mark.parametrize("backend", [NUMPY, TORCH, STRICT, JAX, DASK], ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+def test_moments_whose_rows_have_counts_of_their_own(norm, backend):
+    x, dy, _ = arrays("float32", (3, 6))
+    other = np.random.default_rng(1).standard_normal((3, 6)).astype(np.float32)
+    other[0, :4], other[2, 5] = np.nan, np.nan
+    eps, present = derivatives.EPS[norm], [row[~np.isnan(row)] for row in other]
+    exact = [reference_given.by_given(norm, *row, eps=eps) for row in zip(x, dy, present, strict=True)]
+    found = anynorm.moments(backend.make(other), skip_nan=True)
+    dx, *_, gradient = vjp(norm)(backend.make(x), moments=found)[1](backend.make(dy))
+    bounds = gradient_bounds_of(backend.name)
+    said = {"backend": backend.name, "dtype": "float32", "bounds": bounds, "flushes": backend.flushes}
+    assert_exact(backend.read(dx), [row for row, *_ in exact], norm=f"{norm} dx, given", **said)
+    for place, got in ((2, gradient.mean), (3, gradient.variance)):
+        expected = reference_given.as_column([row[place] for row in exact])
+        assert_exact(backend.read(got).astype(np.float32), expected, norm=f"{norm} by moments", **said)
+    if backend is TORCH:
+        held, weight = backend.make(x).requires_grad_(), backend.make(x).requires_grad_()
+        y = getattr(anynorm, norm)(held, moments=anynorm.moments(weight, skip_nan=True))
+        assert all(one.isfinite().all() for one in torch.autograd.grad(y, (held, weight), backend.make(dy)))
 
 
 @pytest.mark.parametrize("backend", [NUMPY, TORCH, STRICT, JAX, DASK], ids=str)

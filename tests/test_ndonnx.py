@@ -107,7 +107,7 @@ def test_moments_of_pieces_and_of_nothing():
     exact = [reference.layer_norm(row) for row in X.astype(np.float64)]
     assert_exact(got, exact, backend="ndonnx, merged", dtype="float64", norm="layer_norm")
     assert np.allclose(mean, X.mean(1, dtype=np.float64, keepdims=True), rtol=1e-15)
-    assert np.array_equal(none, np.zeros((4, 1)))
+    assert np.isnan(none).all()
 
 
 def test_given_moments_over_a_batch_whose_length_is_not_known():

@@ -5,10 +5,19 @@ Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance".
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from anynorm._definition.counting import (
+    by_row,
+    count_as_pair,
+    multiplier,
+    products_share,
+    share,
+    share_as_pair,
+)
 from anynorm._definition.norms import Statistics
-from anynorm._definition.pairs import Pair, add_pairs, multiply_pairs, ratio_pair, two_sum
+from anynorm._definition.pairs import Pair, add_pairs, multiply_pairs, two_sum
 from anynorm._definition.scaling import largest_unit
 
 Array = Any
@@ -16,12 +25,32 @@ Array = Any
 
 def merge(xp: Any, a: Statistics, b: Statistics) -> Statistics:
     """The statistics of two pieces together."""
-    if not a.elements or not b.elements:
-        return a if a.elements else b
-    return _merge_plain(a, b) if a.unit is None or b.unit is None else _merge_paired(xp, a, b, a.unit, b.unit)
+    like = next((one.elements for one in (a, b) if by_row(one.elements)), None)
+    if like is None:
+        return _merge_some(xp, a, b) if a.elements and b.elements else (a if a.elements else b)
+    a, b = (one if by_row(one.elements) else one._replace(elements=xp.full_like(like, one.elements)) for one in (a, b))
+    # Rows of which one piece has no element are those of the other, to the last bit.
+    return _where(xp, b.elements == 0, a, _where(xp, a.elements == 0, b, _merge_some(xp, a, b)))
 
 
-def _merge_plain(a: Statistics, b: Statistics) -> Statistics:
+def _merge_some(xp: Any, a: Statistics, b: Statistics) -> Statistics:
+    """Merge statistics of one element or more."""
+    return _merge_plain(xp, a, b) if a.unit is None or b.unit is None else _merge_paired(xp, a, b, a.unit, b.unit)
+
+
+def _where(xp: Any, condition: Array, a: Statistics, b: Statistics) -> Statistics:
+    """The rows of one where a condition holds, those of the other elsewhere; what one lacks is 0."""
+
+    def part(one: Array | None, other: Array | None) -> Array | None:
+        if one is None and other is None:
+            return None
+        return xp.where(condition, 0.0 if one is None else one, 0.0 if other is None else other)
+
+    parts = [part(one, other) for one, other in zip(a[1:-1], b[1:-1], strict=True)]
+    return Statistics(xp.where(condition, a.elements, b.elements), *parts)
+
+
+def _merge_plain(xp: Any, a: Statistics, b: Statistics) -> Statistics:
     """Merge in float64 the statistics of narrower rows.
 
     Where the mean is a million standard deviations, a million merges would round it by too much: its rounding error is
@@ -30,8 +59,9 @@ def _merge_plain(a: Statistics, b: Statistics) -> Statistics:
     count = a.elements + b.elements
     (a_mean, a_low), (b_mean, b_low) = _mean_of(a), _mean_of(b)
     difference = (b_mean - a_mean) + (b_low - a_low)
-    mean, error = two_sum(a_mean, difference * (b.elements / count))
-    squares = a.squares + b.squares + difference * difference * (a.elements / count * b.elements)
+    mean, error = two_sum(a_mean, difference * share(xp, b.elements, count, a_mean))
+    between = share(xp, a.elements, count, a_mean) * multiplier(xp, b.elements, a_mean)
+    squares = a.squares + b.squares + difference * difference * between
     mean, low = two_sum(mean, a_low + error)
     return Statistics(count, mean, low, None, squares, None, None)
 
@@ -43,7 +73,7 @@ def _merge_paired(xp: Any, a: Statistics, b: Statistics, a_unit: Array, b_unit: 
     a_mean, a_rest, a_squares = _rescaled(a, unit / a_unit)
     b_mean, _, b_squares = _rescaled(b, unit / b_unit)
     difference = add_pairs(b_mean, (-a_mean[0], -a_mean[1]))
-    step = multiply_pairs(difference, ratio_pair(b.elements, count, digits), digits)
+    step = multiply_pairs(difference, share_as_pair(xp, b.elements, count, digits, a_mean[0]), digits)
     high, low = two_sum(a_mean[0], step[0])
     middle, rest = two_sum(a_mean[1], step[1])
     middle, error = two_sum(middle, low)
@@ -51,7 +81,8 @@ def _merge_paired(xp: Any, a: Statistics, b: Statistics, a_unit: Array, b_unit: 
     high, middle = two_sum(high, middle)
     middle, rest = two_sum(middle, rest)
     between = multiply_pairs(difference, difference, digits)
-    between = multiply_pairs(between, ratio_pair(a.elements * b.elements, count, digits), digits)
+    of_counts = products_share(xp, a.elements, b.elements, count, digits, a_mean[0])
+    between = multiply_pairs(between, of_counts, digits)
     squares = add_pairs(add_pairs(a_squares, b_squares), between)
     return Statistics(count, high, middle, rest, *squares, unit)
 
@@ -62,16 +93,23 @@ def sum_of_squares(xp: Any, found: Statistics) -> Pair:
     if found.mean is None:
         return found.squares, low
     if found.unit is None:
-        return found.squares + found.mean * found.mean * found.elements, low
+        return found.squares + found.mean * found.mean * multiplier(xp, found.elements, found.mean), low
     digits = _digits(xp, found)
     # The derivative of a mean may be in its low part alone, whose square pairs leave out; a sum has all of it above.
     mean = two_sum(*_mean_of(found))
-    of_mean = multiply_pairs(multiply_pairs(mean, mean, digits), (float(found.elements), 0.0), digits)
+    of_mean = multiply_pairs(
+        multiply_pairs(mean, mean, digits), count_as_pair(xp, found.elements, digits, found.mean), digits
+    )
     return add_pairs((found.squares, low), of_mean)
 
 
 def fitted(xp: Any, found: Statistics, centred: bool, squared: bool, eps: float, digits: int) -> Statistics:
-    """Statistics of `moments`, made for any norm and eps, as `finish` wants them: in units in which eps is in range."""
+    """Statistics of `moments`, made for any norm and eps, as `finish` wants them: in units in which eps is in range.
+
+    Where a row had no element, nothing is known, and what is made of that is NaN.
+    """
+    if by_row(found.elements):
+        found = found._replace(squares=xp.where(found.elements == 0, math.nan, found.squares))
     if not centred:
         high, low = sum_of_squares(xp, found)
         found = Statistics(found.elements, None, None, None, high + low, None, found.unit)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from anynorm._definition.counting import divisor
 from anynorm._definition.scaling import LEAST_ENERGY, LEAST_LENGTH, eps_in_units, scaled, unit_of, weighted
 from anynorm._definition.sums import (
     at_least,
@@ -65,7 +66,7 @@ class Precision(NamedTuple):
 class Statistics(NamedTuple):
     """What step 1 finds of each row of x * unit; normalized axes are kept with length 1."""
 
-    elements: int  # in a row
+    elements: Any  # in a row: an int, or an array of ints where rows have more and less of them (counting.py)
     mean: Array | None  # None: nothing was centred
     mean_low: Array | None  # the mean of what is left when `mean` is subtracted
     mean_rest: Array | None  # what both lack of the exact mean, after moments were merged
@@ -116,7 +117,7 @@ def finish(xp: Any, found: Statistics, rule: Rule, eps: float, precision: Precis
         # Only for rows without deviations, where what is added has vanished: any other root exceeds it.
         if rule.averaged:
             least_divisor = least_divisor * (1.0 - 2.0 ** (2 - digits))
-    energy = squares / max(found.elements, 1) + added if rule.averaged else squares
+    energy = squares / divisor(xp, found.elements, squares) + added if rule.averaged else squares
     is_nothing = eps <= (LEAST_ENERGY[digits] if unit is None and rule.averaged else 0.0)
     root, factor = _root_and_factor(xp, energy, size, None if is_nothing else least_divisor, precision)
     if rule.centred:

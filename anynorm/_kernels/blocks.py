@@ -19,7 +19,7 @@ from anynorm._check import Call, Gradient, check
 from anynorm._definition.norms import Rule
 from anynorm._lengths import chunks_like
 from anynorm._libraries import library_of, library_of_blocks
-from anynorm._moments import PARTS, Moments, arrays_of, of_arrays, quietly
+from anynorm._moments import LEAVES, PARTS, Moments, of_arrays, quietly, statistics_of
 from anynorm._tasks import each_block, quietly_call
 from anynorm._threads import alone
 
@@ -35,7 +35,9 @@ class Block(NamedTuple):
     eps: float
     weight_offset: float
     scale: float | None  # of scale_norm, where that is a number
-    moments_count: int  # the count of given moments, whose arrays are among the names; 0: none were given
+    moments_count: (
+        int | None
+    )  # that of given moments, whose arrays are among the names, as it is for None; 0: no moments
     names: tuple[str, ...]  # of the task's arrays, in their order
     run: Callable[..., Any]
 
@@ -87,20 +89,25 @@ def run_moments(call: Call, reduce_block: RunBlock) -> Moments:
     x, merged = call.x, merged_moments(call, reduce_block)
     blocks = library_of_blocks(x)
     precision = blocks.precision(x._meta)
-    meta = blocks.namespace.astype(x._meta, precision.dtype)
-    parts = [
-        each_block(functools.partial(_part_of, part=part), f"moments-{part}", merged, chunks=merged.chunks, meta=meta)
-        if precision.digits or part in ("mean", "mean_low", "squares")
-        else None
-        for part in PARTS
-    ]
-    return of_arrays(math.prod(x.shape[axis] for axis in call.axes), parts, call.library.namespace)
+    xp = blocks.namespace
+
+    def part(name: str, dtype: Any) -> Array:
+        get, meta = functools.partial(_part_of, part=name), xp.astype(x._meta, dtype)
+        return each_block(get, f"moments-{name}", merged, chunks=merged.chunks, meta=meta)
+
+    names = PARTS if precision.digits else ("mean", "mean_low", "squares")
+    parts = [part(name, precision.dtype) if name in names else None for name in PARTS]
+    count: Any = math.prod(x.shape[axis] for axis in call.axes)
+    if call.skip_nan:
+        count = part("elements", xp.__array_namespace_info__().default_dtypes()["integral"])
+    return of_arrays(count, parts, call.library.namespace)
 
 
 def merged_moments(call: Call, reduce_block: RunBlock) -> Array:
     """The moments of whole rows: a Dask array of which each block is Moments, whatever its meta says."""
     x, name = call.x, f"{call.rule.name}-moments"
-    block = Block(call.rule, call.axes, 0.0, 0.0, None, 0, ("x",), reduce_block)
+    run = functools.partial(_skipping, run=reduce_block) if call.skip_nan else reduce_block
+    block = Block(call.rule, call.axes, 0.0, 0.0, None, 0, ("x",), run)
     chunks = tuple((1,) * len(along) if axis in call.axes else along for axis, along in enumerate(x.chunks))
     pieces = each_block(functools.partial(_on_block, block=block), name, x, chunks=chunks, meta=x._meta)
     return merged_over_rows(pieces, call, _merge_moments, name)
@@ -133,10 +140,11 @@ def described(call: Call, run_block: Callable[..., Any], more: dict[str, Array])
         if parameter is not None and not isinstance(parameter, float):
             axes = call.axes if parameter.ndim else ()
             given[name] = in_chunks(parameter, tuple(x.chunks[axis] for axis in axes)), axes
-    count = 0 if call.moments is None else call.moments.count
+    count: int | None = 0
     if call.moments is not None:
         chunks = tuple((1,) if axis in call.axes else x.chunks[axis] for axis in index)
-        for name, part in zip(PARTS, arrays_of(call.moments), strict=True):
+        parts, (count, _) = call.moments.flatten()
+        for name, part in zip(LEAVES, parts, strict=True):
             if part is not None:
                 given[name] = in_chunks(part, chunks), index
     block = Block(call.rule, call.axes, call.eps, call.weight_offset, scale, count, tuple(given), run_block)
@@ -169,8 +177,9 @@ def call_on_block(block: Block, given: dict[str, Any]) -> Call:
     x, weight, moments = given["x"], given.get("weight", block.scale), given.get("moments")
     if isinstance(weight, numpy.generic):  # Dask makes NumPy scalars of 0-d blocks
         weight = numpy.asarray(weight)
-    if block.moments_count:
-        moments = of_arrays(block.moments_count, [given.get(name) for name in PARTS], library_of(x).namespace)
+    if block.moments_count != 0:
+        arrays = tuple(given.get(name) for name in LEAVES)
+        moments = Moments.unflatten((block.moments_count, library_of(given["squares"]).namespace), arrays)
     return check(
         block.rule, x, weight, given.get("bias"), block.axes, block.eps,
         weight_offset=block.weight_offset, moments=moments,
@@ -189,12 +198,19 @@ def _joined(pieces: Any, axis: tuple[int, ...], keepdims: bool, merge: Callable[
         return merge(pieces)
 
 
+def _skipping(call: Call, run: RunBlock) -> Moments:
+    """Moments of a block, in which NaN stands for a missing element."""
+    moments: Moments = run(call._replace(skip_nan=True))
+    return moments
+
+
 def _merge_moments(pieces: list[Moments]) -> Moments:
     return functools.reduce(Moments.merge, pieces)
 
 
 def _part_of(moments: Moments, part: str) -> Array:
     """One of the arrays of moments; zeros where it is None."""
-    array = dict(zip(PARTS, arrays_of(moments), strict=True))
+    found = statistics_of(moments)
+    array = getattr(found, part)
     with quietly(moments.namespace):
-        return array["squares"] * 0.0 if array[part] is None else array[part]
+        return found.squares * 0.0 if array is None else array

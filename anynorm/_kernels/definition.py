@@ -12,12 +12,13 @@ import numpy
 from anynorm._check import Call, Gradient
 from anynorm._definition.derivative import derive
 from anynorm._definition.merging import fitted
+from anynorm._definition.missing import reduce_present
 from anynorm._definition.norms import Precision, Statistics, Step, apply, finish, reduce
 from anynorm._definition.pairs import two_sum
 from anynorm._definition.scaling import units_of
 from anynorm._definition.sums import count_along, total
 from anynorm._kernels import sparse
-from anynorm._moments import Moments, arrays_of, of_arrays, quietly, statistics_of
+from anynorm._moments import Moments, mapped, of_arrays, quietly, statistics_of
 
 Array = Any
 Steps = Callable[[Call, Array, Moments | None, Any, Any, Precision], Array]
@@ -145,22 +146,21 @@ def run_moments(call: Call) -> Moments:
         if len(blocks) == 1:
             return Moments(found[0], xp)
         cut = next(axis for axis, at in enumerate(blocks[1]) if at != slice(None))
-        parts = zip(*(one[1:-1] for one in found), strict=True)
-        return of_arrays(
-            found[0].elements, [None if part[0] is None else xp.concat(part, axis=cut) for part in parts], xp
-        )
+        return Moments.concat([Moments(one, xp) for one in found], axis=cut)
 
 
 def _moments_of_whole(call: Call) -> Moments:
     xp, found = call.library.namespace, _reduce(call, call.x)
     rows = tuple(1 if axis in call.axes else length for axis, length in enumerate(call.x.shape))
-    arrays = [None if one is None else with_lengths(xp, one, rows) for one in arrays_of(Moments(found, xp))]
-    return of_arrays(found.elements, arrays, xp)
+    return Moments(mapped(lambda one: with_lengths(xp, one, rows), found), xp)
 
 
 def _reduce(call: Call, x: Array) -> Statistics:
     xp = call.library.namespace
-    return reduce(xp, xp.astype(x, call.precision.dtype, copy=False), call.axes, call.rule, call.precision)
+    x = xp.astype(x, call.precision.dtype, copy=False)
+    if call.skip_nan:
+        return reduce_present(xp, x, call.axes, call.precision)
+    return reduce(xp, x, call.axes, call.rule, call.precision)
 
 
 @functools.cache
@@ -205,8 +205,7 @@ def blocks_of_rows(shape: tuple[int, ...], axes: tuple[int, ...]) -> Iterator[tu
 
 def part_of_moments(moments: Moments, block: tuple[slice, ...]) -> Moments:
     """The moments of a block of rows; no block is cut along a normalized axis."""
-    arrays = [None if one is None else one[block] for one in arrays_of(moments)]
-    return of_arrays(moments.count, arrays, moments.namespace)
+    return Moments(mapped(lambda one: one[block], statistics_of(moments)), moments.namespace)
 
 
 def _normalize(
@@ -301,6 +300,7 @@ def _no_moments(call: Call) -> Moments:
     xp, x, dtype = call.library.namespace, call.x, call.precision.dtype
     zeros = xp.sum(xp.astype(x, dtype), axis=call.axes, keepdims=True)  # on x's device, and where lengths are unknown
     low = zeros if call.precision.digits else None
-    return of_arrays(
-        count_along(x, call.axes), [zeros, low, None, zeros, low, None if low is None else zeros + 1.0], xp
-    )
+    count: Any = count_along(x, call.axes)
+    if call.skip_nan:
+        count = xp.astype(zeros, xp.__array_namespace_info__().default_dtypes()["integral"])
+    return of_arrays(count, [zeros, low, None, zeros, low, None if low is None else zeros + 1.0], xp)

@@ -92,8 +92,8 @@ def _pull_by_moments(gradient: Gradient) -> tuple[Array, Array | None, Array | N
 
 def run_moments(call: Call) -> Moments:
     """Return the moments of the call's array."""
-    arrays = _compiled(_moments, call)
-    return of_arrays(count_along(call.x, call.axes), arrays, call.library.namespace)
+    count = None if call.skip_nan else count_along(call.x, call.axes)
+    return Moments.unflatten((count, call.library.namespace), _compiled(_moments, call))
 
 
 def pull_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Array:
@@ -124,7 +124,7 @@ def _pull_moments(call: Call, arrays: tuple[Any, ...], gradient: MomentsGradient
 
 
 def _moments(call: Call) -> tuple[Array | None, ...]:
-    return arrays_of(definition.run_moments(call))
+    return definition.run_moments(call).flatten()[0]
 
 
 def _compiled(function: Callable[..., Any], call: Call, *more: Any) -> Any:

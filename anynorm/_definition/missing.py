@@ -1,0 +1,49 @@
+"""Step 1 where NaN stands for a missing element: the statistics of those that are there, and how many there are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from anynorm._definition.counting import divisor
+from anynorm._definition.norms import Precision, Statistics
+from anynorm._definition.scaling import scaled, unit_of
+from anynorm._definition.sums import count_along, lowest_and_highest, of_rows, total, total_of_squares
+
+Array = Any
+
+
+def reduce_present(xp: Any, x: Array, axes: tuple[int, ...], precision: Precision) -> Statistics:
+    """The statistics about the mean of each row, already of the precision's dtype, without the NaN that it holds.
+
+    A row of nothing else has a count of 0 and a mean of 0, so that it changes nothing where it is merged.
+    """
+    is_there = x == x
+    integers = xp.__array_namespace_info__().default_dtypes()["integral"]
+    count = xp.sum(xp.astype(is_there, integers), axis=axes, keepdims=True)
+    number = divisor(xp, count, x)
+
+    def present(values: Array) -> Array:
+        return xp.where(is_there, values, 0.0)
+
+    if not precision.digits:
+        shift = total(xp, present(x), axes) / number
+        x = present(x - shift)
+        return Statistics(count, shift, None, None, total(xp, x * x, axes), None, None)
+    digits, length, constant = precision.digits, count_along(x, axes), precision.constant
+    lowest, _ = lowest_and_highest(xp, xp.where(is_there, constant(x), math.inf), axes)
+    _, highest = lowest_and_highest(xp, xp.where(is_there, constant(x), -math.inf), axes)
+    lowest, highest = (xp.where(count == 0, 0.0, one) for one in (lowest, highest))
+
+    def in_units(lowest: Array, highest: Array) -> tuple[Array, ...]:
+        unit = unit_of(xp, xp.maximum(highest, -lowest), digits, length, 0.0)
+        return unit, highest * unit - lowest * unit
+
+    unit, size = of_rows(xp, in_units, lowest, highest)
+    x = present(scaled(x, unit))
+    shift = total(xp, constant(x), axes) / number
+    x = present(x - shift)
+    low = total(xp, x, axes) / number
+    x = present(x - low)
+    squares = total_of_squares(xp, x, axes, size, digits, centred=True)
+    return Statistics(count, shift, low, None, squares, None, unit, size)
