@@ -1,14 +1,50 @@
-"""LayerNorm, RMSNorm and ScaleNorm for whatever array you have."""
+"""LayerNorm, RMSNorm and ScaleNorm for whatever array you have.
+
+Functions that take an array of any library and return one like it::
+
+    layer_norm          rows of mean 0 and variance 1
+    rms_norm            rows of root mean square 1
+    scale_norm          unit vectors, or rows of any other length
+    add_layer_norm      a sum, and its layer_norm
+    add_rms_norm        a sum, and its rms_norm
+
+The same with a pullback, which turns the gradient by the result into those by what was passed::
+
+    layer_norm_vjp
+    rms_norm_vjp
+    scale_norm_vjp
+    add_layer_norm_vjp
+    add_rms_norm_vjp
+    moments_vjp         the same of moments
+
+Statistics of rows, which merge, and which every norm takes as ``moments=``::
+
+    moments             those of an array
+    Moments             what it returns
+    MomentsGradient     what the pullbacks of given moments return, and that of moments_vjp takes
+
+What runs a call::
+
+    explain             which kernel would, and why each other one would not
+    Explanation         what it returns
+    use_kernel          force one
+    set_threads         how many threads one call may use
+    get_threads
+
+Norms that hold their parameters::
+
+    LayerNorm
+    RMSNorm
+    ScaleNorm
+    anynorm.torch       the same as modules of torch
+    anynorm.nnx         the same as modules of Flax NNX
+    anynorm.sklearn     the norms as a transformer of scikit-learn
+"""
 
 from anynorm._choose import use_kernel
 from anynorm._explain import Explanation, explain
-from anynorm._gradients import (
-    add_layer_norm_vjp,
-    add_rms_norm_vjp,
-    layer_norm_vjp,
-    rms_norm_vjp,
-    scale_norm_vjp,
-)
+from anynorm._gradients import layer_norm_vjp, rms_norm_vjp, scale_norm_vjp
+from anynorm._gradients_of_sums import add_layer_norm_vjp, add_rms_norm_vjp
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient
 from anynorm._moments_vjp import moments_vjp

@@ -14,11 +14,12 @@ from anynorm._arrays import check_array, check_blocks
 from anynorm._definition.counting import by_row
 from anynorm._definition.norms import Precision, Rule
 from anynorm._lengths import fits, require_blocks_alike, require_lengths, shapes_agree
-from anynorm._libraries import Library, library_of, library_of_blocks
+from anynorm._libraries import Library, dtype_name, library_of, library_of_blocks
 from anynorm._moments import Moments, digits_of, statistics_of, suited
 from anynorm._moments_gradient import MomentsGradient, parts_of, require_gradient
 from anynorm._numbers import as_index, check_number
 from anynorm._overlap import require_memory, require_separate, require_writable
+from anynorm._types import Axis
 from anynorm._wording import arrays_of_library, describe, module_of, not_an_array, sentence
 
 Array = Any
@@ -57,7 +58,7 @@ def check(
     x: Array,
     weight: Array | None,
     bias: Array | None,
-    axis: int | tuple[int, ...],
+    axis: Axis,
     eps: float,
     *,
     weight_offset: float = 0.0,
@@ -130,7 +131,7 @@ def check_moments_gradient(call: Call, moments: Moments, gradient: MomentsGradie
             raise ValueError(sentence(name, must, str(tuple(one.shape)), do))
 
 
-def _check_axes(axis: int | tuple[int, ...], x: Array, measured: bool) -> tuple[int, ...]:
+def _check_axes(axis: Axis, x: Array, measured: bool) -> tuple[int, ...]:
     """The normalized axes, ascending and none negative; where moments are to be formed, of known lengths."""
     ndim = len(x.shape)
     if type(axis) is int and ndim and -ndim <= axis < ndim:
@@ -205,10 +206,13 @@ def _check_range(rule: Rule, eps: float, weight: Array | float | None, weight_of
 
 
 def _taken_over(argument: str, value: Array, x: Array, library: Library) -> Array:
-    """A parameter as an array of x's library, where that takes NumPy's (JAX) or those that its blocks are of (Dask)."""
+    """A parameter as an array of x's library, where that takes NumPy's, or those that its blocks are of (Dask)."""
     given = check_array(argument, value, library)
-    taken = given.name == "numpy" if library.block is None else given is library_of_blocks(x)
-    return library.namespace.asarray(value) if taken else value
+    if not (given.name == "numpy" if library.block is None else given is library_of_blocks(x)):
+        return value
+    if library.name == "ndonnx" and dtype_name(value.dtype) == "bfloat16":  # which it lacks
+        value = value.astype("float32")
+    return library.namespace.asarray(value)
 
 
 def _check_same_place(argument: str, value: Array, x: Array, library: Library) -> None:

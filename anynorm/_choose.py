@@ -13,6 +13,7 @@ from anynorm._forks import unforked
 from anynorm._kernels import blocks, blocks_given, blocks_pull, by_moments, cpu, cuda, definition, pieces_pull, xla
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient, parts_of
+from anynorm._profiled import is_profiled, with_names
 from anynorm._wording import describe, sentence
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -228,17 +229,19 @@ KERNELS = (
 
 def choose(call: Call) -> Kernel:
     """Return the kernel that runs a call; RuntimeError where a forced one refuses it."""
-    return _choose(lambda kernel: kernel.refuses(call))
+    return _choose(call, lambda kernel: kernel.refuses(call))
 
 
 def choose_pull(gradient: Gradient) -> Kernel:
     """Return the kernel for a derivative, likewise."""
-    return _choose(lambda kernel: kernel.refuses_to_pull(gradient))
+    return _choose(gradient.call, lambda kernel: kernel.refuses_to_pull(gradient))
 
 
-def _choose(refusal: Callable[[Kernel], str | None]) -> Kernel:
+def _choose(call: Call, refusal: Callable[[Kernel], str | None]) -> Kernel:
     name = forced()
-    return _first(refusal) if name is None else _require(name, refusal)
+    kernel = _first(refusal) if name is None else _require(name, refusal)
+    is_named = call.library.name == "torch" and is_profiled()
+    return with_names(kernel) if is_named else kernel
 
 
 def _first(refusal: Callable[[Kernel], str | None]) -> Kernel:

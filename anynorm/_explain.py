@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from anynorm._check import check
 from anynorm._choose import KERNELS, Kernel, choose
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._forced import forced
 from anynorm._moments import Moments
+from anynorm._types import Array, Axis, Number
 from anynorm._wording import describe, sentence
-
-Array = Any
-Axis = int | tuple[int, ...]
 
 _RULES = {rule.name: rule for rule in (LAYER_NORM, RMS_NORM, SCALE_NORM)}
 
@@ -36,7 +34,7 @@ def _reason_if_off(kernel: Kernel) -> str | None:
 
 def explain(
     x: Array,
-    weight: Array | float | None = None,
+    weight: Array | Number | None = None,
     bias: Array | None = None,
     *,
     norm: str = "layer_norm",
@@ -45,7 +43,7 @@ def explain(
     weight_offset: float = 0.0,
     moments: Moments | None = None,
     residual: Array | None = None,
-    out: Array | None = None,
+    out: Array | tuple[Array, Array] | None = None,
 ) -> Explanation:
     """Say which kernel a call would run and why each other one refuses it; nothing is computed.
 

@@ -4,19 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, overload
 
 from anynorm._check import Call, check, check_gradient, require_dense
 from anynorm._choose import choose, choose_pull
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._moments import Moments
+from anynorm._moments_gradient import MomentsGradient
+from anynorm._types import Array, ArrayT, Axis, Number
 
-Array = Any
-Axis = int | tuple[int, ...]
 
-
+@overload
 def layer_norm_vjp(
-    x: Array,
+    x: ArrayT,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    weight_offset: float = 0.0,
+    moments: None = None,
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, ArrayT | None]]]: ...
+@overload
+def layer_norm_vjp(
+    x: ArrayT,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    weight_offset: float = 0.0,
+    moments: Moments,
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, ArrayT | None, MomentsGradient]]]: ...
+def layer_norm_vjp(
+    x: ArrayT,
     weight: Array | None = None,
     bias: Array | None = None,
     *,
@@ -24,7 +45,7 @@ def layer_norm_vjp(
     eps: float = 1e-5,
     weight_offset: float = 0.0,
     moments: Moments | None = None,
-) -> tuple[Array, Callable[[Array], tuple[Any, ...]]]:
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
     """Return layer_norm and its pullback, which turns a gradient by the result into those by what was passed.
 
     With ``x_hat = (x - mean(x)) / sqrt(var(x) + eps)`` and ``g = dy * (weight + weight_offset)``::
@@ -85,8 +106,30 @@ def layer_norm_vjp(
     return _vjp(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, moments)
 
 
+@overload
 def rms_norm_vjp(
-    x: Array,
+    x: ArrayT,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    moments: None = None,
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, ArrayT | None]]]: ...
+@overload
+def rms_norm_vjp(
+    x: ArrayT,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    moments: Moments,
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, ArrayT | None, MomentsGradient]]]: ...
+def rms_norm_vjp(
+    x: ArrayT,
     weight: Array | None = None,
     bias: Array | None = None,
     *,
@@ -94,7 +137,7 @@ def rms_norm_vjp(
     eps: float = 1e-6,
     weight_offset: float = 0.0,
     moments: Moments | None = None,
-) -> tuple[Array, Callable[[Array], tuple[Any, ...]]]:
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
     """Return rms_norm and its pullback, which turns a gradient by the result into those by what was passed.
 
     With ``x_hat = x / sqrt(mean(x**2) + eps)`` and ``g = dy * (weight + weight_offset)``::
@@ -126,14 +169,32 @@ def rms_norm_vjp(
     return _vjp(RMS_NORM, x, weight, bias, axis, eps, weight_offset, moments)
 
 
+@overload
 def scale_norm_vjp(
-    x: Array,
-    scale: Array | float | None = None,
+    x: ArrayT,
+    scale: Array | Number | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-12,
+    moments: None = None,
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None]]]: ...
+@overload
+def scale_norm_vjp(
+    x: ArrayT,
+    scale: Array | Number | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-12,
+    moments: Moments,
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, MomentsGradient]]]: ...
+def scale_norm_vjp(
+    x: ArrayT,
+    scale: Array | Number | None = None,
     *,
     axis: Axis = -1,
     eps: float = 1e-12,
     moments: Moments | None = None,
-) -> tuple[Array, Callable[[Array], tuple[Any, ...]]]:
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
     """Return scale_norm and its pullback, which turns a gradient by the result into those by x and the scale.
 
     With ``x_hat = x / max(norm2(x), eps)``::
@@ -186,102 +247,28 @@ def scale_norm_vjp(
     return choose(call).run(call), partial(_pull_scale, call)
 
 
-def add_layer_norm_vjp(
-    x: Array,
-    residual: Array,
-    weight: Array | None = None,
-    bias: Array | None = None,
-    *,
-    axis: Axis = -1,
-    eps: float = 1e-5,
-    weight_offset: float = 0.0,
-) -> tuple[tuple[Array, Array], Callable[..., tuple[Array, Array, Array | None, Array | None]]]:
-    """Return add_layer_norm, ``(y, total)``, and its pullback.
-
-    ``pullback(dy, dtotal=None) -> (dx, dresidual, dweight, dbias)`` takes the gradients by y and, where total is used
-    further on, by total. By x and by the residual they are the same, one array: the dx of `layer_norm_vjp` at total,
-    plus dtotal. The rounding of total has no part in it. All else is as in `layer_norm_vjp` and `add_layer_norm`; the
-    pullback holds total, which must not change before it is called.
-
-    Examples
-    --------
-    >>> import numpy, anynorm
-    >>> x, residual = numpy.asarray([[1.0, 0.0, 1.0]]), numpy.asarray([[0.0, 2.0, 3.0]])
-    >>> (y, total), pullback = anynorm.add_layer_norm_vjp(x, residual)
-    >>> dx, dresidual, dweight, dbias = pullback(numpy.asarray([[1.0, 0.0, 0.0]]))
-    >>> dx.round(4)
-    array([[ 0.2291, -0.3436,  0.1145]])
-    """
-    return _add_vjp(LAYER_NORM, x, residual, weight, bias, axis, eps, weight_offset)
-
-
-def add_rms_norm_vjp(
-    x: Array,
-    residual: Array,
-    weight: Array | None = None,
-    bias: Array | None = None,
-    *,
-    axis: Axis = -1,
-    eps: float = 1e-6,
-    weight_offset: float = 0.0,
-) -> tuple[tuple[Array, Array], Callable[..., tuple[Array, Array, Array | None, Array | None]]]:
-    """Return add_rms_norm, ``(y, total)``, and its pullback, as `add_layer_norm_vjp` does.
-
-    Examples
-    --------
-    >>> import numpy, anynorm
-    >>> x, residual = numpy.asarray([[3.0, 0.0]]), numpy.asarray([[0.0, 4.0]])
-    >>> (y, total), pullback = anynorm.add_rms_norm_vjp(x, residual, eps=0.0)
-    >>> dx, dresidual, dweight, dbias = pullback(numpy.asarray([[1.0, 0.0]]), numpy.asarray([[0.0, 1.0]]))
-    >>> dx.round(4)
-    array([[0.181 , 0.8642]])
-    """
-    return _add_vjp(RMS_NORM, x, residual, weight, bias, axis, eps, weight_offset)
-
-
 def _vjp(
     rule: Rule,
-    x: Array,
+    x: ArrayT,
     weight: Array | None,
     bias: Array | None,
     axis: Axis,
     eps: float,
     weight_offset: float,
     moments: Moments | None,
-) -> tuple[Array, Callable[[Array], tuple[Any, ...]]]:
+) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments)
     if moments is not None:
         require_dense(x)
     return choose(call).run(call), partial(_pull, call)
 
 
-def _add_vjp(
-    rule: Rule,
-    x: Array,
-    residual: Array,
-    weight: Array | None,
-    bias: Array | None,
-    axis: Axis,
-    eps: float,
-    weight_offset: float,
-) -> tuple[tuple[Array, Array], Callable[..., tuple[Array, Array, Array | None, Array | None]]]:
-    call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
-    y, total = choose(call).run(call)
-    return (y, total), partial(_pull_sum, call._replace(x=total, residual=None))
-
-
-def _pull(call: Call, dy: Array) -> tuple[Any, ...]:
+def _pull(call: Call, dy: Any) -> tuple[Any, ...]:
     """The pullback of a call."""
     gradient = check_gradient(call, dy)
     return choose_pull(gradient).pull(gradient)
 
 
-def _pull_scale(call: Call, dy: Array) -> tuple[Any, ...]:
+def _pull_scale(call: Call, dy: Any) -> tuple[Any, ...]:
     dx, dscale, _, *dmoments = _pull(call, dy)
     return dx, dscale, *dmoments
-
-
-def _pull_sum(call: Call, dy: Array, dtotal: Array | None = None) -> tuple[Array, Array, Array | None, Array | None]:
-    gradient = check_gradient(call, dy, dtotal)
-    dx, dweight, dbias = choose_pull(gradient).pull(gradient)
-    return dx, dx, dweight, dbias

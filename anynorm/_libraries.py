@@ -65,7 +65,7 @@ class Library:
         self.is_listed = bool(entry.array)
         self.is_known_by_type = bool(entry.array) and not entry.is_revisable  # and by its dtype, from then on
         self.block = entry.block
-        self.takes_others = entry.block is not None or name == "jax"  # parameters may be of another library
+        self.takes_others = entry.block is not None or name in ("jax", "ndonnx")  # parameters may be NumPy's
         self.dense = namespace.strided if name == "torch" else None  # the layout that arrays must have
         self._precisions: dict[Any, Precision] = {}
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -16,11 +16,55 @@ from anynorm._wording import describe, module_of, not_a_real_dtype, not_an_array
 Array = Any
 
 
+# What other libraries call a parameter: Keras (gamma, beta), Flax (scale) and Haiku (scale, offset) among them.
+_OTHER_NAMES = {
+    "weight": ("gamma", "scale"),
+    "bias": ("beta", "offset"),
+    "scale": ("g", "gamma", "weight"),
+}
+
+
+class IncompatibleKeys(NamedTuple):
+    """The names that a state lacks, and those in it that were not taken."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+    def __repr__(self) -> str:
+        if not self.missing_keys and not self.unexpected_keys:
+            return "<All keys matched successfully>"
+        return f"IncompatibleKeys(missing_keys={self.missing_keys}, unexpected_keys={self.unexpected_keys})"
+
+
+def matched(names: Iterable[str], state: Mapping[str, Array], prefix: str) -> tuple[dict[str, str], IncompatibleKeys]:
+    """For each parameter the key of its value in a state, whatever name it has there; and what is left over."""
+    keys = {key[len(prefix) :]: key for key in state if isinstance(key, str) and key.startswith(prefix)}
+    unexpected = [] if prefix else [str(key) for key in state if not isinstance(key, str)]
+    found = {}
+    for name in names:
+        there = [keys.pop(one) for one in (name, *_OTHER_NAMES[name]) if one in keys]
+        if len(there) > 1:
+            must = f"hold {prefix}{name} once, by whatever name"
+            raise ValueError(sentence("state", must, " and ".join(there), "leave out all but one"))
+        if there:
+            found[name] = there[0]
+    return found, IncompatibleKeys(
+        [prefix + name for name in names if name not in found], unexpected + [*keys.values()]
+    )
+
+
+def prefixes(names: Iterable[str], state: Mapping[str, Array]) -> list[str]:
+    """The prefixes by which all parameters of those names are in a state."""
+    split = [key.rpartition("/" if "/" in key else ".") for key in state if isinstance(key, str)]
+    several = [{before + dot for before, dot, last in split if last in (one, *_OTHER_NAMES[one])} for one in names]
+    return sorted(set.intersection(*several)) if several else []
+
+
 def library_and_dtype(xp: Any, dtype: Any) -> tuple[Library, Any]:
-    """The library of a namespace, and the dtype of a norm's parameters there."""
+    """The library of a namespace, NumPy without one, and the dtype of a norm's parameters there."""
     register()
     try:
-        library = library_named(xp)
+        library = library_named(numpy if xp is None else xp)
     except ImportError:
         raise
     except UnfitError as unfit:
@@ -78,6 +122,8 @@ def converted(name: str, value: Array, like: Array) -> Array:
     if dtype not in REAL_DTYPES:
         raise TypeError(not_a_real_dtype(name, value))
     shape = tuple(getattr(like, "shape", ()))
+    if shape == () and given == (1,):  # as many keep the scale of ScaleNorm
+        value, given = value[0], ()
     if given != shape:
         raise ValueError(sentence(name, f"have shape {shape}", str(given), "load the state of a norm of this shape"))
     if hasattr(value, "detach"):

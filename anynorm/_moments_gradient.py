@@ -120,4 +120,4 @@ def require_gradient(gradient: Any) -> None:
         raise TypeError(sentence("the gradient", must, describe(gradient), do))
 
 
-pytree(MomentsGradient, MomentsGradient.flatten, MomentsGradient.unflatten)
+pytree(MomentsGradient, ("mean", "variance", "factor", "unit"), MomentsGradient.flatten, MomentsGradient.unflatten)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from anynorm._check import check
 from anynorm._choose import choose
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._forced import is_forced
 from anynorm._kernels.cpu.repeat import repeat
 from anynorm._moments import Moments
+from anynorm._types import Array, ArrayT, Axis, Number
 from anynorm._wording import describe, sentence
-
-Array = Any
-Axis = int | tuple[int, ...]
 
 
 def layer_norm(
-    x: Array,
+    x: ArrayT,
     weight: Array | None = None,
     bias: Array | None = None,
     *,
@@ -26,7 +22,7 @@ def layer_norm(
     weight_offset: float = 0.0,
     moments: Moments | None = None,
     out: Array | None = None,
-) -> Array:
+) -> ArrayT:
     """Give each row mean 0 and variance 1, then scale and shift its features.
 
     ``y = (x - mean(x)) / sqrt(var(x) + eps) * (weight + weight_offset) + bias``, where mean and population variance run
@@ -38,7 +34,7 @@ def layer_norm(
         float16, bfloat16, float32 or float64, of any array library.
     weight, bias : arrays of the shape of the normalized axes, optional
         In the array's own axis order: for x of shape (N, C, H, W) and ``axis=1``, shape (C,). Their dtype may differ
-        from x's; left out they are 1 and 0. NumPy's go with an x of JAX or Dask.
+        from x's; left out they are 1 and 0. NumPy's go with an x of JAX, Dask or ndonnx.
     axis : int or tuple of ints
         The normalized axes.
     eps : float
@@ -80,7 +76,7 @@ def layer_norm(
 
 
 def rms_norm(
-    x: Array,
+    x: ArrayT,
     weight: Array | None = None,
     bias: Array | None = None,
     *,
@@ -89,7 +85,7 @@ def rms_norm(
     weight_offset: float = 0.0,
     moments: Moments | None = None,
     out: Array | None = None,
-) -> Array:
+) -> ArrayT:
     """Give each row a root mean square of 1, then scale its features.
 
     ``y = x / sqrt(mean(x**2) + eps) * (weight + weight_offset) + bias``, where the mean runs over the normalized axes.
@@ -140,14 +136,14 @@ def rms_norm(
 
 
 def scale_norm(
-    x: Array,
-    scale: Array | float | None = None,
+    x: ArrayT,
+    scale: Array | Number | None = None,
     *,
     axis: Axis = -1,
     eps: float = 1e-12,
     moments: Moments | None = None,
     out: Array | None = None,
-) -> Array:
+) -> ArrayT:
     """Give each row the Euclidean length ``scale``; without a scale, make unit vectors.
 
     ``y = scale * x / max(norm2(x), eps)``, where the norm runs over the normalized axes.
@@ -197,26 +193,27 @@ def scale_norm(
 
 def _run(
     rule: Rule,
-    x: Array,
-    weight: Array | float | None,
+    x: ArrayT,
+    weight: Array | Number | None,
     bias: Array | None,
     axis: Axis,
     eps: float,
     weight_offset: float,
     moments: Moments | None,
     out: Array | None,
-) -> Array:
+) -> ArrayT:
     """Check, choose, run, unless a call was like one before."""
     if type(axis) is int and axis == -1 and moments is None and not is_forced():
-        y = repeat(rule, x, weight, bias, eps, weight_offset, out)
+        y: ArrayT | None = repeat(rule, x, weight, bias, eps, weight_offset, out)
         if y is not None:
             return y
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments, out=out)
-    return choose(call).run(call)
+    result: ArrayT = choose(call).run(call)
+    return result
 
 
 def add_layer_norm(
-    x: Array,
+    x: ArrayT,
     residual: Array,
     weight: Array | None = None,
     bias: Array | None = None,
@@ -225,7 +222,7 @@ def add_layer_norm(
     eps: float = 1e-5,
     weight_offset: float = 0.0,
     out: tuple[Array, Array] | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[ArrayT, ArrayT]:
     """Add a residual, then layer_norm: ``total = x + residual; y = layer_norm(total, ...)``.
 
     Parameters
@@ -255,12 +252,12 @@ def add_layer_norm(
     (array([-1.,  1.]), array([1., 3.]))
     """
     call = check(LAYER_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual, out=out)
-    result: tuple[Array, Array] = choose(call).run(call)
+    result: tuple[ArrayT, ArrayT] = choose(call).run(call)
     return result
 
 
 def add_rms_norm(
-    x: Array,
+    x: ArrayT,
     residual: Array,
     weight: Array | None = None,
     bias: Array | None = None,
@@ -269,7 +266,7 @@ def add_rms_norm(
     eps: float = 1e-6,
     weight_offset: float = 0.0,
     out: tuple[Array, Array] | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[ArrayT, ArrayT]:
     """Add a residual, then rms_norm: ``total = x + residual; y = rms_norm(total, ...)``.
 
     Parameters
@@ -299,7 +296,7 @@ def add_rms_norm(
     (array([0.2, 1.4]), array([1., 7.]))
     """
     call = check(RMS_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual, out=out)
-    result: tuple[Array, Array] = choose(call).run(call)
+    result: tuple[ArrayT, ArrayT] = choose(call).run(call)
     return result
 
 

@@ -15,9 +15,9 @@ from anynorm import _norms, _torch_ops, _torch_own
 from anynorm._check import check
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels.cpu.torch_state import transforms_question
+from anynorm._types import Axis, Number
 
 Tensor = torch.Tensor
-Axis = int | tuple[int, ...]
 
 _is_compiling = torch.compiler.is_compiling
 _is_transformed = transforms_question(torch)
@@ -49,7 +49,7 @@ def layer_norm(
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(layer_norm, (x,), x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
     if _is_here(x):
-        return _norms.layer_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)  # type: ignore[no-any-return]
+        return _norms.layer_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
     return _torch_own.norm(LAYER_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
 
 
@@ -75,11 +75,11 @@ def rms_norm(
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(rms_norm, (x,), x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
     if _is_here(x):
-        return _norms.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)  # type: ignore[no-any-return]
+        return _norms.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
     return _torch_own.norm(RMS_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
 
 
-def scale_norm(x: Tensor, scale: Tensor | float | None = None, *, axis: Axis = -1, eps: float = 1e-12) -> Tensor:
+def scale_norm(x: Tensor, scale: Tensor | Number | None = None, *, axis: Axis = -1, eps: float = 1e-12) -> Tensor:
     """`anynorm.scale_norm` of a tensor, as `layer_norm` here is `anynorm.layer_norm`.
 
     Examples
@@ -93,7 +93,7 @@ def scale_norm(x: Tensor, scale: Tensor | float | None = None, *, axis: Axis = -
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(scale_norm, (x,), x, scale, axis=axis, eps=eps)
     if _is_here(x):
-        return _norms.scale_norm(x, scale, axis=axis, eps=eps)  # type: ignore[no-any-return]
+        return _norms.scale_norm(x, scale, axis=axis, eps=eps)
     return _torch_own.norm(SCALE_NORM, x, scale, axis=axis, eps=eps)
 
 

@@ -19,6 +19,7 @@ from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels import definition
 from anynorm._kernels.cpu.torch_state import below_autograd, has_tangent, is_followed
 from anynorm._numbers import check_number
+from anynorm._types import Axis
 
 Tensor = torch.Tensor
 
@@ -49,9 +50,9 @@ def _run(rule: Rule, x: Tensor, weight: Tensor | None, bias: Tensor | None, *opt
 def by_name(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, *, weight_offset: float, **given: Any) -> Tensor:
     """Call the public function of a norm, whose operations may be traced one by one."""
     if not rule.averaged:
-        return _norms.scale_norm(x, weight, **given)  # type: ignore[no-any-return]
+        return _norms.scale_norm(x, weight, **given)
     norm = _norms.layer_norm if rule.centred else _norms.rms_norm
-    return norm(x, weight, bias, weight_offset=weight_offset, **given)  # type: ignore[no-any-return]
+    return norm(x, weight, bias, weight_offset=weight_offset, **given)
 
 
 def _gradient(rule: Rule, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any) -> Gradient:
@@ -191,9 +192,7 @@ for _rule in (LAYER_NORM, RMS_NORM, SCALE_NORM):
     _define(_rule)
 
 
-def norm(
-    rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: int | tuple[int, ...], eps: float, offset: float
-) -> Tensor:
+def norm(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: Axis, eps: float, offset: float) -> Tensor:
     """Call the operator of a norm."""
     if isinstance(weight, (int, float)):
         weight = x.new_tensor(weight, dtype=torch.float64)

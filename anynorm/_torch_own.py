@@ -13,6 +13,8 @@ from torch.nn import functional
 from anynorm._check import Call, check
 from anynorm._definition.norms import Rule
 from anynorm._kernels import definition
+from anynorm._profiled import is_profiled, name_of, named
+from anynorm._types import Axis
 
 Tensor = torch.Tensor
 
@@ -23,12 +25,19 @@ def norm(
     weight: Any = None,
     bias: Tensor | None = None,
     *,
-    axis: int | tuple[int, ...] = -1,
+    axis: Axis = -1,
     eps: float,
     weight_offset: float = 0.0,
 ) -> Tensor:
     """Return what the norm of that rule does, as precisely as torch does it."""
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset)
+    if is_profiled():
+        return named(name_of(call, "torch"), (x, weight, bias), _run, call)  # type: ignore[no-any-return]
+    return _run(call)
+
+
+def _run(call: Call) -> Tensor:
+    x: Tensor = call.x
     if not call.eps:  # by which torch divides zeros by zero
         return definition.run(call)  # type: ignore[no-any-return]
     last = tuple(range(x.ndim - len(call.axes), x.ndim))
@@ -76,7 +85,10 @@ def rms_norm(
     weight = _whole(weight, weight_offset)
     dtype = _widest(x, weight, bias)
     weight = None if weight is None else weight.to(dtype)
-    y = functional.rms_norm(x.to(dtype), shape, weight, eps)
+    wide = x.to(dtype)
+    if eps is None and wide.dtype != x.dtype:
+        eps = 2.0**-23  # torch's for each dtype narrower than float64; of float64 it has another
+    y = functional.rms_norm(wide, shape, weight, eps)
     return (y if bias is None else y + bias).to(x.dtype)
 
 

@@ -35,6 +35,7 @@ _CONVERSIONS = {
     "pyarrow": "{}.to_numpy()",
     "xarray": "{}.data",
     "scipy": "{}.toarray()",
+    "flax": "{}[...]",
 }
 # What makes NumPy arrays of those of other libraries.
 _TO_NUMPY = {"sparse": ".todense()", "dask": ".compute()", "cupy": ".get()"}
@@ -124,7 +125,7 @@ def is_traced(value: Any) -> bool:
 
 def must_be_static(argument: str) -> str:
     """What to do where an argument is traced that has to be known."""
-    return f"make it static, with {argument} in static_argnames of jax.jit, or close over it"
+    return f"make it static, with {argument} in static_argnames of jax.jit or set by functools.partial"
 
 
 def not_an_array(argument: str, value: Any, library: str | None = None) -> str:
@@ -134,6 +135,8 @@ def not_an_array(argument: str, value: Any, library: str | None = None) -> str:
     else:
         must = f"be {with_article(arrays_of_library(library))} like x"
         do = f"pass {as_array_of(library, argument, value)}"
+        if is_traced(value):  # which nothing makes an array of another library
+            do = "make x a JAX array"
     if (package_of(value), type(value).__name__) == ("torch", "Proxy"):
         do = "under torch.fx call the functions and modules of anynorm.torch, which it does not look into"
     return sentence(argument, must, describe(value), do)

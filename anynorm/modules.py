@@ -3,112 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy
 
 from anynorm._arrays import check_array
-from anynorm._libraries import dtype_name, library_named, library_of
-from anynorm._loading import converted, full, library_and_dtype
+from anynorm._loading import full, library_and_dtype
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 from anynorm._numbers import check_length, check_lengths, check_number
-from anynorm._pytrees import pytree, register
-from anynorm._wording import arrays_of_library, describe, module_of, sentence, with_article
-
-Array = Any
-
-
-class _Norm:
-    """Parameters by name, and what can be done with them whichever norm they belong to."""
-
-    _parameter_names: tuple[str, ...] = ()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        register()
-
-    def state_dict(self) -> dict[str, Array]:
-        """Return the parameters by name, the arrays themselves and no copies."""
-        return {name: getattr(self, name) for name in self._parameter_names if getattr(self, name) is not None}
-
-    def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Take over parameters by name, from arrays of this library or from any that NumPy can read.
-
-        Parameters
-        ----------
-        state : mapping from name to array
-            Exactly the names that `state_dict` returns; a checkpoint of torch.nn.LayerNorm or RMSNorm fits. Values are
-            converted to the dtype and device of the present parameters.
-
-        Raises
-        ------
-        ValueError
-            If a name is missing or unknown, or a shape differs. Nothing is changed then.
-        TypeError
-            If a value is not an array with a real floating dtype. Nothing is changed then either.
-        """
-        if not isinstance(state, Mapping):
-            do = "pass what state_dict() returns"
-            raise TypeError(sentence("state", "be a mapping from name to array", describe(state), do))
-        present = self.state_dict()
-        missing, unknown = present.keys() - state.keys(), state.keys() - present.keys()
-        if missing or unknown:
-            problems = [
-                f"{kind} {', '.join(sorted(map(str, names)))}"
-                for kind, names in (("without", missing), ("with unknown", unknown))
-                if names
-            ]
-            must = f"hold {', '.join(present)}, as {self!r} does"
-            raise ValueError(sentence("state", must, f"one {' and '.join(problems)}", "pass exactly these names"))
-        loaded = {name: converted(name, state[name], like) for name, like in present.items()}
-        for name, value in loaded.items():
-            setattr(self, name, value)
-
-    def _require_own_library(self, x: Array) -> None:
-        """Raise TypeError where x is of another library than the parameters: it is x that was passed, not they."""
-        for parameter in self.state_dict().values():
-            of_x, of_parameter = check_array("x", x), library_of(parameter)
-            if of_x is of_parameter or (of_parameter.name == "numpy" and (of_x.block or of_x.name == "jax")):
-                continue
-            must = f"be {with_article(arrays_of_library(of_parameter.name))}, as the parameters of {self!r} are"
-            do = f"convert x, or make the norm with xp={module_of(of_x.name)}"
-            if library_named(of_x.namespace) is not of_x:  # in which parameters would be other arrays than x
-                do = "convert x, or pass it to the function of this norm with parameters of its own kind"
-            raise TypeError(sentence("x", must, describe(x), do)) from None
-
-    def _config(self) -> tuple[Any, ...]:
-        raise NotImplementedError
-
-    def __eq__(self, other: object) -> bool:
-        """Equal configuration: norm, shapes, dtype, eps and the like; parameter values are not compared."""
-        if type(other) is not type(self):
-            return NotImplemented
-        return self._config() == other._config()
-
-    def __hash__(self) -> int:
-        return hash((type(self), self._config()))
-
-    def _dtype_name(self) -> str | None:
-        for parameter in self.state_dict().values():
-            return dtype_name(parameter.dtype) if hasattr(parameter, "dtype") else None
-        return None
-
-    def _repr(self, shape: Any, **options: Any) -> str:
-        written = ", ".join([str(shape), *(f"{name}={value}" for name, value in options.items())])
-        return f"{type(self).__name__}({written})"
+from anynorm._pytrees import pytree
+from anynorm._state import HoldsParameters
+from anynorm._types import Array, ArrayT, Shape
+from anynorm._wording import describe, sentence
 
 
-class _AffineNorm(_Norm):
+class _AffineNorm(HoldsParameters):
     """A norm with a weight for each feature and perhaps a bias."""
 
-    _function: Callable[..., Array]
+    shape: tuple[int, ...]
+    eps: float
+    weight_offset: float
+    weight: Any  # an array of the library that the norm was made with
+    bias: Any  # the same, or None
+    _function: Callable[..., Any]
     _parameter_names = ("weight", "bias")
 
     def __init__(
         self,
-        shape: int | tuple[int, ...],
+        shape: Shape,
         eps: float,
         bias: bool,
         weight_offset: float,
@@ -127,13 +51,14 @@ class _AffineNorm(_Norm):
         self.weight = full(library, self.shape, 0.0 if weight_offset == 1.0 else 1.0, dtype, device)
         self.bias = full(library, self.shape, 0.0, dtype, device) if bias else None
 
-    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+    def __call__(self, x: ArrayT, *, out: Array | None = None) -> ArrayT:
         """Normalize an array of the parameters' library."""
         axis = tuple(range(-len(self.shape), 0))
         try:
-            return self._function(
+            y: ArrayT = self._function(
                 x, self.weight, self.bias, axis=axis, eps=self.eps, weight_offset=self.weight_offset, out=out
             )
+            return y
         except TypeError:
             self._require_own_library(x)
             raise
@@ -161,12 +86,13 @@ class LayerNorm(_AffineNorm):
         Whether to hold a bias besides the weight.
     weight_offset : float
         Added to the weight; 1.0 for weights stored around zero, which then start at 0.
-    xp : array namespace
-        The library of the parameters: numpy (the default), torch, cupy, jax.numpy, ...
-    dtype : dtype of that library
-        Default: its float32.
-    device : device of that library
-        Default: the library's own.
+    xp : array namespace, optional
+        The library of the parameters, such as torch, cupy or jax.numpy; left out, NumPy. Parameters of
+        NumPy go with an x of JAX, Dask or ndonnx too.
+    dtype : dtype of that library, optional
+        Left out, its float32.
+    device : device of that library, optional
+        Left out, the library's own.
 
     Raises
     ------
@@ -187,12 +113,12 @@ class LayerNorm(_AffineNorm):
 
     def __init__(
         self,
-        shape: int | tuple[int, ...],
+        shape: Shape,
         *,
         eps: float = 1e-5,
         bias: bool = True,
         weight_offset: float = 0.0,
-        xp: Any = numpy,
+        xp: Any = None,
         dtype: Any = None,
         device: Any = None,
     ) -> None:
@@ -215,19 +141,19 @@ class RMSNorm(_AffineNorm):
 
     def __init__(
         self,
-        shape: int | tuple[int, ...],
+        shape: Shape,
         *,
         eps: float = 1e-6,
         bias: bool = False,
         weight_offset: float = 0.0,
-        xp: Any = numpy,
+        xp: Any = None,
         dtype: Any = None,
         device: Any = None,
     ) -> None:
         super().__init__(shape, eps, bias, weight_offset, xp, dtype, device)
 
 
-class ScaleNorm(_Norm):
+class ScaleNorm(HoldsParameters):
     """`anynorm.scale_norm` over the last axis, holding its scale: a single parameter.
 
     Parameters
@@ -246,15 +172,20 @@ class ScaleNorm(_Norm):
     array(2., dtype=float32)
     """
 
+    dim: int
+    eps: float
+    scale: Any  # an array of the library that the norm was made with
     _parameter_names = ("scale",)
 
-    def __init__(self, dim: int, *, eps: float = 1e-12, xp: Any = numpy, dtype: Any = None, device: Any = None) -> None:
+    def __init__(
+        self, dim: SupportsIndex, *, eps: float = 1e-12, xp: Any = None, dtype: Any = None, device: Any = None
+    ) -> None:
         library, dtype = library_and_dtype(xp, dtype)
         self.dim = check_length("dim", dim)
         self.eps = check_number("eps", eps, least=0.0)
         self.scale = full(library, (), math.sqrt(check_number("dim", self.dim)), dtype, device)
 
-    def __call__(self, x: Array, *, out: Array | None = None) -> Array:
+    def __call__(self, x: ArrayT, *, out: Array | None = None) -> ArrayT:
         """Normalize an array of the scale's library."""
         check_array("x", x)
         shape = tuple(x.shape)
@@ -274,12 +205,14 @@ class ScaleNorm(_Norm):
         return self._repr(self.dim, eps=self.eps, dtype=self._dtype_name())
 
 
-def _flatten(norm: _Norm) -> tuple[tuple[Array, ...], tuple[tuple[str, Any], ...]]:
+def _flatten(norm: HoldsParameters) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
     held = {name: value for name, value in vars(norm).items() if name not in norm._parameter_names}
     return tuple(getattr(norm, name) for name in norm._parameter_names), tuple(held.items())
 
 
-def _unflatten(kind: type[_Norm], held: tuple[tuple[str, Any], ...], leaves: tuple[Array, ...]) -> _Norm:
+def _unflatten(
+    kind: type[HoldsParameters], held: tuple[tuple[str, Any], ...], leaves: tuple[Any, ...]
+) -> HoldsParameters:
     norm = object.__new__(kind)
     vars(norm).update(held)
     vars(norm).update(zip(kind._parameter_names, leaves, strict=True))
@@ -287,4 +220,4 @@ def _unflatten(kind: type[_Norm], held: tuple[tuple[str, Any], ...], leaves: tup
 
 
 for _kind in (LayerNorm, RMSNorm, ScaleNorm):
-    pytree(_kind, _flatten, partial(_unflatten, _kind))
+    pytree(_kind, _kind._parameter_names, _flatten, partial(_unflatten, _kind))

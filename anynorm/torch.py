@@ -3,14 +3,33 @@
 On the CPU they run through anynorm's fused kernels, forward and backward; on other devices, and in TorchScript, through
 torch's own operators. The modules are subclasses of torch's, with the same parameters under the same names; they take
 nested tensors too.
+
+Modules::
+
+    LayerNorm           in place of torch.nn.LayerNorm
+    RMSNorm             in place of torch.nn.RMSNorm
+    ScaleNorm           with a single parameter
+
+Functions::
+
+    layer_norm
+    rms_norm
+    scale_norm
+    add_layer_norm
+    add_rms_norm
+
+Models::
+
+    convert             make the norms of a model these
+    revert              the way back
 """
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anynorm import _torch_forward, _torch_own
+from anynorm import _torch_convert, _torch_forward, _torch_own
 from anynorm._numbers import check_length, check_lengths, check_number
 from anynorm._torch_functions import add_layer_norm, add_rms_norm, layer_norm, rms_norm, scale_norm
 
@@ -20,7 +39,9 @@ __all__ = [
     "ScaleNorm",
     "add_layer_norm",
     "add_rms_norm",
+    "convert",
     "layer_norm",
+    "revert",
     "rms_norm",
     "scale_norm",
 ]
@@ -28,6 +49,7 @@ __all__ = [
 # Annotations are types here and not strings, as torch.fx writes those of `forward` into a graph, which it could not
 # pickle then.
 Tensor = torch.Tensor
+Device = torch.device | str | int | None
 
 
 class LayerNorm(torch.nn.LayerNorm):
@@ -56,16 +78,16 @@ class LayerNorm(torch.nn.LayerNorm):
 
     def __init__(
         self,
-        normalized_shape: Any,
+        normalized_shape: int | tuple[int, ...] | list[int],
         eps: float = 1e-5,
         elementwise_affine: bool = True,
         bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         weight_offset: float = 0.0,
     ) -> None:
-        self.weight_offset = check_number("weight_offset", weight_offset)  # reset_parameters needs it
+        self.weight_offset: float = check_number("weight_offset", weight_offset)  # reset_parameters needs it
         eps = check_number("eps", eps, least=0.0)
         normalized_shape = check_lengths("normalized_shape", normalized_shape, least=0)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device=device, dtype=dtype)
@@ -76,6 +98,10 @@ class LayerNorm(torch.nn.LayerNorm):
         """Weights of 1, offset and all, and biases of 0."""
         super().reset_parameters()
         _start_at_one(self)
+
+    if TYPE_CHECKING:  # torch's own returns Any
+
+        def __call__(self, input: Tensor) -> Tensor: ...  # noqa: D102
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize a tensor whose last axes have the normalized shape."""
@@ -119,16 +145,16 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def __init__(
         self,
-        normalized_shape: Any,
+        normalized_shape: int | tuple[int, ...] | list[int],
         eps: float | None = None,
         elementwise_affine: bool = True,
-        device: Any = None,
-        dtype: Any = None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
         *,
         bias: bool = False,
         weight_offset: float = 0.0,
     ) -> None:
-        self.weight_offset = check_number("weight_offset", weight_offset)  # reset_parameters needs it
+        self.weight_offset: float = check_number("weight_offset", weight_offset)  # reset_parameters needs it
         eps = None if eps is None else check_number("eps", eps, least=0.0)
         normalized_shape = check_lengths("normalized_shape", normalized_shape, least=0)
         super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
@@ -144,6 +170,10 @@ class RMSNorm(torch.nn.RMSNorm):
         bias = getattr(self, "bias", None)
         if bias is not None:
             torch.nn.init.zeros_(bias)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...  # noqa: D102
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize a tensor whose last axes have the normalized shape."""
@@ -177,7 +207,11 @@ class ScaleNorm(torch.nn.Module):
     tensor(2., requires_grad=True)
     """
 
-    def __init__(self, dim: int, eps: float = 1e-12, device: Any = None, dtype: Any = None) -> None:
+    dim: int
+    eps: float
+    scale: Tensor
+
+    def __init__(self, dim: int, eps: float = 1e-12, device: Device = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.dim, self.eps = check_length("dim", dim), check_number("eps", eps, least=0.0)
         self.scale = torch.nn.Parameter(torch.empty((), device=device, dtype=dtype))
@@ -186,6 +220,10 @@ class ScaleNorm(torch.nn.Module):
     def reset_parameters(self) -> None:
         """A scale of sqrt(dim)."""
         torch.nn.init.constant_(self.scale, math.sqrt(self.dim))
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...  # noqa: D102
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize a tensor whose last axis is as long as dim."""
@@ -198,6 +236,80 @@ class ScaleNorm(torch.nn.Module):
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
         return f"{self.dim}, eps={self.eps}"
+
+
+_CLASSES: _torch_convert.Classes = {torch.nn.LayerNorm: LayerNorm, torch.nn.RMSNorm: RMSNorm}
+_OWN = (LayerNorm, RMSNorm, ScaleNorm)
+
+
+def convert(model: torch.nn.Module) -> _torch_convert.Report:
+    """Make each torch.nn.LayerNorm and torch.nn.RMSNorm of a model one of anynorm's, in place.
+
+    A module stays the object it is and changes its class. So parameters, names, hooks, buffers, devices, dtypes, modes
+    and the state_dict are what they were, an optimizer made before goes on, and a model that is such a norm itself is
+    swapped as well. Results differ from torch's by rounding; they always have x's dtype.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Also one that torch.compile has compiled, which is compiled anew when it is called next.
+
+    Returns
+    -------
+    Report
+        With ``swapped`` and ``left``: of each norm its names in the model, its class and, where it was left, why. Left
+        are subclasses of torch's norms, parametrized ones, those whose forward was replaced, whose parameters are no
+        plain tensors, or which TorchScript compiled, and classes that are called norms without being torch's. Printed,
+        it is a table.
+
+    Raises
+    ------
+    TypeError
+        If the model is no torch.nn.Module.
+
+    Examples
+    --------
+    >>> import torch, anynorm.torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8))
+    >>> anynorm.torch.convert(model)
+    swapped 1, left 0
+      swapped  1  LayerNorm
+    >>> type(model[1]).__module__
+    'anynorm.torch'
+    """
+    return _torch_convert.convert(model, _CLASSES, _OWN)
+
+
+def revert(model: torch.nn.Module) -> _torch_convert.Report:
+    """Give each LayerNorm and RMSNorm of anynorm in a model torch.nn's class, in place, as `convert` does.
+
+    Those that torch.nn cannot compute are left: with a weight_offset, an RMSNorm with a bias, a ScaleNorm, subclasses.
+    No other thread may run the model meanwhile.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+
+    Returns
+    -------
+    Report
+        As of `convert`.
+
+    Raises
+    ------
+    TypeError
+        If the model is no torch.nn.Module.
+
+    Examples
+    --------
+    >>> import torch, anynorm.torch
+    >>> model = torch.nn.Sequential(anynorm.torch.LayerNorm(8), anynorm.torch.ScaleNorm(8))
+    >>> anynorm.torch.revert(model)
+    swapped 1, left 1
+      swapped  0  LayerNorm
+      left     1  ScaleNorm  torch.nn has no ScaleNorm
+    """
+    return _torch_convert.revert(model, _CLASSES, _OWN)
 
 
 def _insist(self: torch.nn.Module, input: tuple[Tensor]) -> None:

@@ -1,9 +1,12 @@
 """Headers of .npy and .safetensors files, mutated at random: each is refused in one line, or its file normalized.
 
+The result is of the same format, or of another one; each of them has its share.
+
     python -m benchmarks.files_fuzz --headers 5000
 
 Every command runs under a limit of the address space, twice the file's size beyond what Python takes after a first
-command, and under an alarm. A crash, a hang, more than one line, a changed source or a file left behind ends the run.
+command (256 MB where a library writes the result), and under an alarm. A crash, a hang, more than one line, a changed
+source or a file left behind ends the run.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +27,10 @@ from pathlib import Path
 import numpy as np
 
 MEGABYTES = 8
+ROOM = 256 << 20
 SECONDS = 20  # after which a command hangs
 SUFFIXES = (".npy", ".safetensors")
+SUFFIXES_OUT = (*SUFFIXES, ".zarr", ".parquet")
 TOKENS = (
     b"'<f8'", b"'|O'", b"'<f2'", b"('<f4', (2,))", b"[('a', '<f4')]", b"True", b"-1", b"0", b"10" * 20, b"(((((",
     b"[" * 90, b"{}", b"None", b"\x00", b"\xff\xfe", b"\\", b"'", b'"', b"#", b"\n", b"1e9", b"9" * 18, b"F64", b"BF16",
@@ -44,18 +50,21 @@ def main():
         sys.exit(subprocess.run(command, env=os.environ | {"MALLOC_ARENA_MAX": "1"}, check=False).returncode)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for suffix in SUFFIXES:
-            print(f"{suffix:14}{fuzz(suffix, parsed.headers, random.Random(parsed.seed))}", flush=True)
+            for out in SUFFIXES_OUT:
+                headers = parsed.headers // 2 if out == suffix else parsed.headers // 6
+                print(f"{suffix:13}{out:13}{fuzz(suffix, out, headers, random.Random(parsed.seed))}", flush=True)
 
 
-def fuzz(suffix, headers, chance):
+def fuzz(suffix, out, headers, chance):
     """Try so many mutations of one header; return in words what became of them."""
     path, length = write_file(suffix)
-    original = path.read_bytes()
-    command = ["normalize", path.name, f"y{suffix}", "--norm", "rms", *(["--tensor", "a"] if "safe" in suffix else [])]
+    original, target = path.read_bytes(), Path(f"y{out}")
+    command = ["normalize", path.name, target.name, "--norm", "rms", "--quiet"]
+    command += ["--tensor", "a"] if suffix == ".safetensors" else []
     assert run(command) == (0, ""), "the file as it is should go through"
-    Path(f"y{suffix}").unlink()
+    remove(target)
     limit = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (addresses() + 2 * len(original), limit[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (addresses() + (2 * len(original) if out in SUFFIXES else ROOM), limit[1]))
     accepted, slowest = 0, 0.0
     try:
         for _ in range(headers):
@@ -67,9 +76,9 @@ def fuzz(suffix, headers, chance):
             start = time.perf_counter()
             status, error = run(command)
             slowest = max(slowest, time.perf_counter() - start)
-            check(path, begin, status, error)
+            check(path, target, begin, status, error)
             accepted += status == 0
-            Path(f"y{suffix}").unlink(missing_ok=True)
+            remove(target)
             path.write_bytes(original) if path.stat().st_size != len(original) else restore(path, original, len(begin))
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limit)
@@ -130,10 +139,16 @@ def hang(*_):
     raise AssertionError(f"a command takes more than {SECONDS} s")
 
 
-def check(path, begin, status, error):
+def remove(target):
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.unlink(missing_ok=True)
+
+
+def check(path, target, begin, status, error):
     with open(path, "rb") as file:
         assert file.read(len(begin)) == begin[: path.stat().st_size], "the source has changed"
-    expected = {path.name, f"y{path.suffix}"} if status == 0 else {path.name}
+    expected = {path.name, target.name} if status == 0 else {path.name}
     assert set(os.listdir()) == expected, os.listdir()
     said = re.fullmatch("anynorm: .*\n", error)
     assert status == 0 or (status == 1 and said and "memory" not in error), (status, error)

@@ -1,4 +1,4 @@
-"""Files of .parquet, changed at random: each is refused in one line, or gives a file that pyarrow reads.
+"""Files of .parquet, changed at random: each is refused in one line, or gives a file that can be read, or is shown.
 
     python -m benchmarks.files_fuzz_parquet --files 500
 
@@ -24,6 +24,11 @@ import numpy as np
 
 ROOM = 1 << 30  # of addresses, beyond those that a process has when it begins
 SECONDS = 20  # after which a command hangs
+NORMALIZE = ("--norm", "rms", "--column", "e", "--quiet")
+COMMANDS = (
+    ["normalize", "x.parquet", "y.parquet", *NORMALIZE], ["normalize", "x.parquet", "y.npy", *NORMALIZE],
+    ["show", "x.parquet"],
+)  # fmt: skip
 FOOTER = 8  # length and magic, at the end of a file
 
 
@@ -47,16 +52,18 @@ def fuzz(originals, files, chance, keep=None):
         changed = change(originals[number % len(originals)], chance)
         Path("x.parquet").write_bytes(changed)
         start = time.perf_counter()
-        status = in_child()
+        arguments = COMMANDS[(number + number // len(originals)) % len(COMMANDS)]  # another one the next time
+        status = in_child(arguments)
         slowest = max(slowest, time.perf_counter() - start)
         try:
-            check(changed, status)
+            check(changed, status, arguments)
         except AssertionError:
             if keep is not None:
                 keep.write_bytes(changed)
             raise
         accepted += status == 0
-        Path("y.parquet").unlink(missing_ok=True)
+        for target in ("y.parquet", "y.npy"):
+            Path(target).unlink(missing_ok=True)
     return f"{files} files, {accepted} of them still good, none did harm; the slowest took {slowest:.2f} s"
 
 
@@ -120,20 +127,22 @@ def change(original, chance):
 def warm_up():
     """Import in this process what its children need."""
     Path("x.parquet").write_bytes(next(write_files()))
-    assert command() == (0, "")
+    for arguments in COMMANDS:
+        assert command(arguments) == (0, "")
     Path("y.parquet").unlink()
+    Path("y.npy").unlink()
 
 
-def command():
+def command(arguments):
     """Status and what stands on standard error."""
     from anynorm import cli
 
-    with contextlib.redirect_stderr(io.StringIO()) as error:
-        status = cli.main(["normalize", "x.parquet", "y.parquet", "--norm", "rms", "--column", "e"])
+    with contextlib.redirect_stderr(io.StringIO()) as error, contextlib.redirect_stdout(io.StringIO()):
+        status = cli.main(arguments)
     return status, error.getvalue()
 
 
-def in_child():
+def in_child(arguments):
     """Run the command; its status, that of a process that a signal has ended, or 99 for more than one line."""
     child = os.fork()
     if child:
@@ -144,7 +153,7 @@ def in_child():
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + ROOM
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
-        status, error = command()
+        status, error = command(arguments)
         said = error == "" or (re.fullmatch("anynorm: [^\n]*\n", error) and len(error) < 2000)
         if not said:
             print(error, file=sys.stderr)
@@ -154,14 +163,17 @@ def in_child():
         os._exit(98)
 
 
-def check(changed, status):
+def check(changed, status, arguments):
     import pyarrow.parquet as pq
 
     assert status in (0, 1), f"the command ended with {status}"
     assert Path("x.parquet").read_bytes() == changed, "the source has changed"
-    assert set(os.listdir()) == {"x.parquet", *(["y.parquet"] if status == 0 else [])}, os.listdir()
-    if status == 0:
+    written = {one for one in arguments if one.startswith("y.") and status == 0}
+    assert set(os.listdir()) == {"x.parquet", *written}, os.listdir()
+    if "y.parquet" in written:
         pq.read_table("y.parquet").validate(full=True)
+    elif "y.npy" in written:
+        np.load("y.npy")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def renew(originals, work):
 
 
 def run(way, work):
-    command = [sys.executable, "-m", "anynorm.cli", "normalize", *way.arguments.split()]
+    command = [sys.executable, "-m", "anynorm", "normalize", *way.arguments.split()]
     return subprocess.Popen(command, cwd=work, stderr=subprocess.DEVNULL)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 import anynorm
-from anynorm._files import raw
+from anynorm._files.formats import raw
 from tests import backends, compiled, tolerances
 from tests.backends import HAS_NUMBA
 

@@ -95,14 +95,15 @@ def assert_one_line(error, message):
     assert re.fullmatch(rf"anynorm: .*{re.escape(message)}.*\n", error)
 
 
-def start(*arguments, first="", stderr=subprocess.PIPE):
+def start(*arguments, first="", stderr=subprocess.PIPE, stdin=None, text=True):
     """The command in a process of its own, which begins with some code."""
-    code = f"{first}\nimport runpy; runpy.run_module('anynorm.cli', run_name='__main__')"
+    code = f"{first}\nimport runpy; runpy.run_module('anynorm', run_name='__main__')"
     command = [sys.executable, "-c", code, "normalize", "--norm", "layer", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, stdin=stdin, text=text)
 
 
 def assert_refused(capsys, folder, message, *arguments):
+    capsys.readouterr()
     before = contents(folder)
     assert cli.main(["normalize", *arguments]) == 1
     assert_one_line(capsys.readouterr().err, message)

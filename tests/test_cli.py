@@ -1,7 +1,6 @@
 """The command line: its refusals, and what each run leaves on disk."""
 
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 import anynorm
-from anynorm import _terminal, cli
+from anynorm import cli
 from anynorm._files.target import replacing
 from tests.files import (
     assert_few_ulp,
@@ -55,7 +54,7 @@ def test_a_target_that_is_the_source_is_refused(folder, capsys, spelled):
 AS_NOBODY = """
 import os, sys
 from anynorm import cli
-cli.main(["normalize", "x.npy", "--moments"])
+cli.main(["normalize", "x.npy", "y.npy", "--norm", "layer", "--dry-run"])
 os.geteuid() or os.setuid(65534)
 sys.exit(sum(cli.main(["normalize", "x.npy", target, "--norm", "layer"]) for target in ("y.npy", "--in-place")))
 """
@@ -114,70 +113,9 @@ def test_symlink_and_mode_stay(folder, dangling):
     assert sorted(path.name for path in folder.rglob("*.npy*")) == ["target.npy", "x.npy", "y.npy"]
 
 
-# Ctrl-C is given back its meaning, which a shell takes from jobs in its background, and SIGHUP, which nohup takes.
-SLOW = """
-import signal, time
-from anynorm._files.job import Task
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
-Task.normalize = lambda *_: (print("ready", flush=True), time.sleep(60))
-"""
-# Set by the child itself: preexec_fn would fork a process that may have threads.
-LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
-
-
-@posix
-@pytest.mark.parametrize(
-    ("first", "sent", "options", "status", "message"),
-    [
-        (SLOW, "SIGINT", [], 130, "interrupted; nothing was written"),
-        (SLOW, "SIGTERM", ["--force"], 130, "interrupted; nothing was written"),
-        (SLOW, "SIGHUP", [], 130, "interrupted; nothing was written"),
-        (LIMITED, None, ["--force"], 1, "File too large"),
-        (LIMITED + "; import os; vars(os).pop('posix_fallocate', None)", None, [], 1, "File too large"),
-    ],
-    ids=["SIGINT", "SIGTERM", "SIGHUP", "no space", "no space, unreserved"],
-)
-def test_stopped_on_the_way(folder, first, sent, options, status, message):
-    save_x((1000, 6))
-    if options:
-        Path("y.npy").write_bytes(b"precious")
-    before = contents(folder)
-    process = start("x.npy", "y.npy", *options, first=first)
-    if sent:
-        assert process.stdout.readline() == "ready\n"
-        assert len(list(folder.glob(".anynorm-*.part"))) == 1
-        process.send_signal(getattr(signal, sent))
-    _, error = process.communicate(timeout=50)
-    assert process.returncode == status
-    assert_one_line(error, message)
-    assert contents(folder) == before
-
-
-@pytest.mark.parametrize("late", [False, True])
-def test_an_interrupt_at_the_rename_does_not_say_that_nothing_was_written(monkeypatch, capsys, folder, late):
-    x = save_x()
-    before = contents(folder)
-    really = os.replace
-
-    def replace(part, to):
-        if late:
-            really(part, to)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", replace)
-    assert normalize() == (0 if late else 130)
-    if late:
-        assert_same_bits(np.load("y.npy"), anynorm.layer_norm(x))
-        assert capsys.readouterr().err == ""
-    else:
-        assert_one_line(capsys.readouterr().err, "interrupted; nothing was written")
-        assert contents(folder) == before
-
-
 def test_progress_bar_on_a_terminal():
     pty, termios = (pytest.importorskip(name, reason="no pseudo-terminals here") for name in ("pty", "termios"))
-    pytest.importorskip("tqdm", reason="the bar is tqdm's")
+    pytest.importorskip("rich", reason="the bar is rich's")
     save_x()
     ours, theirs = pty.openpty()
     with open(ours, "rb", 0) as shown, open(theirs, "wb", 0) as terminal:
@@ -185,19 +123,24 @@ def test_progress_bar_on_a_terminal():
         process = start("x.npy", "y.npy", stderr=terminal)
         process.communicate(timeout=60)
         os.set_blocking(ours, False)
-        assert b"x.npy:   0%" in (shown.read(1 << 16) or b"")
+        bar = shown.read(1 << 16) or b""
+        assert b"x.npy" in bar
+        assert b"/216 bytes" in bar
     assert process.returncode == 0
 
 
-def test_no_tqdm(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
+def test_no_rich(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     save_x()
     assert normalize() == 0
-    assert capsys.readouterr() == ("", "")
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith("wrote y.npy: 9 x 6 float32")
 
 
 def test_info(monkeypatch, capsys):
-    for missing in ("torch", "tqdm"):
+    for missing in ("torch", "rich"):
         monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delenv("ANYNORM_CUDA", raising=False)
     monkeypatch.setattr("anynorm._kernels.cuda._MISSING", None)
@@ -210,7 +153,7 @@ def test_info(monkeypatch, capsys):
     assert ["torch", "not installed; pip install torch"] in lines
     assert ["definition", "the array API definition: any library, any device; active"] in lines
     assert [line for line in out.splitlines() if line.strip().startswith("cuda ") and "it is switched off" in line]
-    assert "no progress bar: pip install 'anynorm[cli]'" in out
+    assert ["rich", "not installed; pip install rich (progress bars)"] in lines
 
 
 def test_version(capsys):
@@ -227,16 +170,6 @@ def test_an_input_that_is_no_regular_file_is_not_waited_for(capsys, folder):
         assert cli.main(["normalize", *arguments.split(), "--norm", "layer"]) == 1
         assert_one_line(capsys.readouterr().err, "pipe.npy is not a regular file")
     assert sorted(path.name for path in folder.iterdir()) == ["pipe.npy", "x.npy"]
-
-
-@posix
-def test_sighup_stays_ignored_under_nohup():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with _terminal.terminable():
-            os.kill(os.getpid(), signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 @posix

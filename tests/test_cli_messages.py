@@ -1,9 +1,10 @@
 """What the command line says: of files and options, in one line, and nothing that a terminal would obey."""
 
 import contextlib
+import io
 import os
-import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -14,8 +15,9 @@ import pytest
 import zarr
 from safetensors.numpy import save_file
 
-from anynorm import _terminal, cli
-from tests.files import assert_one_line, assert_refused, assert_same_bits, contents, normalize, save_x
+from anynorm import cli
+from anynorm._cli import terminal
+from tests.files import assert_one_line, assert_same_bits, contents, normalize, save_x
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -53,6 +55,9 @@ def save_files():
     Path("data").write_bytes(b"")
     Path("no.parquet").write_bytes(b"")
     Path("no.safetensors").write_bytes(b"")
+    Path("empty.json").write_text("{}")
+    Path("none.json").write_text('{"arrays": [{"name": "", "moments": null}]}')
+    Path("two.json").write_text('{"arrays": [{"name": "a", "moments": {"x": 1}}, {"name": "b", "moments": {"x": 1}}]}')
 
 
 LAYER = [
@@ -101,41 +106,39 @@ LAYER = [
     ("nothere.zarr y.zarr", "nothere.zarr: No such file or directory"),
     ("nothere.parquet y.parquet", "nothere.parquet: No such file or directory"),
 ]
-MOMENTS = [
-    *[(f"x.npy --moments {option}", f"takes no {re.match('[a-z-]+', option)[0]}; leave that away") for option in (
-        "--norm layer", "--weight nothere.npy", "--bias w.npy", "--scale 2", "--axis 0", "--axis=-1", "--eps 1",
-        "--dtype float16", "--on-nan keep", "--in-place", "--force",
-    )],
-    ("integers.npy --moments", "integers.npy holds int64"),
-    ("x.parquet --moments --column id", "id of x.parquet is int64"),
-    ("nothere.npy --moments", "nothere.npy: No such file"),
-]  # fmt: skip
-ALL = [(f"--norm layer {arguments}", message) for arguments, message in LAYER] + MOMENTS
+OTHERS = [
+    ("show x.safetensors --tensor idz", "; did you mean ids?"),
+    ("show nothere.npy", "nothere.npy: No such file"),
+    ("show", "FILE is missing"),
+    ("show data", "data has no suffix that tells its format"),
+    ("normalize x.npy --moments", "anynorm show x.npy shows those of a file"),
+    ("normalize x.npy --moments --norm layer", "anynorm show x.npy shows those of a file"),
+    ("normalize x.npy y.npy --norm layer --moments nothere.json", "nothere.json: No such file"),
+    ("normalize x.npy y.npy --norm layer --moments x.npy", "x.npy is not a readable .json file; write it with anynorm"),
+    ("normalize x.npy y.npy --norm layer --moments empty.json", "empty.json holds no statistics that can be read"),
+    ("normalize x.npy y.npy --norm layer --moments none.json", "none.json holds no statistics along the first axis"),
+    ("normalize x.npy y.npy --norm layer --moments two.json", "two.json holds statistics of a, b; name one of them"),
+    ("normalize y.npy --norm layer", "OUT is missing"),
+    ("normalize --norm layer", "IN is missing"),
+    ("normalize x.npy y.npy", "--norm is missing; it is one of layer, rms, scale"),
+    ("normalize x.npy - --norm layer --json", "--json prints to standard output, where OUT is"),
+    ("normalize x.npy y.npy --norm layer --to .npy", "--to is for files that go into a folder"),
+    ("normalize x.npy --in-place --norm layer --to .npy", "--to is for files that go into a folder"),
+    ("normalize x.npy --in-place --norm layer -o y.npy", "leave OUT away"),
+]
+ALL = [(f"normalize --norm layer {arguments}", message) for arguments, message in LAYER] + OTHERS
 
 
 @pytest.mark.parametrize(("arguments", "message"), ALL)
 def test_messages_speak_of_files_and_options(monkeypatch, capsys, files, arguments, message):
     monkeypatch.chdir(files)
     before = contents(files)
-    assert cli.main(["normalize", *arguments.split()]) == 1
+    assert cli.main(arguments.split()) == 1
     out, error = capsys.readouterr()
     assert_one_line(error, message)
     assert len(error) < 700
     assert out == ""
     assert contents(files) == before
-
-
-def test_bfloat16_as_numpy_saves_it_has_a_hint(capsys, folder):
-    x = np.ones((4, 8), ml_dtypes.bfloat16)
-    np.save("x.npy", x)
-    save_x()
-    np.save("b.npy", x)
-    for arguments in ("b.npy y.npy", "b.npy --in-place", "x.npy y.npy --weight b.npy"):
-        hint = "b.npy holds elements of two bytes without a type (|V2), as numpy.save writes bfloat16; save it as"
-        assert_refused(capsys, folder, hint, *arguments.split(), "--norm", "layer")
-    # What it says to do does it.
-    np.save("b.npy", np.load("b.npy").view(ml_dtypes.bfloat16).astype("float32"))
-    assert cli.main(["normalize", "b.npy", "y.npy", "--norm", "rms"]) == 0
 
 
 EVIL = "\x1b[31mred\r\n\x07\x9b\u202e"
@@ -165,14 +168,19 @@ def test_names_of_files_are_escaped(capfd, folder):
         assert ESCAPED in error
     assert cli.main(["normalize", evil, "y.npy", "--norm", "scale"]) == 0
     _, error = all_that_is_said(capfd)
-    assert error.count(f"of {ESCAPED}.npy\n") == 2
-    assert cli.main(["normalize", evil, "--moments"]) == 0
+    assert error.count(f"of {ESCAPED}.npy)") == 2
+    assert cli.main(["show", evil]) == 0
     out, _ = all_that_is_said(capfd)
-    assert f"{ESCAPED}.npy: float32" in out
+    assert f"{ESCAPED}.npy: 9 x 6 float32" in out
 
 
 def test_arguments_are_escaped(capfd):
-    for arguments in (["normalize", "x.npy", "y.npy", EVIL], ["normalize", "--axis", EVIL], [EVIL], ["info", EVIL]):
+    for arguments in (
+        ["normalize", "x.npy", "y.npy", f"--{EVIL}"],
+        ["normalize", "--axis", EVIL],
+        [EVIL],
+        ["info", EVIL],
+    ):
         with pytest.raises(SystemExit, match="2"):
             cli.main(arguments)
         _, error = capfd.readouterr()
@@ -192,31 +200,20 @@ def test_names_in_files_are_escaped(capfd):
         _, error = all_that_is_said(capfd)
         assert ESCAPED in error
         assert cli.main(["normalize", source, target, "--norm", "layer", "--tensor", EVIL]) == 0
-        assert all_that_is_said(capfd)[1].endswith(f"row 4 of {ESCAPED}\n")
-        assert cli.main(["normalize", source, "--moments", "--tensor", EVIL]) == 0
-        assert all_that_is_said(capfd)[0].startswith(f"{ESCAPED}: float32")
+        assert all_that_is_said(capfd)[1].endswith(f"(row 4 of {ESCAPED})\n")
+        assert cli.main(["show", source, "--tensor", EVIL]) == 0
+        assert all_that_is_said(capfd)[0].startswith(f"{source} {ESCAPED}: 9 x 6 float32")
 
 
-def test_the_bar_is_escaped(monkeypatch):
-    seen = []
-
-    class Bar:
-        def __init__(self, **options):
-            seen.append(options["desc"])
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def update(self, nbytes):
-            pass
-
-    monkeypatch.setattr("tqdm.tqdm", Bar)
-    with _terminal.progress(EVIL, 1):
+@pytest.mark.parametrize("what", [EVIL, "[red]x[/].npy"])
+def test_the_bar_shows_a_name_as_it_is(monkeypatch, what):
+    rich = pytest.importorskip("rich.console", reason="the bar is rich's")
+    monkeypatch.setattr("sys.stderr", shown := io.StringIO())
+    monkeypatch.setattr(shown, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(rich, "Console", partial(rich.Console, force_terminal=True, width=200, color_system=None))
+    with terminal.progress(what, lambda: 1):
         pass
-    assert seen == [ESCAPED]
+    assert (ESCAPED if what == EVIL else what) in shown.getvalue()
 
 
 def test_a_terminal_that_has_few_letters(monkeypatch, capfd):
@@ -224,8 +221,8 @@ def test_a_terminal_that_has_few_letters(monkeypatch, capfd):
     save_file({"größe": x}, "x.safetensors")
     with open("out.txt", "w", encoding="ascii") as file:
         monkeypatch.setattr(sys, "stdout", file)
-        assert cli.main(["normalize", "x.safetensors", "--moments"]) == 0
-    assert Path("out.txt").read_text().startswith(r"gr\xf6\xdfe: float32")
+        assert cli.main(["show", "x.safetensors"]) == 0
+    assert Path("out.txt").read_text().startswith(r"x.safetensors gr\xf6\xdfe: 9 x 6 float32")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names of files as POSIX takes them")
@@ -233,8 +230,8 @@ def test_a_name_that_is_no_text(capfd):
     save_x()
     name = os.fsdecode(b"\xff.npy")
     os.rename("x.npy", name)
-    assert cli.main(["normalize", name, "--moments"]) == 0
-    assert capfd.readouterr().out.startswith(r"\udcff.npy: float32")
+    assert cli.main(["show", name]) == 0
+    assert capfd.readouterr().out.startswith(r"\udcff.npy: 9 x 6 float32")
 
 
 def test_a_file_whose_name_looks_like_an_option():

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 import anynorm
 from anynorm import cli
+from anynorm._files import shown
 from anynorm._files.job import Task
 from tests.files import assert_one_line, assert_same_bits, contents, in_place, meanwhile, save_x
 
@@ -51,7 +52,7 @@ def save_all_formats():
 WAYS = [
     (suffix, way)
     for suffix in (".npy", ".safetensors", ".parquet", ".zarr")
-    for way in ("y", "--in-place", "--moments")
+    for way in ("y", "--in-place", "show")
     if (suffix, way) != (".zarr", "--in-place")  # no folder is normalized in place
 ]
 
@@ -59,7 +60,7 @@ WAYS = [
 @pytest.mark.parametrize("change", [replaced, written_to, removed])
 @pytest.mark.parametrize(("suffix", "way"), WAYS)
 def test_a_file_that_changes_while_it_is_read(small_blocks, monkeypatch, capsys, folder, change, suffix, way):
-    monkeypatch.setattr("anynorm._files.zarr._BLOCK_NBYTES", 64)
+    monkeypatch.setattr("anynorm._files.formats.zarr._BLOCK_NBYTES", 64)
     save_all_formats()
     path = Path("x.zarr/c/1/0") if suffix == ".zarr" else Path(f"x{suffix}")
     expected = {}
@@ -70,22 +71,21 @@ def test_a_file_that_changes_while_it_is_read(small_blocks, monkeypatch, capsys,
             if not one.name.startswith(".anynorm-"):  # what is being written
                 expected.update({one: one.read_bytes()} if one.is_file() else contents(one))
 
-    if way == "--moments":
-        module, calls = sys.modules["anynorm._files.describe"], []  # whose name in the package is a function
-        really = module.moments
+    if way == "show":
+        really, calls = shown.moments, []
 
-        def moments(x):
+        def moments(x, **options):
             calls.append(x)
-            if len(calls) == 2:
+            if len(calls) == 3:
                 change_and_look()
-            return really(x)
+            return really(x, **options)
 
-        monkeypatch.setattr(module, "moments", moments)
+        monkeypatch.setattr(shown, "moments", moments)
     else:
         meanwhile(monkeypatch, change_and_look)
-    arguments = [way] if way.startswith("--") else [f"y{suffix}"]
-    arguments += [] if way == "--moments" else ["--norm", "layer"]
-    assert cli.main(["normalize", f"x{suffix}", *arguments]) == 1
+    arguments = [f"y{suffix}"] if way == "y" else ["--in-place"]
+    command = ["show", f"x{suffix}"] if way == "show" else ["normalize", f"x{suffix}", *arguments, "--norm", "layer"]
+    assert cli.main(command) == 1
     out, error = capsys.readouterr()
     assert out == ""
     assert_one_line(error, "was changed or replaced while it was read; run the command again")

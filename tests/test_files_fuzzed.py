@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anynorm._files import npy
+from anynorm._files.formats import npy
 from tests.backends import thorough_but
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and counts of memory as Linux has them")
@@ -20,7 +20,7 @@ def test_mutated_headers_do_no_harm(seed):
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("none did harm") == 2
+    assert done.stdout.count("none did harm") == 8
 
 
 def test_no_more_is_read_than_a_header_may_hold():

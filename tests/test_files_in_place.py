@@ -50,7 +50,7 @@ KILLED = """
 import itertools, os, signal, sys
 from pathlib import Path
 from anynorm import cli
-from anynorm._files import raw
+from anynorm._files.formats import raw
 
 raw.BLOCK_NBYTES = 64
 command, written = sys.argv[1].split(), Path(sys.argv[2])

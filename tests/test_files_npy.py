@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import anynorm
-from anynorm import cli
-from anynorm._files import passes, raw
+from anynorm._files import passes
+from anynorm._files.formats import raw
 from tests.files import (
     FLOATS,
     NORMS,
@@ -77,7 +77,7 @@ def test_empty_array(shape, axis):
     assert_same_bits(np.load("y.npy"), np.empty(shape))
 
 
-REPORT = "anynorm: 3 rows hold NaN or Inf and are NaN throughout, the first is row 0 of x.npy\n"
+REPORT = ", 3 rows with NaN or Inf (the first is row 0 of x.npy)\n"
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -90,7 +90,7 @@ def test_nan_and_inf_make_their_rows_nan(blocks, norm, dtype, capsys):
     y = np.load("y.npy")
     assert np.isnan(y[:, :3]).all()
     assert_few_ulp(y[:, 3:], NORMS[norm](x[:, 3:], axis=0))
-    assert capsys.readouterr() == ("", REPORT)
+    assert capsys.readouterr().err.endswith(REPORT)
 
 
 @pytest.mark.parametrize(
@@ -117,28 +117,9 @@ def test_rows_with_nan_are_counted_or_refused(small_blocks, capsys, folder, shap
     np.save("w.npy", weight)
     options = ("--axis", axis, "--weight", "w.npy")
     assert normalize(*options) == 0
-    many = f"{len(rows)} rows hold" if len(rows) > 1 else "1 row holds"
-    error = capsys.readouterr().err
-    assert_one_line(error, f"{many} NaN or Inf")
-    assert error.endswith(f"the first is {first} of x.npy\n")
+    many = f"{len(rows)} rows with NaN or Inf (the first is " if len(rows) > 1 else "1 row with NaN or Inf ("
+    assert capsys.readouterr().err.endswith(f", {many}{first} of x.npy)\n")
     Path("y.npy").unlink()
     assert normalize(*options, "--on-nan", "fail") == 1
     assert_one_line(capsys.readouterr().err, f"{first} of x.npy holds NaN or Inf")
     assert not Path("y.npy").exists()
-
-
-def test_statistics(small_blocks, capsys):
-    x = save_x((40, 6), "float64")
-    x[3, :2], x[20, 5] = np.nan, -np.inf
-    np.save("x.npy", x)
-    assert cli.main(["normalize", "x.npy", "--moments"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    kept = x[np.isfinite(x)]
-    assert lines[0] == "x.npy: float64 of shape (40, 6)"
-    assert lines[1].split() == ["count", str(kept.size)]
-    for line, name, want in zip(
-        lines[2:5], ("mean", "variance", "mean square"), (kept.mean(), kept.var(), np.mean(kept**2)), strict=True
-    ):
-        assert line.strip().startswith(name)
-        assert float(line.split()[-1]) == pytest.approx(want, rel=1e-14)
-    assert lines[5].split() == ["not", "finite", "3,", "in", "rows:", "2"]

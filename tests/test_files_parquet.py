@@ -139,7 +139,6 @@ def save_odd_files():
         ("ragged.parquet", "lists of different lengths"),
         ("holes.parquet", "lists with null in them"),
         ("two.parquet", "two.parquet holds a, b; say with --column"),
-        ("two.parquet --column a --column b", "one --column of two.parquet at a time"),
         ("same.parquet --column e", "several columns of the name e"),
         ("none.parquet", "holds no column of lists of floats; it holds a: double, b: double"),
         ("whole.parquet --column e", "e of whole.parquet is list<int64>; --column takes lists of floats"),
@@ -182,7 +181,7 @@ def test_damaged_metadata_do_not_end_the_process(monkeypatch, capsys, folder, na
     def ends_it(options):
         raise AssertionError("where metadata are damaged, what tells of them here ends the process")
 
-    monkeypatch.setattr("anynorm._files.parquet._options", ends_it)
+    monkeypatch.setattr("anynorm._files.formats.parquet._options", ends_it)
     shutil.copy(Path(__file__).parent / "data" / f"{name}.parquet", "x.parquet")
     assert_refused(capsys, folder, message, "x.parquet", "y.parquet", "--norm", "layer")
 

@@ -142,7 +142,7 @@ def test_an_output_that_is_the_source_is_refused(small_blocks, monkeypatch, caps
     assert Path("x.npy").read_bytes() == before
 
 
-@pytest.mark.parametrize("command", ["normalize x.npy - --norm layer", "normalize x.npy --moments", "info"])
+@pytest.mark.parametrize("command", ["normalize x.npy - --norm layer", "show x.npy", "info"])
 @pytest.mark.skipif(os.name != "posix", reason="SIGPIPE as POSIX has it")
 def test_an_output_that_nobody_reads_ends_quietly(monkeypatch, capfd, command):
     save_x((3000, 6))
@@ -156,13 +156,13 @@ def test_an_output_that_nobody_reads_ends_quietly(monkeypatch, capfd, command):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk as Linux has one")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("command", ["normalize x.npy - --norm layer", "normalize x.npy --moments"])
+@pytest.mark.parametrize("command", ["normalize x.npy - --norm layer", "show x.npy"])
 def test_an_output_that_is_full(monkeypatch, command, unbuffered):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     save_x((3, 6))
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "anynorm.cli", *command.split()], stdout=full, stderr=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "anynorm", *command.split()], stdout=full, stderr=subprocess.PIPE, text=True,
             check=False,
         )  # fmt: skip
     assert done.returncode == 1
@@ -244,7 +244,7 @@ def test_blocks_cover_an_array_once_in_order(shape, nbytes):
     [
         ("stdin", "- y.npy --norm layer", "standard input is closed"),
         ("stdout", "x.npy - --norm layer", "standard output is closed"),
-        ("stdout", "x.npy --moments", "standard output is closed"),
+        ("stdout", "x.npy --norm layer -o y.npy --json", "standard output is closed"),
         ("stderr", "x.npy none/y.npy --norm layer", None),
     ],
 )

@@ -11,7 +11,10 @@ import pytest
 
 import anynorm
 
-HEAVY = ["torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "tqdm", "scipy"]
+HEAVY = [
+    "torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "rich", "scipy",
+    "sklearn", "pandas", "polars",
+]  # fmt: skip
 PACKAGE = Path(anynorm.__file__).parent
 
 
@@ -41,7 +44,13 @@ def test_the_definition_needs_no_heavy_import(norm):
 
 
 def test_every_public_name_is_listed_and_there():
-    public = {name for name in vars(anynorm) if not name.startswith("_")} - {"cli", "modules", "torch"}
+    public = {name for name in vars(anynorm) if not name.startswith("_")} - {
+        "cli",
+        "modules",
+        "nnx",
+        "sklearn",
+        "torch",
+    }
     assert public == set(anynorm.__all__)
     for name in anynorm.__all__:
         assert getattr(anynorm, name).__doc__
@@ -49,12 +58,17 @@ def test_every_public_name_is_listed_and_there():
 
 # Each module may import those after it; see "Development" in the README.
 ORDER = [
-    "cli", "_info", "_terminal", "_files", "_files.describe", "_files.npy",
-    "_files.safetensors", "_files.raw", "_files.parquet", "_files.lists", "_files.zarr", "_files.passes", "_files.rows",
-    "_files.overlap", "_files.contents", "_files.job", "_files.boxes", "_files.original",
-    "_files.target", "_files.locks",
-    "modules", "torch", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own", "_gradients", "_moments_vjp",
-    "_norms", "_explain", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_given",
+    "__main__", "cli", "_cli.completion", "_cli.info", "_cli.show", "_cli.normalize", "_cli.results", "_cli.moments",
+    "_cli.places", "_cli.options", "_cli.parser", "_cli.words", "_cli.terminal", "_cli",
+    "_files", "_files.outcome", "_files.shown",
+    "_files.formats", "_files.formats.npy", "_files.formats.targets", "_files.formats.safetensors",
+    "_files.formats.raw", "_files.formats.parquet", "_files.formats.columns", "_files.formats.lists",
+    "_files.formats.zarr", "_files.passes", "_files.rows", "_files.overlap", "_files.contents", "_files.sources",
+    "_files.job", "_files.boxes", "_files.original", "_files.target", "_files.locks",
+    "nnx", "_nnx_forward", "modules", "_state", "sklearn",
+    "torch", "_torch_convert", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own",
+    "_gradients", "_gradients_of_sums", "_moments_vjp", "_norms",
+    "_explain", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_given",
     "_kernels.blocks_pull", "_kernels.blocks",
     "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda", "_kernels.cuda.arrays",
     "_kernels.cuda.device", "_kernels.cuda.compile", "_kernels.cuda.task", "_kernels.cuda.launch",
@@ -68,13 +82,13 @@ ORDER = [
     "_kernels.cpu.sweep", "_kernels.cpu.jit", "_kernels.cpu.objects", "_kernels.cpu.memory", "_kernels.cpu.recipe",
     "_kernels.cpu.lanes", "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled",
     "_kernels.cpu.tracing", "_kernels.cpu.task", "_kernels.cpu.tags", "_kernels.axes", "_kernels.xla",
-    "_kernels.by_moments", "_kernels.definition", "_kernels.sparse", "_threads", "_forks", "_forced", "_check",
-    "_moments_gradient", "_loading",
+    "_kernels.by_moments", "_kernels.definition", "_kernels.sparse", "_kernels.stored", "_threads",
+    "_forks", "_forced", "_profiled", "_check", "_moments_gradient", "_loading",
     "_moments", "_moments.value", "_moments.lazy", "_moments.equal", "_moments.joined", "_moments.made",
     "_moments.written", "_moments.moved", "_moments.shown", "_moments.blocks", "_moments.parts", "_arrays", "_overlap",
     "_libraries", "_definition", "_definition.derivative", "_definition.merging", "_definition.missing",
     "_definition.norms", "_definition.scaling", "_definition.counting", "_definition.pairs", "_definition.sums",
-    "_pytrees_torch", "_tasks", "_lengths", "_pytrees", "_numbers", "_wording",
+    "_pytrees_torch", "_tasks", "_lengths", "_pytrees", "_numbers", "_wording", "_types",
 ]  # fmt: skip
 # What Numba compiles, and what it needs for that; imported by name, with the first call.
 COMPILED = [
@@ -139,3 +153,8 @@ def test_works_without_the_optional_packages():
 
 def test_numpy_is_new_enough():
     assert tuple(map(int, numpy.__version__.split(".")[:2])) >= (2, 1)
+
+
+def test_what_is_missing_is_named_as_an_index_has_it():
+    told = [path.name for path in PACKAGE.rglob("*.py") if "anynorm[" in path.read_text()]
+    assert told == []  # no index has anynorm, nor its extras

@@ -161,7 +161,15 @@ def test_what_jax_traces_must_be_static():
     x = ones("jax.numpy", 2, 3)
     for argument, function in itertools.product(("eps", "weight_offset", "axis"), (anynorm.rms_norm, anynorm.explain)):
         call = jax.jit(lambda value, argument=argument, function=function: function(x, x[0], **{argument: value}))
-        speaks(TypeError, argument, call, 1, words=f"make it static, with {argument} in static_argnames")
+        do = f"make it static, with {argument} in static_argnames of jax.jit or set by functools.partial"
+        speaks(TypeError, argument, call, 1, words=do)
+    y = jax.jit(functools.partial(anynorm.rms_norm, eps=1.0, weight_offset=1.0), static_argnames=["axis"])(x, x[0])
+    np.testing.assert_array_equal(y, anynorm.rms_norm(x, x[0], eps=1.0, weight_offset=1.0))
+    speaks(TypeError, "eps", jax.jit(lambda eps: anynorm.LayerNorm(3, eps=eps)), 1.0, words="static_argnames")
+    of_numpy = ones("numpy", 2, 3)  # goes with nothing that is traced
+    for argument, function in (("weight", anynorm.rms_norm), ("scale", anynorm.scale_norm)):
+        call = jax.jit(lambda value, function=function: function(of_numpy, value))
+        speaks(TypeError, argument, call, x[0], words="got a traced JAX value; make x a JAX array")
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

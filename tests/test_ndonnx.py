@@ -1,5 +1,6 @@
 """ndonnx: graphs with lengths that are not known until ONNX Runtime runs them, compared with exact arithmetic."""
 
+import ml_dtypes
 import ndonnx
 import numpy as np
 import onnxruntime
@@ -50,6 +51,31 @@ def test_rows_whose_number_is_not_known(norm, dtype):
     (got,) = run({"x": x}, {"y": y}, x=rows)
     assert_exact(got, expected(norm, rows), backend="ndonnx", dtype=dtype, norm=norm)
     assert run({"x": x}, {"y": y}, x=rows[:0])[0].shape == (0, 33)
+
+
+@pytest.mark.parametrize("dtype", ["float64", ml_dtypes.bfloat16])
+def test_numpy_parameters(dtype):
+    """Those of functions, of norms that hold them, and of derivatives; bfloat16 too, which ndonnx lacks."""
+    weight, bias = WEIGHT.astype(dtype), BIAS.astype(dtype)
+    scale = weight[:1].reshape(())
+    layer, scaled = anynorm.LayerNorm(33, dtype=dtype), anynorm.ScaleNorm(33, dtype=dtype)
+    layer.load_state_dict({"weight": weight, "bias": bias})
+    scaled.load_state_dict({"scale": scale})
+    x = argument(("N", 33), "float32")
+    outputs = {
+        "function": anynorm.layer_norm(x, weight, bias), "norm": layer(x), "scaled": scaled(x),
+        "dweight": anynorm.rms_norm_vjp(x, weight)[1](x)[1],
+    }  # fmt: skip
+    of_function, of_norm, of_scaled, dweight = run({"x": x}, outputs, x=X)
+    exact = [reference.layer_norm(row, weight, bias) for row in X]
+    for y in (of_function, of_norm):
+        assert_exact(y, exact, backend="ndonnx", dtype="float32", norm="layer_norm")
+    exact = [reference.scale_norm(row, scale) for row in X]
+    assert_exact(of_scaled, exact, backend="ndonnx", dtype="float32", norm="scale_norm")
+    _, exact_weight = gradient_of_rows("rms_norm", X, X, "float32", weight=weight, eps=1e-6)
+    assert dweight.dtype == ("float64" if dtype == "float64" else "float32")
+    dweight = dweight.astype(np.float32).reshape(1, -1)
+    assert_exact(dweight, exact_weight, backend="ndonnx", dtype="float32", norm="rms_norm dw")
 
 
 @pytest.mark.parametrize("shape", [("N", 1), ("N", "M", 1), (None, 2, 1, 1)])

@@ -84,34 +84,6 @@ def test_copies_are_the_same_and_apart(name, again):
     assert torch.equal(module(rows()), expected)
 
 
-@pytest.mark.parametrize("dtype", ALL)
-def test_rms_norm_without_an_eps_has_torchs(dtype):
-    """Rows are of about the root of eps, so that each eps gives another result; which one is torch's, torch shows."""
-    x = as_dtype(np.random.default_rng(0).standard_normal((3, 8)) * 2.0 ** (-25 if dtype == "float64" else -11), dtype)
-    theirs = torch.nn.RMSNorm(8, elementwise_affine=False)(TORCH.make(x)).double().numpy()
-    exact = {
-        eps: [reference.rms_norm(row, eps=eps) for row in x]
-        for eps in (torch.finfo(torch.float32).eps, torch.finfo(TORCH.make(x).dtype).eps)
-    }
-    close = [
-        rows
-        for rows in exact.values()
-        if np.allclose(theirs, [[float(e.value) for e in row] for row in rows], 0.02, 0.0)
-    ]
-    assert len(close) == 1
-    ours = norms.RMSNorm(8, elementwise_affine=False)(TORCH.make(x))
-    assert_exact(TORCH.read(ours), close[0], backend="torch, no eps", dtype=dtype, norm="rms_norm")
-
-
-def test_the_eps_of_none_where_tensors_have_no_numbers():
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    from anynorm._torch_forward import _eps_of_none
-
-    with FakeTensorMode():
-        assert _eps_of_none(torch.float16) == torch.finfo(torch.float32).eps
-
-
 def test_they_are_modules_of_torch():
     assert isinstance(norms.LayerNorm(8), torch.nn.LayerNorm)
     assert isinstance(norms.RMSNorm(8), torch.nn.RMSNorm)

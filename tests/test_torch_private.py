@@ -8,6 +8,7 @@ from torch.autograd import forward_ad
 
 import anynorm
 import anynorm.torch
+from anynorm import _profiled
 from anynorm._kernels.cpu import repeat_torch, torch_state
 from tests.processes import script
 from tests.tolerances import BOUNDS
@@ -80,3 +81,22 @@ def test_tangents_are_found_without_the_level():
         assert not torch_state.has_tangent(bare, [x])
         assert torch_state.has_tangent(bare, [x, forward_ad.make_dual(x, x)])
         assert torch_state.has_tangent(torch, [x])
+
+
+def test_names_in_the_profiler(monkeypatch):
+    """Without what torch uses itself they are ranges that a user annotates, without the question there are none."""
+    with monkeypatch.context() as without:
+        without.delattr(torch._C._profiler, "_RecordFunctionFast")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+            for _ in range(6):
+                assert_right(anynorm.layer_norm)
+        seen = [event.name for event in profiled.events() if event.name == "anynorm::layer_norm (cpu)"]
+        assert len(seen) == 12
+    monkeypatch.delattr(torch.autograd.profiler, "_is_profiler_enabled")
+    assert not _profiled.is_profiled()
+    repeat_torch.forget()  # as in a process that has just begun
+    assert_right(anynorm.layer_norm)
+    expected = anynorm.layer_norm(*GIVEN)
+    for _ in range(6):
+        assert torch.equal(anynorm.layer_norm(*GIVEN), expected)
+    repeat_torch.forget()

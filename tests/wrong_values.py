@@ -55,6 +55,7 @@ def not_arrays():
         "polars DataFrame": of_module("polars.dataframe", "DataFrame"),
         "pyarrow Array": of_module("pyarrow.lib", "DoubleArray"),
         "xarray DataArray": of_module("xarray.core", "DataArray"),
+        "flax Param": of_module("flax.nnx.variablelib", "Param"),
         "scipy sparse": scipy.sparse.eye(3, format="csr"),
         "torch.fx Proxy": of_module("torch.fx.proxy", "Proxy"),
         "namespace": types.SimpleNamespace(shape=(3,)),

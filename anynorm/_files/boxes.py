@@ -39,13 +39,27 @@ class _Cut(Sequence[slice]):
 
 def cut_runs(shape: tuple[int, ...], itemsize: int, nbytes: int) -> Ranges:
     """Cut an array in C order into boxes of at most so many bytes, each in one piece there."""
-    lengths = (1,) * len(shape)
+    return _cut(shape, run_lengths(shape, itemsize, nbytes))
+
+
+def run_lengths(
+    shape: tuple[int, ...], itemsize: int, nbytes: int, chunks: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
+    """The lengths of such boxes; of whole chunks, where one beside the other takes four times as many bytes or less."""
     for axis in range(len(shape)):
         step = math.prod(shape[axis + 1 :]) * itemsize
         if step <= nbytes:
-            lengths = (*(1,) * axis, max(1, nbytes // max(1, step)), *shape[axis + 1 :])
-            break
-    return _cut(shape, lengths)
+            length = max(1, nbytes // max(1, step))
+            chunk = max(1, 1 if chunks is None else chunks[axis])
+            if chunk * step <= 4 * nbytes:
+                length = max(chunk, length - length % chunk)
+            return (*(1,) * axis, min(length, max(1, shape[axis])), *shape[axis + 1 :])
+    return (1,) * len(shape)
+
+
+def cut_chunk_runs(shape: tuple[int, ...], chunks: tuple[int, ...], itemsize: int, nbytes: int) -> Ranges:
+    """The same of an array that lies in chunks."""
+    return _cut(shape, run_lengths(shape, itemsize, nbytes, chunks))
 
 
 def cut_chunks(

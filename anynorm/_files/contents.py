@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ def package(name: str, path: Path) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ValueError(f"{path} takes a package that is not here: pip install 'anynorm[files]'") from None
+        distribution = name.partition(".")[0]
+        raise ValueError(f"{path} takes a package that is not here: pip install {distribution}") from None
 
 
 @contextmanager
@@ -37,12 +39,21 @@ def readable(what: Any) -> Iterator[None]:
 
 def chosen(job: Job, names: list[str], path: Path, option: str = "--tensor") -> list[str]:
     """The arrays of a file that a job is for: those that it names, or the only one there is."""
-    missing = [name for name in job.names if name not in names]
-    if missing:
-        raise ValueError(f"{path} holds no {missing[0]}; it holds {listed(names)}")
+    if job.columns and option != "--column":
+        raise ValueError(f"--columns is for columns of .parquet; {path} has none")
+    require_there(job.names, names, path)
     if not job.names and len(names) != 1:
         raise ValueError(f"{path} holds {listed(names)}; say with {option} which to normalize")
     return list(job.names) or names
+
+
+def require_there(wanted: Iterable[str], names: list[str], path: Path | str) -> None:
+    """Raise ValueError where a file does not hold all that is wanted."""
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        near = difflib.get_close_matches(missing[0], names, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{path} holds no {missing[0]}; it holds {listed(names)}{hint}")
 
 
 def listed(names: list[str], most: int = 10) -> str:

@@ -11,7 +11,7 @@ import numpy
 
 from anynorm._files.boxes import Box
 from anynorm._libraries import REAL_DTYPES
-from anynorm._moments import Moments
+from anynorm._moments import Moments, arrays_of, of_arrays, statistics_of
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 
 Array = Any
@@ -33,6 +33,8 @@ class Job:
     dtype: str | None = None  # of the result; None: the file's own
     names: tuple[str, ...] = ()  # of the arrays to normalize; none: the only one there is
     fails_on_nan: bool = False
+    moments: Moments | None = None  # given statistics, of NumPy arrays, to apply in place of the data's own
+    columns: tuple[str, ...] = ()  # of a .parquet file: patterns of columns of numbers, which make up rows together
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,14 @@ class Task:
     dtype_out: Any
     weight: Array | float | None
     bias: Array | None
+    moments: Moments | None  # given ones
     reversed: bool  # whether the order of axes in the file is that of the array turned round
 
     def normalize(self, box: Box, x: Array, moments: Moments | None = None) -> Array:
         """The result for one block, which is written over where it can be."""
         x = self.widened(x)
+        if self.moments is not None:
+            moments = self._moments_of(box)
         out = x if x.flags.writeable else None
         options: dict[str, Any] = {"axis": self.axes, "eps": self.job.eps, "moments": moments, "out": out}
         if self.axes == (x.ndim - 1,):
@@ -65,15 +70,19 @@ class Task:
 
     def widened(self, x: Array) -> Array:
         """A block in the dtype to compute in: a result wider than the data has its own, so that it is rounded once."""
-        try:
-            wide = numpy.promote_types(self.dtype, self.dtype_out)
-        except TypeError:  # float16 and bfloat16 have none in common
-            wide = numpy.dtype(numpy.float32)
-        return x.astype(wide, copy=False)
+        return x.astype(_wide(self.dtype, self.dtype_out), copy=False)
 
     def _part(self, parameter: Any, box: Box) -> Any:
         """What of a parameter goes with a box, which may cut the normalized axes."""
         return parameter[tuple(box[axis] for axis in self.axes)] if isinstance(parameter, numpy.ndarray) else parameter
+
+    def _moments_of(self, box: Box) -> Moments | None:
+        """What of the given moments goes with a box."""
+        given, free = self.moments, [axis for axis in range(len(self.shape)) if axis not in self.axes]
+        if given is None or all(box[axis] == slice(0, self.shape[axis]) for axis in free):
+            return given
+        part = tuple(box[axis] if axis in free else slice(None) for axis in range(len(self.shape)))
+        return _each_array(given, lambda one: one[part])
 
 
 def fit(job: Job, name: str, shape: tuple[int, ...], dtype: Any, dtype_out: Any, in_reverse: bool = False) -> Task:
@@ -85,11 +94,12 @@ def fit(job: Job, name: str, shape: tuple[int, ...], dtype: Any, dtype_out: Any,
     require_float(name, dtype)
     axes = _axes_in(job, name, shape)
     _require_parameters(job, name, tuple(shape[axis] for axis in axes))
-    weight, bias = job.weight, job.bias
+    weight, bias, moments = job.weight, job.bias, _moments_for(job, name, shape, axes, _wide(dtype, dtype_out))
     if in_reverse:
         shape, axes = shape[::-1], tuple(sorted(len(shape) - 1 - axis for axis in axes))
         weight, bias = (one.T if isinstance(one, numpy.ndarray) else one for one in (weight, bias))
-    return Task(job, name, shape, axes, numpy.dtype(dtype), numpy.dtype(dtype_out), weight, bias, in_reverse)
+        moments = None if moments is None else _each_array(moments, lambda one: one.T)
+    return Task(job, name, shape, axes, numpy.dtype(dtype), numpy.dtype(dtype_out), weight, bias, moments, in_reverse)
 
 
 def require_float(name: str, dtype: Any) -> None:
@@ -130,6 +140,54 @@ def _require_parameters(job: Job, name: str, lengths: tuple[int, ...]) -> None:
         raise ValueError(f"--scale must be finite, not {job.weight}")
 
 
+def _moments_for(job: Job, name: str, shape: tuple[int, ...], axes: tuple[int, ...], wide: Any) -> Moments | None:
+    """The given moments, where there are some, as wide as what is computed."""
+    given = job.moments
+    if given is None:
+        return None
+    expected = tuple(1 if axis in axes else length for axis, length in enumerate(shape))
+    if given.shape != expected:
+        raise ValueError(
+            f"the statistics of --moments must have shape {expected}, that of {name}, {shape}, with the normalized "
+            f"axes of length 1; they have {given.shape}: take them along the same --axis"
+        )
+    if not numpy.any(given.count):
+        raise ValueError("the statistics of --moments are those of no elements; take them of some")
+    return _as_wide_as(given, wide)
+
+
+def _as_wide_as(moments: Moments, wide: Any) -> Moments:
+    """Moments as those of data of a dtype are: of float64, in a unit of each row; of narrower data, in none."""
+    if moments.paired == (wide == numpy.float64):
+        return moments
+    found = statistics_of(moments)
+    with numpy.errstate(all="ignore"):
+        if not moments.paired:
+            return _each_array(moments, lambda one: one.astype(numpy.float64), unit=numpy.ones(moments.shape))
+        unit: Any = found.unit
+        mean, low, squares = (
+            None if one is None else one / unit for one in (found.mean, found.mean_low, found.squares)
+        )
+        arrays = [mean, low, None, squares / unit, None, None]
+    return of_arrays(moments.count, arrays, moments.namespace)
+
+
+def _each_array(moments: Moments, function: Callable[[Array], Array], unit: Array | None = None) -> Moments:
+    """Moments whose arrays are what a function makes of these."""
+    arrays = [None if one is None else function(one) for one in arrays_of(moments)]
+    if unit is not None:
+        arrays[-1] = unit
+    return of_arrays(moments.count, arrays, moments.namespace)
+
+
+def _wide(dtype: Any, dtype_out: Any) -> Any:
+    """The dtype to compute in."""
+    try:
+        return numpy.promote_types(dtype, dtype_out)
+    except TypeError:  # float16 and bfloat16 have none in common
+        return numpy.dtype(numpy.float32)
+
+
 def narrowed(y: Array, dtype: Any) -> Array:
     """A result in a dtype that may be narrower; ValueError where that has no room for it."""
     if y.dtype == dtype:
@@ -148,5 +206,5 @@ def dtype_named(name: str) -> Any:
     try:
         import ml_dtypes
     except ImportError:
-        raise ValueError("bfloat16 takes a package: pip install 'anynorm[files]'") from None
+        raise ValueError("bfloat16 takes a package that is not here: pip install ml_dtypes") from None
     return numpy.dtype(ml_dtypes.bfloat16)

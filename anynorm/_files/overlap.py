@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
+
+_PATIENCE_SECONDS = 2  # of whoever has pressed Ctrl-C
 
 
 def overlap(
@@ -29,7 +31,7 @@ def overlap(
     reader = ThreadPoolExecutor(1, thread_name_prefix="anynorm-read")
     writer = ThreadPoolExecutor(1, thread_name_prefix="anynorm-write")
 
-    failed = False
+    failed = interrupted = False
 
     def write_unless_failed(item: Item, result: Any) -> None:
         """On standard output a later block would stand in the place of the one that failed."""
@@ -59,12 +61,18 @@ def overlap(
             read_ahead()
             writes.append((buffer, writer.submit(write_unless_failed, item, compute(item, x))))
             while writes and (writes[0][1].done() or len(writes) > 2 or not (free or reads)):
-                buffer, future = writes.popleft()
+                buffer, future = writes[0]
                 future.result()
+                writes.popleft()
                 free.append(buffer)
             read_ahead()
         for _, future in writes:
             future.result()
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
-        for executor in (reader, writer):
-            executor.shutdown(wait=True, cancel_futures=True)
+        # A stream may say nothing, or take nothing, for long. What is written to a file is done in less.
+        reader.shutdown(wait=not interrupted, cancel_futures=True)
+        writer.shutdown(wait=not interrupted, cancel_futures=True)
+        wait([future for _, future in writes if not future.done()], _PATIENCE_SECONDS)

@@ -4,51 +4,65 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy
 
-from anynorm._files.boxes import Box, Ranges, Rows, cuts, groups, rows_of, size_of
+from anynorm._files.boxes import Box, Rows, cuts, groups, rows_of, size_of
 from anynorm._files.job import Task
 from anynorm._files.overlap import overlap
 from anynorm._files.rows import RowCounts
+from anynorm._files.sources import Advance, Sink, Source
 from anynorm._moments import Moments
 from anynorm._norms import moments
 
 Array = Any
-Advance = Callable[[int], Any]
 Statistics = dict[Rows, Moments]
-
-
-class Source(Protocol):
-    """An array in a file, of which boxes can be read."""
-
-    ranges: Ranges
-    buffers: int  # how many boxes may be in memory
-    buffer_nbytes: int  # what `read` wants for each of them; 0: nothing
-
-    def read(self, box: Box, buffer: Array) -> Array:
-        """The elements of a box, in the buffer or elsewhere."""
-
-
-class Sink(Protocol):
-    """Where boxes of the result go, one after the other."""
-
-    def write(self, box: Box, y: Array) -> None:
-        """Write a box."""
 
 
 def normalize_array(task: Task, source: Source, sink: Sink, counts: RowCounts, advance: Advance) -> None:
     """Normalize an array from a source into a sink."""
     together = groups(source.ranges, task.axes)
-    if not cuts(source.ranges, task.axes):
+    if not takes_statistics(task, source):
         _write_boxes(task, source, sink, counts, advance, itertools.chain.from_iterable(together))
         return
     for group in together:
-        statistics = _statistics_of(task, source, group, lambda nbytes: advance(nbytes // 2))
-        for rows, found in statistics.items():
-            counts.look_at_moments(task, rows, found)
+        statistics = statistics_of(task, source, group, counts, lambda nbytes: advance(nbytes // 2))
         _write_boxes(task, source, sink, counts, lambda nbytes: advance(nbytes - nbytes // 2), group, statistics)
+
+
+def takes_statistics(task: Task, source: Source) -> bool:
+    """Whether moments must be known before the first row can be written."""
+    needed = task.moments is None and cuts(source.ranges, task.axes)
+    if needed and source.once:
+        raise ValueError("statistics along this --axis are taken before, which takes a file in place of -")
+    return needed
+
+
+def statistics_of(task: Task, source: Source, boxes: Iterable[Box], counts: RowCounts, advance: Advance) -> Statistics:
+    """The moments of each row, merged from those of its pieces."""
+    found: Statistics = {}
+
+    def compute(box: Box, x: Array) -> None:
+        part, rows = moments(task.widened(x), axis=task.axes), rows_of(box, task.axes)
+        found[rows] = found[rows].merge(part) if rows in found else part
+        advance(size_of(box) * task.dtype.itemsize)
+
+    visit(source, boxes, compute)
+    for rows, one in found.items():
+        counts.look_at_moments(task, rows, one)
+    return found
+
+
+def normalized(task: Task, box: Box, x: Array, counts: RowCounts, statistics: Statistics | None) -> Array:
+    """The result for a box, in C order; x may be written over."""
+    if not x.size:
+        return x.astype(task.dtype_out)
+    if statistics is None:
+        counts.look_at_x(task, box, x)
+    y = task.normalize(box, x, None if statistics is None else statistics[rows_of(box, task.axes)])
+    counts.look_at_y(task, box, y)
+    return numpy.ascontiguousarray(y)
 
 
 def all_boxes(source: Source) -> Iterator[Box]:
@@ -77,24 +91,8 @@ def _write_boxes(
     statistics: Statistics | None = None,
 ) -> None:
     def compute(box: Box, x: Array) -> Array:
-        if statistics is None:
-            counts.look_at_x(task, box, x)  # which may be written over
-        y = task.normalize(box, x, None if statistics is None else statistics[rows_of(box, task.axes)])
-        counts.look_at_y(task, box, y)
+        y = normalized(task, box, x, counts, statistics)
         advance(size_of(box) * task.dtype.itemsize)
-        return numpy.ascontiguousarray(y)
+        return y
 
     visit(source, boxes, compute, sink.write)
-
-
-def _statistics_of(task: Task, source: Source, boxes: Iterable[Box], advance: Advance) -> Statistics:
-    """The moments of each row, merged from those of its pieces."""
-    found: Statistics = {}
-
-    def compute(box: Box, x: Array) -> None:
-        part, rows = moments(task.widened(x), axis=task.axes), rows_of(box, task.axes)
-        found[rows] = found[rows].merge(part) if rows in found else part
-        advance(size_of(box) * task.dtype.itemsize)
-
-    visit(source, boxes, compute)
-    return found

@@ -22,14 +22,15 @@ class _Tally:
 
     count: int = 0
     first: str = ""
+    unit: str = "row"
 
     def add(self, task: Task, starts: Sequence[int], found: Array) -> None:
-        """Count the true ones of rows that begin there."""
+        """Count the true ones of rows, or elements, that begin there."""
         if not found.any():
             return
         if not self.count:
             at = numpy.argwhere(numpy.atleast_1d(found))[0]
-            self.first = _described(task, [int(i) + start for i, start in zip(at, starts, strict=False)])
+            self.first = _described(self.unit, task, [int(i) + start for i, start in zip(at, starts, strict=False)])
         self.count += int(numpy.count_nonzero(found))
 
 
@@ -40,11 +41,13 @@ class RowCounts:
     nan: _Tally = field(default_factory=_Tally)
     zero: _Tally = field(default_factory=_Tally)  # this and the next: of scale_norm alone
     short: _Tally = field(default_factory=_Tally)
+    # Elements that are not finite, where given moments leave the others of their rows alone.
+    elements: _Tally = field(default_factory=lambda: _Tally(unit="element"))
     eps: float = 0.0
 
     def look_at_x(self, task: Task, box: Box, x: Array) -> None:
         """Count the rows without a length, or with less than eps, of a block of whole rows."""
-        if task.job.norm != "scale_norm":
+        if task.job.norm != "scale_norm" or task.moments is not None:
             return
         # A row is at least as long as any of its elements, so that most rows need no more than one, and most others no
         # more than the largest.
@@ -66,40 +69,73 @@ class RowCounts:
         """The same of rows that blocks cut."""
         if task.job.norm != "scale_norm":
             return
-        with numpy.errstate(all="ignore"):
-            found = statistics_of(moments)
-            scaled, unit = numpy.sqrt(sum_of_squares(numpy, found)[0].astype(numpy.float64)), found.unit
-            lengths = scaled if unit is None else scaled / unit
-        self._count_short(task, [start for start, _ in rows], lengths.squeeze(task.axes))
+        self._count_short(task, [start for start, _ in rows], lengths_of(moments).squeeze(task.axes))
 
     def look_at_y(self, task: Task, box: Box, y: Array) -> None:
         """Count the rows of NaN in a block of the result; ValueError where the job is to fail on them."""
+        if task.moments is not None:
+            self.elements.add(task, [part.start for part in box], ~numpy.isfinite(y))
+            self._fail_on_nan(task, self.elements)
+            return
         probe = _probe(task)
         if not all(box[axis].start <= probe[axis] < box[axis].stop for axis in task.axes):
             return  # another piece of the same rows tells
         at = tuple(probe[axis] - box[axis].start if axis in probe else slice(None) for axis in range(y.ndim))
         self.nan.add(task, [box[axis].start for axis in _free(task)], numpy.isnan(y[at]))
-        if self.nan.count and task.job.fails_on_nan:
-            raise ValueError(f"{self.nan.first} holds NaN or Inf; --on-nan keep makes such rows NaN throughout")
+        self._fail_on_nan(task, self.nan)
 
-    def lines(self) -> list[str]:
-        """A sentence for the user for each kind of which there are some."""
+    def _fail_on_nan(self, task: Task, tally: _Tally) -> None:
+        if tally.count and task.job.fails_on_nan:
+            is_row = tally is self.nan
+            what = "holds NaN or Inf" if is_row else "is NaN or Inf"
+            do = "makes such rows NaN throughout" if is_row else "writes it"
+            raise ValueError(f"{tally.first} {what}; --on-nan keep {do}")
+
+    def add(self, other: RowCounts) -> None:
+        """Count the rows of another file too."""
+        self.eps = other.eps
+        for ours, theirs in (
+            (self.nan, other.nan), (self.zero, other.zero), (self.short, other.short), (self.elements, other.elements)
+        ):  # fmt: skip
+            ours.count += theirs.count
+            ours.first = ours.first or theirs.first
+
+    def phrases(self) -> list[str]:
+        """Words for the user for each kind of which there are some."""
         kinds = (
-            (self.nan, "holds NaN or Inf and is NaN throughout", "hold NaN or Inf and are NaN throughout"),
-            (self.zero, "is zero throughout and stays so", "are zero throughout and stay so"),
-            (self.short, "is", "are"),
+            (self.nan, "with NaN or Inf"),
+            (self.zero, "of zeros"),
+            (self.short, f"shorter than --eps {self.eps!r}"),
+            (self.elements, "of NaN or Inf in the result"),
         )
-        shorter = f" shorter than --eps {self.eps!r} and so shorter than others in the result"
         return [
-            f"{tally.count} {f'row {one}' if tally.count == 1 else f'rows {many}'}"
-            f"{shorter if tally is self.short else ''}, the first is {tally.first}"
-            for tally, one, many in kinds if tally.count
+            f"1 {tally.unit} {kind} ({tally.first})" if tally.count == 1 else
+            f"{tally.count:,} {tally.unit}s {kind} (the first is {tally.first})"
+            for tally, kind in kinds if tally.count
         ]  # fmt: skip
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the numbers; of elements, where moments are given."""
+        return {
+            "nan_rows": self.nan.count,
+            "zero_rows": self.zero.count,
+            "short_rows": self.short.count,
+            "nan_elements": self.elements.count,
+        }
 
     def _count_short(self, task: Task, starts: Sequence[int], lengths: Array) -> None:
         self.eps = task.job.eps
         self.zero.add(task, starts, lengths == 0)
         self.short.add(task, starts, (lengths > 0) & (lengths < self.eps))
+
+
+def lengths_of(moments: Moments) -> Array:
+    """The lengths of rows, in float64; normalized axes are kept with length 1."""
+    with numpy.errstate(all="ignore"):
+        found = statistics_of(moments)
+        scaled, unit = numpy.sqrt(sum_of_squares(numpy, found)[0].astype(numpy.float64)), found.unit
+        lengths: Array = scaled if unit is None else scaled / unit
+    return lengths
 
 
 def _lengths_of(rows: Array, largest: Array) -> Array:
@@ -125,8 +161,8 @@ def _probe(task: Task) -> dict[int, int]:
     return {axis: int(place[i]) if place is not None else 0 for i, axis in enumerate(task.axes)}
 
 
-def _described(task: Task, row: list[int]) -> str:
+def _described(unit: str, task: Task, row: list[int]) -> str:
     row = row[::-1] if task.reversed else row
     if not row:
-        return f"the only row of {task.name}"
-    return f"row {row[0] if len(row) == 1 else tuple(row)} of {task.name}"
+        return f"the only {unit} of {task.name}"
+    return f"{unit} {row[0] if len(row) == 1 else tuple(row)} of {task.name}"

@@ -60,7 +60,7 @@ def replacing(target: Path, overwrite: bool, before: Callable[[], Any] = lambda:
     ``before`` is called when all that is left is to rename the file, and may raise.
     """
     target = resolved(target)
-    _require_absent(target, overwrite)
+    require_absent(target, overwrite)
     file = _create(target)
     part = Path(file.name)
     try:
@@ -70,7 +70,7 @@ def replacing(target: Path, overwrite: bool, before: Callable[[], Any] = lambda:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            _require_absent(target, overwrite)
+            require_absent(target, overwrite)
             before()
             if not can_lock():  # Windows renames no open file; elsewhere the lock keeps others from removing it
                 file.close()
@@ -93,7 +93,7 @@ def replacing_folder(target: Path, overwrite: bool, before: Callable[[], Any] = 
     for old in target.parent.glob(f"{_prefix_of(target)}*.old"):  # of a process that was killed in that moment
         if not target.exists():
             os.replace(old, target)
-    _require_absent(target, overwrite, folder=True)
+    require_absent(target, overwrite, folder=True)
     part, held = _create_folder(target)
     old = part.with_suffix(".old")
     try:
@@ -103,7 +103,7 @@ def replacing_folder(target: Path, overwrite: bool, before: Callable[[], Any] = 
                 shutil.copymode(target, part)
             for path in [*part.rglob("*"), part]:
                 _sync(path)
-            _require_absent(target, overwrite, folder=True)
+            require_absent(target, overwrite, folder=True)
             before()
             if target.exists():
                 os.replace(target, old)
@@ -158,7 +158,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _require_absent(target: Path, overwrite: bool, folder: bool = False) -> None:
+def require_absent(target: Path, overwrite: bool, folder: bool = False) -> None:
+    """Raise OSError where nothing can be put, or nothing without being told to."""
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is not a directory; make it first")
     if not folder and target.is_dir():

@@ -23,6 +23,7 @@ from anynorm._definition.sums import count_along, mean, of_rows, total
 from anynorm._kernels import by_moments, definition
 from anynorm._moments import Moments, arrays_of, of_arrays
 from anynorm._moments_gradient import MomentsGradient, in_factors, parts_of
+from anynorm._pytrees import register
 
 Array = Any
 
@@ -92,6 +93,7 @@ def _pull_by_moments(gradient: Gradient) -> tuple[Array, Array | None, Array | N
 
 def run_moments(call: Call) -> Moments:
     """Return the moments of the call's array."""
+    register()  # Flax may have been imported since the last ones
     count = None if call.skip_nan else count_along(call.x, call.axes)
     return Moments.unflatten((count, call.library.namespace), _compiled(_moments, call))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy
 
@@ -38,7 +38,7 @@ class Moments(Shown, MaybeLazy):
     """
 
     __slots__ = ("_is_by_row",)
-    __hash__ = None  # type: ignore[assignment]  # a value that holds arrays
+    __hash__: ClassVar[None]  # type: ignore[assignment]  # with __eq__ alone: a value that holds arrays
 
     def __init__(self, statistics: Statistics, xp: Any) -> None:
         super().__init__(statistics, xp)
@@ -296,5 +296,5 @@ def _restored(count: int | None, arrays: tuple[Any, ...], namespace: str) -> Mom
     return Moments(of_leaves(count, arrays), importlib.import_module(namespace))
 
 
-pytree(Moments, Moments.flatten, Moments.unflatten)
+pytree(Moments, (*LEAVES[:-1], "count"), Moments.flatten, Moments.unflatten)
 torch_pytree(Moments, LEAVES, Moments.flatten, Moments.unflatten)

@@ -16,7 +16,7 @@ from anynorm._kernels.cpu.torch_state import is_followed
 from anynorm._moments import arrays_of
 from anynorm._overlap import lacks_memory
 
-_ADVICE = "Numba is not installed; pip install 'anynorm[cpu]'"
+_ADVICE = "Numba is not installed; pip install numba"
 
 
 def is_installed(module: str) -> bool:

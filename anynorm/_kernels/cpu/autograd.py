@@ -15,6 +15,7 @@ from anynorm._kernels.cpu.call import run as run_kernel
 from anynorm._kernels.cpu.pull import pull
 from anynorm._kernels.cpu.torch_state import direct_apply, is_followed
 from anynorm._overlap import lacks_memory, require_memory
+from anynorm._profiled import is_profiled, name_of, named
 
 Array = Any
 
@@ -71,12 +72,16 @@ class _Norm(torch.autograd.Function):
         gradient = Gradient(call, dy, dtotal, needs[1] or needs[2])
         # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.
         if torch.is_grad_enabled() or lacks_memory(dy) or (dtotal is not None and lacks_memory(dtotal)):
-            found = definition.pull(gradient)
+            kernel, run = "definition", definition.pull
         elif _is_plain(dy) and (dtotal is None or _is_plain(dtotal)) and not is_followed(torch) and not is_forced():
-            found = pull(gradient)
+            kernel, run = "cpu", pull
         else:
-            found = _choose.choose_pull(gradient).pull(gradient)
-        dx, dweight, dbias = found
+            kernel, run = "", _choose.choose_pull(gradient).pull  # which sees to the name itself
+        if kernel and is_profiled():
+            name = name_of(call, kernel, "_backward")
+            dx, dweight, dbias = named(name, (dy, x, weight, ctx.bias), run, gradient)
+        else:
+            dx, dweight, dbias = run(gradient)
         return (
             dx if needs[0] else None,
             dweight if needs[1] else None,

@@ -18,6 +18,7 @@ from anynorm._forks import unforked
 from anynorm._kernels.cpu.recipe import DONE, Recipe
 from anynorm._kernels.cpu.torch_state import Guards, is_followed, modes_question
 from anynorm._overlap import LOW_ADDRESS, lacks_memory
+from anynorm._profiled import is_profiled, name_of, named, profiler_of
 
 Array = Any
 Attempt = Callable[..., Array | None]
@@ -98,6 +99,8 @@ def _ask(key: tuple[Any, ...], x: Array, weight: Any, bias: Array | None) -> Arr
             _attempts.clear()
         is_seen_again = key in _attempts
         _attempts[key] = _attempt(_guards, recipe, eps, offset, x, weight, bias) if is_seen_again else None
+    if is_profiled():  # the long way sees to the name
+        return None
     if _torch.is_grad_enabled() and (x.requires_grad or _wants_gradient(weight) or _wants_gradient(bias)):
         return _follow(_call_of(recipe, x), x, weight, bias, partial(_run, recipe))
     return _run(recipe, x, weight, bias)
@@ -139,6 +142,7 @@ def _attempt(
     again, address, call, follow = recipe.again, recipe.address, _call_of(recipe, x), _follow
     # Guards look at what the tensors want, and not at whether it is granted.
     wanted, is_grad_enabled = any(tensor.requires_grad for tensor in given), _torch.is_grad_enabled
+    profiler, name = profiler_of(_torch), name_of(call, "cpu")
 
     def attempt(x: Array, weight: Any, bias: Array | None, eps: float, offset: float) -> Array | None:
         if eps != same_eps or offset != same_offset:
@@ -158,6 +162,9 @@ def _attempt(
         )
         if is_low and any(map(_lacks_memory, (x, weight, bias))):
             return None
+        if profiler._is_profiler_enabled:
+            begin = partial(follow, call, run=run) if wanted and is_grad_enabled() else run
+            return named(name, (x, weight, bias), begin, x, weight, bias)
         return follow(call, x, weight, bias, run) if wanted and is_grad_enabled() else run(x, weight, bias)
 
     def run(x: Array, weight: Any, bias: Array | None) -> Array | None:

@@ -15,7 +15,10 @@ from anynorm._kernels.cpu.torch_state import is_followed
 from anynorm._overlap import lacks_memory
 
 SWITCH = "ANYNORM_CUDA"
-_ADVICE = "cuda-bindings is not installed, which launches it; pip install 'anynorm[cuda12]' or 'anynorm[cuda13]'"
+_ADVICE = (
+    "cuda-bindings is not installed, which launches it; pip install cuda-bindings nvidia-cuda-nvrtc, "
+    "or for CUDA 12 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12"
+)
 
 
 _MISSING = None if is_installed("cuda.bindings") else _ADVICE

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from anynorm._files.contents import package
-from anynorm._files.job import dtype_named
-from anynorm._files.raw import RawArray, RawFile
+from anynorm._files.formats.raw import RawArray, RawFile, nbytes_out
+from anynorm._files.job import Task, dtype_named
 
 # The names of dtypes in the format; of those that are not here nothing is needed but their bytes.
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -58,6 +58,19 @@ def _header(described: dict[str, Any], arrays: list[RawArray], dtypes: Mapping[s
             nbytes = math.prod(array.shape) * dtypes[array.name].itemsize
         one["data_offsets"] = [end, end + nbytes]
         end += nbytes
+    return _bytes_of(described)
+
+
+def header_of(tasks: Mapping[str, Task]) -> bytes:
+    """The header of a new file of such results, one after the other."""
+    names, described, end = {name: key for key, name in _DTYPES.items()}, {}, 0
+    for name, task in tasks.items():
+        first, end = end, end + nbytes_out(task)
+        described[name] = {"dtype": names[task.dtype_out.name], "shape": task.shape, "data_offsets": [first, end]}
+    return _bytes_of(described)
+
+
+def _bytes_of(described: dict[str, Any]) -> bytes:
     text = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the arrays begin where their elements are aligned
     return len(text).to_bytes(8, "little") + text

@@ -14,11 +14,12 @@ from typing import IO, Any
 import numpy
 from numpy.lib import format as npy
 
+from anynorm._files.formats.raw import UNTYPED, RawArray, RawFile, fill, is_untyped
 from anynorm._files.original import opened
-from anynorm._files.raw import RawArray, RawFile, fill
 
 Array = Any
 
+_AS_FLOAT32 = "numpy.save(path, numpy.load(path).view(ml_dtypes.bfloat16).astype('float32'))"
 _MAX_HEADER_NBYTES = 10_000  # NumPy's own bound, which it looks at when the header is read
 
 
@@ -40,6 +41,8 @@ def load_npy(path: Path) -> Array:
     """The array of an .npy file, in memory, where nobody can change it on the way."""
     with opened(path) as original:
         (array,) = open_npy(original.file, path).arrays
+        if is_untyped(array.dtype):
+            raise ValueError(f"{path} holds {UNTYPED}; save it as float32: {_AS_FLOAT32}")
         data = numpy.empty(array.nbytes, numpy.uint8)
         original.file.seek(array.start)
         fill(original.file, data)
@@ -55,11 +58,6 @@ def read_header(file: IO[bytes], path: Path) -> RawFile:
         shape, fortran, dtype = _parsed(header)
     except ValueError as error:
         raise ValueError(f"{path} is not a readable .npy file: {error}") from None
-    if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
-        raise ValueError(
-            f"{path} holds elements of two bytes without a type (|V2), as numpy.save writes bfloat16; save it as "
-            ".safetensors, or as float32: numpy.save(path, numpy.load(path).view(ml_dtypes.bfloat16).astype('float32'))"
-        )
     in_reverse = fortran and len(shape) > 1
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes > sys.maxsize:
@@ -70,8 +68,6 @@ def read_header(file: IO[bytes], path: Path) -> RawFile:
         wanted = dtypes[""]
         if wanted == dtype:
             return header
-        if wanted.kind == "V":
-            raise ValueError(f".npy files have no {wanted}; choose another --dtype")
         written = io.BytesIO()
         described = {"descr": npy.dtype_to_descr(wanted), "fortran_order": fortran, "shape": shape}
         npy.write_array_header_1_0(written, described)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy
 
+from anynorm._files.sources import UnfitError
+
 Array = Any
 
 _KIND_LENGTH = 200  # of a type in messages
@@ -34,7 +36,7 @@ def row_shape(arrow: Any, kind: Any) -> tuple[int, ...] | None:
     """The shape of each row; None where only the lists tell. ValueError for tensors in another order of axes."""
     if isinstance(kind, arrow.FixedShapeTensorType):
         if kind.permutation and list(kind.permutation) != list(range(len(kind.shape))):
-            raise ValueError(f"{described(kind)} has its axes permuted; store it without that")
+            raise UnfitError(f"{described(kind)} has its axes permuted; store it without that")
         return tuple(kind.shape)
     size = getattr(storage_of(arrow, kind), "list_size", None)
     return None if size is None else (size,)
@@ -46,7 +48,7 @@ def rows_of(arrow: Any, lists: Any) -> tuple[Array, Array, Array]:
     nulls = lists.is_null().to_numpy(zero_copy_only=False)
     values = lists.flatten()  # of the lists that are there
     if values.null_count:
-        raise ValueError("has lists with null in them; fill those first")
+        raise UnfitError("has lists with null in them; fill those first")
     if hasattr(lists.type, "list_size"):
         lengths = numpy.full(len(nulls) - numpy.count_nonzero(nulls), lists.type.list_size)
     else:

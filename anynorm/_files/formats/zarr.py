@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from anynorm._files.boxes import Box, cut_chunks
+from anynorm._files.boxes import Box, cut_chunk_runs, cut_chunks
 from anynorm._files.contents import chosen, package, readable
 from anynorm._files.job import Job, Task, dtype_named, fit
-from anynorm._files.passes import Advance, normalize_array
+from anynorm._files.passes import normalize_array
 from anynorm._files.rows import RowCounts
+from anynorm._files.sources import Advance, Entry, Source
 
 Array = Any
 
 # Of whole chunks; a chunk that is larger is taken at once.
 _BLOCK_NBYTES = 32 << 20
+# In a box: Zarr takes kilobytes for each that is being read.
+_MOST_CHUNKS = 1024
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 
-class ZarrSource:
-    """An array in a folder, to be read in boxes of whole chunks."""
+class _ZarrSource:
+    """An array in a folder, to be read in boxes of whole chunks; ``plain``: in runs of C order."""
 
-    def __init__(self, array: Array, task: Task) -> None:
+    def __init__(self, array: Array, task: Task, plain: bool) -> None:
         chunks = array.shards or array.chunks  # what is written at once
-        self.ranges = cut_chunks(task.shape, chunks, task.axes, task.dtype.itemsize, _BLOCK_NBYTES)
+        itemsize = int(task.dtype.itemsize)
+        nbytes = min(_BLOCK_NBYTES, _MOST_CHUNKS * math.prod(chunks) * itemsize)
+        if plain:
+            self.ranges = cut_chunk_runs(task.shape, chunks, itemsize, nbytes)
+        else:
+            self.ranges = cut_chunks(task.shape, chunks, task.axes, itemsize, nbytes)
         self.buffers = 4
         self.buffer_nbytes = 0
+        self.once = False
+        self.nulls: dict[int, Array] = {}
         self._array = array
         self._name = task.name
 
@@ -38,40 +50,64 @@ class ZarrSource:
             return self._array[box]
 
 
-class _ZarrSink:
+class ZarrSink:
+    """An array in a folder."""
+
     def __init__(self, array: Array) -> None:
         self._array = array
 
     def write(self, box: Box, y: Array) -> None:
+        """Write a box."""
         self._array[box] = y
 
 
-def sources_in_zarr(path: Path, job: Job) -> dict[str, tuple[Task, ZarrSource]]:
-    """The arrays of a folder that a job is for; ValueError or TypeError where they cannot be read, or do not fit."""
-    zarr = package("zarr", path)
-    if not path.is_dir():
-        path.stat()  # whose message is better where there is nothing
-        raise ValueError(f"{path} is not a folder of Zarr")
-    with readable(path):
-        root = zarr.open(store=str(path), mode="r")
-        if isinstance(root, zarr.Group):
-            arrays = {name: one for name, one in root.members(max_depth=None) if isinstance(one, zarr.Array)}
-        else:
-            arrays = {"": root}
-    found = {}
-    for name in chosen(job, list(arrays), path):
-        array = arrays[name]
-        dtype = dtype_named(job.dtype) if job.dtype else array.dtype
-        if dtype.kind == "V":
-            raise ValueError(f"Zarr has no {dtype}; choose another --dtype")
-        task = fit(job, name or str(path), array.shape, array.dtype, dtype)
-        found[name] = task, ZarrSource(array, task)
-    return found
+class ZarrReader:
+    """The arrays of a folder."""
+
+    def __init__(self, path: Path) -> None:
+        zarr = package("zarr", path)
+        if not path.is_dir():
+            path.stat()  # whose message is better where there is nothing
+            raise ValueError(f"{path} is not a folder of Zarr")
+        with readable(path):
+            root = zarr.open(store=str(path), mode="r")
+            if isinstance(root, zarr.Group):
+                self.arrays = {name: one for name, one in root.members(max_depth=None) if isinstance(one, zarr.Array)}
+            else:
+                self.arrays = {"": root}
+            named = self.arrays.items()
+            self.entries = [Entry(name, one.shape, str(one.dtype), int(one.nbytes)) for name, one in named]
+        self.path = path
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether the folder is an array itself."""
+        return list(self.arrays) == [""]
+
+    def left(self, sources: Mapping[str, tuple[Task, Source]]) -> list[str]:
+        """The names of its other arrays."""
+        return [name for name in self.arrays if name not in sources]
+
+    def sources(self, job: Job, *, plain: bool) -> dict[str, tuple[Task, Source]]:
+        """The arrays that a job is for."""
+        found: dict[str, tuple[Task, Source]] = {}
+        for name in chosen(job, list(self.arrays), self.path):
+            array = self.arrays[name]
+            dtype = dtype_named(job.dtype) if job.dtype else array.dtype
+            task = fit(job, name or str(self.path), array.shape, array.dtype, dtype)
+            found[name] = task, _ZarrSource(array, task, plain)
+        return found
 
 
-def normalize_zarr(source: Path, target: Path, job: Job, counts: RowCounts, advance: Advance) -> None:
+def normalize_zarr(
+    reader: ZarrReader,
+    sources: Mapping[str, tuple[Task, Source]],
+    target: Path,
+    counts: RowCounts,
+    advance: Advance,
+) -> None:
     """Fill an empty folder with a copy of another one, and its arrays with their normalized elements."""
-    sources = sources_in_zarr(source, job)
+    source = reader.path
     zarr = package("zarr", source)
     folders = {os.path.join(source, name) if name else str(source) for name in sources}
 
@@ -89,16 +125,12 @@ def normalize_zarr(source: Path, target: Path, job: Job, counts: RowCounts, adva
             if task.dtype_out != task.dtype:
                 _retype(zarr, target / name, task.dtype_out)
             array = zarr.open_array(store=str(target / name), mode="r+")
-        normalize_array(task, raw, _ZarrSink(array), counts, advance)
+        normalize_array(task, raw, ZarrSink(array), counts, advance)
     with readable(target):
         root = zarr.open(store=str(target), mode="r+")
-        if job.dtype and getattr(root.metadata, "consolidated_metadata", None) is not None:
+        retyped = any(task.dtype_out != task.dtype for task, _ in sources.values())
+        if retyped and getattr(root.metadata, "consolidated_metadata", None) is not None:
             zarr.consolidate_metadata(str(target))
-
-
-def nbytes_in_zarr(path: Path) -> int:
-    """The bytes of all files of a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _retype(zarr: Any, path: Path, dtype: Any) -> None:

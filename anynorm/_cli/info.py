@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
 import platform
 from importlib import metadata
 
 import anynorm
 from anynorm._choose import KERNELS
+from anynorm._cli.terminal import installed
 
 # Module, the distribution that holds it, and how to get it.
 _BACKENDS = (
     ("numpy", ("numpy",), ""),
-    ("numba", ("numba",), "pip install 'anynorm[cpu]' (fused kernels on the CPU)"),
+    ("numba", ("numba",), "pip install numba (fused kernels on the CPU)"),
     ("torch", ("torch",), "pip install torch"),
-    ("cupy", ("cupy-cuda12x", "cupy-cuda13x", "cupy"), "pip install 'anynorm[cuda12]' or 'anynorm[cuda13]'"),
-    ("jax", ("jax",), "pip install 'anynorm[jax]'"),
-    ("dask", ("dask",), "pip install 'anynorm[dask]'"),
+    ("cupy", ("cupy-cuda12x", "cupy-cuda13x", "cupy"), "pip install cupy-cuda12x or cupy-cuda13x"),
+    ("jax", ("jax",), "pip install jax"),
+    ("dask", ("dask",), "pip install 'dask[array]'"),
     ("sparse", ("sparse",), "pip install sparse"),
     ("ndonnx", ("ndonnx",), "pip install ndonnx"),
     ("ml_dtypes", ("ml_dtypes",), "pip install ml_dtypes (bfloat16 in NumPy)"),
 )
-_ADVICE = "not installed; pip install 'anynorm[files]'"
 _FORMATS = (("safetensors", ".safetensors"), ("zarr", ".zarr"), ("pyarrow", ".parquet"))
+_COMMAND_LINE = (("rich", "progress bars"), ("shtab", "completion by a shell"))
 
 
-def print_info() -> None:
+def run(parsed: argparse.Namespace) -> int:
     """Print it all; nothing is imported that is looked for."""
     print(
         f"anynorm {anynorm.__version__}, Python {platform.python_version()}, {platform.machine()} {platform.system()}"
@@ -40,14 +41,17 @@ def print_info() -> None:
     print("\nfiles\n  .npy          always")
     for module, suffix in _FORMATS:
         version = _version(module, (module,))
-        print(f"  {suffix:14}{f'{module} {version}' if version else _ADVICE}")
-    if _version("tqdm", ("tqdm",)) is None:
-        print("\nno progress bar: pip install 'anynorm[cli]'")
+        print(f"  {suffix:14}{f'{module} {version}' if version else f'not installed; pip install {module}'}")
+    print("\ncommand line")
+    for module, purpose in _COMMAND_LINE:
+        version = _version(module, (module,))
+        print(f"  {module:14}{version or f'not installed; pip install {module}'} ({purpose})")
+    return 0
 
 
 def _version(module: str, distributions: tuple[str, ...]) -> str | None:
     """The installed version, found without importing anything."""
-    if importlib.util.find_spec(module) is None:
+    if not installed(module):
         return None
     for distribution in distributions:
         try:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy
 
-from anynorm._files.boxes import Box, cut_runs, cuts, shape_of, size_of
+from anynorm._files.boxes import Box, cut_runs, shape_of, size_of
 from anynorm._files.contents import chosen
 from anynorm._files.job import Job, Task, dtype_named, fit
-from anynorm._files.passes import Advance, normalize_array
+from anynorm._files.passes import normalize_array, takes_statistics
 from anynorm._files.rows import RowCounts
+from anynorm._files.sources import Advance, Entry, Source
 from anynorm._files.target import reserve
 
 Array = Any
@@ -24,6 +26,8 @@ Array = Any
 # the result when it is written: 2 GB in the page cache were computed and handed to the system in 0.9 to 1.4 s in blocks
 # of 2 MB, 1.3 to 2.3 of 1 MB, 3.1 of 4 MB (stored past the cache by the kernels), 4 to 5 of 8 MB, with 32 MB of L3.
 BLOCK_NBYTES = 2 << 20
+# Of an array that is turned round on the way: the longer the pieces are that lie in the file, the better.
+_TURNED_NBYTES = 32 << 20
 # How far ahead the system is asked to read, which made 4 GB that were not in memory take 0.87 of the time.
 _AHEAD_NBYTES = 32 << 20
 # How much is written before the system is told that it can go to the disk: in four pairs of runs 4 GB, on disk when the
@@ -51,16 +55,52 @@ class RawFile:
     arrays: tuple[RawArray, ...]
     header: Callable[[Mapping[str, Any]], bytes]  # for arrays of these dtypes
 
-    def tasks(self, job: Job) -> dict[str, Task]:
-        """What is to be done to which array; ValueError or TypeError where the job does not fit."""
-        names = chosen(job, [array.name for array in self.arrays], self.path)
-        return {
-            array.name: fit(
-                job, str(self.path) if array.name == "" else array.name, array.shape, array.dtype,
-                dtype_named(job.dtype) if job.dtype else array.dtype, array.in_reverse,
-            )
-            for array in self.arrays if array.name in names
-        }  # fmt: skip
+
+UNTYPED = "elements of two bytes without a type (|V2), as numpy.save writes bfloat16"
+
+
+def is_untyped(dtype: Any) -> bool:
+    """Whether elements may be bfloat16 as NumPy saves it."""
+    return isinstance(dtype, numpy.dtype) and dtype.type is numpy.void and dtype.itemsize == 2 and dtype.names is None
+
+
+class RawReader:
+    """The arrays of a header, to be read from a file that is open; of a stream, in the order in which they come."""
+
+    def __init__(self, header: RawFile, file: IO[bytes], stream: bool = False) -> None:
+        self.header = header
+        self.file = file
+        self.stream = stream
+        self.entries = [Entry(one.name, one.shape, str(one.dtype), one.nbytes) for one in header.arrays]
+
+    @property
+    def unnamed(self) -> bool:
+        """Whether all it holds is an array without a name."""
+        return [array.name for array in self.header.arrays] == [""]
+
+    def left(self, sources: Mapping[str, tuple[Task, Source]]) -> list[str]:
+        """The names of its other arrays."""
+        return [array.name for array in self.header.arrays if array.name not in sources]
+
+    def sources(self, job: Job, *, plain: bool) -> dict[str, tuple[Task, Source]]:
+        """The arrays that a job is for."""
+        names = chosen(job, [array.name for array in self.header.arrays], self.header.path)
+        return {array.name: self._source(job, array, plain) for array in self.header.arrays if array.name in names}
+
+    def _source(self, job: Job, array: RawArray, plain: bool) -> tuple[Task, Source]:
+        name = str(self.header.path) if array.name == "" else array.name
+        if is_untyped(array.dtype):
+            if job.dtype is None:
+                do = "--dtype float32 reads them as that, --dtype bfloat16 too, for an OUT of .safetensors"
+                raise ValueError(f"{name} holds {UNTYPED}; {do}")
+            array = replace(array, dtype=dtype_named("bfloat16"))
+        dtype_out = dtype_named(job.dtype) if job.dtype else array.dtype
+        task = fit(job, name, array.shape, array.dtype, dtype_out, array.in_reverse and not plain)
+        if array.in_reverse and plain:
+            if self.stream:
+                raise ValueError(f"{name} is in Fortran order, which another format takes a file for, in place of -")
+            return task, _TurnedSource(self.file, array)
+        return task, RawSource(self.file, array, task, self.stream)
 
 
 class RawSource:
@@ -74,7 +114,8 @@ class RawSource:
         self._file = file
         self._array = array
         self._task = task
-        self._stream = stream
+        self.once = stream
+        self.nulls: dict[int, Array] = {}
 
     def start_of(self, box: Box) -> int:
         """Where a box begins, in bytes from the begin of the file."""
@@ -86,12 +127,38 @@ class RawSource:
     def read(self, box: Box, buffer: Array) -> Array:
         """The elements of a box, in the buffer."""
         data = buffer[: size_of(box) * self._task.dtype.itemsize]
-        if not self._stream:
+        if not self.once:
             start = self._file.seek(self.start_of(box))
             if hasattr(os, "posix_fadvise"):
                 os.posix_fadvise(self._file.fileno(), start + _AHEAD_NBYTES, len(data), os.POSIX_FADV_WILLNEED)
         fill(self._file, data)
         return data.view(self._task.dtype).reshape(shape_of(box))
+
+
+class _TurnedSource:
+    """An array in Fortran order, to be read in runs of C order: many short pieces of the file each."""
+
+    def __init__(self, file: IO[bytes], array: RawArray) -> None:
+        self.ranges = cut_runs(array.shape, array.dtype.itemsize, _TURNED_NBYTES)
+        self.buffers = min(3, math.prod(map(len, self.ranges)))
+        self.buffer_nbytes = min(array.nbytes, max(_TURNED_NBYTES, array.dtype.itemsize))
+        self.once = False
+        self.nulls: dict[int, Array] = {}
+        self._file = file
+        self._array = array
+
+    def read(self, box: Box, buffer: Array) -> Array:
+        """The elements of a box, in the buffer."""
+        itemsize, shape = int(self._array.dtype.itemsize), shape_of(box)
+        data = buffer[: size_of(box) * itemsize]
+        pieces = data.reshape(-1, max(1, shape[0] * itemsize))  # each lies in one piece in the file
+        strides = [itemsize * math.prod(self._array.shape[:axis]) for axis in range(len(shape))]
+        first = self._array.start + sum(part.start * stride for part, stride in zip(box, strides, strict=True))
+        steps = itertools.product(*(range(length) for length in shape[:0:-1]))
+        for piece, at in zip(pieces, steps, strict=True):
+            self._file.seek(first + sum(i * stride for i, stride in zip(at, strides[:0:-1], strict=True)))
+            fill(self._file, piece)
+        return data.view(self._array.dtype).reshape(shape[::-1]).T
 
 
 def fill(file: IO[bytes], data: Array) -> None:
@@ -130,37 +197,35 @@ class RawSink:
 
 
 def normalize_raw(
-    file: RawFile,
-    source: IO[bytes],
+    reader: RawReader,
+    sources: Mapping[str, tuple[Task, Source]],
     target: IO[bytes],
-    job: Job,
     counts: RowCounts,
     advance: Advance,
     *,
-    stream: bool,
     ours: bool,
 ) -> None:
     """Write a file's header and arrays, some of them normalized.
 
-    ``stream``: the source is read from begin to end. ``ours``: the target is a new file, in which space is reserved.
-    """  # fmt: skip
-    tasks = file.tasks(job)
-    target.write(file.header({name: task.dtype_out for name, task in tasks.items()}))
+    ``ours``: the target is a new file, in which space is reserved.
+    """
+    for task, source in sources.values():
+        takes_statistics(task, source)  # raises before anything is written
+    arrays = reader.header.arrays
+    target.write(reader.header.header({name: task.dtype_out for name, (task, _) in sources.items()}))
     if ours:
-        reserve(target, sum(_nbytes_out(array, tasks.get(array.name)) for array in file.arrays))
-    for array in file.arrays:
-        if array.name in tasks:
-            task = tasks[array.name]
-            raw = RawSource(source, array, task, stream)
-            if stream and cuts(raw.ranges, task.axes):
-                raise ValueError("statistics along this --axis are taken before, which takes a file in place of -")
-            normalize_array(task, raw, RawSink(target), counts, advance)
+        reserve(target, sum(nbytes_out(sources[one.name][0]) if one.name in sources else one.nbytes for one in arrays))
+    for array in arrays:
+        if array.name in sources:
+            task, source = sources[array.name]
+            normalize_array(task, source, RawSink(target), counts, advance)
         else:
-            _copy(source, target, array, advance)
+            _copy(reader.file, target, array, advance)
 
 
-def _nbytes_out(array: RawArray, task: Task | None) -> int:
-    return array.nbytes if task is None else math.prod(array.shape) * int(task.dtype_out.itemsize)
+def nbytes_out(task: Task) -> int:
+    """The size of a result."""
+    return math.prod(task.shape) * int(task.dtype_out.itemsize)
 
 
 def _copy(source: IO[bytes], target: IO[bytes], array: RawArray, advance: Advance) -> None:

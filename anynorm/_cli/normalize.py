@@ -1,0 +1,157 @@
+"""What `anynorm normalize` does."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from anynorm._cli.moments import load_moments
+from anynorm._cli.options import DEFAULT_EPS, NO_MOMENTS, NORMS
+from anynorm._cli.places import Pairs, pairs, place
+from anynorm._cli.results import Result, show_plan, tell_results
+from anynorm._cli.terminal import output, progress, stopped
+from anynorm._cli.words import counted
+from anynorm._files import Job, Place, load_npy, nbytes_of, normalize, normalize_in_place, planned
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Normalize what is named."""
+    found = _pairs(parsed)
+    job = _job(parsed)
+    if parsed.json and not parsed.dry_run:
+        if any(target == "-" for _, target in found.todo):
+            raise ValueError("--json prints to standard output, where OUT is; leave one of them away")
+        output()
+    if parsed.dry_run:
+        show_plan(parsed, found, _plan(parsed, found, job))
+        return 0
+    if found.folder is not None:
+        _plan(parsed, found, job)  # so that nothing is written where one of many cannot be
+    started = time.perf_counter()
+    with _folder(found):
+        results = _normalize(parsed, found, job)
+    tell_results(parsed, found, results, time.perf_counter() - started)
+    return 0
+
+
+def _pairs(parsed: argparse.Namespace) -> Pairs:
+    """What is read and written; ValueError where the command does not say."""
+    sources, target = list(parsed.paths), parsed.out
+    if parsed.moments == NO_MOMENTS:
+        file = sources[0] if sources else "FILE"
+        raise ValueError(f"--moments takes a file of statistics to apply; anynorm show {file} shows those of a file")
+    if parsed.norm is None:
+        raise ValueError(f"--norm is missing; it is one of {', '.join(NORMS)}")
+    if parsed.in_place:
+        if len(sources) > 1 or target is not None or sources == ["-"]:
+            raise ValueError("--in-place takes one file and writes no other; leave OUT away")
+        if parsed.force:
+            raise ValueError("--force is for OUT; leave it away with --in-place")
+        if parsed.to is not None:
+            raise ValueError("--to is for files that go into a folder; leave it away with --in-place")
+    elif target is None and len(sources) > 1:
+        target = sources.pop()
+    if not sources:
+        raise ValueError("IN is missing; name a file to read")
+    if parsed.in_place:
+        return Pairs(((place(sources[0]), None),))
+    if target is None:
+        raise ValueError("OUT is missing; name a file to write, or pass --in-place")
+    return pairs(sources, target, parsed.to, parsed.force)
+
+
+def _job(parsed: argparse.Namespace) -> Job:
+    if parsed.norm == "scale":
+        if parsed.weight is not None or parsed.bias is not None:
+            raise ValueError("--norm scale takes --scale, not --weight or --bias")
+        weight, bias = parsed.scale, None
+    else:
+        if parsed.scale is not None:
+            raise ValueError(f"--norm {parsed.norm} takes --weight and --bias, not --scale")
+        weight, bias = (None if path is None else load_npy(path) for path in (parsed.weight, parsed.bias))
+    names = tuple(parsed.names)
+    return Job(
+        f"{parsed.norm}_norm",
+        weight,
+        bias,
+        parsed.axis,
+        DEFAULT_EPS[parsed.norm] if parsed.eps is None else parsed.eps,
+        parsed.dtype,
+        names,
+        parsed.on_nan == "fail",
+        None if parsed.moments is None else load_moments(parsed.moments, names),
+        tuple(parsed.columns),
+    )
+
+
+@contextmanager
+def _folder(found: Pairs) -> Iterator[None]:
+    """Have the folder there that several files go into; one that is made here and stays empty is removed."""
+    folder = found.folder
+    if folder is None or folder.is_dir():
+        yield
+        return
+    folder.mkdir()
+    try:
+        yield
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _plan(parsed: argparse.Namespace, found: Pairs, job: Job) -> list[Result]:
+    """What would be written; ValueError and the like for what is known to fail before anything is read."""
+    plan, folder = [], found.folder
+    new = folder is not None and not folder.is_dir()
+    if folder is not None and not folder.parent.is_dir():
+        raise FileNotFoundError(f"{folder.parent} is not a directory; make it first")
+    for source, target in found.todo:
+        with _naming(found, source):
+            outcome = planned(source, target, job, overwrite=parsed.force, new_folder=new)
+        plan.append(Result(source, target or source, outcome))
+    return plan
+
+
+def _normalize(parsed: argparse.Namespace, found: Pairs, job: Job) -> list[Result]:
+    """Normalize one file after the other; what ends that is told how far it came."""
+    results: list[Result] = []
+    if not found.todo:
+        return results
+    one = found.todo[0][0] if len(found.todo) == 1 else None
+    what = counted(len(found.todo), "file") if one is None else "-" if one == "-" else one.name
+
+    def total() -> int | None:
+        sizes = [nbytes_of(source, job.names) for source, _ in found.todo]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+    try:
+        with progress(what, total, parsed.quiet) as advance:
+            for source, target in found.todo:
+                with _naming(found, source):
+                    if target is None:
+                        outcome = normalize_in_place(Path(source), job, advance=advance)
+                    else:
+                        outcome = normalize(source, target, job, overwrite=parsed.force, advance=advance)
+                results.append(Result(source, target or source, outcome))
+    except BaseException as error:
+        if found.folder is not None:
+            so_far = f"{len(results)} of {counted(len(found.todo), 'file')} written"
+            error.add_note(f"{so_far}, run it again for the rest" if results else "nothing was written")
+        elif (stopped() or isinstance(error, (KeyboardInterrupt, MemoryError))) and found.todo[0][1] != "-":
+            error.add_note("nothing was written")
+        raise
+    return results
+
+
+@contextmanager
+def _naming(found: Pairs, source: Place) -> Iterator[None]:
+    """Have an error name the file, of several, where it speaks of what is in it alone."""
+    try:
+        yield
+    except Exception as error:
+        if found.folder is not None and str(source) not in f"{error}{getattr(error, 'filename', '')}":
+            error.add_note(f"in {source}")
+        raise

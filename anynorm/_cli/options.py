@@ -1,0 +1,163 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from pathlib import Path
+from typing import Any
+
+import anynorm
+from anynorm._cli.parser import Command, Parser, axes, joined, nearest, number, one_of, positive
+
+NORMS = ("layer", "rms", "scale")
+DEFAULT_EPS = {name: inspect.signature(getattr(anynorm, f"{name}_norm")).parameters["eps"].default for name in NORMS}
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+COMMANDS = {
+    "normalize": "normalize a file, or a folder of them",
+    "show": "what is in a file: shapes, lengths of rows, mean, NaN",
+    "info": "versions, backends, kernels, and what to install for more",
+    "completion": "completion of commands, options and files for a shell",
+}
+# Others' names of the three norms, and other ways to write ours.
+_SPELLED = {f"{name}{tail}": name for name in NORMS for tail in ("", "norm", "_norm", "-norm")}
+_SPELLED |= {"LayerNorm": "layer", "RMSNorm": "rms", "ScaleNorm": "scale", "l2": "scale", "L2": "scale"}
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+_FORMATS = (".npy", ".safetensors", ".zarr", ".parquet")
+
+_NORMALIZE = """
+Normalize files of any size, a few blocks at a time, so that memory stays flat. Suffixes tell the formats: .npy,
+.safetensors, .zarr or .parquet; - is standard input or output, as .npy. OUT may be of another format than IN, and then
+holds the normalized arrays alone. OUT appears whole or not at all.
+
+Several files, or a folder of them, go into a folder, each under its own name. Those that are there already and newer
+than their sources are left out, so that the same command goes on where it was stopped; --force does them again.
+"""
+_SHOW = """
+Show the arrays in a file: shapes and dtypes, the lengths of rows (least, median, largest), mean and deviation, whether
+rows are unit vectors already, rows of zeros, NaN and Inf. All arrays, or those that --tensor names.
+"""
+_COMPLETION = """
+Print a script that has a shell complete commands, options and files. It takes the package shtab.
+"""
+NO_MOMENTS = Path()
+_MOMENTS = "anynorm show train.npy --axis 0 --json > train.json"
+
+
+def parse(arguments: list[str]) -> argparse.Namespace | None:
+    """Find out what is asked for; None: nothing, and the help is printed. Errors end the process, as with argparse."""
+    parser = parser_of_all()
+    if not arguments:
+        parser.print_help()
+        return None
+    first = next((one for one in arguments if not one.startswith("-")), None)
+    if first is not None and first not in COMMANDS:
+        near = nearest(first, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+        parser.error(f"there is no command {first!r}{near}")
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    parsed = parser.parse_args(joined(arguments[:cut]))
+    if cut < len(arguments):  # after it are files, whatever their names begin with
+        parsed.paths = [*getattr(parsed, "paths", []), *arguments[cut + 1 :]]
+    return parsed
+
+
+def parser_of_all(files: Any = None) -> Parser:
+    """The parser of the command line; ``files``: how names of files are completed."""
+    parser = Parser(prog="anynorm", description=anynorm.__doc__, epilog="anynorm COMMAND --help shows its options.")
+    parser.add_argument("-V", "--version", action="version", version=f"anynorm {anynorm.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command", parser_class=Command)
+
+    def command(name: str, description: str, example: str, usage: str) -> Command:
+        made: Command = commands.add_parser(
+            name, help=COMMANDS[name], description=description, epilog=f"example:\n  {example}",
+            usage=f"anynorm {name} {usage}", formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        made.files = files
+        return made
+
+    usage = "IN OUT --norm NORM [OPTION ...]\n       anynorm normalize IN ... FOLDER --norm NORM [OPTION ...]"
+    _add_normalize(command("normalize", _NORMALIZE, "anynorm normalize embeddings.npy unit.npy --norm l2", usage))
+    _add_show(command("show", _SHOW, "anynorm show embeddings.npy", "FILE ... [OPTION ...]"))
+    command("info", "Show what is installed, which kernels run, and what to install for more.", "anynorm info", "")
+    completion = command("completion", _COMPLETION, 'eval "$(anynorm completion bash)"', "SHELL")
+    completion.add_argument(
+        "shell", metavar="SHELL", type=one_of(_same(SHELLS)), choices=SHELLS, help=f"which one: {', '.join(SHELLS)}"
+    )
+    return parser
+
+
+def _same(names: tuple[str, ...]) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+def _add_normalize(command: Command) -> None:
+    add = command.add_argument
+    command.add_files(
+        "paths",
+        metavar="IN ... OUT",
+        nargs="*",
+        help="files to read, or a folder, and where to write; ./-x.npy for -x.npy",
+    )
+    command.add_files("-o", "--out", metavar="OUT", help="where to write; the others are then all read")
+    add(
+        "--norm", metavar="NORM", type=one_of(_SPELLED), choices=NORMS,
+        help="which norm: layer, rms or scale; also layernorm, rmsnorm, scalenorm, and l2 for scale (unit vectors)",
+    )  # fmt: skip
+    command.add_files("--weight", metavar="W.npy", type=Path, help="for layer and rms: a factor for each feature")
+    command.add_files("--bias", metavar="B.npy", type=Path, help="for layer and rms: added to each feature")
+    add("--scale", metavar="NUMBER", type=number, help="for scale: the length of a row (default: 1)")
+    add("--axis", metavar="AXES", type=axes, default=(-1,), help="normalized axes: -1 (default), 0, or -2,-1")
+    eps = ", ".join(f"{name} {default}" for name, default in DEFAULT_EPS.items())
+    add("--eps", metavar="NUMBER", type=number, help=f"added to the variance, or the least length (default: {eps})")
+    command.add_files(
+        "--moments", metavar="FILE.json", nargs="?", type=Path, const=NO_MOMENTS,
+        help=f"apply these statistics in place of the data's own, as written by: {_MOMENTS}",
+    )  # fmt: skip
+    add(
+        "--dtype", metavar="DTYPE", type=one_of(_same(_DTYPES)), choices=_DTYPES,
+        help=f"of the result: {', '.join(_DTYPES)} (default: that of the file); bfloat16 in .safetensors alone",
+    )  # fmt: skip
+    _add_names(command, "to normalize; the others are copied")
+    add(
+        "--to", metavar="SUFFIX", type=one_of({name: one for one in _FORMATS for name in (one, one[1:])}),
+        choices=_FORMATS, help="format of the files in a folder (default: that of each source)",
+    )  # fmt: skip
+    add(
+        "--on-nan", metavar="WHAT", type=one_of(_same(("keep", "fail"))), choices=("keep", "fail"),
+        default="keep", help="rows with NaN or Inf: keep, which makes them NaN throughout (default), or fail",
+    )  # fmt: skip
+    add("--in-place", action="store_true", help="put the result in the place of IN, without OUT")
+    add("-f", "--force", action="store_true", help="overwrite OUT, and do again what is done already")
+    add(
+        "-n",
+        "--dry-run",
+        action="store_true",
+        help="check what can be checked, say what would be written, write nothing",
+    )
+    _add_common(command)
+
+
+def _add_show(command: Command) -> None:
+    command.add_files("paths", metavar="FILE", nargs="*", help="files to read, or folders of them")
+    command.add_argument(
+        "--axis", metavar="AXES", type=axes, default=(-1,), help="along which rows lie: -1 (default), 0, or -2,-1"
+    )
+    _add_names(command, "to show")
+    _add_common(command)
+
+
+def _add_names(command: Command, what: str) -> None:
+    command.add_argument(
+        "--tensor", "--column", metavar="NAME", dest="names", action="append", default=[],
+        help=f"which of several tensors or columns {what}; may be repeated",
+    )  # fmt: skip
+    command.add_argument(
+        "--columns", metavar="PATTERN", action="append", default=[],
+        help="of .parquet: columns of one number each, such as 'f*', that make up a row together; may be repeated",
+    )  # fmt: skip
+
+
+def _add_common(command: Command) -> None:
+    command.add_argument("--threads", metavar="N", type=positive, help="threads to compute with (default: all cores)")
+    command.add_argument("--json", action="store_true", help="print one JSON object to standard output, for programs")
+    command.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")

@@ -1,0 +1,1 @@
+"""The formats of files: how each is read in blocks, and written."""

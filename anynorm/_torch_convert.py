@@ -1,0 +1,184 @@
+"""Norms of a model that change their class: those of torch.nn into anynorm's, and back.
+
+A module whose class is changed remains the same object. Whatever refers to it goes on working: other places in the
+model, an optimizer that has its parameters, hooks, code that torch.compile made, which looks at the class and is made
+anew. Nothing is copied that could be forgotten.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.utils.parametrize import is_parametrized
+
+from anynorm._libraries import REAL_DTYPES, dtype_name
+from anynorm._numbers import check_number
+from anynorm._wording import describe, sentence, with_article
+
+Module = torch.nn.Module
+Classes = dict[type[Module], type[Module]]
+
+_NAMED_AS_NORM = re.compile(r"(layer|rms|scale)_?norm", re.IGNORECASE)
+_READ_BY_ENCODER = (
+    "torch.nn.TransformerEncoderLayer reads its parameters, without a call, in eval mode with no gradients"
+)
+_PARAMETRIZED = "it is parametrized (torch.nn.utils.parametrize)"
+
+
+class Entry(NamedTuple):
+    """One norm of a model.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Each place that it has in the model, as ``named_modules`` names them; '' is the model itself.
+    kind : str
+        The name of its class, before anything was swapped.
+    note : str
+        Why it was left; of one that was swapped, what there is to know about it, mostly nothing.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+    note: str
+
+
+class Report(NamedTuple):
+    """Which norms of a model were swapped, and which were left and why; printed, a table.
+
+    Attributes
+    ----------
+    swapped, left : tuple of Entry
+        In the order of the model.
+    """
+
+    swapped: tuple[Entry, ...]
+    left: tuple[Entry, ...]
+
+    def __repr__(self) -> str:
+        lines = [f"swapped {len(self.swapped)}, left {len(self.left)}"]
+        written = [(", ".join(name or "(the model)" for name in one.names), one) for one in self.swapped + self.left]
+        of_names = max((len(names) for names, _ in written), default=0)
+        of_kinds = max((len(one.kind) for _, one in written), default=0)
+        for i, (names, one) in enumerate(written):
+            state = "swapped" if i < len(self.swapped) else "left   "
+            lines.append(f"  {state}  {names:{of_names}}  {one.kind:{of_kinds}}  {one.note}".rstrip())
+        return "\n".join(lines)
+
+
+def convert(model: Module, classes: Classes, own: tuple[type[Module], ...]) -> Report:
+    """Make modules whose class is a key of ``classes`` modules of the class there, and leave those of ``own``."""
+
+    def why_left(module: Module) -> str | None:
+        if type(module) in classes:
+            return _why_unfit(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            return "it is compiled by TorchScript"
+        if is_parametrized(module):
+            return _PARAMETRIZED
+        base = next((one for one in classes if isinstance(module, one)), None)
+        if base is not None:
+            return f"it is of a subclass of torch.nn.{base.__name__}, which may compute something else"
+        return "its class is not one of torch.nn, and its convention is not known"
+
+    def swap(module: Any) -> None:
+        # The class last: a thread that runs the model meanwhile finds all that the class needs.
+        module.weight_offset = 0.0
+        if isinstance(module, torch.nn.RMSNorm):
+            module.register_parameter("bias", None)
+        module.__class__ = classes[type(module)]
+
+    return _swap_each(model, lambda module: not isinstance(module, own) and _is_norm(module), why_left, swap)
+
+
+def revert(model: Module, classes: Classes, own: tuple[type[Module], ...]) -> Report:
+    """The way back, for modules of ``own``."""
+    back = {ours: theirs for theirs, ours in classes.items()}
+
+    def why_left(module: Any) -> str | None:
+        theirs = back.get(type(module))
+        if is_parametrized(module):
+            return _PARAMETRIZED
+        if theirs is None:
+            return "torch.nn has no ScaleNorm" if type(module) in own else "it is of a subclass of anynorm's class"
+        if module.weight_offset:
+            return f"torch.nn.{theirs.__name__} has no weight_offset, and its own is {module.weight_offset}"
+        if theirs is torch.nn.RMSNorm and module.bias is not None:
+            return "torch.nn.RMSNorm has no bias"
+        return _why_replaced(module)
+
+    def swap(module: Any) -> None:
+        module.__class__ = back[type(module)]
+        del module.weight_offset
+        if type(module) is torch.nn.RMSNorm:
+            del module.bias
+
+    return _swap_each(model, lambda module: isinstance(module, own), why_left, swap)
+
+
+def _swap_each(
+    model: Module,
+    concerns: Callable[[Module], bool],
+    why_left: Callable[[Module], str | None],
+    swap: Callable[[Module], None],
+) -> Report:
+    """Swap each module of a model that is concerned, unless there is a reason to leave it."""
+    if not isinstance(model, Module):
+        must, do = "be a torch.nn.Module", "pass the model that holds the norms"
+        raise TypeError(sentence("model", must, describe(model), do))
+    places: dict[Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(module, []).append(name)
+    swapped, left = [], []
+    for module, names in places.items():
+        if not concerns(module):
+            continue
+        kind = getattr(module, "original_name", type(module).__name__)  # of what TorchScript compiled
+        reason = why_left(module)
+        if reason is None:
+            swap(module)
+            swapped.append(Entry(tuple(names), kind, _note(model, names)))
+        else:
+            left.append(Entry(tuple(names), kind, reason))
+    return Report(tuple(swapped), tuple(left))
+
+
+def _is_norm(module: Module) -> bool:
+    """Whether a module is a norm of a kind that anynorm has, or by its name seems to be one."""
+    if isinstance(module, (torch.nn.LayerNorm, torch.nn.RMSNorm)):
+        return True
+    name = getattr(module, "original_name", type(module).__name__)
+    return bool(_NAMED_AS_NORM.search(str(name))) and not any(True for _ in module.children())
+
+
+def _note(model: Module, names: list[str]) -> str:
+    parents = (model.get_submodule(name.rpartition(".")[0]) for name in names if name)
+    return _READ_BY_ENCODER if any(isinstance(one, torch.nn.TransformerEncoderLayer) for one in parents) else ""
+
+
+def _why_replaced(module: Module) -> str | None:
+    return "its forward has been replaced, as some libraries do" if "forward" in vars(module) else None
+
+
+def _why_unfit(module: Any) -> str | None:
+    """Why a norm of torch.nn would not compute the same as one of ours, or not at all."""
+    for name in ("weight_offset", *(("bias",) if type(module) is torch.nn.RMSNorm else ())):
+        if hasattr(module, name):
+            return f"it has been given a {name}, of which torch.nn.{type(module).__name__} knows nothing"
+    if module.eps is not None or type(module) is torch.nn.LayerNorm:
+        try:
+            check_number("eps", module.eps, least=0.0)
+        except (TypeError, ValueError) as error:
+            return str(error).partition(";")[0]
+    for name in ("weight", "bias"):
+        held = getattr(module, name, None)
+        if held is None:
+            continue
+        if type(held) not in (torch.Tensor, torch.nn.Parameter):
+            return f"its {name} is {with_article(type(held).__name__)}; convert before parameters become such"
+        if dtype_name(held.dtype) not in REAL_DTYPES:
+            return f"its {name} is of {dtype_name(held.dtype)}, and anynorm takes {', '.join(REAL_DTYPES)}"
+    return _why_replaced(module)

@@ -1,0 +1,41 @@
+"""What help() says: first what one can call, and nothing of where things lie on this machine."""
+
+import inspect
+import pydoc
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import anynorm
+import anynorm.nnx
+import anynorm.torch
+
+PUBLIC = [
+    pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
+    for module in (anynorm, anynorm.nnx, anynorm.torch)
+    for name in module.__all__
+]
+
+
+def shown(thing):
+    return pydoc.render_doc(thing, renderer=pydoc.plaintext)
+
+
+@pytest.mark.parametrize("thing", PUBLIC)
+def test_no_address_or_path_is_shown(thing):
+    methods = [one for _, one in inspect.getmembers(thing, inspect.isfunction)] if inspect.isclass(thing) else []
+    for one in (thing, *(method for method in methods if method.__module__.startswith("anynorm"))):
+        signature = str(inspect.signature(one))
+        assert not re.search(r"<|[/\\]\w", signature), signature
+    for place in (" at 0x", "<module", str(Path(anynorm.__file__).parent), sys.prefix):
+        assert place not in shown(thing).partition("inherited from flax.")[0]  # which shows some of its own
+
+
+@pytest.mark.parametrize("module", [anynorm, anynorm.nnx, anynorm.torch])
+def test_help_begins_with_what_one_can_call(module):
+    beginning = shown(module).partition("\nDESCRIPTION\n")[2]
+    beginning = re.split(r"\n(?:PACKAGE CONTENTS|CLASSES)\n", beginning)[0]
+    for name in module.__all__:
+        assert re.search(rf"(?m)^ +{name}\b", beginning), name
