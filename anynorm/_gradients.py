@@ -90,7 +90,7 @@ def layer_norm_vjp(
     hold it: NaN or Inf where dy has it in any row, and dweight throughout where x has it.
 
     With moments, each element of dx is for itself: it is NaN or Inf where dy is, and NaN where the moments of its row
-    are; those of dmoments are NaN at a row with NaN or Inf in x or in dy. All three are 0 for a variance of 0 and
+    are; those of dmoments are NaN at a row with NaN or Inf in dy, x or x_hat. All three are 0 for a variance of 0 and
     eps = 0. In float64 a gradient by a variance may be out of range where the row is far from 1, beyond 1e-150 or so;
     the pullback of `moments_vjp` gets it in factors that are not.
 

@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 
 import anynorm
 from anynorm import MomentsGradient
@@ -250,6 +251,59 @@ def test_rows_without_deviations(kernel):
             dx, *_, gradient = anynorm.rms_norm_vjp(x[1:], eps=eps, moments=anynorm.moments(x[1:]))[1](dy[1:])
             assert (dx == dy[1:] * factor).all()
             assert gradient.mean == gradient.variance == 0
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_constant_rows_of_any_magnitude_are_divided_by_eps(kernel):
+    x = np.full((7, 3), 1.0) * np.asarray([1.0, 1e20, 1e100, 1e200, 1e300, -1e308, 1e-300])[:, None]
+    dy = np.random.default_rng(0).standard_normal(x.shape)
+    for eps in (0.0, 1e-300, 1e-200, 1e-12, 1.0, 7e100):
+        exact = [reference_given.by_given("layer_norm", *row, eps=eps) for row in zip(x, dy, x, strict=True)]
+        with anynorm.use_kernel(kernel):
+            dx, *_, gradient = anynorm.layer_norm_vjp(x, eps=eps, moments=anynorm.moments(x))[1](dy)
+        said = {"backend": kernel, "dtype": "float64", "bounds": GRADIENT_BOUNDS}
+        assert_exact(dx, [row for row, *_ in exact], norm="layer_norm dx, given", **said)
+        assert_exact(gradient.mean, reference_given.as_column([row[2] for row in exact]), norm="by mean", **said)
+        assert (gradient.variance == 0).all()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("norm", NORMS[1:])
+def test_rows_far_from_the_moments_that_they_are_given(norm, kernel):
+    x, dy, _ = arrays("float64", (2, 5))
+    # In the unit of the first row's moments x is out of range, and x_hat times what dy is scaled to.
+    other, x, dy = x * [[1e-100], [1e200]], x * [[1e199], [1e-240]], dy * [[1e-225], [1e250]]
+    for eps in (0.0, 1e100):
+        exact = [reference_given.by_given(norm, *row, eps=eps) for row in zip(x, dy, other, strict=True)]
+        with anynorm.use_kernel(kernel):
+            dx, *_, gradient = vjp(norm)(x, eps=eps, moments=anynorm.moments(other))[1](dy)
+        said = {"backend": kernel, "dtype": "float64", "bounds": GRADIENT_BOUNDS}
+        assert_exact(dx, [row for row, *_ in exact], norm=f"{norm} dx, given", **said)
+        for place, got in ((2, gradient.mean), (3, gradient.variance)):
+            expected = reference_given.as_column([row[place] for row in exact])
+            assert_exact(got, expected, norm=f"{norm} by moments", **said)
+
+
+@pytest.mark.parametrize("backend", [NUMPY, TORCH, STRICT, JAX, DASK], ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+def test_moments_whose_rows_have_counts_of_their_own(norm, backend):
+    x, dy, _ = arrays("float32", (3, 6))
+    other = np.random.default_rng(1).standard_normal((3, 6)).astype(np.float32)
+    other[0, :4], other[2, 5] = np.nan, np.nan
+    eps, present = derivatives.EPS[norm], [row[~np.isnan(row)] for row in other]
+    exact = [reference_given.by_given(norm, *row, eps=eps) for row in zip(x, dy, present, strict=True)]
+    found = anynorm.moments(backend.make(other), skip_nan=True)
+    dx, *_, gradient = vjp(norm)(backend.make(x), moments=found)[1](backend.make(dy))
+    bounds = gradient_bounds_of(backend.name)
+    said = {"backend": backend.name, "dtype": "float32", "bounds": bounds, "flushes": backend.flushes}
+    assert_exact(backend.read(dx), [row for row, *_ in exact], norm=f"{norm} dx, given", **said)
+    for place, got in ((2, gradient.mean), (3, gradient.variance)):
+        expected = reference_given.as_column([row[place] for row in exact])
+        assert_exact(backend.read(got).astype(np.float32), expected, norm=f"{norm} by moments", **said)
+    if backend is TORCH:
+        held, weight = backend.make(x).requires_grad_(), backend.make(x).requires_grad_()
+        y = getattr(anynorm, norm)(held, moments=anynorm.moments(weight, skip_nan=True))
+        assert all(one.isfinite().all() for one in torch.autograd.grad(y, (held, weight), backend.make(dy)))
 
 
 @pytest.mark.parametrize("backend", [NUMPY, TORCH, STRICT, JAX, DASK], ids=str)

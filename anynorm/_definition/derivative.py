@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from anynorm._definition.norms import Precision, Rule, Statistics, Step, deviations
-from anynorm._definition.scaling import LEAST_ENERGY, exceeds, product, units_of
+from anynorm._definition.scaling import LEAST_ENERGY, exceeds, product, scaled, units_of
 from anynorm._definition.sums import at_most, mean, total
 
 Array = Any
@@ -65,7 +65,7 @@ def input_gradient(
     Both lack the powers of two that `in_range` has taken out; they are multiplied in last.
     """
     along = _of_long_rows(xp, _nan_unless_finite(along), step, rule, eps, precision)
-    return product(xp, g - x_hat * along, [*_factors(xp, step, rule, eps, precision), *powers])
+    return product(xp, g - x_hat * along, [*factors_of(xp, step, rule, eps, precision), *powers])
 
 
 def derive_given(
@@ -83,12 +83,20 @@ def derive_given(
 
     With x_hat = (x - shift) * factor and g = dy * weight, dx is g * factor.
     """
-    x_hat = deviations(x, step) * step.factor
-    g, scaled_weight, powers = in_range(xp, dy, weight, axes, precision)
-    if scaled_weight is not None:
-        g = g * scaled_weight
-    sums = [product(xp, _nan_unless_finite(total(xp, one, axes)), powers) for one in (g, g * x_hat)]
-    factors = _factors(xp, step, rule, eps, precision)
+    if step.unit is None or step.shift is not None:
+        x_hat = deviations(x, step) * step.factor
+    else:  # a row may be far from the statistics that it is given
+        x_hat = product(xp, x, [step.unit, step.factor])
+    g, weight_in_range, powers = in_range(xp, dy, weight, axes, precision)
+    if weight_in_range is not None:
+        g = g * weight_in_range
+    near, power = x_hat, []
+    if precision.digits:  # of a row that is far from its statistics, g * x_hat might leave the range
+        unit = units_of(xp, x_hat, axes, precision.digits)
+        near, power = scaled(x_hat, unit), [1.0 / unit]
+    of_g, along = (_nan_unless_finite(total(xp, one, axes)) for one in (g, g * near))
+    sums = product(xp, of_g, powers), product(xp, along, [*powers, *power])
+    factors = factors_of(xp, step, rule, eps, precision)
     if weight is not None:
         factors.append(xp.full_like(step.factor, weight) if isinstance(weight, float) else weight)
     # Not of g, whose small elements may have vanished beside NaN or Inf, and here each element is for itself.
@@ -119,7 +127,7 @@ def by_statistics(
     """
     of_g, along = sums
     along = _of_long_rows(xp, along, step, rule, eps, precision)
-    factor, *unit = _factors(xp, step, rule, eps, precision)
+    factor, *unit = factors_of(xp, step, rule, eps, precision)
     if rule.centred:
         by_mean, by_variance = -of_g, -0.5 * along
     else:
@@ -176,7 +184,7 @@ def _of_long_rows(xp: Any, along: Array, step: Step, rule: Rule, eps: float, pre
     return along * (1.0 - exceeds(xp, ratio, 1.0, precision.digits))
 
 
-def _factors(xp: Any, step: Step, rule: Rule, eps: float, precision: Precision) -> list[Array]:
+def factors_of(xp: Any, step: Step, rule: Rule, eps: float, precision: Precision) -> list[Array]:
     """What a row is multiplied by: the factor, and where there are units the unit."""
     factor, unit = step.factor, step.unit
     if unit is None:

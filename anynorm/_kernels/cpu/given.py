@@ -22,7 +22,7 @@ from anynorm._kernels.cpu.layout import Layout, plan
 from anynorm._kernels.cpu.memory import NumPy, last_cache_nbytes
 from anynorm._kernels.cpu.tags import FINISHED, REDUCED, RULES
 from anynorm._libraries import library_of
-from anynorm._moments import Moments, arrays_of, of_arrays, statistics_of
+from anynorm._moments import Moments, arrays_of, mapped, of_arrays, statistics_of
 from anynorm._threads import get_threads
 
 Array = Any
@@ -186,8 +186,7 @@ def in_numpy(call: Call) -> Call:
 
 def moments_in_numpy(moments: Any) -> Moments:
     """The same of moments."""
-    count, parts = moments.count, [None if part is None else host(part) for part in arrays_of(moments)]
-    return of_arrays(host(count) if hasattr(count, "dtype") else count, parts, numpy)
+    return Moments(mapped(host, statistics_of(moments)), numpy)
 
 
 def host(array: Any) -> Any:

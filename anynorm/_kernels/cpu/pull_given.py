@@ -8,6 +8,7 @@ from typing import Any
 import numpy
 
 from anynorm._check import Call, Gradient
+from anynorm._definition.derivative import factors_of
 from anynorm._definition.norms import Precision, Step
 from anynorm._definition.scaling import product
 from anynorm._kernels import by_moments
@@ -35,7 +36,7 @@ def pull(gradient: Gradient) -> tuple[Any, ...]:
     )
     with numpy.errstate(all="ignore"):
         step = by_moments.step_of(of_rows)
-        _write(numbers, step)
+        _write(of_rows, numbers, step)
     dx = ACCESS[call.library.name].empty_like(call.x, call.x.nbytes)
     layout = layout_of(call, numbers, dx, False, gradient.dy)
     parameters = run(gradient, dx, layout, numbers, partial(_pull_row, step, numbers))
@@ -67,11 +68,12 @@ def pull_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Arr
     return apply_numbers(call, numbers)
 
 
-def _write(numbers: Array, step: Step) -> None:
+def _write(call: Call, numbers: Array, step: Step) -> None:
     """Shift, factor and constant of each row; the kernel leaves rows to the definition whose factor it cannot hold."""
+    factor, *units = factors_of(numpy, step, call.rule, call.eps, call.precision)
     unit = 1.0 if step.unit is None else step.unit
     shift, low = (0.0 if one is None else one / unit for one in (step.shift, step.shift_low))
-    numbers[..., 0], numbers[..., 1] = shift, step.factor * unit
+    numbers[..., 0], numbers[..., 1] = shift, product(numpy, factor, units)
     numbers[..., 2] = -low * numbers[..., 1]
 
 
