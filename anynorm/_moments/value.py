@@ -14,16 +14,17 @@ import numpy
 from anynorm._definition.counting import by_row
 from anynorm._definition.norms import Statistics
 from anynorm._libraries import Library
-from anynorm._moments import equal, joined, made, moved, shown, written
+from anynorm._moments import equal, joined, made, moved, written
 from anynorm._moments.lazy import MaybeLazy
 from anynorm._moments.parts import LEAVES, of_leaves
+from anynorm._moments.shown import Shown
 from anynorm._pytrees import pytree, register
 from anynorm._pytrees_torch import torch_pytree
 from anynorm._types import Array, Axis
 from anynorm._wording import describe, sentence
 
 
-class Moments(MaybeLazy):
+class Moments(Shown, MaybeLazy):
     """Count, mean and sum of squared deviations of rows, as `anynorm.moments` returns them.
 
     Moments of two pieces of the same rows merge into those of the whole, in any order: ``a.merge(b)``, ``a + b``,
@@ -35,12 +36,11 @@ class Moments(MaybeLazy):
     layer_norm, and 0 where eps is 0; scikit-learn divides by 1 there, as a variance of 1 in place of 0 does.
     """
 
-    __slots__ = ("_is_by_row", "_statistics", "_xp")
+    __slots__ = ("_is_by_row",)
     __hash__: ClassVar[None]  # type: ignore[assignment]  # with __eq__ alone: a value that holds arrays
 
     def __init__(self, statistics: Statistics, xp: Any) -> None:
-        self._statistics = statistics
-        self._xp = xp
+        super().__init__(statistics, xp)
         self._is_by_row = by_row(statistics.elements)
 
     @classmethod
@@ -82,49 +82,6 @@ class Moments(MaybeLazy):
         """
         register()
         return _held(made.made(mean, variance, count, axis))
-
-    @property
-    def count(self) -> Any:
-        """How many elements a row has: an int, or with ``skip_nan`` an array of ints, one for each row.
-
-        Those ints are of the library's default dtype: in JAX without x64 no count may exceed 2**31 - 1.
-        """
-        return self._statistics.elements
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the rows' array, with the normalized axes of length 1."""
-        return tuple(self._statistics.squares.shape)
-
-    @property
-    def namespace(self) -> Any:
-        """The array namespace that the moments were formed in."""
-        return self._xp
-
-    @property
-    def paired(self) -> bool:
-        """Whether the moments are in a unit of each row, as those of float64 arrays are."""
-        return self._statistics.unit is not None
-
-    @property
-    def mean(self) -> Any:
-        """The mean of each row; normalized axes are kept with length 1. NaN where no element was counted."""
-        return shown.of_rows(shown.mean, self._xp, self._statistics)
-
-    @property
-    def variance(self) -> Any:
-        """The population variance of each row, sum((x - mean)**2) / count."""
-        return shown.of_rows(shown.variance, self._xp, self._statistics)
-
-    @property
-    def std(self) -> Any:
-        """The population standard deviation of each row, sqrt(variance); exactly 0 for a constant row."""
-        return shown.of_rows(shown.deviation, self._xp, self._statistics)
-
-    @property
-    def mean_square(self) -> Any:
-        """The mean square of each row, sum(x**2) / count."""
-        return shown.of_rows(shown.mean_square, self._xp, self._statistics)
 
     def merge(self, other: Moments) -> Moments:
         """Return the moments of the rows of which ``self`` and ``other`` describe one piece each.
