@@ -11,12 +11,10 @@ from anynorm._choose import choose
 from anynorm._definition.norms import LAYER_NORM
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient
-
-Array = Any
-Axis = int | tuple[int, ...]
+from anynorm._types import ArrayT, Axis
 
 
-def moments_vjp(x: Array, *, axis: Axis = -1) -> tuple[Moments, Callable[[MomentsGradient], Array]]:
+def moments_vjp(x: ArrayT, *, axis: Axis = -1) -> tuple[Moments, Callable[[MomentsGradient], ArrayT]]:
     """Return moments and their pullback, which turns a gradient by the mean and variance of each row into that by x.
 
     With n elements in a row::
@@ -66,6 +64,6 @@ def moments_vjp(x: Array, *, axis: Axis = -1) -> tuple[Moments, Callable[[Moment
     return found, partial(_pull_moments, call, found)
 
 
-def _pull_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Array:
+def _pull_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
     check_moments_gradient(call, moments, gradient)
     return choose(call).pull_moments(call, moments, gradient)

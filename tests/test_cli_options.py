@@ -108,6 +108,7 @@ def test_without_a_command_there_is_help(capsys):
     out, error = capsys.readouterr()
     assert error == ""
     assert out.startswith("usage: anynorm ")
+    assert "layer_norm" not in out  # which the package's docstring lists after its first line
     assert all(re.search(rf"^ +{name} +\S", out, re.MULTILINE) for name in COMMANDS)
 
 

@@ -10,11 +10,12 @@ import pytest
 
 import anynorm
 import anynorm.nnx
+import anynorm.sklearn
 import anynorm.torch
 
 PUBLIC = [
     pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
-    for module in (anynorm, anynorm.nnx, anynorm.torch)
+    for module in (anynorm, anynorm.nnx, anynorm.sklearn, anynorm.torch)
     for name in module.__all__
 ]
 
@@ -39,3 +40,10 @@ def test_help_begins_with_what_one_can_call(module):
     beginning = re.split(r"\n(?:PACKAGE CONTENTS|CLASSES)\n", beginning)[0]
     for name in module.__all__:
         assert re.search(rf"(?m)^ +{name}\b", beginning), name
+
+
+@pytest.mark.parametrize("module", [anynorm, anynorm.nnx, anynorm.sklearn, anynorm.torch])
+def test_type_checkers_see_each_public_name(module):
+    read_by_them = (Path(__file__).parent / "typed_calls.py").read_text()
+    for name in module.__all__:
+        assert re.search(rf"\b{module.__name__}\.{name}\b", read_by_them), name

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     import jax
     import ndonnx
     import torch
+    from flax import nnx
     from numpy.typing import NDArray
 
+    import anynorm.nnx
+    import anynorm.sklearn
     import anynorm.torch
 
     Floats = NDArray[np.float32]
@@ -49,6 +52,12 @@ def of_numpy(x: Floats, matrix: Matrix, weight: Floats) -> None:
     pair, pull_sum = anynorm.add_rms_norm_vjp(x, x)
     assert_type(pair, tuple[Floats, Floats])
     assert_type(pull_sum(x, dtotal=x), tuple[Floats, Floats, Floats | None, Floats | None])
+    moments, pull_moments = anynorm.moments_vjp(x)
+    given = anynorm.layer_norm_vjp(x, weight, moments=moments)[1](x)
+    assert_type(given, tuple[Floats, Floats | None, Floats | None, anynorm.MomentsGradient])
+    assert_type(anynorm.rms_norm_vjp(x, moments=moments)[1](x)[3], anynorm.MomentsGradient)
+    assert_type(anynorm.scale_norm_vjp(x, moments=moments)[1](x)[2], anynorm.MomentsGradient)
+    assert_type(pull_moments(given[3]), Floats)
 
 
 def of_torch(x: torch.Tensor, weight: torch.nn.Parameter) -> None:
@@ -56,12 +65,17 @@ def of_torch(x: torch.Tensor, weight: torch.nn.Parameter) -> None:
     assert_type(anynorm.add_layer_norm(x, x), tuple[torch.Tensor, torch.Tensor])
     assert_type(anynorm.rms_norm_vjp(x, weight), tuple[torch.Tensor, Pullback[torch.Tensor]])
     assert_type(anynorm.add_layer_norm_vjp(x, x)[1](x)[1], torch.Tensor)
+    assert_type(anynorm.torch.layer_norm(x, weight), torch.Tensor)
     assert_type(anynorm.torch.rms_norm(x, weight), torch.Tensor)
     assert_type(anynorm.torch.scale_norm(x, 2.0), torch.Tensor)
+    assert_type(anynorm.torch.add_layer_norm(x, x), tuple[torch.Tensor, torch.Tensor])
     assert_type(anynorm.torch.add_rms_norm(x, x), tuple[torch.Tensor, torch.Tensor])
     assert_type(anynorm.torch.LayerNorm(3, device="cpu", dtype=torch.float32)(x), torch.Tensor)
     assert_type(anynorm.torch.RMSNorm((3, 4))(x), torch.Tensor)
     assert_type(anynorm.torch.ScaleNorm(3)(x), torch.Tensor)
+    model = torch.nn.Linear(3, 3)
+    assert_type([one.kind for one in anynorm.torch.convert(model).swapped], list[str])
+    assert_type(anynorm.torch.revert(model).left[0].names, tuple[str, ...])
 
 
 def of_other_libraries(x: jax.Array, lazy: dask.array.Array, strict: Strict, traced: ndonnx.Array, w: Floats) -> None:
@@ -78,7 +92,14 @@ def of_norms(x: Floats, tensor: torch.Tensor) -> None:
     assert_type(anynorm.RMSNorm((2, 3), xp=torch)(tensor), torch.Tensor)
     assert_type(anynorm.ScaleNorm(np.int64(3))(x), Floats)
     assert_type(norm.shape, tuple[int, ...])
+    assert_type(anynorm.sklearn.Normalizer("rms", eps=1).fit(x), anynorm.sklearn.Normalizer)
     norm.load_state_dict({"weight": x, "bias": tensor})
+
+
+def of_flax(x: jax.Array, rngs: nnx.Rngs) -> None:
+    assert_type(anynorm.nnx.LayerNorm(3, rngs=rngs)(x), jax.Array)
+    assert_type(anynorm.nnx.RMSNorm(3, rngs=rngs)(x), jax.Array)
+    assert_type(anynorm.nnx.ScaleNorm(3, rngs=rngs)(x), jax.Array)
 
 
 def of_all_else(x: Floats) -> None:
@@ -86,9 +107,15 @@ def of_all_else(x: Floats) -> None:
     assert_type(found, anynorm.Moments)
     assert_type(anynorm.layer_norm(x, moments=found.merge(found)), Floats)
     assert_type(found.count, Any)
+    assert_type(anynorm.moments(x, skip_nan=True) + found, anynorm.Moments)
+    assert_type(anynorm.Moments.from_mean_variance(x, x, count=3, axis=0)[..., 3:5], anynorm.Moments)
+    assert_type(anynorm.Moments.concat([found, found]).to(torch).astype("float16"), anynorm.Moments)
+    assert_type(found.compute().persist(), anynorm.Moments)
     assert_type(anynorm.Moments.from_dict(found.to_dict()), anynorm.Moments)
-    assert_type(anynorm.explain(x, norm="scale_norm").refused, dict[str, str])
+    explanation: anynorm.Explanation = anynorm.explain(x, norm="scale_norm")
+    assert_type(explanation.refused, dict[str, str])
     assert_type(anynorm.get_threads(), int)
+    anynorm.set_threads(2)
 
     @anynorm.use_kernel("definition")
     def decorated(x: Floats) -> str:
@@ -120,6 +147,7 @@ def refused(x: Floats, numbers: list[float], anything: object, optional: Floats 
     anynorm.scale_norm(x, "2")  # type: ignore[arg-type]
     anynorm.moments("text")  # type: ignore[arg-type]
     anynorm.explain("text")  # type: ignore[arg-type]
+    anynorm.Moments.from_mean_variance([1.0], x, count=1)  # type: ignore[arg-type]
     anynorm.LayerNorm(3)("text")  # type: ignore[type-var]
     anynorm.LayerNorm("3")  # type: ignore[arg-type]
     anynorm.ScaleNorm((3, 4))  # type: ignore[arg-type]

@@ -63,7 +63,8 @@ def parse(arguments: list[str]) -> argparse.Namespace | None:
 
 def parser_of_all(files: Any = None) -> Parser:
     """The parser of the command line; ``files``: how names of files are completed."""
-    parser = Parser(prog="anynorm", description=anynorm.__doc__, epilog="anynorm COMMAND --help shows its options.")
+    what = anynorm.__doc__.partition("\n")[0]
+    parser = Parser(prog="anynorm", description=what, epilog="anynorm COMMAND --help shows its options.")
     parser.add_argument("-V", "--version", action="version", version=f"anynorm {anynorm.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command", parser_class=Command)
 

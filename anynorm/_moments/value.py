@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 import numpy
 
@@ -20,9 +20,8 @@ from anynorm._moments.parts import LEAVES, of_leaves
 from anynorm._moments.shown import Shown
 from anynorm._pytrees import pytree, register
 from anynorm._pytrees_torch import torch_pytree
+from anynorm._types import Array, Axis
 from anynorm._wording import describe, sentence
-
-Array = Any
 
 
 class Moments(Shown, MaybeLazy):
@@ -46,7 +45,7 @@ class Moments(Shown, MaybeLazy):
 
     @classmethod
     def from_mean_variance(
-        cls, mean: Array, variance: Array, *, count: int | Array, axis: int | tuple[int, ...] | None = None
+        cls, mean: Array, variance: Array, *, count: SupportsIndex | Array, axis: Axis | None = None
     ) -> Moments:
         """Return moments of a mean and a variance that were found elsewhere.
 
