@@ -59,4 +59,8 @@ def with_names(kernel: Any) -> Any:
     def moments(call: Call) -> Any:
         return named(f"anynorm::moments ({kernel.name})", (call.x,), kernel.moments, call)
 
-    return kernel._replace(run=run, pull=pull, moments=moments)
+    def pull_moments(call: Call, *given: Any) -> Any:
+        name = f"anynorm::moments_backward ({kernel.name})"
+        return named(name, (call.x,), kernel.pull_moments, call, *given)
+
+    return kernel._replace(run=run, pull=pull, moments=moments, pull_moments=pull_moments)

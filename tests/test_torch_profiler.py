@@ -71,6 +71,13 @@ def test_what_stands_beside_the_norms():
     assert list(twice) == ["anynorm::layer_norm (cpu)", "anynorm::layer_norm_backward (definition)"]
 
 
+def test_moments_and_norms_that_are_given_some():
+    x = rows().requires_grad_()
+    seen, _ = names(lambda: anynorm.rms_norm(x, moments=anynorm.moments(x[:, :4])).sum().backward())
+    both = ["anynorm::moments", "anynorm::rms_norm", "anynorm::rms_norm_backward", "anynorm::moments_backward"]
+    assert list(seen) == [f"{name} (cpu)" for name in both]
+
+
 @pytest.mark.parametrize("norm", [anynorm.layer_norm, norms.layer_norm])
 def test_what_is_compiled_is_not_compiled_anew(norm):
     torch.compiler.reset()
