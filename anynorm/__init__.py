@@ -44,11 +44,11 @@ Norms that hold their parameters::
 from anynorm._choose import use_kernel
 from anynorm._explain import Explanation, explain
 from anynorm._gradients import layer_norm_vjp, rms_norm_vjp, scale_norm_vjp
-from anynorm._gradients_of_sums import add_layer_norm_vjp, add_rms_norm_vjp
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient
 from anynorm._moments_vjp import moments_vjp
-from anynorm._norms import add_layer_norm, add_rms_norm, layer_norm, moments, rms_norm, scale_norm
+from anynorm._norms import layer_norm, moments, rms_norm, scale_norm
+from anynorm._residual import add_layer_norm, add_layer_norm_vjp, add_rms_norm, add_rms_norm_vjp
 from anynorm._threads import get_threads, set_threads
 from anynorm.modules import LayerNorm, RMSNorm, ScaleNorm
 

@@ -11,7 +11,7 @@ import torch
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
-from anynorm import _norms, _torch_ops, _torch_own
+from anynorm import _norms, _residual, _torch_ops, _torch_own
 from anynorm._check import check
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels.cpu.torch_state import transforms_question
@@ -123,7 +123,7 @@ def add_layer_norm(
         )
     if _is_here(x) and not _is_compiling():
         options = {"axis": axis, "eps": eps, "weight_offset": weight_offset}
-        return _norms.add_layer_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
+        return _residual.add_layer_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
     check(LAYER_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
     total = x + residual
     return layer_norm(total, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset), total
@@ -153,7 +153,7 @@ def add_rms_norm(
         )
     if _is_here(x) and not _is_compiling():
         options = {"axis": axis, "eps": eps, "weight_offset": weight_offset}
-        return _norms.add_rms_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
+        return _residual.add_rms_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
     check(RMS_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
     total = x + residual
     return rms_norm(total, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset), total

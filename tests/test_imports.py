@@ -67,7 +67,7 @@ ORDER = [
     "_files.job", "_files.boxes", "_files.original", "_files.target", "_files.locks",
     "nnx", "_nnx_forward", "modules", "_state", "sklearn",
     "torch", "_torch_convert", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own",
-    "_gradients", "_gradients_of_sums", "_moments_vjp", "_norms",
+    "_gradients", "_residual", "_moments_vjp", "_norms",
     "_explain", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_given",
     "_kernels.blocks_pull", "_kernels.blocks",
     "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda", "_kernels.cuda.arrays",

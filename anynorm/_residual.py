@@ -1,4 +1,4 @@
-"""The sums with a residual and their derivatives: results, and pullbacks that turn gradients back."""
+"""The public functions of a sum with a residual, and their derivatives: check, choose, run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,94 @@ from anynorm._check import Call, check, check_gradient
 from anynorm._choose import choose, choose_pull
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, Rule
 from anynorm._types import Array, ArrayT, Axis, PullbackOfSum
+
+
+def add_layer_norm(
+    x: ArrayT,
+    residual: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-5,
+    weight_offset: float = 0.0,
+    out: tuple[Array, Array] | None = None,
+) -> tuple[ArrayT, ArrayT]:
+    """Add a residual, then layer_norm: ``total = x + residual; y = layer_norm(total, ...)``.
+
+    Parameters
+    ----------
+    x, residual : arrays of one library, shape, dtype and device
+        Neither is written to unless it is given as ``out``.
+    weight, bias, axis, eps, weight_offset
+        As in `layer_norm`.
+    out : pair of arrays like x, optional
+        Where to write y and total; each may be x or residual itself.
+
+    Returns
+    -------
+    y, total : arrays like x
+        y is the norm of total as it is returned, so the bits are those of the two separate calls.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `layer_norm`, and if residual does not match x.
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> y, total = anynorm.add_layer_norm(numpy.ones(2), numpy.asarray([0.0, 2.0]), eps=0.0)
+    >>> y, total
+    (array([-1.,  1.]), array([1., 3.]))
+    """
+    call = check(LAYER_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual, out=out)
+    result: tuple[ArrayT, ArrayT] = choose(call).run(call)
+    return result
+
+
+def add_rms_norm(
+    x: ArrayT,
+    residual: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+    out: tuple[Array, Array] | None = None,
+) -> tuple[ArrayT, ArrayT]:
+    """Add a residual, then rms_norm: ``total = x + residual; y = rms_norm(total, ...)``.
+
+    Parameters
+    ----------
+    x, residual : arrays of one library, shape, dtype and device
+        Neither is written to unless it is given as ``out``.
+    weight, bias, axis, eps, weight_offset
+        As in `rms_norm`.
+    out : pair of arrays like x, optional
+        Where to write y and total; each may be x or residual itself.
+
+    Returns
+    -------
+    y, total : arrays like x
+        y is the norm of total as it is returned, so the bits are those of the two separate calls.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `rms_norm`, and if residual does not match x.
+
+    Examples
+    --------
+    >>> import numpy, anynorm
+    >>> y, total = anynorm.add_rms_norm(numpy.ones(2), numpy.asarray([0.0, 6.0]), eps=0.0)
+    >>> y, total
+    (array([0.2, 1.4]), array([1., 7.]))
+    """
+    call = check(RMS_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual, out=out)
+    result: tuple[ArrayT, ArrayT] = choose(call).run(call)
+    return result
 
 
 def add_layer_norm_vjp(
