@@ -358,6 +358,16 @@ def test_how_much_is_read_at_once(monkeypatch, chunks, rows, plain):
         assert source.ranges[0][0] == slice(0, expected)
 
 
+@pytest.mark.parametrize("length", [2**31 - 1, 2**31])
+def test_rows_that_a_column_has_no_room_for(length):
+    zarr.create_array("x.zarr", shape=(1, length), chunks=(1, 4), dtype="float32")
+    if length < 2**31:
+        assert _files.planned(Path("x.zarr"), Path("y.parquet"), JOB, overwrite=False).nbytes == 4 * length
+        return
+    with pytest.raises(ValueError, match=r"x.zarr has rows of more than 2147483647 elements"):
+        _files.planned(Path("x.zarr"), Path("y.parquet"), JOB, overwrite=False)
+
+
 def test_what_would_be_written(folder):
     save_file({"deep/w": deviates((4, 6), "float16"), "ids": np.arange(3)}, "x.safetensors")
     job = Job("layer_norm", None, None, (-1,), 1e-5, names=("deep/w",), dtype="float32")
