@@ -151,7 +151,9 @@ def test_bfloat16_as_numpy_saves_it(capsys, folder):
     np.save("z.npy", x.astype("float32"))
     hint = "holds elements of two bytes without a type (|V2), as numpy.save writes bfloat16;"
     for arguments in ("x.npy y.npy", "x.npy y.safetensors", "x.npy --in-place"):
-        assert_refused(capsys, folder, f"{hint} --dtype float32 reads them", *arguments.split(), "--norm", "layer")
+        assert_refused(
+            capsys, folder, f"{hint} normalize --dtype float32 reads them", *arguments.split(), "--norm", "layer"
+        )
     message = f"{hint} save it as float32"
     assert_refused(capsys, folder, message, "z.npy", "y.npy", "--weight", "x.npy", "--norm", "layer")
     # What it says to do does it.
