@@ -151,7 +151,9 @@ def test_bfloat16_as_numpy_saves_it(capsys, folder):
     np.save("z.npy", x.astype("float32"))
     hint = "holds elements of two bytes without a type (|V2), as numpy.save writes bfloat16;"
     for arguments in ("x.npy y.npy", "x.npy y.safetensors", "x.npy --in-place"):
-        assert_refused(capsys, folder, f"{hint} --dtype float32 reads them", *arguments.split(), "--norm", "layer")
+        assert_refused(
+            capsys, folder, f"{hint} normalize --dtype float32 reads them", *arguments.split(), "--norm", "layer"
+        )
     message = f"{hint} save it as float32"
     assert_refused(capsys, folder, message, "z.npy", "y.npy", "--weight", "x.npy", "--norm", "layer")
     # What it says to do does it.
@@ -356,6 +358,16 @@ def test_how_much_is_read_at_once(monkeypatch, chunks, rows, plain):
     for way, expected in ((False, rows), (True, plain)):
         ((_, source),) = zarr_files.ZarrReader(Path("x.zarr")).sources(JOB, plain=way).values()
         assert source.ranges[0][0] == slice(0, expected)
+
+
+@pytest.mark.parametrize("length", [2**31 - 1, 2**31])
+def test_rows_that_a_column_has_no_room_for(length):
+    zarr.create_array("x.zarr", shape=(1, length), chunks=(1, 4), dtype="float32")
+    if length < 2**31:
+        assert _files.planned(Path("x.zarr"), Path("y.parquet"), JOB, overwrite=False).nbytes == 4 * length
+        return
+    with pytest.raises(ValueError, match=r"x.zarr has rows of more than 2147483647 elements"):
+        _files.planned(Path("x.zarr"), Path("y.parquet"), JOB, overwrite=False)
 
 
 def test_what_would_be_written(folder):

@@ -344,6 +344,18 @@ def test_given_statistics_leave_others_of_a_row_alone(capsys, folder):
     assert contents(folder) == before
 
 
+def test_given_lengths_are_those_that_count():
+    """A feature of zeros is no row of zeros: what is divided by is what was given."""
+    x = deviates((30, 6))
+    given = anynorm.moments(x, axis=0)
+    x[:, 2] = 0
+    np.save("x.npy", x)
+    job = Job("scale_norm", None, None, (0,), 1e-12, moments=given)
+    outcome = _files.normalize(Path("x.npy"), Path("y.npy"), job, overwrite=True, advance=lambda nbytes: None)
+    assert outcome.counts.phrases() == []
+    assert_same_bits(np.load("y.npy"), anynorm.scale_norm(x, axis=0, moments=given))
+
+
 def test_given_statistics_that_do_not_fit(capsys, folder):
     np.save("x.npy", x := deviates((30, 6)))
     np.save("train.npy", x[:, :5])

@@ -15,6 +15,7 @@ from numpy.lib import format as npy
 import anynorm
 from anynorm import cli
 from anynorm._files import boxes
+from anynorm._files.overlap import overlap
 from tests.files import assert_one_line, assert_same_bits, save_x
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -212,6 +213,29 @@ def test_a_stream_that_claims_to_be_long(monkeypatch, capsys, rows, message):
     monkeypatch.setattr(sys, "stdout", Bytes())
     assert cli.main(["normalize", "-", "-", "--norm", "layer"]) == 1
     assert_one_line(capsys.readouterr().err, message)
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_reads_are_waited_for_after_an_interrupt_unless_they_may_take_for_ever(endless):
+    begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
+
+    def read(item, buffer):
+        if item == 1:
+            begun.set()
+            go_on.wait(60)
+            done.set()
+
+    def compute(item, x):
+        begun.wait(60)
+        if not endless:
+            threading.Timer(0.05, go_on.set).start()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        overlap([0, 1], read, compute, lambda item, y: None, [None, None], endless=endless)
+    assert done.is_set() is not endless
+    go_on.set()
+    assert done.wait(60)
 
 
 def test_blocks_are_cut_when_they_are_read():

@@ -21,7 +21,7 @@ from anynorm._files.formats.zarr import ZarrReader, normalize_zarr
 from anynorm._files.job import Job, Task
 from anynorm._files.original import Original, Place, opened
 from anynorm._files.outcome import Outcome, Written, written
-from anynorm._files.passes import normalize_array, takes_statistics
+from anynorm._files.passes import normalize_array
 from anynorm._files.rows import RowCounts
 from anynorm._files.shown import Shown, show_array
 from anynorm._files.sources import Advance, Entry, Reader, Sink, Source, UnfitError
@@ -232,8 +232,6 @@ def _write_file(run: _Run, target: IO[bytes], counts: RowCounts, advance: Advanc
     elif isinstance(run.reader, RawReader) and run.same:
         normalize_raw(run.reader, run.sources, target, counts, advance, ours=ours)
     else:
-        for task, source in run.sources.values():
-            takes_statistics(task, source)  # raises before anything is written
         with file_sinks(run.suffix, target, run.tasks, ours) as sinks:
             _fill(run, sinks, counts, advance)
     _require_end(run.original)

@@ -163,7 +163,8 @@ def _as_wide_as(moments: Moments, wide: Any) -> Moments:
     found = statistics_of(moments)
     with numpy.errstate(all="ignore"):
         if not moments.paired:
-            return _each_array(moments, lambda one: one.astype(numpy.float64), unit=numpy.ones(moments.shape))
+            *arrays, _ = (None if one is None else one.astype(numpy.float64) for one in arrays_of(moments))
+            return of_arrays(moments.count, [*arrays, numpy.ones(moments.shape)], moments.namespace)
         unit: Any = found.unit
         mean, low, squares = (
             None if one is None else one / unit for one in (found.mean, found.mean_low, found.squares)
@@ -172,12 +173,11 @@ def _as_wide_as(moments: Moments, wide: Any) -> Moments:
     return of_arrays(moments.count, arrays, moments.namespace)
 
 
-def _each_array(moments: Moments, function: Callable[[Array], Array], unit: Array | None = None) -> Moments:
+def _each_array(moments: Moments, function: Callable[[Array], Array]) -> Moments:
     """Moments whose arrays are what a function makes of these."""
     arrays = [None if one is None else function(one) for one in arrays_of(moments)]
-    if unit is not None:
-        arrays[-1] = unit
-    return of_arrays(moments.count, arrays, moments.namespace)
+    count = function(moments.count) if numpy.ndim(moments.count) else moments.count
+    return of_arrays(count, arrays, moments.namespace)
 
 
 def _wide(dtype: Any, dtype_out: Any) -> Any:

@@ -18,11 +18,15 @@ def overlap(
     compute: Callable[[Item, Any], Any],
     write: Callable[[Item, Any], Any],
     buffers: list[Any],
+    *,
+    endless: bool = False,
 ) -> None:
     """For each item in turn ``write(item, compute(item, read(item, buffer)))``, each step in a thread of its own.
 
     A buffer belongs to its item until that is written, so that no more items are in memory than there are buffers, and
-    pages are not asked of the system and zeroed again for each. What a step raises, is raised here.
+    pages are not asked of the system and zeroed again for each. What a step raises, is raised here. ``endless``: a read
+    may take for ever, as that of a stream, and is not waited for after Ctrl-C; others are, for libraries complain of
+    those that are cut off.
     """
     remaining = iter(items)
     free = list(buffers)
@@ -73,6 +77,6 @@ def overlap(
         raise
     finally:
         # A stream may say nothing, or take nothing, for long. What is written to a file is done in less.
-        reader.shutdown(wait=not interrupted, cancel_futures=True)
+        reader.shutdown(wait=not (interrupted and endless), cancel_futures=True)
         writer.shutdown(wait=not interrupted, cancel_futures=True)
         wait([future for _, future in writes if not future.done()], _PATIENCE_SECONDS)

@@ -78,7 +78,7 @@ def visit(
 ) -> None:
     """Read each box, compute something of it, write that, all three at once."""
     buffers = [numpy.empty(source.buffer_nbytes, numpy.uint8) for _ in range(source.buffers)]
-    overlap(boxes, source.read, compute, write, buffers)
+    overlap(boxes, source.read, compute, write, buffers, endless=source.once)
 
 
 def _write_boxes(

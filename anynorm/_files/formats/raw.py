@@ -91,7 +91,7 @@ class RawReader:
         name = str(self.header.path) if array.name == "" else array.name
         if is_untyped(array.dtype):
             if job.dtype is None:
-                do = "--dtype float32 reads them as that, --dtype bfloat16 too, for an OUT of .safetensors"
+                do = "normalize --dtype float32 reads them as that, --dtype bfloat16 too, for an OUT of .safetensors"
                 raise ValueError(f"{name} holds {UNTYPED}; {do}")
             array = replace(array, dtype=dtype_named("bfloat16"))
         dtype_out = dtype_named(job.dtype) if job.dtype else array.dtype
