@@ -11,7 +11,7 @@ import numpy
 
 from anynorm._files.boxes import Box
 from anynorm._libraries import REAL_DTYPES
-from anynorm._moments import Moments, arrays_of, of_arrays, statistics_of
+from anynorm._moments import Moments, arrays_of, of_arrays
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 
 Array = Any
@@ -153,24 +153,7 @@ def _moments_for(job: Job, name: str, shape: tuple[int, ...], axes: tuple[int, .
         )
     if not numpy.any(given.count):
         raise ValueError("the statistics of --moments are those of no elements; take them of some")
-    return _as_wide_as(given, wide)
-
-
-def _as_wide_as(moments: Moments, wide: Any) -> Moments:
-    """Moments as those of data of a dtype are: of float64, in a unit of each row; of narrower data, in none."""
-    if moments.paired == (wide == numpy.float64):
-        return moments
-    found = statistics_of(moments)
-    with numpy.errstate(all="ignore"):
-        if not moments.paired:
-            *arrays, _ = (None if one is None else one.astype(numpy.float64) for one in arrays_of(moments))
-            return of_arrays(moments.count, [*arrays, numpy.ones(moments.shape)], moments.namespace)
-        unit: Any = found.unit
-        mean, low, squares = (
-            None if one is None else one / unit for one in (found.mean, found.mean_low, found.squares)
-        )
-        arrays = [mean, low, None, squares / unit, None, None]
-    return of_arrays(moments.count, arrays, moments.namespace)
+    return given.astype(wide)
 
 
 def _each_array(moments: Moments, function: Callable[[Array], Array]) -> Moments:
