@@ -218,6 +218,16 @@ def test_a_norm_within_the_state_of_a_model():
         norm.load_state_dict({}, prefix=None)
 
 
+@pytest.mark.parametrize(
+    ("count", "listed"), [(4, "n0, n1, n2, n3; pass"), (300, "n0, n1, n10, n100, ... (300 names);")]
+)
+def test_a_message_lists_few_of_the_names_of_a_model(count, listed):
+    state = {f"n{i}": ten(4) for i in range(count)}
+    with pytest.raises(ValueError, match=r"^state must hold") as caught:
+        anynorm.RMSNorm(4).load_state_dict(state | {"weight": ten(4)})
+    assert f"got one with unknown {listed}" in str(caught.value)
+
+
 def test_what_is_not_strict_says_what_was_left():
     state = {"enc.gamma": ten(4), "enc.delta": ten(4), "other.beta": ten(4), 3: ten(4)}
     norm = anynorm.LayerNorm(4)

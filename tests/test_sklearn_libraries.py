@@ -13,7 +13,7 @@ from tests.test_sklearn import NORMS, X
 
 @pytest.fixture
 def dispatch():
-    """Arrays of other libraries are taken; `tests/__init__.py` has set the variable that scikit-learn wants for this."""
+    """Arrays of other libraries are taken; `tests/__init__.py` sets the variable that scikit-learn wants for this."""
     with sklearn.config_context(array_api_dispatch=True):
         yield
 
