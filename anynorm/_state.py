@@ -12,6 +12,8 @@ from anynorm._loading import IncompatibleKeys, converted, matched, prefixes
 from anynorm._pytrees import register
 from anynorm._wording import arrays_of_library, describe, module_of, sentence, with_article
 
+_NAMES_LISTED = 4
+
 
 class HoldsParameters:
     """Parameters by name, and what can be done with them whichever norm they belong to."""
@@ -110,9 +112,15 @@ class HoldsParameters:
 
 
 def _lacks(left: IncompatibleKeys) -> str:
-    """What is wrong with the names of a state."""
+    """What is wrong with the names of a state; of many names, as of a whole model, the first."""
     both = ("without", left.missing_keys), ("with unknown", left.unexpected_keys)
-    return " and ".join(f"{what} {', '.join(sorted(names))}" for what, names in both if names)
+    return " and ".join(f"{what} {_listed(sorted(names))}" for what, names in both if names)
+
+
+def _listed(names: list[str]) -> str:
+    if len(names) <= _NAMES_LISTED:
+        return ", ".join(names)
+    return f"{', '.join(names[:_NAMES_LISTED])}, ... ({len(names)} names)"
 
 
 def _instead(names: Collection[str], state: Mapping[str, Any], prefix: str) -> str:

@@ -45,7 +45,8 @@ def layer_norm(
         return _torch_own.layer_norm(x, shape, weight, bias, eps, offset)
     if _is_other(x):
         return _of_others(layer_norm, x, shape, weight, bias, eps, offset)
-    return functions.layer_norm(x, weight, bias, axis=_axis_of(shape, x), eps=eps, weight_offset=_used(offset, weight))
+    x, axis = _laid_out(x), _axis_of(shape, x)
+    return functions.layer_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=_used(offset, weight))
 
 
 def rms_norm(
@@ -57,7 +58,8 @@ def rms_norm(
     if _is_other(x):
         return _of_others(rms_norm, x, shape, weight, bias, eps, offset)
     eps = _EPS.get(x.dtype, 0.0) if eps is None else eps
-    return functions.rms_norm(x, weight, bias, axis=_axis_of(shape, x), eps=eps, weight_offset=_used(offset, weight))
+    x, axis = _laid_out(x), _axis_of(shape, x)
+    return functions.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=_used(offset, weight))
 
 
 def scale_norm(x: Tensor, shape: Shape, scale: Tensor, eps: float) -> Tensor:
@@ -67,6 +69,11 @@ def scale_norm(x: Tensor, shape: Shape, scale: Tensor, eps: float) -> Tensor:
     if _is_other(x):
         return _of_others(scale_norm, x, shape, scale, eps)
     return functions.scale_norm(x, scale, axis=_axis_of(shape, x), eps=eps)
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """Contiguous, as torch's modules return it of any x; models go on with ``view``, which may refuse other strides."""
+    return x if x.layout != torch.strided or x.is_contiguous() else x.contiguous()
 
 
 def _used(offset: float, weight: Tensor | None) -> float:

@@ -16,13 +16,14 @@ from anynorm._kernels import stored
 from anynorm._libraries import dtype_name, library_of
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 from anynorm._numbers import check_number
-from anynorm._wording import describe, sentence
+from anynorm._overlap import require_writable
+from anynorm._wording import describe, not_an_array, sentence
 
 __all__ = ["Normalizer"]
 
 _FUNCTIONS = {"layer": layer_norm, "rms": rms_norm, "scale": scale_norm}
 _RULES = {"layer": LAYER_NORM, "rms": RMS_NORM, "scale": SCALE_NORM}
-_DTYPES = ("float16", "float32", "float64")
+_DTYPES = ("float16", "float32", "float64")  # those that scikit-learn's checks know; bfloat16 is kept too
 
 
 class _Parameters(NamedTuple):
@@ -63,8 +64,8 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
     -----
     X of shape (samples, features) is taken as by any transformer of scikit-learn: arrays, lists, data frames of pandas
     and polars, and with ``array_api_dispatch`` arrays of other libraries, of which the result is then one. float16,
-    float32 and float64 stay what they are, other numbers become float64. The result is within the bounds that the
-    functions promise.
+    bfloat16, float32 and float64 stay what they are, other numbers become float64. The result is within the bounds
+    that the functions promise.
 
     NaN and Inf are refused, unless scikit-learn's ``assume_finite`` is set: rows that hold them become NaN throughout.
 
@@ -75,7 +76,7 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
     Raises
     ------
     TypeError
-        If a parameter is of the wrong type, or X is sparse with ``norm="layer"``.
+        If a parameter is of the wrong type, or X is a masked array, or sparse with ``norm="layer"``.
     ValueError
         If a parameter is out of its range, or X is no table of finite numbers.
 
@@ -147,16 +148,17 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
     def _normalize(self, X: Any, copy: bool, reset: bool) -> Any:
         parameters = self._check_parameters()
         is_sparse = scipy.sparse.issparse(X)
-        x = self._validate(X, reset=reset, ensure_all_finite=False, force_writeable=not copy, copy=is_sparse and copy)
+        copy_first = is_sparse and copy and X.dtype.name in _DTYPES  # others are copied as they become float64
+        x = self._validate(X, reset=reset, ensure_all_finite=False, force_writeable=not copy, copy=copy_first)
         if scipy.sparse.issparse(x):
             self._require_finite(x.data)
             x = x if x.dtype.name in _DTYPES else x.astype(numpy.float64)
             return stored.normalize(x, parameters.rule, parameters.eps, parameters.scale)
         library = library_of(x)
-        if dtype_name(x.dtype) not in _DTYPES:
-            x = library.namespace.astype(x, library.namespace.float64)
         is_own = isinstance(X, numpy.ndarray) and isinstance(x, numpy.ndarray) and not numpy.may_share_memory(x, X)
-        out = x if library.writable and (is_own or not copy) else None
+        if dtype_name(x.dtype) not in (*_DTYPES, "bfloat16"):
+            x, is_own = library.namespace.astype(x, library.namespace.float64), True
+        out = x if (is_own or not copy) and _can_be_written(x) else None
         if out is not None:  # while it is what was given
             self._require_finite(x)
         scale = {} if parameters.scale is None else {"scale": parameters.scale}
@@ -168,6 +170,8 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
 
     def _validate(self, X: Any, reset: bool, **options: Any) -> Any:
         """X as scikit-learn makes an array or a sparse matrix of it."""
+        if isinstance(X, numpy.ma.MaskedArray):  # of which scikit-learn would drop the mask
+            raise TypeError(not_an_array("X", X))
         if self.norm == "layer" and scipy.sparse.issparse(X):
             must = 'be dense with norm="layer", for centring would make every zero of a sparse matrix nonzero'
             raise TypeError(sentence("X", must, describe(X), "pass X.toarray(), or take another norm"))
@@ -200,6 +204,9 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         if self.scale is not None and self.norm != "scale":
             do = f"leave it out, or pass norm='scale' in place of '{self.norm}'"
             raise ValueError(sentence("scale", "be None with any norm but 'scale'", describe(self.scale), do))
+        if not isinstance(self.copy, (bool, numpy.bool)):
+            do = "pass False to have arrays normalized in place"
+            raise TypeError(sentence("copy", "be True or False", describe(self.copy), do))
         function: Any = _FUNCTIONS[self.norm]
         eps = function.__kwdefaults__["eps"] if self.eps is None else check_number("eps", self.eps, least=0.0)
         scale = None if self.scale is None else check_number("scale", self.scale)
@@ -212,3 +219,15 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         tags.requires_fit = False
         tags.array_api_support = True
         return tags
+
+
+def _can_be_written(x: Any) -> bool:
+    """Whether an array can hold the result in place of what it holds."""
+    library = library_of(x)
+    if not library.writable:
+        return False
+    try:
+        require_writable("X", x, library.name)
+    except ValueError:
+        return False
+    return True

@@ -247,7 +247,8 @@ def convert(model: torch.nn.Module) -> _torch_convert.Report:
 
     A module stays the object it is and changes its class. So parameters, names, hooks, buffers, devices, dtypes, modes
     and the state_dict are what they were, an optimizer made before goes on, and a model that is such a norm itself is
-    swapped as well. Results differ from torch's by rounding; they always have x's dtype.
+    swapped as well. Results differ from torch's by rounding; they always have x's dtype, and are contiguous as torch's
+    are.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ def test_a_norm_is_an_attribute_of_an_nnx_module_as_it_is():
     graph, state = nnx.split(model)
     assert nnx.merge(graph, state).norm == norm
     np.testing.assert_allclose(nnx.jit(Model.__call__)(model, x), norm(x), rtol=2.0**-20)
-    gradient = jax.grad(lambda state: nnx.merge(graph, state)(x).sum())(state)
+    gradient = jax.jit(jax.grad(lambda state: nnx.merge(graph, state)(x).sum()))(state)
     np.testing.assert_allclose(gradient["norm"]["weight"], np.sum(norm(x), axis=0), rtol=2.0**-20)
 
 
@@ -63,18 +63,15 @@ print("flax" in sys.modules)
 from flax import nnx
 class Model(nnx.Module):
     pass
-model = Model()
-model.held = {made}
-print(*nnx.state(model)["held"])
+for made in (anynorm.moments(jnp.ones(3)), anynorm.RMSNorm(3)):
+    model = Model()
+    model.held = made
+    print(*nnx.state(model)["held"])
 """
 
 
-@pytest.mark.parametrize(
-    ("made", "names"),
-    [("anynorm.moments(jnp.ones(3))", ["mean", "mean_low", "squares", "unit"]), ("anynorm.RMSNorm(3)", ["weight"])],
-)
-def test_flax_may_be_imported_after_the_first_ones_are_made(made, names):
-    assert fresh(IMPORTED_LATER.format(made=made)) == ["False", *names]
+def test_flax_may_be_imported_after_the_first_ones_are_made():
+    assert fresh(IMPORTED_LATER) == ["False", "mean", "mean_low", "squares", "unit", "weight"]
 
 
 def test_the_example_learns_the_same_in_each_framework():

@@ -7,7 +7,6 @@ import pytest
 
 import anynorm
 from tests.backends import CPU_BACKENDS, TORCH, as_dtype, needs_gpu
-from tests.test_imports import fresh
 
 
 def test_state_goes_to_torch_and_back():
@@ -62,18 +61,14 @@ def test_values_move_to_the_device_of_the_parameters():
     loaded(anynorm.RMSNorm(2, xp=torch, device="meta"), weight=torch.ones(2))
 
 
-TWO_DEVICES = """
-import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-import jax, anynorm
-norm = anynorm.RMSNorm(2, xp=jax.numpy, device=jax.devices()[1])
-norm.load_state_dict({"weight": jax.numpy.asarray([1.5, 2.5], dtype="bfloat16", device=jax.devices()[0])})
-print(norm.weight.devices() == {jax.devices()[1]}, norm.weight.dtype, *norm.weight.tolist())
-"""
-
-
 def test_values_move_between_two_devices_of_jax():
-    assert fresh(TWO_DEVICES) == ["True", "float32", "1.5", "2.5"]
+    import jax
+
+    here, there = jax.devices("cpu")[:2]
+    norm = anynorm.RMSNorm(2, xp=jax.numpy, device=there)
+    norm.load_state_dict({"weight": jax.numpy.asarray([1.5, 2.5], dtype="bfloat16", device=here)})
+    assert norm.weight.devices() == {there}
+    assert (norm.weight.dtype, norm.weight.tolist()) == ("float32", [1.5, 2.5])
 
 
 @pytest.mark.gpu
@@ -216,6 +211,16 @@ def test_a_norm_within_the_state_of_a_model():
         norm.load_state_dict({"a/ln/gamma": ten(4), "a/ln/beta": ten(4)}, prefix="b/ln.")
     with pytest.raises(TypeError, match="prefix must be a str, got None"):
         norm.load_state_dict({}, prefix=None)
+
+
+@pytest.mark.parametrize(
+    ("count", "listed"), [(4, "n0, n1, n2, n3; pass"), (300, "n0, n1, n10, n100, ... (300 names);")]
+)
+def test_a_message_lists_few_of_the_names_of_a_model(count, listed):
+    state = {f"n{i}": ten(4) for i in range(count)}
+    with pytest.raises(ValueError, match=r"^state must hold") as caught:
+        anynorm.RMSNorm(4).load_state_dict(state | {"weight": ten(4)})
+    assert f"got one with unknown {listed}" in str(caught.value)
 
 
 def test_what_is_not_strict_says_what_was_left():

@@ -1,5 +1,7 @@
 """Normalizer of SciPy's sparse matrices: the elements of the same dense row, and nothing stored that was not."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import sklearn
@@ -131,6 +133,30 @@ def test_in_place(form):
     y = Normalizer("rms", copy=False).transform(x)
     assert (x != before).nnz == 0
     assert_as_dense(y, before, "rms")
+
+
+@pytest.mark.parametrize("form", ["csr_array", "csc_array"])
+def test_memory_beside_the_matrix(form):
+    """A few blocks; and of CSC, whose rows are brought together, about two copies."""
+    rows = np.arange(1_000_000, dtype=np.int32)
+    x = getattr(sparse, form)((np.ones(1_000_000, np.float32), (rows, rows % 20)), shape=(1_000_000, 20))
+    held_nbytes = x.data.nbytes + x.indices.nbytes + 4 * 1_000_000
+    tracemalloc.start()
+    try:
+        Normalizer(copy=False).transform(x)
+        peak_nbytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert x.indptr.dtype == np.int32
+    assert (x.data == 1).all()
+    assert peak_nbytes < (2.2 if form == "csc_array" else 0.4) * held_nbytes
+
+
+def test_blocks_end_where_numbers_of_32_bits_do():
+    most = 2**31 - 1
+    bounds = np.asarray([0, most - 9, most - 9, most, most], np.int32)
+    found = [(part.start, part.stop, rows.lengths.tolist()) for part, rows in stored._blocks(bounds)]
+    assert found == [(0, most - 9, [most - 9]), (most - 9, most, [9])]
 
 
 def test_other_formats_integers_and_long_indices():

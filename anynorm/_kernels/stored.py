@@ -44,63 +44,41 @@ class _Runs(NamedTuple):
         return numpy.repeat(of_rows, self.lengths)
 
 
-class _Scattered(NamedTuple):
-    """Elements in any order, as in CSC, of which the row is known."""
-
-    rows: Array
-    of_all: int  # how many rows there are
-
-    def total(self, values: Array) -> Array:
-        """The sum of each row."""
-        return numpy.bincount(self.rows, values, self.of_all)
-
-    def largest(self, values: Array) -> Array:
-        """The largest of each row, at least 0."""
-        found = numpy.zeros(self.of_all, values.dtype)
-        numpy.maximum.at(found, self.rows, values)
-        return found
-
-    def spread(self, of_rows: Array) -> Array:
-        """For each element the number that its row has."""
-        return of_rows[self.rows]
-
-
 def normalize(matrix: Any, rule: Rule, eps: float, scale: float | None) -> Any:
     """Normalize each row of a CSR or CSC matrix in place; return it, or one with more stored where a row is NaN."""
     matrix.sum_duplicates()
-    precision, holds_nan = library_of(matrix.data).precision(matrix.data), False
+    by_rows = matrix.tocsr()
+    precision, holds_nan = library_of(by_rows.data).precision(by_rows.data), False
     with numpy.errstate(all="ignore"):
-        for elements, rows in _blocks(matrix):
-            x = matrix.data[elements].astype(precision.dtype, copy=False)
+        for elements, rows in _blocks(by_rows.indptr):
+            x = by_rows.data[elements].astype(precision.dtype, copy=False)
             found = _reduce(x, rows, matrix.shape[1], rule, precision, eps)
             step = finish(numpy, found, rule, eps, precision)
             by_pairs = precision.digits and not rule.averaged
             apply_step = _apply_pairs if by_pairs else _apply
-            matrix.data[elements] = apply_step(x, step, found, rows, scale, precision)
+            by_rows.data[elements] = apply_step(x, step, found, rows, scale, precision)
             holds_nan |= bool(numpy.isnan(step.factor).any())
+    if by_rows is not matrix:
+        matrix.data[:] = by_rows.tocsc().data
     return _with_whole_rows(matrix) if holds_nan else matrix
 
 
-def _blocks(matrix: Any) -> Iterator[tuple[slice, _Runs | _Scattered]]:
-    """Parts of the stored elements that hold whole rows: of CSR some rows at a time, of CSC all."""
-    if matrix.format == "csc":
-        yield slice(0, matrix.nnz), _Scattered(matrix.indices, matrix.shape[0])
-        return
-    bounds = matrix.indptr
-    first, count = 0, matrix.shape[0]
-    while first < count:
-        last = min(int(numpy.searchsorted(bounds, int(bounds[first]) + _BLOCK_ELEMENTS)), count)
+def _blocks(bounds: Array) -> Iterator[tuple[slice, _Runs]]:
+    """Parts of the stored elements that hold some whole rows each, of which those bounds are given."""
+    most = int(numpy.iinfo(bounds.dtype).max)
+    first, count = 0, len(bounds) - 1
+    while bounds[first] < bounds[count]:
+        # In the dtype of the bounds; for another one NumPy would convert them all, block after block.
+        end = bounds.dtype.type(min(int(bounds[first]) + _BLOCK_ELEMENTS, most))
+        last = min(int(numpy.searchsorted(bounds, end)), count)
         lengths = numpy.diff(bounds[first : last + 1])
         stored = lengths > 0
-        if stored.any():
-            starts = bounds[first:last][stored] - bounds[first]
-            yield slice(int(bounds[first]), int(bounds[last])), _Runs(starts, lengths[stored])
+        starts = bounds[first:last][stored] - bounds[first]
+        yield slice(int(bounds[first]), int(bounds[last])), _Runs(starts, lengths[stored])
         first = last
 
 
-def _reduce(
-    x: Array, rows: _Runs | _Scattered, features: int, rule: Rule, precision: Precision, eps: float
-) -> Statistics:
+def _reduce(x: Array, rows: _Runs, features: int, rule: Rule, precision: Precision, eps: float) -> Statistics:
     """Step 1 of the definition; what is not stored adds nothing to a sum of squares."""
     values, low, unit = x * x, None, None
     squares = rows.total(values)
@@ -118,7 +96,7 @@ def _reduce(
     return Statistics(features, None, None, None, squares, low, unit)
 
 
-def _in_range(squares: Array, x: Array, rows: _Runs | _Scattered) -> bool:
+def _in_range(squares: Array, x: Array, rows: _Runs) -> bool:
     """Whether the sum of squares of each row, but of those that hold zeros alone, lies well within float64."""
     is_zero = squares == 0.0
     if not ((squares > _SMALLEST) & (squares < 1 / _SMALLEST) | is_zero).all():
@@ -126,9 +104,7 @@ def _in_range(squares: Array, x: Array, rows: _Runs | _Scattered) -> bool:
     return not (is_zero.any() and x[rows.spread(is_zero)].any())
 
 
-def _apply(
-    x: Array, step: Step, found: Statistics, rows: _Runs | _Scattered, scale: float | None, precision: Precision
-) -> Array:
+def _apply(x: Array, step: Step, found: Statistics, rows: _Runs, scale: float | None, precision: Precision) -> Array:
     """Step 3 of the definition, with step 2's numbers of each element."""
     unit = step.unit
     if unit is not None:
@@ -137,7 +113,7 @@ def _apply(
 
 
 def _apply_pairs(
-    x: Array, step: Step, found: Statistics, rows: _Runs | _Scattered, scale: float | None, precision: Precision
+    x: Array, step: Step, found: Statistics, rows: _Runs, scale: float | None, precision: Precision
 ) -> Array:
     """Step 3 of scale_norm in float64, with a factor of twice the digits: results are off by less than one unit."""
     of_squares = multiply_pairs((step.factor, 0.0), (step.factor, 0.0), 53)

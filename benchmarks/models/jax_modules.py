@@ -7,6 +7,7 @@ import equinox
 import flax.linen
 import jax
 import jax.numpy as jnp
+import numpy
 import optax
 from flax import nnx
 
@@ -99,10 +100,12 @@ def _trained(tree, loss_and_gradient, steps):
 
 def train(steps):
     """The losses of all three, which begin with the same parameters."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    first, last = jax.random.normal(keys[0], (FEATURES, WIDTH)), jax.random.normal(keys[1], (WIDTH, 1)) / WIDTH
-    x = jax.random.normal(keys[2], (64, FEATURES))
-    return {run.__name__: run(first, last, x, jnp.sin(x[:, :1]), steps) for run in (in_nnx, in_equinox, in_linen)}
+    rng = numpy.random.default_rng(0)
+    shapes = (FEATURES, WIDTH), (WIDTH, 1), (64, FEATURES)
+    first, last, x = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes)
+    return {
+        run.__name__: run(first, last / WIDTH, x, jnp.sin(x[:, :1]), steps) for run in (in_nnx, in_equinox, in_linen)
+    }
 
 
 if __name__ == "__main__":
