@@ -257,7 +257,7 @@ def test_chunks_and_row_groups_are_of_some_size(monkeypatch):
     [
         (
             "null.parquet y.npy",
-            "e of null.parquet has null in place of lists, for which another format or --axis has no",
+            "e of null.parquet has null in place of lists, which .parquet alone keeps, and not along --axis 0",
         ),
         ("x.npy y.zarr --columns f*", "--columns is for columns of .parquet; x.npy has none"),
         ("x.npy y.zarr --tensor a --tensor b", "x.npy holds no a; it holds one array, which has no name"),
@@ -341,6 +341,14 @@ def test_an_array_that_no_file_can_hold(capsys, folder, target):
         return
     message = f"the result would take {2**66} bytes, which no file can hold"
     assert_refused(capsys, folder, message, "x.zarr", target, "--norm", "layer")
+
+
+def test_rows_that_are_too_long_for_a_list(capsys, folder):
+    for name, length in (("x", 2**31 - 1), ("z", 2**31)):
+        zarr.create_array(f"{name}.zarr", shape=(0, length), chunks=(1, length), dtype="float32")
+    assert normalize("x.zarr", "y.parquet") == 0
+    message = f"z.zarr has rows of {2**31} elements, too many for .parquet"
+    assert_refused(capsys, folder, message, "z.zarr", "z.parquet", "--norm", "layer")
 
 
 @pytest.mark.parametrize(
