@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from anynorm._cli.terminal import flush_or_silence, silence_output, stopped, tell, terminable
 from anynorm._threads import set_threads
 
+_MOST_SAID = 1000  # of a message: what is wrong with a file may quote all that is in it
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
@@ -23,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 141  # as for a command that SIGPIPE ends
         except (KeyboardInterrupt, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
             status, message = _said_of(error)
+            message = message if len(message) <= _MOST_SAID else f"{message[:_MOST_SAID]} ..."
             tell("; ".join([f"anynorm: {message}", *getattr(error, "__notes__", [])]))
             if status != 130:  # what takes the output may wait for long
                 flush_or_silence()

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import sys
 from functools import partial
@@ -57,6 +58,9 @@ def save_files():
     Path("no.safetensors").write_bytes(b"")
     Path("empty.json").write_text("{}")
     Path("none.json").write_text('{"arrays": [{"name": "", "moments": null}]}')
+    Path("list.json").write_text('{"arrays": [{"name": ["a"], "moments": {"x": 1}}]}')
+    shards = [{"file": f"{name}.npy", "name": "", "moments": {"x": 1}} for name in "ab"]
+    Path("shards.json").write_text(json.dumps({"arrays": shards}))
     Path("two.json").write_text('{"arrays": [{"name": "a", "moments": {"x": 1}}, {"name": "b", "moments": {"x": 1}}]}')
 
 
@@ -118,6 +122,8 @@ OTHERS = [
     ("normalize x.npy y.npy --norm layer --moments empty.json", "empty.json holds no statistics that can be read"),
     ("normalize x.npy y.npy --norm layer --moments none.json", "none.json holds no statistics along the first axis"),
     ("normalize x.npy y.npy --norm layer --moments two.json", "two.json holds statistics of a, b; name one of them"),
+    ("normalize x.npy y.npy --norm layer --moments list.json", "list.json holds no statistics that can be read"),
+    ("normalize x.npy y.npy --norm layer --moments shards.json", "statistics of several files, a.npy, b.npy; write"),
     ("normalize y.npy --norm layer", "OUT is missing"),
     ("normalize --norm layer", "IN is missing"),
     ("normalize x.npy y.npy", "--norm is missing; it is one of layer, rms, scale"),

@@ -53,6 +53,10 @@ def test_a_norm_has_the_names_that_others_give_it(norm, spelled):
         ("normalize x.npy y.npy --norm rms --axis -1,b", "'-1,b' is not an axis or a list of axes"),
         ("normalize x.npy y.npy --norm rms --eps -b", "expected one argument"),
         ("info x.npy", "'x.npy' is one too many"),
+        ("--norm rms normalize x.npy y.npy", "--norm stands before the command; write anynorm normalize, then"),
+        ("normalize x.npy y.npy --norm rms --axis -1 -2", "-2 is no file here; several axes are one word"),
+        ("show x.npy --norm rms", "there is no option --norm; anynorm show --help"),
+        ("show x.npy --eps 3", "there is no option --eps; anynorm show --help"),
     ],
 )
 def test_what_is_mistyped_names_the_nearest(capsys, arguments, message):

@@ -30,6 +30,10 @@ def save_bad_files():
         "nested": npy.replace(b"'<f4'", b"('<f4',(2,))").replace(shape, b"(9, 3), }" + b" " * 13),
     }.items():
         Path(f"{name}.npy").write_bytes(content)
+    with Path("many.npy").open("wb") as file:
+        described = {"descr": "<f4", "fortran_order": False, "shape": (1,) * 65}
+        np.lib.format.write_array_header_1_0(file, described)
+        file.write(bytes(4))
     np.savez("archive.npz", x)
     np.save("objects.npy", np.asarray([{}, None]))
     np.save("integers.npy", x.astype(int))
@@ -65,6 +69,7 @@ UNREADABLE = [
         ("integers.npy y.npy", "integers.npy holds int64"),
         ("complex.npy y.npy", "complex.npy holds complex128"),
         ("no_axes.npy y.npy", "holds a single number"),
+        ("many.npy y.npy", "many.npy has 65 axes, more than arrays of NumPy may have"),
         ("none.npy y.npy", "none.npy: No such file"),
         ("folder.npy y.npy", "folder.npy is a directory"),
         ("archive.npz y.npy", "no suffix that tells its format"),

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
@@ -164,6 +166,31 @@ def test_arrays_stand_above_the_bar():
     assert process.wait(timeout=60) == 0
     for name in "ab":  # on a line of its own, which is cleared before
         assert f"\x1b[2Kx.safetensors {name}: 3 x 4 float64, 96 bytes\r\n" in said.decode()
+
+
+def test_a_file_without_arrays(capsys):
+    save_file({}, "x.safetensors")
+    assert show(capsys, "x.safetensors") == "x.safetensors: no arrays\n"
+    assert told(capsys, "x.safetensors") == []
+    assert cli.main(["normalize", "x.safetensors", "y.safetensors", "--norm", "rms"]) == 1
+    assert capsys.readouterr().err == "anynorm: x.safetensors holds nothing that can be normalized\n"
+
+
+def test_what_is_wrong_with_a_file_is_said_in_short(capsys):
+    header = b'{"a":"' + b"x" * 5000 + b'"}'  # which the error quotes
+    Path("x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert cli.main(["show", "x.safetensors"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("anynorm: x.safetensors is not a readable .safetensors file: ")
+    assert len(error) < 1100
+
+
+def test_why_a_column_has_no_statistics(capsys):
+    pq.write_table(pa.table({"e": [[1.0, None]]}), "x.parquet")
+    assert (
+        show(capsys, "x.parquet")
+        == "x.parquet e: 1 x 2 float64, 16 bytes; has lists with null in them; fill those first\n"
+    )
 
 
 def test_why_there_are_no_statistics(capsys):

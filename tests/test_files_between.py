@@ -259,7 +259,7 @@ def test_chunks_and_row_groups_are_of_some_size(monkeypatch):
     [
         (
             "null.parquet y.npy",
-            "e of null.parquet has null in place of lists, for which another format or --axis has no",
+            "e of null.parquet has null in place of lists, which .parquet alone keeps, and not along --axis 0",
         ),
         ("x.npy y.zarr --columns f*", "--columns is for columns of .parquet; x.npy has none"),
         ("x.npy y.zarr --tensor a --tensor b", "x.npy holds no a; it holds one array, which has no name"),
@@ -345,6 +345,14 @@ def test_an_array_that_no_file_can_hold(capsys, folder, target):
     assert_refused(capsys, folder, message, "x.zarr", target, "--norm", "layer")
 
 
+def test_rows_that_are_too_long_for_a_list(capsys, folder):
+    for name, length in (("x", 2**31 - 1), ("z", 2**31)):
+        zarr.create_array(f"{name}.zarr", shape=(0, length), chunks=(1, length), dtype="float32")
+    assert normalize("x.zarr", "y.parquet") == 0
+    message = f"z.zarr has rows of {2**31} elements, too many for .parquet"
+    assert_refused(capsys, folder, message, "z.zarr", "z.parquet", "--norm", "layer")
+
+
 @pytest.mark.parametrize(
     ("chunks", "rows", "plain"),
     [
@@ -358,16 +366,6 @@ def test_how_much_is_read_at_once(monkeypatch, chunks, rows, plain):
     for way, expected in ((False, rows), (True, plain)):
         ((_, source),) = zarr_files.ZarrReader(Path("x.zarr")).sources(JOB, plain=way).values()
         assert source.ranges[0][0] == slice(0, expected)
-
-
-@pytest.mark.parametrize("length", [2**31 - 1, 2**31])
-def test_rows_that_a_column_has_no_room_for(length):
-    zarr.create_array("x.zarr", shape=(1, length), chunks=(1, 4), dtype="float32")
-    if length < 2**31:
-        assert _files.planned(Path("x.zarr"), Path("y.parquet"), JOB, overwrite=False).nbytes == 4 * length
-        return
-    with pytest.raises(ValueError, match=r"x.zarr has rows of more than 2147483647 elements"):
-        _files.planned(Path("x.zarr"), Path("y.parquet"), JOB, overwrite=False)
 
 
 def test_what_would_be_written(folder):

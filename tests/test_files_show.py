@@ -179,6 +179,26 @@ def test_the_median_of_many_lengths(monkeypatch, rows):
     assert (found.least, found.largest) == (0, x.max())
 
 
+@pytest.mark.parametrize("exact_rows", [64, 1])
+@pytest.mark.parametrize("magnitude", [1.7e308, 1e-170, 5e-324])
+def test_magnitudes_whose_squares_or_sums_are_out_of_range(monkeypatch, magnitude, exact_rows):
+    monkeypatch.setattr(shown, "_EXACT_ROWS", exact_rows)
+    x = (
+        np.random.default_rng(0).uniform(0.5, 1, (30, 1)) if magnitude > 1e-300 else np.arange(30.0)[:, None]
+    ) * magnitude
+    np.save("x.npy", x)
+    (found,) = show("x.npy")
+    exact = [fractions.Fraction(one) for one in np.sort(x[:, 0]).tolist()]
+    mean = sum(exact) / 30
+    unit = fractions.Fraction(magnitude)
+    deviation = math.sqrt(sum(((one - mean) / unit) ** 2 for one in exact) / 30)
+    assert found.median == pytest.approx(
+        float((exact[14] + exact[15]) / 2), rel=2**-10 if exact_rows == 1 else 1e-15, abs=5e-324
+    )
+    assert found.mean == pytest.approx(float(mean), rel=1e-14, abs=5e-324)
+    assert found.deviation == pytest.approx(deviation * magnitude, rel=1e-14, abs=5e-324)
+
+
 def test_the_median_of_many_equal_lengths_is_theirs(monkeypatch):
     monkeypatch.setattr(shown, "_EXACT_ROWS", 64)
     np.save("x.npy", np.full((999, 1), 1 - 2.0**-53))

@@ -221,6 +221,7 @@ def test_dicts_of_moments():
         speaks(ValueError, "values", anynorm.Moments.from_dict, rest)
     for entry, error, value in (
         ("count", TypeError, 2.5), ("count", TypeError, True), ("count", TypeError, "2"), ("count", ValueError, -1),
+        ("count", ValueError, 2**63),
         ("shape", TypeError, 2), ("shape", TypeError, "ab"), ("shape", TypeError, [2.0, 1]),
         ("shape", ValueError, [-2, -1]),
         ("dtype", ValueError, "int64"), ("dtype", ValueError, None), ("dtype", ValueError, []),
@@ -231,7 +232,8 @@ def test_dicts_of_moments():
     ):  # fmt: skip
         speaks(error, entry, anynorm.Moments.from_dict, {**written, entry: value})
     speaks(TypeError, "shape", anynorm.Moments.from_dict, {**written, "shape": [1.0]}, words="pass a list of ints")
-    assert anynorm.Moments.from_dict({**written, "count": np.int64(3)}).to_dict() == written
+    for count in (np.int64(3), 2**63 - 1):
+        assert anynorm.Moments.from_dict({**written, "count": count}).to_dict() == {**written, "count": int(count)}
 
 
 def test_modules():

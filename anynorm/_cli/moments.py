@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from anynorm._files.contents import listed
 from anynorm._moments import Moments
 
 _HOW = "write it with anynorm show FILE --axis 0 --json"
@@ -33,12 +34,15 @@ def _chosen(path: Path, written: Any, names: tuple[str, ...]) -> Any:
     """What `Moments.to_dict` has written, which may also be the whole file."""
     if not isinstance(written, dict) or not isinstance(arrays := written.get("arrays"), list):
         return written
-    found = {one["name"]: one["moments"] for one in arrays if isinstance(one, dict) and one.get("moments")}
-    if len(names) == 1 and names[0] in found:
-        return found[names[0]]
+    found = [(str(one.get("name")), one) for one in arrays if isinstance(one, dict) and one.get("moments")]
     if not found:
         raise ValueError(f"{path} holds no statistics along the first axis; {_HOW}")
-    if len(found) > 1:
-        there = ", ".join(map(str, found))
-        raise ValueError(f"{path} holds statistics of {there}; name one of them with --tensor")
-    return next(iter(found.values()))
+    wanted = [one for one in found if len(names) == 1 and one[0] == names[0]] or found
+    if len(wanted) > 1:
+        files = list(dict.fromkeys(str(one.get("file")) for _, one in wanted))
+        if len(files) > 1:
+            raise ValueError(f"{path} holds statistics of several files, {listed(files)}; write those of one")
+        there = listed([name for name, _ in wanted])
+        how = "show FILE --tensor NAME writes those of one alone"
+        raise ValueError(f"{path} holds statistics of {there}; name one of them with --tensor, or anynorm {how}")
+    return wanted[0][1]["moments"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,17 @@ def parse(arguments: list[str]) -> argparse.Namespace | None:
         parser.print_help()
         return None
     first = next((one for one in arguments if not one.startswith("-")), None)
+    command = next((one for one in arguments if one in COMMANDS), None)
+    if command and arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "-V", "--version"):
+        parser.error(f"{arguments[0]} stands before the command; write anynorm {command}, then its options")
     if first is not None and first not in COMMANDS:
         near = nearest(first, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
         parser.error(f"there is no command {first!r}{near}")
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     parsed = parser.parse_args(joined(arguments[:cut]))
+    for one in getattr(parsed, "paths", []):
+        if re.fullmatch(r"-[\d,.-]+", one):
+            parser.error(f"{one} is no file here; several axes are one word, as in --axis -1,-2, and a file is ./{one}")
     if cut < len(arguments):  # after it are files, whatever their names begin with
         parsed.paths = [*getattr(parsed, "paths", []), *arguments[cut + 1 :]]
     return parsed
@@ -71,7 +78,7 @@ def parser_of_all(files: Any = None) -> Parser:
     def command(name: str, description: str, example: str, usage: str) -> Command:
         made: Command = commands.add_parser(
             name, help=COMMANDS[name], description=description, epilog=f"example:\n  {example}",
-            usage=f"anynorm {name} {usage}", formatter_class=argparse.RawDescriptionHelpFormatter,
+            usage=f"anynorm {name} {usage}".rstrip(), formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         made.files = files
         return made

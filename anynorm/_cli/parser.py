@@ -68,8 +68,9 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """What to add to a message about a word that is none of these."""
-    found = difflib.get_close_matches(word, sorted(set(words)), 1, 0.6)
-    return f"; did you mean {found[0]}?" if found else ""
+    bare = {one.lstrip("-"): one for one in sorted(set(words))}  # dashes are no likeness
+    found = difflib.get_close_matches(word.lstrip("-"), bare, 1, 0.65)
+    return f"; did you mean {bare[found[0]]}?" if found else ""
 
 
 def one_of(names: dict[str, str]) -> Callable[[str], str]:

@@ -20,15 +20,18 @@ def run(parsed: argparse.Namespace) -> int:
     found: list[dict[str, Any]] = []
     for place in expanded(parsed.paths):
         what = "-" if place == "-" else place.name
-        total = partial(nbytes_of, place, tuple(parsed.names))
+        total, empty = partial(nbytes_of, place, tuple(parsed.names)), True
         with progress(what, total, parsed.quiet, printing=not parsed.json) as advance:
             for one in show(place, tuple(parsed.names), parsed.axis, advance, columns=tuple(parsed.columns)):
+                empty = False
                 if parsed.json:
                     found.append({"file": str(place), **one.to_dict()})
                     continue
                 for line in lines_of(place, one):
                     say(line, output())
                 output().flush()  # to whoever reads it, who may have enough
+        if empty and not parsed.json:
+            say(f"{place}: no arrays", output())
     if parsed.json:
         print_json({"arrays": found})
     return 0
@@ -40,7 +43,9 @@ def lines_of(place: Place, shown: Shown) -> list[str]:
     head = f"{name}: {of_shape(shown.shape)} {shown.dtype}"
     head += "" if shown.nbytes is None else f", {of_nbytes(shown.nbytes)}"
     if shown.rows is None:
-        why = (shown.why or "").removeprefix(f"{place} ").removeprefix(f"{shown.name} ")
+        why = shown.why or ""
+        for known in (f"{shown.name} of {place} ", f"{shown.name} ", f"{place} "):
+            why = why.removeprefix(known)
         return [f"{head}; {why}" if why else head]
     lines = [head, f"  rows        {_rows(shown)}"]
     if shown.least is not None and shown.median is not None and shown.largest is not None:

@@ -119,6 +119,17 @@ def require_unstopped() -> None:
         raise KeyboardInterrupt
 
 
+def _unless_stopped(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that prints no interrupt, which Python or a library does where nobody can catch it."""
+
+    def printing(*told: Any) -> None:
+        kind = told[0] if len(told) > 1 else told[0].exc_type
+        if not (stopped() and issubclass(kind, KeyboardInterrupt)):
+            hook(*told)
+
+    return printing
+
+
 @contextmanager
 def terminable() -> Iterator[None]:
     """Clean up on SIGTERM and SIGHUP as on Ctrl-C."""
@@ -138,8 +149,13 @@ def terminable() -> Iterator[None]:
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     for number in before:
         signal.signal(number, interrupt)
+    hooks = {name: getattr(sys, name) for name in ("excepthook", "unraisablehook")}
+    for name, hook in hooks.items():
+        setattr(sys, name, _unless_stopped(hook))
     try:
         yield
     finally:
+        for name, hook in hooks.items():
+            setattr(sys, name, hook)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -43,7 +43,8 @@ def chosen(job: Job, names: list[str], path: Path, option: str = "--tensor") -> 
         raise ValueError(f"--columns is for columns of .parquet; {path} has none")
     require_there(job.names, names, path)
     if not job.names and len(names) != 1:
-        raise ValueError(f"{path} holds {listed(names)}; say with {option} which to normalize")
+        do = f"; say with {option} which to normalize" if names else ""
+        raise ValueError(f"{path} holds {listed(names)}{do}")
     return list(job.names) or names
 
 

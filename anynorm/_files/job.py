@@ -92,6 +92,7 @@ def fit(job: Job, name: str, shape: tuple[int, ...], dtype: Any, dtype_out: Any,
     """
     name = name[:_NAME_LENGTH]
     require_float(name, dtype)
+    _require_not_too_many_axes(name, shape)
     axes = _axes_in(job, name, shape)
     _require_parameters(job, name, tuple(shape[axis] for axis in axes))
     weight, bias, moments = job.weight, job.bias, _moments_for(job, name, shape, axes, _wide(dtype, dtype_out))
@@ -108,6 +109,13 @@ def require_float(name: str, dtype: Any) -> None:
         raise TypeError(
             f"{name} holds {str(dtype)[:_NAME_LENGTH]}; normalize takes {', '.join(REAL_DTYPES)}: convert it first"
         )
+
+
+def _require_not_too_many_axes(name: str, shape: tuple[int, ...]) -> None:
+    try:
+        numpy.empty((0,) * len(shape))
+    except ValueError:
+        raise ValueError(f"{name} has {len(shape)} axes, more than arrays of NumPy may have") from None
 
 
 def _axes_in(job: Job, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

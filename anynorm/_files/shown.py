@@ -21,6 +21,7 @@ Array = Any
 # Lengths are kept up to here, 8 bytes each, so that their median is exact; of more rows they are counted by size.
 _EXACT_ROWS = 1 << 20
 _BITS = 10  # of a length after its leading one, when they are counted: the median is then known to a thousandth
+_PLACE = numpy.uint64(1 << 52 - _BITS)  # what the rest of its bits are a remainder of
 # How far from 1 the length of a unit vector may be: rounding its elements makes it half an eps, forming the length they
 # were divided by in the dtype itself some more.
 _UNIT_OFF = 4.5
@@ -113,7 +114,7 @@ class _Elements:
         """Mean and deviation."""
         if self._moments is None:
             return None, None
-        return float(self._moments.mean[0]), math.sqrt(float(self._moments.variance[0]))
+        return float(self._moments.mean[0]), float(self._moments.std[0])
 
 
 class _Rows:
@@ -180,7 +181,7 @@ class Lengths:
         self._kept: list[Array] = []
         self._count = 0
         self._counts: Array = None  # of lengths that have the same leading bits
-        self._sums: Array = None
+        self._sums: Array = None  # of the bits that follow, which lengths so alike are linear in
 
     def add(self, lengths: Array) -> None:
         """Take more of them, none NaN."""
@@ -196,18 +197,29 @@ class Lengths:
         if self._counts is None:  # of zeros that take no memory before they are written to
             self._counts, self._sums = numpy.zeros(2 << 10 + _BITS, int), numpy.zeros(2 << 10 + _BITS)
         for lengths in self._kept:
-            places = lengths.view(numpy.uint64) >> numpy.uint64(52 - _BITS)
+            places, following = numpy.divmod(lengths.view(numpy.uint64), _PLACE)
             numpy.add.at(self._counts, places, 1)
-            numpy.add.at(self._sums, places, lengths)
+            numpy.add.at(self._sums, places, following)
         self._kept = []
 
     def found(self) -> tuple[float | None, float | None, float | None, float | None]:
         """The least, the median, the largest, and what the median may be off by."""
         if not self._count:
             return None, None, None, None
+        ranks = (self._count - 1) // 2, self._count // 2
         if self._counts is None:
-            return self._least, float(numpy.median(numpy.concatenate(self._kept))), self._largest, 0.0
-        ends = numpy.cumsum(self._counts)
-        places = [int(numpy.searchsorted(ends, rank, "right")) for rank in ((self._count - 1) // 2, self._count // 2)]
-        median = sum(float(self._sums[place]) / int(self._counts[place]) for place in places) / 2
+            lengths = numpy.partition(numpy.concatenate(self._kept), ranks)
+            return self._least, _halfway(*(float(lengths[rank]) for rank in ranks)), self._largest, 0.0
+        median = _halfway(*(self._about(rank) for rank in ranks))
         return self._least, min(max(median, self._least), self._largest), self._largest, 2.0**-_BITS
+
+    def _about(self, rank: int) -> float:
+        """The mean of the lengths that share the leading bits of the one of this rank."""
+        place = int(numpy.searchsorted(numpy.cumsum(self._counts), rank, "right"))
+        following = round(float(self._sums[place]) / int(self._counts[place]))
+        return float(numpy.uint64(place * int(_PLACE) + following).view(numpy.float64))
+
+
+def _halfway(low: float, high: float) -> float:
+    """The number in the middle, where the sum of both may be out of range."""
+    return low if low == high else low + (high - low) / 2

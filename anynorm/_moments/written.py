@@ -19,6 +19,8 @@ from anynorm._wording import describe, sentence
 # For which array-api-compat speaks the standard.
 _WRAPPED = ("cupy", "torch", "dask.array")
 
+_MOST = 2**63 - 1  # elements, as counts of rows have it too
+
 _DO = "pass what Moments.to_dict returned"
 
 
@@ -56,6 +58,8 @@ def read(values: Any, xp: Any, device: Any) -> tuple[Any, Statistics]:
         count = _array_of("count", counts, shape, "int64", xp, place | {"dtype": integers})
     else:
         count = check_length("count", count, least=0)
+        if count > _MOST:
+            raise ValueError(_wrong("count", f"be {_MOST} or less", count))
     place_of = {"dtype": getattr(xp, dtype), **place}
     return xp, Statistics(count, *(_array_of(name, values[name], shape, dtype, xp, place_of) for name in PARTS))
 

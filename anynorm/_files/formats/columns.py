@@ -66,7 +66,7 @@ class Lists:
         if not nulls.any():
             return values.reshape(shape), None
         x = numpy.zeros(shape, values.dtype)
-        x[~nulls] = values.reshape(-1, *shape[1:])
+        x[~nulls] = values.reshape(len(lengths), *shape[1:])
         return x, nulls
 
     def kinds(self, dtype: Any) -> list[Any]:
@@ -139,12 +139,13 @@ def _numbers(arrow: Any, columns: list[Column], job: Job, path: Path) -> Numbers
     if job.names:
         raise ValueError("--columns and --column exclude each other; leave one away")
     floats = [one for one in columns if arrow.types.is_floating(one.kind)]
+    for pattern in job.columns:
+        if not any(fnmatch.fnmatchcase(one.name, pattern) for one in floats):
+            there = listed([one.name for one in floats]) if floats else "none"
+            do = f"; write --columns for each of {pattern}" if "," in pattern else ""
+            raise ValueError(f"no column of floats of {path} matches {pattern}; such columns are: {there}{do}")
     found = [one for one in floats if any(fnmatch.fnmatchcase(one.name, pattern) for pattern in job.columns)]
-    patterns = ", ".join(job.columns)
-    if not found:
-        there = listed([one.name for one in floats]) if floats else "none"
-        raise ValueError(f"no column of floats of {path} matches {patterns}; such columns are: {there}")
-    return Numbers(arrow, found, patterns)
+    return Numbers(arrow, found, ", ".join(job.columns))
 
 
 def advice(arrow: Any, name: str, kind: Any) -> str:

@@ -49,7 +49,9 @@ class ParquetSource:
         try:
             x, nulls = self.rows.rows(arrays, shape_of(box))
             if nulls is not None and not self._takes_nulls:
-                raise UnfitError("has null in place of lists, for which another format or --axis has no room")
+                raise UnfitError(
+                    "has null in place of lists, which .parquet alone keeps, and not along --axis 0; fill or drop those"
+                )
         except UnfitError as error:
             raise UnfitError(f"{self.rows.name} of {self._reader.path} {error}") from None
         if nulls is not None:

@@ -29,7 +29,7 @@ Array = Any
 _CHUNK_NBYTES = 2 << 20  # that is what boxes of most sources are, each of which then is a chunk
 _GROUP_NBYTES = 32 << 20  # so much is in memory until it is written
 
-_MOST_IN_A_ROW = 2**31 - 1  # of a column of .parquet; Arrow counts them in 32 bits
+_MOST_IN_A_LIST = 2**31 - 1  # of Arrow's lists of one length; it counts them in 32 bits
 
 _OF_ONE_ARRAY = (".npy", ".parquet")
 _WRITTEN_BY = {".parquet": "pyarrow.parquet", ".zarr": "zarr"}
@@ -47,10 +47,8 @@ def require_target_holds(suffix: str, target: Path, tasks: Mapping[str, Task]) -
         require_held(suffix, task.dtype_out)
         if suffix == ".parquet" and 0 in task.shape[1:] and task.shape[0]:
             raise ValueError(f"{task.name} has rows of no elements, which no column of .parquet is made of")
-        if suffix == ".parquet" and math.prod(task.shape[1:]) > _MOST_IN_A_ROW:
-            raise ValueError(
-                f"{task.name} has rows of more than {_MOST_IN_A_ROW} elements, as lists of .parquet have not"
-            )
+        if suffix == ".parquet" and math.prod(task.shape[1:]) > _MOST_IN_A_LIST:
+            raise ValueError(f"{task.name} has rows of {math.prod(task.shape[1:])} elements, too many for .parquet")
         if suffix == ".safetensors" and name == "__metadata__":
             raise ValueError(f"no tensor of .safetensors can be called {name}")
         if suffix == ".zarr" and name and not all(map(_can_be_a_folder, name.split("/"))):
