@@ -239,7 +239,7 @@ def _check_twin(argument: str, value: Array, x: Array, library: Library) -> None
 def _check_moments(moments: Moments, x: Array, library: Library, axes: tuple[int, ...]) -> Moments:
     """Moments for arrays such as x: NumPy's are taken over, those of float64 data narrowed."""
     if not isinstance(moments, Moments):
-        must, do = "be what anynorm.moments returned", "pass anynorm.moments(...)"
+        must, do = "be what anynorm.moments returned", "pass anynorm.moments(...), or anynorm.Moments.from_dict(...)"
         raise TypeError(sentence("moments", must, describe(moments), do))
     if not by_row(moments.count) and not moments.count:
         raise ValueError(
@@ -256,7 +256,10 @@ def _check_moments(moments: Moments, x: Array, library: Library, axes: tuple[int
     expected = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
     if not shapes_agree(moments.shape, expected):
         must = f"have shape {expected}, that of x, {tuple(x.shape)}, with the normalized axes of length 1"
-        raise ValueError(sentence("moments", must, str(moments.shape), "take them along the same axis"))
+        lacking = len(expected) - len(moments.shape)
+        do = "name the axes that they lack, as from_mean_variance(..., axis=0) does" if lacking > 0 else ""
+        do = "keep each axis of x, as x[3:4] does for one row" if lacking < 0 else do
+        raise ValueError(sentence("moments", must, str(moments.shape), do or "take them along the same axis"))
     if library.block is not None:
         free = {axis: axis for axis in range(x.ndim) if axis not in axes}
         require_blocks_alike("moments", held, x, free)

@@ -22,6 +22,8 @@ class MomentsGradient:
     The pullback of a norm that was given moments returns one, the pullback of `anynorm.moments_vjp` takes one. That is
     linear, so where several norms use the same moments, add up what it makes of the gradient of each.
 
+    It goes through jax.jit. The leaves of the pytree are factors of the two gradients, and not to be computed with.
+
     Parameters
     ----------
     mean, variance : arrays of the shape of the moments, optional

@@ -91,3 +91,14 @@ def check(found, exact, name, norm, dtype):
             got = np.asarray(got).reshape(len(exact[kind]), -1)
             said = {"backend": f"{name}, {transform}", "dtype": dtype, "norm": f"{norm} {kind}"}
             assert_exact(got[in_range], kept, flushes=True, bounds=NARROW_GRADIENT_BOUNDS, **said)
+
+
+def vjp(norm):
+    """The function of a norm that returns its pullback too."""
+    return getattr(anynorm, f"{norm}_vjp")
+
+
+def arrays(dtype="float32", shape=(5, 33), seed=0):
+    """x, dy and a weight."""
+    rng = np.random.default_rng(seed)
+    return tuple(as_dtype(rng.standard_normal(size), dtype) for size in (shape, shape, shape[-1:]))

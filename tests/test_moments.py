@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import anynorm
 from benchmarks import merges
 from tests import reference
-from tests.backends import BACKENDS, DASK, JAX, KERNELS, NUMPY, STRICT, TORCH, as_dtype
+from tests.backends import BACKENDS, DASK, JAX, KERNELS, NUMPY, STRICT, TORCH, as_dtype, thorough_but
 from tests.strategies import examples, rows
 from tests.tolerances import BOUNDS, assert_exact
 
@@ -89,7 +89,10 @@ def test_many_pieces_in_any_order():
 
 
 @pytest.mark.parametrize("way", merges.WAYS)
-@pytest.mark.parametrize("order", [merges.from_left, merges.in_a_tree, merges.at_random])
+@pytest.mark.parametrize(
+    "order",
+    thorough_but(merges.from_left, merges.at_random, of=(merges.from_left, merges.in_a_tree, merges.at_random)),
+)
 def test_merging_does_not_wear_moments_out(way, order):
     dtype, precision = merges.WAYS[way]
     x = merges.made(dtype, mean=1e6, count=3000)

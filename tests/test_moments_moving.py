@@ -98,11 +98,11 @@ def test_memory_that_cannot_be_written_to():
 
 def test_dask_of_jax():
     x = as_dtype(TABLE, "float32")
-    lazy = da.from_array(x, chunks=(4, 2)).map_blocks(jnp.asarray, meta=jnp.empty((0, 0), jnp.float32))
+    lazy = da.from_array(x, chunks=(3, 4)).map_blocks(jnp.asarray, meta=jnp.empty((0, 0), jnp.float32))
     for trained in (anynorm.moments(lazy, axis=0), anynorm.moments(x, axis=0)):
         block = anynorm.layer_norm(lazy, axis=0, moments=trained).blocks[0, 0].compute()
         assert isinstance(block, jax.Array)
-        np.testing.assert_allclose(block, anynorm.layer_norm(x, axis=0)[:4, :2], rtol=2.0**-21)
+        np.testing.assert_allclose(block, anynorm.layer_norm(x, axis=0)[:3], rtol=2.0**-21)
 
 
 def test_an_x_that_is_wider_needs_a_word():

@@ -8,7 +8,7 @@ import torch
 
 import anynorm
 from benchmarks.models import new_norms
-from tests.backends import needs_numba
+from tests.backends import needs_numba, thorough_but
 
 # Float64, with sums of some hundred terms.
 CLOSE = {"rtol": 1e-11, "atol": 1e-13}
@@ -57,7 +57,7 @@ def test_each_is_the_formula_and_so_are_its_gradients(name):
             np.testing.assert_allclose(got, one, **CLOSE)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("dtype", thorough_but(np.float32, of=(np.float64, np.float32)))
 def test_numpy_and_torch_train_alike(dtype):
     parameters = new_norms.start(0, dtype)
     tensors = new_norms.as_tensors(parameters)

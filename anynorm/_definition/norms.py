@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm._definition.counting import divisor
-from anynorm._definition.scaling import LEAST_ENERGY, LEAST_LENGTH, eps_in_units, scaled, unit_of, weighted
+from anynorm._definition.scaling import LEAST_ENERGY, LEAST_LENGTH, eps_in_units, exceeds, scaled, unit_of, weighted
 from anynorm._definition.sums import (
     at_least,
     at_most,
@@ -114,10 +114,14 @@ def finish(xp: Any, found: Statistics, rule: Rule, eps: float, precision: Precis
     added, least_divisor = eps, (0.0 if rule.averaged else max(eps, LEAST_LENGTH[digits]))
     if unit is not None and digits and eps:
         added, least_divisor = eps_in_units(xp, unit, digits, eps, rule.averaged)
-        # Only for rows without deviations, where what is added has vanished: any other root exceeds it.
-        if rule.averaged:
-            least_divisor = least_divisor * (1.0 - 2.0 ** (2 - digits))
     energy = squares / divisor(xp, found.elements, squares) + added if rule.averaged else squares
+    if rule.averaged and not isinstance(least_divisor, float):
+        # Only for rows without deviations, where what is added has vanished: any other root exceeds it. To given
+        # statistics without deviations x may have some, which are to be divided by the root of eps itself.
+        less: Any = 2.0 ** (2 - digits)
+        if found.size is None:
+            less = less * precision.constant(exceeds(xp, energy, LEAST_ENERGY[digits], digits))
+        least_divisor = least_divisor * (1.0 - less)
     is_nothing = eps <= (LEAST_ENERGY[digits] if unit is None and rule.averaged else 0.0)
     root, factor = _root_and_factor(xp, energy, size, None if is_nothing else least_divisor, precision)
     if rule.centred:
@@ -192,13 +196,15 @@ def _root_and_factor(
     least = LEAST_ENERGY[precision.digits]
     root = xp.sqrt(at_least(xp, energy, least))
     if least_divisor is None:
-        return root, at_most(xp, size, least) / least / root
+        # In this order a derivative is multiplied by the 0 of such a row first, for it may be large.
+        return root, at_most(xp, size, least) / least * (1.0 / root)
     if isinstance(least_divisor, float) and least_divisor == 0.0:  # eps is in the energy
         return root, 1.0 / root
     # Where nothing is left but eps, that may be less, in the row's unit, than the least root: this one goes down to 0.
     if precision.stated:
         root = left = at_least(xp, xp.sqrt(energy), LEAST_LENGTH[precision.digits])
     else:  # the derivative of a root is Inf at 0
-        left = root * (at_most(xp, energy, least) / least)
+        # That of this factor, 0 for all others, may be multiplied by more than the dtype holds.
+        left = root * precision.constant(at_most(xp, energy, least) / least)
     is_number = isinstance(least_divisor, float)
     return root, 1.0 / (at_least(xp, left, least_divisor) if is_number else xp.maximum(left, least_divisor))

@@ -40,6 +40,9 @@ class Moments(Shown, MaybeLazy):
     __hash__: ClassVar[None]  # type: ignore[assignment]  # with __eq__ alone: a value that holds arrays
 
     def __init__(self, statistics: Statistics, xp: Any) -> None:
+        if type(statistics) is not Statistics:
+            do = "call anynorm.moments(x) or Moments.from_mean_variance(mean, variance, count=...)"
+            raise TypeError(sentence("Moments(...)", "be given what anynorm itself makes", describe(statistics), do))
         super().__init__(statistics, xp)
         self._is_by_row = by_row(statistics.elements)
 
