@@ -152,6 +152,15 @@ def test_memory_beside_the_matrix(form):
     assert peak_nbytes < (2.2 if form == "csc_array" else 0.4) * held_nbytes
 
 
+def test_a_matrix_that_shares_its_indices_stays_what_it_is():
+    x = sparse.csr_array((np.asarray([4.0, 3.0]), np.asarray([2, 0]), np.asarray([0, 2])), shape=(1, 3))
+    other = sparse.csr_array((np.asarray([1.0, 2.0]), x.indices, x.indptr), shape=(1, 3))
+    assert np.shares_memory(other.indices, x.indices)
+    assert Normalizer(copy=False).transform(x) is x
+    np.testing.assert_array_equal(x.toarray(), [[0.6, 0, 0.8]])
+    np.testing.assert_array_equal(other.toarray(), [[2, 0, 1]])
+
+
 def test_blocks_end_where_numbers_of_32_bits_do():
     most = 2**31 - 1
     bounds = np.asarray([0, most - 9, most - 9, most, most], np.int32)

@@ -46,7 +46,9 @@ class _Runs(NamedTuple):
 
 def normalize(matrix: Any, rule: Rule, eps: float, scale: float | None) -> Any:
     """Normalize each row of a CSR or CSC matrix in place; return it, or one with more stored where a row is NaN."""
-    matrix.sum_duplicates()
+    if not matrix.has_canonical_format:  # indices are sorted then, which other matrices may share
+        matrix.indices, matrix.indptr = matrix.indices.copy(), matrix.indptr.copy()
+        matrix.sum_duplicates()
     by_rows = matrix.tocsr()
     precision, holds_nan = library_of(by_rows.data).precision(by_rows.data), False
     with numpy.errstate(all="ignore"):
