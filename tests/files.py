@@ -1,5 +1,6 @@
 """Files for the command line to normalize, and what to ask of it and of the folder afterwards."""
 
+import os
 import re
 import subprocess
 import sys
@@ -96,10 +97,11 @@ def assert_one_line(error, message):
 
 
 def start(*arguments, first="", stderr=subprocess.PIPE, stdin=None, text=True):
-    """The command in a process of its own, which begins with some code."""
+    """The command in a process of its own, which begins with some code; without Numba, which takes long to import."""
     code = f"{first}\nimport runpy; runpy.run_module('anynorm', run_name='__main__')"
     command = [sys.executable, "-c", code, "normalize", "--norm", "layer", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, stdin=stdin, text=text)
+    quick = os.environ | {"ANYNORM_KERNEL": "definition"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, stdin=stdin, text=text, env=quick)
 
 
 def assert_refused(capsys, folder, message, *arguments):

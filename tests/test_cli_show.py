@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zarr
 from safetensors.numpy import save_file
 
 import anynorm
 from anynorm import cli
+from tests.backends import thorough_but
 from tests.files import assert_one_line, save_x
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -125,8 +127,9 @@ def test_a_stream(monkeypatch, capsys):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a pipe as a shell of POSIX has it")
-@pytest.mark.parametrize("command", ["show x.safetensors", "info"])
-def test_a_reader_that_has_enough_ends_it_quietly(command):
+@pytest.mark.parametrize("command", thorough_but("show x.safetensors", of=["show x.safetensors", "info"]))
+def test_a_reader_that_has_enough_ends_it_quietly(monkeypatch, command):
+    monkeypatch.setenv("ANYNORM_KERNEL", "definition")
     save_file({f"tensor{i}": np.ones((4, 4), np.float32) for i in range(500)}, "x.safetensors")
     line = f"{sys.executable} -m anynorm {command} | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, timeout=100)
@@ -150,7 +153,8 @@ def test_each_array_is_shown_when_it_is_read(monkeypatch, capsys):
     assert seen[1].startswith("x.safetensors a: 3 x 4 float64")
 
 
-def test_arrays_stand_above_the_bar():
+def test_arrays_stand_above_the_bar(monkeypatch):
+    monkeypatch.setenv("ANYNORM_KERNEL", "definition")
     pty = pytest.importorskip("pty", reason="no pseudo-terminals here")
     pytest.importorskip("rich", reason="the bar is rich's")
     save_file({"a": np.ones((3, 4)), "b": np.ones((3, 4))}, "x.safetensors")
@@ -191,6 +195,16 @@ def test_why_a_column_has_no_statistics(capsys):
         show(capsys, "x.parquet")
         == "x.parquet e: 1 x 2 float64, 16 bytes; has lists with null in them; fill those first\n"
     )
+
+
+def test_tasks_that_zarr_leaves_after_an_error_say_nothing():
+    zarr.create_group("x.zarr").create_array("a", data=np.ones(3))
+    for name in "bc":
+        os.symlink(".", f"x.zarr/{name}")
+    command = [sys.executable, "-m", "anynorm", "show", "x.zarr"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert_one_line(done.stderr, "Too many levels of symbolic links")
 
 
 def test_why_there_are_no_statistics(capsys):

@@ -319,16 +319,20 @@ def test_interrupted(folder, target, axis):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits as POSIX has them")
-@pytest.mark.parametrize("target", SUFFIXES[1:])
+@pytest.mark.parametrize("target", [*SUFFIXES, ".npy, unreserved"])
 def test_no_space(monkeypatch, capsys, folder, target):
     import resource
 
+    target, _, unreserved = target.partition(", ")
+    if unreserved:
+        monkeypatch.delattr(os, "posix_fallocate", raising=False)
+    Path("y.npy").write_bytes(b"precious")
     monkeypatch.setattr(targets, "_CHUNK_NBYTES", 1 << 20)
     save(".npy", deviates((400, 16)))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
-        assert_refused(capsys, folder, "File too large", "x.npy", f"y{target}", "--norm", "layer")
+        assert_refused(capsys, folder, "File too large", "x.npy", f"y{target}", "--norm", "layer", "--force")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 

@@ -14,9 +14,9 @@ from tests.backends import thorough_but
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and counts of memory as Linux has them")
 
 
-@pytest.mark.parametrize("seed", thorough_but(0, of=[0, 1]))
-def test_mutated_headers_do_no_harm(seed):
-    command = [sys.executable, "-m", "benchmarks.files_fuzz", "--headers", "150", "--seed", str(seed)]
+@pytest.mark.parametrize("headers", thorough_but(50, of=[50, 300]))
+def test_mutated_headers_do_no_harm(headers):
+    command = [sys.executable, "-m", "benchmarks.files_fuzz", "--headers", str(headers), "--seed", "0"]
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

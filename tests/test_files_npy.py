@@ -44,9 +44,14 @@ CUT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("dtype", "with_parameters"), [("float16", False), ("float32", True), ("float64", True)])
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("shape", "order", "axis"), WHOLE + CUT)
+# Each shape with each norm and each dtype; with all pairs of those where everything runs.
+RESULTS = [
+    pytest.param(*shape, norm, dtype, dtype != "float16", marks=[] if (i + j + k) % 3 == 0 else pytest.mark.thorough)
+    for i, shape in enumerate(WHOLE + CUT) for j, norm in enumerate(NORMS) for k, dtype in enumerate(FLOATS)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "order", "axis", "norm", "dtype", "with_parameters"), RESULTS)
 def test_result(blocks, shape, order, axis, norm, dtype, with_parameters):
     x = save_x(shape, dtype, order)
     options, function = parametrized(norm, x, axis) if with_parameters else ([], NORMS[norm])

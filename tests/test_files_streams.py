@@ -16,6 +16,7 @@ import anynorm
 from anynorm import cli
 from anynorm._files import boxes
 from anynorm._files.overlap import overlap
+from tests.backends import thorough_but
 from tests.files import assert_one_line, assert_same_bits, save_x
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -156,10 +157,17 @@ def test_an_output_that_nobody_reads_ends_quietly(monkeypatch, capfd, command):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk as Linux has one")
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("command", ["normalize x.npy - --norm layer", "show x.npy"])
+@pytest.mark.parametrize(
+    ("command", "unbuffered"),
+    [
+        ("normalize x.npy - --norm layer", "1"), ("show x.npy", ""),
+        pytest.param("normalize x.npy - --norm layer", "", marks=pytest.mark.thorough),
+        pytest.param("show x.npy", "1", marks=pytest.mark.thorough),
+    ],
+)  # fmt: skip
 def test_an_output_that_is_full(monkeypatch, command, unbuffered):
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    monkeypatch.setenv("ANYNORM_KERNEL", "definition")
     save_x((3, 6))
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -184,11 +192,12 @@ def test_rows_that_are_counted_on_an_error_output_that_is_full(monkeypatch):
     assert_same_bits(np.load("y.npy"), anynorm.layer_norm(x))
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("unbuffered", thorough_but("1", of=["", "1"]))
 @pytest.mark.skipif(os.name != "posix", reason="a largest size of files as POSIX has it")
 def test_an_output_that_takes_a_part(monkeypatch, unbuffered):
     """A write to a raw file, which is what Python makes of an unbuffered output, then succeeds with fewer bytes."""
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    monkeypatch.setenv("ANYNORM_KERNEL", "definition")
     # By the process itself: what sets it between fork and exec would fork with the threads of JAX about.
     code = (
         "import resource, sys; from anynorm.cli import main; "

@@ -31,8 +31,9 @@ Normalize files of any size, a few blocks at a time, so that memory stays flat. 
 .safetensors, .zarr or .parquet; - is standard input or output, as .npy. OUT may be of another format than IN, and then
 holds the normalized arrays alone. OUT appears whole or not at all.
 
-Several files, or a folder of them, go into a folder, each under its own name. Those that are there already and newer
-than their sources are left out, so that the same command goes on where it was stopped; --force does them again.
+Several files, or a folder of them, go into a folder, each under its own name; of a folder the files right in it, of
+the formats above. Those that are there already and newer than their sources are left out, so that the same command goes
+on where it was stopped; --force does them again.
 """
 _SHOW = """
 Show the arrays in a file: shapes and dtypes, the lengths of rows (least, median, largest), mean and deviation, whether
