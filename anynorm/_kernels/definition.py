@@ -303,4 +303,5 @@ def _no_moments(call: Call) -> Moments:
     count: Any = count_along(x, call.axes)
     if call.skip_nan:
         count = xp.astype(zeros, xp.__array_namespace_info__().default_dtypes()["integral"])
-    return of_arrays(count, [zeros, low, None, zeros, low, None if low is None else zeros + 1.0], xp)
+    rest = low if call.skip_nan else None
+    return of_arrays(count, [zeros, low, rest, zeros, low, None if low is None else zeros + 1.0], xp)
