@@ -207,3 +207,14 @@ def test_jax_has_a_derivative_beside_constant_rows():
         said = {"backend": "jax", "dtype": "float32", "bounds": NARROW_GRADIENT_BOUNDS}
         for got, exact in ((dx, row), (dother, by_other)):
             assert_exact(got, [exact], norm="layer_norm dx, given", **said)
+
+
+def test_a_large_x_beside_zeros_in_jax():
+    """In the unit that small rows of float32 have, x would be out of range: 0 for eps = 0, and not NaN."""
+    x = np.asarray([[1.7e9, 1.0, 1e30, 0.0]], np.float32)
+    found = anynorm.moments(JAX.make(np.zeros((3, 4), np.float32)), axis=0)
+    for eps in (0.0, 7e-10, 3e-30):
+        y = JAX.read(anynorm.layer_norm(JAX.make(x), axis=0, eps=eps, moments=found))
+        values = [mpmath.mpf(float(one)) / mpmath.sqrt(eps) if eps else mpmath.mpf(0) for one in x[0]]
+        exact = [[Exact(value, max(abs(value), 1)) for value in values]]
+        assert_exact(y, exact, backend="jax", dtype="float32", norm="layer_norm")

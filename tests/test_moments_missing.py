@@ -189,6 +189,30 @@ def test_traced():
     np.testing.assert_allclose(y.numpy(), expected, rtol=2.0**-23)
 
 
+def test_carried_through_a_loop_of_jax():
+    x = with_holes(np.random.default_rng(6).standard_normal((4, 6)).astype(np.float32))
+    start = anynorm.moments(jax.numpy.asarray(x[:0]), axis=0, skip_nan=True)
+
+    def seen(found, row):
+        return found + anynorm.moments(row[None], axis=0, skip_nan=True), None
+
+    found, _ = jax.lax.scan(seen, start, x)
+    shown = [np.asarray(one)[0] for one in (found.count, found.mean, found.variance)]
+    for place, column in enumerate(x.T):
+        expected = len(there(column)), *map(float, reference.mean_and_variance(there(column)))
+        np.testing.assert_allclose([one[place] for one in shown], expected, rtol=2.0**-21)
+
+
+def test_the_mean_of_a_constant_row_is_that_constant():
+    x = np.tile(np.random.default_rng(0).standard_normal((20, 1)), 12)
+    x[:, -1] = np.nan
+    written = anynorm.moments(x, skip_nan=True).to_dict()
+    assert (np.asarray(written["mean"]) == x[:, 0] * written["unit"]).all()
+    assert not np.any(written["mean_low"])
+    gradient = anynorm.layer_norm_vjp(x[:, :-1], moments=anynorm.moments(x, skip_nan=True))[1](x[:, :-1])[-1]
+    assert (gradient.variance == 0.0).all()
+
+
 def test_derivatives_at_what_is_there():
     x = with_holes(np.random.default_rng(7).standard_normal((4, 6)))
 

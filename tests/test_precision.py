@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import anynorm
 from tests import reference
-from tests.backends import ALL, CPU_BACKENDS, GPU_BACKENDS, as_dtype, some
+from tests.backends import ALL, CPU_BACKENDS, GPU_BACKENDS, KERNELS, as_dtype, some
 from tests.strategies import KINDS, cases, examples
 from tests.tolerances import assert_exact, smallest_normal
 
@@ -194,6 +194,18 @@ def test_short_rows_become_unit_vectors(backend):
         expected = [reference.scale_norm(row, 1.0, 1e-12) for row in x]
         for y in found:
             assert_exact(y, expected, backend=backend.name, dtype=dtype, norm="scale_norm")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_rows_about_an_eps_that_is_tiny(kernel):
+    """Those that are longer become unit vectors, and moments of theirs say the same."""
+    for eps in (1e-290, 1e-200, 1e-80):
+        x = np.asarray([[1.0, 0.0, 0.5]]) * eps * 10.0 ** np.arange(-6, 40)[:, None]
+        expected = [reference.scale_norm(row, eps=eps) for row in x]
+        with anynorm.use_kernel(kernel):
+            for moments in (None, anynorm.moments(x)):
+                y = anynorm.scale_norm(x, eps=eps, moments=moments)
+                assert_exact(y, expected, backend=kernel, dtype="float64", norm="scale_norm")
 
 
 def test_the_default_least_length_is_one_and_the_same():

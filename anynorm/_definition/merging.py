@@ -16,7 +16,7 @@ from anynorm._definition.counting import (
     share,
     share_as_pair,
 )
-from anynorm._definition.norms import Statistics
+from anynorm._definition.norms import Precision, Rule, Statistics, Step, finish
 from anynorm._definition.pairs import Pair, add_pairs, multiply_pairs, two_sum
 from anynorm._definition.scaling import largest_unit
 
@@ -103,20 +103,28 @@ def sum_of_squares(xp: Any, found: Statistics) -> Pair:
     return add_pairs((found.squares, low), of_mean)
 
 
-def fitted(xp: Any, found: Statistics, centred: bool, squared: bool, eps: float, digits: int) -> Statistics:
-    """Statistics of `moments`, made for any norm and eps, as `finish` wants them: in units in which eps is in range.
+def step_of_given(xp: Any, found: Statistics, rule: Rule, eps: float, precision: Precision) -> Step:
+    """Step 2 of statistics such as `moments` makes, which are for any norm and eps."""
+    return finish(xp, _fitted(xp, found, rule, eps, precision.digits), rule, eps, precision)
+
+
+def _fitted(xp: Any, found: Statistics, rule: Rule, eps: float, digits: int) -> Statistics:
+    """Statistics as `finish` wants them: in units in which eps is in range.
 
     Where a row had no element, nothing is known, and what is made of that is NaN.
     """
     if by_row(found.elements):
         found = found._replace(squares=xp.where(found.elements == 0, math.nan, found.squares))
-    if not centred:
+    if not rule.centred:
         high, low = sum_of_squares(xp, found)
         found = Statistics(found.elements, None, None, None, high + low, None, found.unit)
     if found.unit is None:
         return found
-    most = largest_unit(digits, eps, squared)
+    most = largest_unit(digits, eps, rule.averaged)
     unit = xp.where(found.unit > most, most, found.unit)
+    # Zeros have the largest unit there is, in which an x that is given their statistics might leave the range.
+    is_zero = found.squares == 0.0 if found.mean is None else (found.squares == 0.0) & (found.mean == 0.0)
+    unit = xp.where(is_zero & (unit > 1.0), 1.0, unit)
     shift, _, squares = _rescaled(found, unit / found.unit)
     mean, low = (None, None) if found.mean is None else shift
     return Statistics(found.elements, mean, low, None, squares[0] + squares[1], None, unit)

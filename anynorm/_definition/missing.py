@@ -37,13 +37,16 @@ def reduce_present(xp: Any, x: Array, axes: tuple[int, ...], precision: Precisio
 
     def in_units(lowest: Array, highest: Array) -> tuple[Array, ...]:
         unit = unit_of(xp, xp.maximum(highest, -lowest), digits, length, 0.0)
-        return unit, highest * unit - lowest * unit
+        return unit, lowest * unit, highest * unit, highest * unit - lowest * unit
 
-    unit, size = of_rows(xp, in_units, lowest, highest)
+    unit, lowest, highest, size = of_rows(xp, in_units, lowest, highest)
     x = present(scaled(x, unit))
-    shift = total(xp, constant(x), axes) / number
+    # Between the two, so that the mean of a constant row is that constant.
+    shift = xp.minimum(xp.maximum(total(xp, constant(x), axes) / number, lowest), highest)
     x = present(x - shift)
     low = total(xp, x, axes) / number
     x = present(x - low)
     squares = total_of_squares(xp, x, axes, size, digits, centred=True)
-    return Statistics(count, shift, low, None, squares, None, unit, size)
+    # All that merging makes is there from the start, so that moments may be carried through a loop of JAX.
+    nothing = xp.zeros_like(squares)
+    return Statistics(count, shift, low, nothing, squares, nothing, unit, size)

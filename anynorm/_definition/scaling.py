@@ -38,8 +38,8 @@ _LONG = 1 << 14
 _OF_LONG = ((2.0**48, 1.0), (2.0**108, 2.0**-60), (math.inf, 2.0**-80))
 
 # Once eps (for scale_norm its square) is more than _ENOUGH in some unit, smaller rows need no larger unit: beside it
-# their squares may underflow. In no unit may it be more than _TOO_MUCH.
-_ENOUGH, _TOO_MUCH = {24: 2.0**-80, 53: 2.0**-600}, {24: 2.0**100, 53: 2.0**960}
+# their squares may underflow, or be less than LEAST_ENERGY below. In no unit may it be more than _TOO_MUCH.
+_ENOUGH, _TOO_MUCH = {24: 2.0**-80, 53: 2.0**-440}, {24: 2.0**100, 53: 2.0**960}
 
 # A product of two numbers between this and its reciprocal neither underflows nor overflows.
 _FAR_FROM_ONE = {0: 2.0**-900, 24: 2.0**-100, 53: 2.0**-900}

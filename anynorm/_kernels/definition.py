@@ -10,8 +10,8 @@ from typing import Any
 import numpy
 
 from anynorm._check import Call, Gradient
+from anynorm._definition import merging
 from anynorm._definition.derivative import derive
-from anynorm._definition.merging import fitted
 from anynorm._definition.missing import reduce_present
 from anynorm._definition.norms import Precision, Statistics, Step, apply, finish, reduce
 from anynorm._definition.pairs import two_sum
@@ -239,9 +239,7 @@ def steps(
 
 def step_of_given(call: Call, moments: Moments, precision: Precision) -> Step:
     """Step 2 of given moments."""
-    xp, rule, eps = call.library.namespace, call.rule, call.eps
-    found = fitted(xp, statistics_of(moments), rule.centred, rule.averaged, eps, precision.digits)
-    return finish(xp, found, rule, eps, precision)
+    return merging.step_of_given(call.library.namespace, statistics_of(moments), call.rule, call.eps, precision)
 
 
 def with_lengths(xp: Any, array: Array, shape: tuple[Any, ...]) -> Array:
@@ -303,4 +301,5 @@ def _no_moments(call: Call) -> Moments:
     count: Any = count_along(x, call.axes)
     if call.skip_nan:
         count = xp.astype(zeros, xp.__array_namespace_info__().default_dtypes()["integral"])
-    return of_arrays(count, [zeros, low, None, zeros, low, None if low is None else zeros + 1.0], xp)
+    rest = low if call.skip_nan else None
+    return of_arrays(count, [zeros, low, rest, zeros, low, None if low is None else zeros + 1.0], xp)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy
 
 from anynorm._check import Call
-from anynorm._definition.merging import fitted
-from anynorm._definition.norms import Precision, finish
+from anynorm._definition.merging import step_of_given
+from anynorm._definition.norms import Precision
 from anynorm._definition.pairs import add_pairs, multiply_pairs, ratio_pair, renormalize, two_sum
 from anynorm._kernels import definition
 from anynorm._kernels.cpu import entries, scale_of
@@ -149,8 +149,7 @@ def _finished(call: Call) -> tuple[Array, Array]:
     """What the kernel applies to each row, and to which rows it may."""
     numbers, digits, rule = room_for(call, FINISHED), call.precision.digits, call.rule
     given = statistics_of(moments_in_numpy(call.moments))
-    found = fitted(numpy, given, rule.centred, rule.averaged, call.eps, digits)
-    step = finish(numpy, found, rule, call.eps, Precision(numpy.float64, digits))
+    step = step_of_given(numpy, given, rule, call.eps, Precision(numpy.float64, digits))
     scale = 1.0 if rule.averaged else scale_of(call)
     # Infinity times a zero of the row would be NaN.
     factor = numpy.clip(step.factor * scale, -_LARGEST, _LARGEST)
