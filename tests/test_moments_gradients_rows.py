@@ -93,6 +93,10 @@ def test_lengths_about_eps_of_scale_norm(kernel):
         assert (dx == dy).all()
         assert gradient.variance == (-3.0 if has_part else 0.0)
         assert gradient.mean == (-3.0 if has_part else 0.0)
+    with anynorm.use_kernel(kernel):
+        found = anynorm.moments(np.zeros((1, 2)))
+        gradient = anynorm.scale_norm_vjp(np.ones((1, 2)), eps=1e-200, moments=found)[1](dy)[-1]
+    assert gradient.variance == gradient.mean == 0.0
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -122,9 +122,9 @@ def _fitted(xp: Any, found: Statistics, rule: Rule, eps: float, digits: int) -> 
         return found
     most = largest_unit(digits, eps, rule.averaged)
     unit = xp.where(found.unit > most, most, found.unit)
-    # Zeros have the largest unit there is, in which an x that is given their statistics might leave the range.
-    is_zero = found.squares == 0.0 if found.mean is None else (found.squares == 0.0) & (found.mean == 0.0)
-    unit = xp.where(is_zero & (unit > 1.0), 1.0, unit)
+    if found.mean is not None:
+        # Zeros have the largest unit there is, in which an x that is given their statistics might leave the range.
+        unit = xp.where((found.squares == 0.0) & (found.mean == 0.0) & (unit > 1.0), 1.0, unit)
     shift, _, squares = _rescaled(found, unit / found.unit)
     mean, low = (None, None) if found.mean is None else shift
     return Statistics(found.elements, mean, low, None, squares[0] + squares[1], None, unit)
