@@ -18,9 +18,10 @@ EMBEDDINGS = np.load(DATA / "sentences.npy")  # of MiniLM; test_minilm.py holds 
 def test_neighbours_are_right_with_each_way_to_unit_vectors(dtype):
     x = search.with_hard_rows(EMBEDDINGS).astype(dtype)
     for index, find in search.INDEXES.items():
-        score = search.scores(x, index)
+        score, first = search.scores(x, index), find(search.by_anynorm(x))
         for name, way in search.WAYS.items():
             found = find(way(x))
+            assert search.others(found, first, x) == 0, (name, index)
             assert found.shape == (len(x), search.NEIGHBOURS)
             assert search.wrong(found, score, dtype) == 0, (name, index)
 
@@ -46,6 +47,10 @@ def test_wrong_neighbours_are_counted_and_ties_are_not(monkeypatch):
     score = np.asarray([[1.0, 0.5, 0.5 - 1.9 * eps, 0.5 - 2.1 * eps, 0.2]])
     for found, count in (([0, 1], 0), ([2, 0], 0), ([2, 1], 0), ([0, 3], 1), ([4, 0], 1), ([0, 0], 1)):
         assert search.wrong(np.asarray([found]), score, "float32") == count
+    x = np.asarray([[1.0], [2.0], [3.0], [0.0], [1e-20]])
+    of_all, zeros = [[0, 1], [1, 3], [2, 1], [3, 4], [4, 0]], [[1, 0], [1, 4], [2, 1], [0, 1], [2, 3]]
+    assert search.others(np.asarray(of_all), np.asarray(zeros), x) == 0
+    assert search.others(np.asarray(of_all), np.asarray([[0, 2], *zeros[1:]]), x) == 1
     # What adds up squares in float16 finds others than the nearest.
     x = search.with_hard_rows(EMBEDDINGS).astype(np.float16)
     monkeypatch.undo()
@@ -66,6 +71,6 @@ def test_the_example_runs(is_embedded, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["search", str(tmp_path / "some.txt")])
     search.main()
     printed = capsys.readouterr().out
-    assert printed.count(" 0 of 20 rows have wrong neighbours") == 12
+    assert printed.count(": of 20 rows 0 have wrong neighbours, 0 others than by anynorm") == 12
     assert printed.count(" ms ") == 20
     assert f"{sentences[8]}\n    -> " in printed

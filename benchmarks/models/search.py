@@ -101,6 +101,13 @@ def wrong(found: np.ndarray, score: np.ndarray, dtype: str) -> int:
     return int((too_far.any(axis=1) | is_repeated).sum())
 
 
+def others(found: np.ndarray, first: np.ndarray, x: np.ndarray) -> int:
+    """Of how many rows the neighbours are not those found first, where zeros and tiny rows are left out."""
+    short = set(np.flatnonzero(np.linalg.norm(x.astype(np.float64), axis=1) < 1e-12).tolist())
+    rows = [(set(a) ^ set(b)) - short for a, b in zip(found.tolist(), first.tolist(), strict=True)]
+    return sum(bool(differ) for row, differ in enumerate(rows) if row not in short)
+
+
 @contextmanager
 def timed(step: str) -> Iterator[None]:
     start = time.perf_counter()
@@ -127,11 +134,10 @@ def main() -> None:
                 with timed(f"{dtype} neighbours by {index}"):
                     found[name, index] = search(unit)
         for (name, index), rows in found.items():
-            count, other = wrong(rows, scores(x, index), dtype), (rows != found["anynorm", index]).any(axis=1).sum()
-            print(f"{dtype} {name}, {index}: {count} of {len(x)} rows have wrong neighbours, {other} not anynorm's")
-    print(
-        "Those that are not anynorm's and not wrong are as near: rows of zeros and tiny ones, 1 away from all others.\n"
-    )
+            count, differ = wrong(rows, scores(x, index), dtype), others(rows, found["anynorm", index], x)
+            said = f"{count} have wrong neighbours, {differ} others than by anynorm"
+            print(f"{dtype} {name}, {index}: of {len(x)} rows {said}")
+    print()
     nearest = found["anynorm", "usearch"]
     for row in range(8, len(sentences), 24):
         other = next(i for i in nearest[row] if i != row and i < len(sentences))
