@@ -196,8 +196,9 @@ def _root_and_factor(
     least = LEAST_ENERGY[precision.digits]
     root = xp.sqrt(at_least(xp, energy, least))
     if least_divisor is None:
-        # In this order a derivative is multiplied by the 0 of such a row first, for it may be large.
-        return root, at_most(xp, size, least) / least * (1.0 / root)
+        # In this order a derivative, which may be large, is multiplied by the 0 of such a row first. The bound stands
+        # last: XLA takes a constant factor out of products, and the rest would underflow.
+        return root, at_most(xp, size * (1.0 / least), 1.0) * (1.0 / root)
     if isinstance(least_divisor, float) and least_divisor == 0.0:  # eps is in the energy
         return root, 1.0 / root
     # Where nothing is left but eps, that may be less, in the row's unit, than the least root: this one goes down to 0.
