@@ -105,3 +105,15 @@ def test_statistics_of_many_rows_are_finished_side_by_side(norm):
     shapes = [one.outvars[0].aval.shape for one in found if one.primitive.name in arithmetic]
     assert shapes.count((5000,)) > 5
     assert shapes.count((5000, 1)) <= 4  # of the sums themselves
+
+
+@pytest.mark.parametrize("norm", ["rms_norm", "scale_norm"])
+def test_rows_of_every_magnitude_without_eps(norm):
+    """XLA takes constant factors out of products, of which the rest must not leave the range."""
+    import jax.numpy as jnp
+
+    for magnitude in (1e-30, 1e30, 1e38):
+        x = np.asarray([[1.0, -2.0, 3.0, -1.5]], "float32") * np.float32(magnitude)
+        expected = [getattr(reference, norm)(x[0], eps=0.0)]
+        y = getattr(anynorm, norm)(jnp.asarray(x), eps=0.0)
+        assert_exact(y, expected, backend="jax", dtype="float32", norm=norm)
