@@ -58,7 +58,7 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
     ----------
     n_features_in_ : int
         The number of features of the X that `fit` was given.
-    feature_names_in_ : array of shape (n_features_in_,)
+    feature_names_in_ : array of shape (features,)
         If X is a data frame that has names.
 
     Notes
