@@ -3,6 +3,7 @@
 import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
 
 import anynorm
@@ -36,6 +37,11 @@ nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!anynorm\b).*")]
 
 autosummary_generate = True
+# Members of our own base classes are shown, and not those of torch's, Flax's and scikit-learn's, nor of tuples.
+autosummary_context = {
+    "others": "LayerNorm, RMSNorm, Module, BaseEstimator, TransformerMixin, "
+    "OneToOneFeatureMixin, _MetadataRequester, _SetOutputMixin, tuple"
+}
 # A file of its own for each, also where file names that differ in case are one.
 autosummary_filename_map = {"anynorm.Moments": "anynorm.Moments-class"}
 autodoc_typehints = "none"  # the docstrings say it in words
@@ -55,24 +61,43 @@ LIBRARIES = {
 }
 
 
-def answers(url):
-    """Whether the inventory at this address can be had now. One that cannot would be a warning, and so an error."""
-    request = urllib.request.Request(url + "objects.inv", headers={"User-Agent": "Sphinx"})
+INVENTORIES = Path(__file__).parent / "_build" / "inventories"
+
+
+def fetched(name):
+    """Fetch the list of a library's pages, or return None where it cannot be had: its names are then no links.
+
+    Sphinx would fetch it too, but without a network that would be a warning, which stops the build under -W.
+    """
+    request = urllib.request.Request(LIBRARIES[name] + "objects.inv", headers={"User-Agent": "Sphinx"})
     try:
-        with urllib.request.urlopen(request, timeout=5):
-            return True
-    except OSError:
-        return False
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            content = answer.read()
+    except (OSError, HTTPException):
+        return None
+    if not content.startswith(b"# Sphinx inventory"):
+        return None
+    INVENTORIES.mkdir(parents=True, exist_ok=True)
+    path = INVENTORIES / f"{name}.inv"
+    path.write_bytes(content)
+    return str(path)
 
 
 with ThreadPoolExecutor() as pool:
-    found = dict(zip(LIBRARIES, pool.map(answers, LIBRARIES.values()), strict=True))
-intersphinx_mapping = {name: (url, None) for name, url in LIBRARIES.items() if found[name]}
+    found = dict(zip(LIBRARIES, pool.map(fetched, LIBRARIES), strict=True))
+intersphinx_mapping = {name: (LIBRARIES[name], path) for name, path in found.items() if path is not None}
 
 html_theme = "pydata_sphinx_theme"
 html_title = "anynorm"
 html_static_path = ["_static"]
 html_css_files = ["anynorm.css"]
 html_show_sourcelink = False
-html_theme_options = {"navigation_with_keys": False, "show_toc_level": 2, "secondary_sidebar_items": ["page-toc"]}
+html_theme_options = {
+    "header_links_before_dropdown": 7,
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+    "show_toc_level": 2,
+}
+# Pages without others below them have no use for a list of those.
+html_sidebars = {page: [] for page in ("start", "which_norm", "contract", "how_it_works", "speed")}
 copybutton_exclude = ".linenos, .gp, .go"
