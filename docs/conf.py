@@ -1,10 +1,13 @@
 """How Sphinx builds these pages: ``python -m sphinx -W -b html docs docs/_build/html``."""
 
+import inspect
 import sys
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from pathlib import Path
+
+from sphinx.util.inspect import stringify_signature
 
 import anynorm
 
@@ -86,6 +89,20 @@ def fetched(name):
 with ThreadPoolExecutor() as pool:
     found = dict(zip(LIBRARIES, pool.map(fetched, LIBRARIES), strict=True))
 intersphinx_mapping = {name: (LIBRARIES[name], path) for name, path in found.items() if path is not None}
+
+
+def with_arguments(app, what, name, described, options, signature, returns):
+    """Give a class the arguments of its __init__ where its metaclass takes any, as that of Flax's modules does."""
+    if what == "class" and signature == "(*args, **kwargs)":
+        arguments = list(inspect.signature(described.__init__).parameters.values())[1:]
+        signature = stringify_signature(inspect.Signature(arguments), show_annotation=False)
+    return signature, returns
+
+
+def setup(app):
+    """Connect the above."""
+    app.connect("autodoc-process-signature", with_arguments)
+
 
 html_theme = "pydata_sphinx_theme"
 html_title = "anynorm"
