@@ -57,7 +57,8 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
     Attributes
     ----------
     n_features_in_ : int
-    feature_names_in_ : array of shape (n_features_in_,)
+        The number of features of the X that `fit` was given.
+    feature_names_in_ : array of shape (features,)
         If X is a data frame that has names.
 
     Notes
