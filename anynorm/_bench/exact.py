@@ -59,4 +59,6 @@ def inverse_root(value: Fraction) -> Fraction:
 def unit(value: Fraction, dtype: str) -> Fraction:
     """One unit in the last place of a number of this size."""
     bits, least = FORMATS[dtype]
+    if not value:
+        return Fraction(2) ** least
     return Fraction(2) ** max(math.frexp(float(value))[1] - bits, least)

@@ -100,6 +100,8 @@ def run(
     names = [name for name in (contest.baseline, *contest.rivals) if name in workers]
     results: dict[str, Record] = {name: {} for name in names}
     for name in names:
+        workers[name].start()
+    for name in names:
         prepare(workers[name], contest, results[name])
         advance()
     timed = [name for name in names if "failed" not in results[name] and "wrong" not in results[name]]
@@ -126,7 +128,7 @@ def prepare(worker: Worker, contest: Contest, result: Record) -> None:
         result["failed"] = str(error)
         return
     if not result["error"] <= result["tolerance"]:
-        result["wrong"] = f"error {result.pop('error'):.2g}, allowed {result['tolerance']:.2g}"
+        result["wrong"] = f"error {result.pop('error'):.3g}, allowed {result['tolerance']:.3g}"
         result.pop("ulp", None)
 
 

@@ -12,6 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 LINE = 64  # bytes; targets begin with one
+SHARED_NBYTES = 512 << 10  # smaller arrays are copied by one thread, as anynorm's kernels do
 _WORD = ir.IntType(32)
 _LANES = ir.VectorType(_WORD, LINE // 4)
 
@@ -37,6 +38,7 @@ def _stream(target: int, source: int, lines: int) -> None:
 
 def copier(out: Any, x: Any, threads: int) -> Callable[[], None]:
     """A call that copies x to an array that begins with a cache line, on so many threads."""
+    threads = threads if x.nbytes >= SHARED_NBYTES else 1
     lines = x.nbytes // LINE
     share = -(-lines // threads) or 1
     pieces = [(first * LINE, min(share, lines - first)) for first in range(0, lines, share)]

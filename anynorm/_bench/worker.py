@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import itertools
 import math
 import os
@@ -63,7 +64,10 @@ class Worker:
             self._pipe.close()
         self._process = None
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the process, unless it runs; it imports its packages while others do."""
+        if self._process is not None:
+            return
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, *self._given), daemon=True)
@@ -78,8 +82,7 @@ class Worker:
         theirs.close()
 
     def _ask(self, *message: Any) -> Any:
-        if self._process is None:
-            self._start()
+        self.start()
         try:
             self._pipe.send(message)
             failed, answer = self._pipe.recv()
@@ -108,6 +111,9 @@ def _interrupts_blocked() -> Iterator[None]:
 def serve(pipe: Connection, name: str, rival: Rival, threads: int) -> None:
     """Answer (failed, answer) to each message until the runner hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's, which then ends this process
+    for package in rival.packages:
+        with contextlib.suppress(Exception):  # which comes again, and is told, where the rival is set up
+            importlib.import_module(package)
     server = _Server(name, rival, threads)
     gc.disable()  # a collection within a sample would be charged to the rival
     while True:
