@@ -19,6 +19,7 @@ from anynorm._bench.cases import Case
 from anynorm._bench.memory import resident
 from anynorm._bench.rivals import RIVALS, Rival, anynorm_call, numpy_expression, streaming_copy
 from anynorm._bench.streaming import SHARED_NBYTES
+from anynorm._bench.worker import Worker
 from tests.files import assert_one_line
 
 TINY = ["--norm", "scale", "--shape", "3x8", "--library", "numpy", "--threads", "1"]
@@ -120,6 +121,18 @@ def test_an_interrupt_ends_it_and_its_processes():
     assert_one_line(error[error.rindex("anynorm: ") :], "interrupted")
     assert "Traceback" not in error
     assert not [pid for pid in started if Path(f"/proc/{pid}/exe").exists()]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals as POSIX has them")
+def test_a_process_that_starts_is_deaf_to_ctrl_c():
+    worker = Worker("NumPy", RIVALS["NumPy"], 1, {})
+    worker.start()
+    try:
+        os.kill(worker._process.pid, signal.SIGINT)
+        assert worker.prepare(Case("scale_norm", "float32", (3, 8)))["error"] < 1e-6
+    finally:
+        worker.kill()
+        worker.join()
 
 
 @pytest.mark.parametrize(

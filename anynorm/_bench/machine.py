@@ -43,7 +43,10 @@ def usable_cores() -> int:
 
 def load() -> float | None:
     """How many processes wanted to run at a time in the last minute."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):  # the system does not tell
+        return None
 
 
 def caches() -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ _DASHES = {OURS: "-", OUT: "--", "anynorm on torch": "-.", "anynorm on JAX": ":"
 def draw(document: dict[str, Any], path: Path) -> None:
     """Write the picture; a panel for each norm and dtype."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullLocator
 
     panels: dict[tuple[str, str], list[Any]] = {}
     for record in document["contests"]:
@@ -30,7 +30,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
         axes.set(xscale="log", yscale="log", title=f"{norm} {dtype}", xlabel="size of the array, MB")
         sizes = sorted({nbytes(record["case"]) / 1e6 for record in records})
         axes.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
         axes.grid(alpha=0.25)
     all_axes[0].set_ylabel("time of a call, ms")

@@ -41,11 +41,17 @@ Show the arrays in a file: shapes and dtypes, the lengths of rows (least, median
 rows are unit vectors already, rows of zeros, NaN and Inf. All arrays, or those that --tensor names.
 """
 _BENCH = """
-Time the three norms on this machine, beside what of the plain NumPy expression, torch, JAX, ONNX Runtime and
-scikit-learn is installed, each in a process of its own; a result is checked before it is timed. Shown are the median
-time, what is read and written a second, the time of a copy by this one (100%: as fast as a copy), the memory beyond the
-result, the largest error of a few rows in units of the last place against exact arithmetic, and the time by that of
-anynorm called on the same library (above 1: anynorm is faster). Less than two minutes; keep the machine idle meanwhile.
+Time the three norms on the CPU of this machine, beside what of the plain NumPy expression, torch, JAX, ONNX Runtime and
+scikit-learn is installed, each in a process of its own; a result is checked before it is timed. Less than two minutes;
+keep the machine idle meanwhile. The columns:
+
+  time                median over rounds in which all take turns
+  GB/s                read and written, x and y once each
+  of copy             time of numpy.copyto by this time; 100%: as fast as a copy
+  of streaming copy   the same of a copy past the caches, on all threads
+  memory              at most held beyond arguments and result, of large arrays
+  ulp                 largest error of a few rows, in units of the last place, against exact arithmetic
+  / anynorm           time by that of anynorm called on the same library; above 1: anynorm is faster
 """
 _BENCH_EXAMPLES = """anynorm bench --quick
   anynorm bench --norm layer --dtype float16 --library torch
