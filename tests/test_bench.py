@@ -84,7 +84,7 @@ def test_a_wrong_result_is_not_timed_and_a_missing_rival_is_left_out(monkeypatch
     assert cli.main(["bench", *TINY, "--library", "jax", "--json", str(file)]) == 0
     output = capsys.readouterr().out
     assert "  NumPy expression: not timed: error 0.0001, allowed 1e-05\n" in output
-    assert "left out: JAX, not installed; pip install no_such_package\n" in output
+    assert "left out: JAX and anynorm on JAX, not installed; pip install no_such_package\n" in output
     results = json.loads(file.read_text())["contests"][0]["results"]
     assert "seconds" in results["anynorm out="]
     assert not {"seconds", "quartiles", "ratio"} & set(results["NumPy expression"])
@@ -251,6 +251,15 @@ def test_nothing_of_a_rival_is_imported_by_the_command():
         "import sys, anynorm._cli.bench; print({'torch', 'jax', 'numba', 'sklearn', 'matplotlib'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("packages", "advice"), [({"numba": "1.0"}, ""), ({}, "; pip install numba for the fused ones")]
+)
+def test_kernels_that_could_be_faster_are_named(packages, advice):
+    shown = document([], packages=packages)
+    shown["contests"][0]["results"]["anynorm"]["kernel"] = "definition"
+    assert report.remarks(shown) == [f"kernels of anynorm: definition{advice}"]
 
 
 def test_case_names():

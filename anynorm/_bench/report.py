@@ -104,5 +104,9 @@ def remarks(document: Record) -> list[str]:
     """What else there is to say: which kernels ran, and who was left out."""
     results = [result for record in document["contests"] for result in record["results"].values()]
     kernels = sorted({result["kernel"] for result in results if "kernel" in result})
-    left_out = [f"left out: {name}, {reason}" for name, reason in document["skipped"].items()]
-    return [f"kernels of anynorm: {', '.join(kernels) or 'none ran'}", *left_out]
+    faster = "" if "numba" in document["machine"]["packages"] else "; pip install numba for the fused ones"
+    left_out: dict[str, list[str]] = {}
+    for name, reason in document["skipped"].items():
+        left_out.setdefault(reason, []).append(name)
+    said = [f"left out: {' and '.join(names)}, {reason}" for reason, names in left_out.items()]
+    return [f"kernels of anynorm: {', '.join(kernels) or 'none ran'}{faster}", *said]

@@ -30,9 +30,7 @@ def run(parsed: argparse.Namespace) -> int:
     arguments = {"quick": parsed.quick, "threads_used": parsed.threads or usable_cores()}
     document = begin(contests, plan.rivals(), arguments)
     document["skipped"] |= plan.reasons(norms, dtypes, libraries)
-    timed(document, contests, parsed.quiet)
-    for record in document["contests"]:
-        show(record)
+    time_all(document, contests, parsed.quiet)
     if before is not None:
         show_changes(before, document)
     if not parsed.quiet:
@@ -66,8 +64,8 @@ def checked(parsed: argparse.Namespace) -> Record | None:
     return None if parsed.compare is None else load(parsed.compare)
 
 
-def timed(document: Record, contests: list[Contest], quiet: bool) -> None:
-    """Run the contests, with a progress bar; say first on what machine, and for how long."""
+def time_all(document: Record, contests: list[Contest], quiet: bool) -> None:
+    """Run the contests, each table above a progress bar; say first on what machine, and for how long."""
     seconds = plan.QUICK_SECONDS if document["arguments"]["quick"] else plan.SECONDS
     if not quiet:
         for line in [*report.machine(document), *filter(None, [report.busy(document)])]:
@@ -76,8 +74,8 @@ def timed(document: Record, contests: list[Contest], quiet: bool) -> None:
     taking_part = [{contest.baseline, *contest.rivals} - set(document["skipped"]) for contest in contests]
     total = sum(len(names) + 1 for names in taking_part)
     budget = plan.Budget(seconds, time.perf_counter())
-    with progress("timing", lambda: total, quiet, of_bytes=False) as advance:
-        compete(document, contests, plan.rivals(), budget.rounds, advance=lambda: advance(1))
+    with progress("timing", lambda: total, quiet, printing=True, of_bytes=False) as advance:
+        compete(document, contests, plan.rivals(), budget.rounds, show, lambda: advance(1))
 
 
 def show(record: Record) -> None:
@@ -88,6 +86,7 @@ def show(record: Record) -> None:
     for line in found:
         if line.problem:
             say(f"  {line.name}: {line.problem}", output())
+    output().flush()
 
 
 def cells(line: report.Line) -> list[str]:

@@ -108,6 +108,7 @@ def progress(
     # What is written to standard output, which may be the result, must not pass through the bar elsewhere.
     above = printing and sys.stdout is not None and sys.stdout.isatty()
     options: dict[str, Any] = {"transient": True, "redirect_stdout": above, "redirect_stderr": False}
+    options["refresh_per_second"] = 10 if of_bytes else 2  # what is counted otherwise is timed, and this takes time
     with Progress(*columns, console=Console(stderr=True), **options) as bar:
         task = bar.add_task(printable(what), total=total())
 
