@@ -1,8 +1,10 @@
 """`anynorm bench`: its tables and files, what it refuses to time, how it ends when it is stopped."""
 
+import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from anynorm._bench.memory import resident
 from anynorm._bench.rivals import RIVALS, Rival, anynorm_call, numpy_expression, streaming_copy
 from anynorm._bench.streaming import SHARED_NBYTES
 from anynorm._bench.worker import Worker
+from anynorm._cli.tables import print_table
 from tests.files import assert_one_line
 
 TINY = ["--norm", "scale", "--shape", "3x8", "--library", "numpy", "--threads", "1"]
@@ -251,6 +254,23 @@ def test_nothing_of_a_rival_is_imported_by_the_command():
         "import sys, anynorm._cli.bench; print({'torch', 'jax', 'numba', 'sklearn', 'matplotlib'} & set(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_table_is_drawn_where_somebody_looks(monkeypatch):
+    rows = [["[red]x", "1 us"], ["y", "20 us"]]
+    shown = {}
+    for file in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stdout", file)
+        print_table("[b]title", ("call", "time"), rows, [1])
+        shown[file.isatty()] = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
+    assert shown[False] == "\n[b]title\n  call     time\n  [red]x   1 us\n  y       20 us\n"
+    assert "[b]title" in shown[True]
+    assert re.search(r"│ \[red\]x +│ +1 us │\n│ y +│ 20 us │", shown[True])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def print_table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]],
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=printable(title), title_justify="left", title_style="bold", header_style="")
+        table = Table(title=Text(printable(title), style="bold"), title_justify="left", title_style="", header_style="")
         for place, name in enumerate(names):
             table.add_column(name, justify="right" if place else "left", overflow="fold")
         for place, row in enumerate(rows):
