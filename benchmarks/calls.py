@@ -16,16 +16,11 @@ from typing import Any
 import numpy as np
 
 import anynorm
+from anynorm._bench.cases import Case
+from anynorm._bench.rivals import numpy_expression
 from anynorm._check import check
 from anynorm._choose import choose
 from anynorm._definition.norms import LAYER_NORM
-
-EPS = 1e-5
-
-
-def plain(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """The formula as anyone would write it."""
-    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + EPS) * weight + bias
 
 
 def microseconds(call: Callable[[], Any], times: int = 200) -> float:
@@ -46,12 +41,14 @@ def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, l
 def one_row(rounds: int) -> None:
     x = np.random.default_rng(0).standard_normal((1, 768)).astype(np.float32)
     weight, bias = np.random.default_rng(1).standard_normal((2, 768)).astype(np.float32)
-    np.testing.assert_allclose(anynorm.layer_norm(x, weight, bias), plain(x, weight, bias), atol=1e-5)
+    case = Case("layer_norm", "float32", x.shape)
+    plain = numpy_expression(case, 1, x, weight, bias)
+    np.testing.assert_allclose(anynorm.layer_norm(x, weight, bias), plain(), atol=1e-5)
     taken = interleaved(
         {
-            "plain NumPy": lambda: plain(x, weight, bias),
+            "plain NumPy": plain,
             "anynorm.layer_norm": lambda: anynorm.layer_norm(x, weight, bias),
-            "checks and choice": lambda: choose(check(LAYER_NORM, x, weight, bias, -1, EPS)),
+            "checks and choice": lambda: choose(check(LAYER_NORM, x, weight, bias, -1, case.eps)),
             "an empty call": lambda: None,
         },
         rounds,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
-from benchmarks.cases import Case, Contest
+from anynorm._bench.cases import Case, Contest
 from benchmarks.cpu import Rounds, compete, parse
 from benchmarks.libraries import RIVALS
 from benchmarks.table import each, print_machine, print_table, problem

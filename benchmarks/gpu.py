@@ -17,13 +17,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from anynorm._bench.cases import EPS
+from anynorm._bench.cases import NBYTES as ITEMSIZES
+from anynorm._bench.inputs import TOLERANCE
+
 FEATURES = (1024, 4096, 8192, 16384, 65536)
 NBYTES = 256 << 20  # of x in the large cases
-ITEMSIZES = {"float32": 4, "bfloat16": 2}
+DTYPES = ("float32", "bfloat16")
 ROTATED = 8  # times the last cache that all buffers of a case take at least
 WARM_UP, SAMPLES = 10, 50
-# Relative to the root mean square of a row; some rivals round twice, or sum in float32.
-TOLERANCES = {"float32": 1e-5, "bfloat16": 2.0**-6}
 
 
 class Case(NamedTuple):
@@ -44,10 +46,10 @@ class Case(NamedTuple):
 
 def cases() -> Iterator[Case]:
     """Large arrays of each length of rows, and a small one."""
-    for dtype, itemsize in ITEMSIZES.items():
+    for dtype in DTYPES:
         for norm in ("layer_norm", "rms_norm", "scale_norm"):
             for features in FEATURES:
-                rows = NBYTES // (features * itemsize)
+                rows = NBYTES // (features * ITEMSIZES[dtype])
                 yield Case(norm, dtype, rows, features)
                 if norm != "scale_norm":
                     yield Case(norm, dtype, rows, features, backward=True)
@@ -125,7 +127,7 @@ def run(case: Case, copy_bandwidth: float, cache_nbytes: int) -> dict[str, Any]:
         except Exception as failure:  # of a rival, for whatever reason: the others go on
             results[name] = {"failed": f"{type(failure).__name__}: {failure}"}
             continue
-        if not error <= TOLERANCES[case.dtype]:
+        if not error <= TOLERANCE[case.dtype]:
             results[name] = {"wrong": error}
             continue
         timed[name] = rotating(call, xs, dys)
@@ -223,7 +225,7 @@ def _pullback(case: Case, weight: Any, bias: Any) -> Callable[[Any, Any], Any]:
     from anynorm._definition.norms import LAYER_NORM, RMS_NORM
     from anynorm._kernels.cuda.pull import pull
 
-    rule, eps = (LAYER_NORM, 1e-5) if case.norm == "layer_norm" else (RMS_NORM, 1e-6)
+    rule, eps = LAYER_NORM if case.norm == "layer_norm" else RMS_NORM, EPS[case.norm]
     parameter = bias if rule.centred else None
 
     def differentiate(x: Any, dy: Any) -> Any:
@@ -261,8 +263,7 @@ def largest_error(case: Case, x: Any, dy: Any, weight: Any, got: Any) -> float:
         y = wide / torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp(min=1e-12)
     else:
         centred = wide - wide.mean(-1, keepdim=True) if case.norm == "layer_norm" else wide
-        eps = 1e-5 if case.norm == "layer_norm" else 1e-6
-        y = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + eps) * weight.double()
+        y = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + EPS[case.norm]) * weight.double()
     expected = torch.autograd.grad(y, wide, dy)[0] if case.backward else y
     size = torch.maximum(expected.abs(), (expected**2).mean(-1, keepdim=True).sqrt())
     return float(((got - expected).abs() / size).max())

@@ -3,15 +3,15 @@
 What JAX compiles is timed as it runs, or, by the rivals that are called "compiling", as it is traced and compiled.
 """
 
-import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import anynorm
-from benchmarks.cases import Case
-from benchmarks.inputs import make_gradient, make_matrices
-from benchmarks.rivals import Array, Call, Rival, anynorm_call, jax_expression, numpy_expression
+from anynorm._bench.cases import Case
+from anynorm._bench.inputs import make_gradient, make_matrices
+from anynorm._bench.memory import traced
+from anynorm._bench.rivals import Array, Call, Rival, anynorm_call, jax_expression, numpy_expression
 
 PARAMETERS = {"layer_norm": ("weight", "bias"), "rms_norm": ("weight",), "scale_norm": ()}
 Function = Callable[..., Any]
@@ -157,14 +157,6 @@ def model_gradient(case: Case, norm: Function, arguments: list[Array], dy: Array
     return jax.grad(loss, argnums=(0, 1)), [x, layers, dy]
 
 
-def numpy_temporaries(call: Call) -> int:
-    tracemalloc.start()
-    y = call()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return peak - y.nbytes
-
-
 def jax_temporaries(call: Any) -> int:
     return call.compiled().memory_analysis().temp_size_in_bytes
 
@@ -179,8 +171,8 @@ KEPT = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(1
 
 def _rivals() -> dict[str, Rival]:
     found = {
-        "plain NumPy": Rival(numpy_expression, temporaries=numpy_temporaries),
-        "definition NumPy": Rival(anynorm_call, temporaries=numpy_temporaries, environment=FORCED),
+        "plain NumPy": Rival(numpy_expression, temporaries=traced),
+        "definition NumPy": Rival(anynorm_call, temporaries=traced, environment=FORCED),
     }
     eager = {
         "torch": (torch_eager, "torch", ("torch",)),

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from benchmarks.cases import Case, Contest
+from anynorm._bench.cases import Case, Contest
+from anynorm._bench.rivals import Rival, numpy_copy
 from benchmarks.cpu import Rounds, compete, parse
-from benchmarks.rivals import Rival, numpy_copy
 
 LEAST_RATIO = 3.0
 SHAPE, QUICK_SHAPE = (100_000, 384), (1000, 384)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import NBYTES
+from anynorm._bench.cases import NBYTES
 
 CACHE_UNKNOWN_NBYTES = 64 << 20
 HUGE_PAGES = ", huge pages"

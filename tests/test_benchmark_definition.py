@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import anynorm
-from benchmarks import definition, inputs, libraries
-from benchmarks.cases import LAYERS, Case
+from anynorm._bench import inputs
+from anynorm._bench.cases import LAYERS, Case
+from benchmarks import definition, libraries
 from benchmarks.definition import Line
 
 SHAPE = (4, 96)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks import inputs
-from benchmarks.cases import Case
+from anynorm._bench import inputs
+from anynorm._bench.cases import Case
 from benchmarks.sklearn_normalizer import RIVALS, contests
 
 

@@ -38,7 +38,7 @@ def test_a_norm_has_the_names_that_others_give_it(norm, spelled):
     ("arguments", "message"),
     [
         ("normalise x.npy", "there is no command 'normalise'; did you mean normalize?"),
-        ("x.npy y.npy", "there is no command 'x.npy'; there are normalize, show, info, completion"),
+        ("x.npy y.npy", "there is no command 'x.npy'; there are normalize, show, bench, info, completion"),
         ("normalize x.npy y.npy --nrom layer", "there is no option --nrom; did you mean --norm?"),
         ("normalize x.npy y.npy --norm layer --wieght=w.npy", "there is no option --wieght; did you mean --weight?"),
         ("show x.npy --jsn", "there is no option --jsn; did you mean --json?"),
@@ -56,6 +56,10 @@ def test_a_norm_has_the_names_that_others_give_it(norm, spelled):
         ("--norm rms normalize x.npy y.npy", "--norm stands before the command; write anynorm normalize, then"),
         ("normalize x.npy y.npy --norm rms --axis -1 -2", "-2 is no file here; several axes are one word"),
         ("show x.npy --norm rms", "there is no option --norm; anynorm show --help"),
+        ("bnech", "there is no command 'bnech'; did you mean bench?"),
+        ("bench --qiuck", "there is no option --qiuck; did you mean --quick?"),
+        ("bench --library tourch", "'tourch' is not one of numpy, torch, jax, onnxruntime, scikit-learn; did you mean"),
+        ("bench --shape 3x", "'3x' is not ROWSxFEATURES such as 4096x1024"),
         ("show x.npy --eps 3", "there is no option --eps; anynorm show --help"),
     ],
 )
@@ -130,7 +134,7 @@ def test_each_argument_has_help_and_each_command_an_example(capsys):
         assert [argument.dest for argument in arguments if not (argument.help or "").strip()] == []
         with pytest.raises(SystemExit, match="0"):
             cli.main([command, "--help"])
-        assert re.search(rf"\nexample:\n  .*anynorm {command}\b.*\n$", capsys.readouterr().out)
+        assert re.search(rf"\nexamples?:\n(  .*anynorm {command}\b.*\n)+$", capsys.readouterr().out)
 
 
 def test_the_examples_of_help_run(capsys):

@@ -23,7 +23,9 @@ _BACKENDS = (
     ("ml_dtypes", ("ml_dtypes",), "pip install ml_dtypes (bfloat16 in NumPy)"),
 )
 _FORMATS = (("safetensors", ".safetensors"), ("zarr", ".zarr"), ("pyarrow", ".parquet"))
-_COMMAND_LINE = (("rich", "progress bars"), ("shtab", "completion by a shell"))
+_COMMAND_LINE = (
+    ("rich", "progress bars"), ("shtab", "completion by a shell"), ("matplotlib", "pictures of anynorm bench"),
+)  # fmt: skip
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anynorm
-from anynorm._cli.parser import Command, Parser, axes, joined, nearest, number, one_of, positive
+from anynorm._cli.parser import Command, Parser, axes, joined, nearest, number, one_of, positive, shape
 
 NORMS = ("layer", "rms", "scale")
 DEFAULT_EPS = {name: inspect.signature(getattr(anynorm, f"{name}_norm")).parameters["eps"].default for name in NORMS}
@@ -17,6 +17,7 @@ SHELLS = ("bash", "zsh", "fish", "tcsh")
 COMMANDS = {
     "normalize": "normalize a file, or a folder of them",
     "show": "what is in a file: shapes, lengths of rows, mean, NaN",
+    "bench": "time the three norms on this machine, beside what else is installed",
     "info": "versions, backends, kernels, and what to install for more",
     "completion": "completion of commands, options and files for a shell",
 }
@@ -39,6 +40,26 @@ _SHOW = """
 Show the arrays in a file: shapes and dtypes, the lengths of rows (least, median, largest), mean and deviation, whether
 rows are unit vectors already, rows of zeros, NaN and Inf. All arrays, or those that --tensor names.
 """
+_BENCH = """
+Time the three norms on the CPU of this machine, beside what of the plain NumPy expression, torch, JAX, ONNX Runtime and
+scikit-learn is installed, each in a process of its own; a result is checked before it is timed. Less than two minutes;
+keep the machine idle meanwhile. The columns:
+
+  time                median over rounds in which all take turns
+  GB/s                read and written, x and y once each
+  of copy             time of numpy.copyto by this time; 100%: as fast as a copy
+  of streaming copy   the same of a copy past the caches, on all threads
+  memory              at most held beyond arguments and result, of large arrays
+  ulp                 largest error of a few rows, in units of the last place, against exact arithmetic
+  / anynorm           time by that of anynorm called on the same library; above 1: anynorm is faster
+"""
+_BENCH_EXAMPLES = """anynorm bench --quick
+  anynorm bench --norm layer --dtype float16 --library torch
+  anynorm bench --shape 100000x384 --threads 1 --plot times.svg
+  anynorm bench --json old.json, and later: anynorm bench --compare old.json"""
+# Others' names of the libraries that are timed.
+_LIBRARIES = {name: name for name in ("numpy", "torch", "jax", "onnxruntime", "scikit-learn")}
+_LIBRARIES |= {"NumPy": "numpy", "pytorch": "torch", "JAX": "jax", "onnx": "onnxruntime", "sklearn": "scikit-learn"}
 _COMPLETION = """
 Print a script that has a shell complete commands, options and files. It takes the package shtab.
 """
@@ -77,16 +98,22 @@ def parser_of_all(files: Any = None) -> Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command", parser_class=Command)
 
     def command(name: str, description: str, example: str, usage: str) -> Command:
+        title = "examples" if "\n" in example else "example"
         made: Command = commands.add_parser(
-            name, help=COMMANDS[name], description=description, epilog=f"example:\n  {example}",
-            usage=f"anynorm {name} {usage}".rstrip(), formatter_class=argparse.RawDescriptionHelpFormatter,
-        )  # fmt: skip
+            name,
+            help=COMMANDS[name],
+            description=description,
+            epilog=f"{title}:\n  {example}",
+            usage=f"anynorm {name} {usage}".rstrip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         made.files = files
         return made
 
     usage = "IN OUT --norm NORM [OPTION ...]\n       anynorm normalize IN ... FOLDER --norm NORM [OPTION ...]"
     _add_normalize(command("normalize", _NORMALIZE, "anynorm normalize embeddings.npy unit.npy --norm l2", usage))
     _add_show(command("show", _SHOW, "anynorm show embeddings.npy", "FILE ... [OPTION ...]"))
+    _add_bench(command("bench", _BENCH, _BENCH_EXAMPLES, "[OPTION ...]"))
     command("info", "Show what is installed, which kernels run, and what to install for more.", "anynorm info", "")
     completion = command("completion", _COMPLETION, 'eval "$(anynorm completion bash)"', "SHELL")
     completion.add_argument(
@@ -155,6 +182,38 @@ def _add_show(command: Command) -> None:
     _add_common(command)
 
 
+def _add_bench(command: Command) -> None:
+    add = command.add_argument
+
+    def add_several(name: str, metavar: str, names: dict[str, str], what: str) -> None:
+        there = tuple(dict.fromkeys(names.values()))
+        add(
+            f"--{name}", metavar=metavar, type=one_of(names), choices=there, action="append", default=[],
+            help=f"{what}: {', '.join(there)}; may be repeated",
+            dest="libraries" if name == "library" else f"{name}s",
+        )  # fmt: skip
+
+    add("--quick", action="store_true", help="half a minute: two sizes, few rounds")
+    add_several("norm", "NORM", _SPELLED, "which norms (default: all), as in --norm rms")
+    add_several("dtype", "DTYPE", _same(_DTYPES), "which dtypes (default: float32), as in --dtype float16")
+    add_several("library", "NAME", _LIBRARIES, "beside which libraries (default: all), as in --library torch")
+    add(
+        "--shape", metavar="ROWSxFEATURES", type=shape, dest="shapes", action="append", default=[],
+        help="time arrays of this shape, as in --shape 100000x384; may be repeated",
+    )  # fmt: skip
+    _add_threads(command)
+    command.add_files(
+        "--json", metavar="FILE", type=Path, help="write all that was measured, machine and versions: --json new.json"
+    )
+    command.add_files(
+        "--compare", metavar="FILE", type=Path, help="show ratios to a file that --json wrote: --compare old.json"
+    )
+    command.add_files(
+        "--plot", metavar="FILE", type=Path, help="draw time against size, .svg or .png: --plot times.svg"
+    )
+    add("-q", "--quiet", action="store_true", help="print the tables alone")
+
+
 def _add_names(command: Command, what: str) -> None:
     command.add_argument(
         "--tensor", "--column", metavar="NAME", dest="names", action="append", default=[],
@@ -166,7 +225,11 @@ def _add_names(command: Command, what: str) -> None:
     )  # fmt: skip
 
 
-def _add_common(command: Command) -> None:
+def _add_threads(command: Command) -> None:
     command.add_argument("--threads", metavar="N", type=positive, help="threads to compute with (default: all cores)")
+
+
+def _add_common(command: Command) -> None:
+    _add_threads(command)
     command.add_argument("--json", action="store_true", help="print one JSON object to standard output, for programs")
     command.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")

@@ -100,6 +100,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def shape(text: str) -> tuple[int, int]:
+    """A type for argparse."""
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROWSxFEATURES such as 4096x1024")
+    return int(found[1]), int(found[2])
+
+
 def axes(text: str) -> tuple[int, ...]:
     """A type for argparse."""
     try:

@@ -81,23 +81,34 @@ def silence_output() -> None:
 
 @contextmanager
 def progress(
-    what: str, total: Callable[[], int | None], quiet: bool = False, printing: bool = False
+    what: str, total: Callable[[], int | None], quiet: bool = False, printing: bool = False, of_bytes: bool = True
 ) -> Iterator[Callable[[int], Any]]:
     """A progress bar on a terminal, where rich is installed; what it gives is told how many bytes are done.
 
-    ``printing``: lines are printed meanwhile, which on a terminal are to stand above the bar.
+    ``printing``: lines are printed meanwhile, which on a terminal are to stand above the bar. ``of_bytes``: whether
+    what is counted are bytes.
     """
     if quiet or sys.stderr is None or not sys.stderr.isatty() or not installed("rich"):
         yield lambda nbytes: require_unstopped()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
     name = TextColumn("{task.description}", markup=False)
-    columns = name, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    done = (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(),)
+    columns = name, BarColumn(), *done, TimeRemainingColumn()
     # What is written to standard output, which may be the result, must not pass through the bar elsewhere.
     above = printing and sys.stdout is not None and sys.stdout.isatty()
     options: dict[str, Any] = {"transient": True, "redirect_stdout": above, "redirect_stderr": False}
+    options["refresh_per_second"] = 10 if of_bytes else 2  # what is counted otherwise is timed, and this takes time
     with Progress(*columns, console=Console(stderr=True), **options) as bar:
         task = bar.add_task(printable(what), total=total())
 

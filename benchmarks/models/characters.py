@@ -24,7 +24,7 @@ from torch.nn import functional
 
 import anynorm
 import anynorm.torch
-from benchmarks.machine import describe
+from anynorm._bench.machine import describe
 from benchmarks.models import text as texts
 
 OURS, THEIRS, NUDGED = "anynorm", "torch", "torch, one weight moved by an ulp"

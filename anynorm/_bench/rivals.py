@@ -3,6 +3,8 @@
 A rival imports its library when it is set up, in a process of its own whose environment holds the number of threads.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import anynorm
-from benchmarks.cases import Case
-from benchmarks.inputs import make_gradient
+from anynorm._bench.cases import Case
+from anynorm._bench.inputs import make_gradient
 
 Array = Any
 Call = Callable[[], Array]
@@ -25,7 +27,7 @@ class Rival(NamedTuple):
     packages: tuple[str, ...] = ()  # that must be installed, beyond what anynorm requires
     environment: Mapping[str, str] = {}
     copies: bool = False  # the result is x itself
-    temporaries: Callable[[Call], int] | None = None  # bytes that the call holds at most beyond arguments and result
+    temporaries: Callable[[Call], int | None] | None = None  # bytes held at most beyond arguments and result
 
 
 def anynorm_call(case: Case, threads: int, x: Array, weight: Array, bias: Array, into: bool = False) -> Call:
@@ -55,6 +57,27 @@ def numpy_copy(case: Case, threads: int, x: Array, weight: Array, bias: Array) -
         return out
 
     return copy
+
+
+def streaming_copy(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
+    """Copy past the caches, as the kernels store large results: what is overwritten is not read before."""
+    from anynorm._bench.streaming import copier
+
+    out = aligned_like(x)
+    copy = copier(out, x, threads)
+
+    def run() -> Array:
+        copy()
+        return out
+
+    return run
+
+
+def aligned_like(x: Array) -> Array:
+    """An array that begins with a cache line."""
+    room = np.empty(x.nbytes + 64, np.uint8)
+    first = -room.ctypes.data % 64
+    return room[first : first + x.nbytes].view(x.dtype).reshape(x.shape)
 
 
 def torch_copy(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
@@ -153,7 +176,8 @@ def _onnx_model(case: Case, parameters: list[np.ndarray]) -> bytes:
     )
     # An IR version that ONNX Runtime of the last years reads; onnx writes its newest one by default.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-    return model.SerializeToString()
+    written: bytes = model.SerializeToString()
+    return written
 
 
 def jitted_jax(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
@@ -182,6 +206,15 @@ def jax_expression(case: Case) -> Callable[..., Array]:
     return norm
 
 
+def anynorm_on_jax(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
+    """Anynorm as it is called on JAX's arrays, eagerly."""
+    import jax
+
+    x, weight, bias = (jax.numpy.asarray(array) for array in (x, weight, bias))
+    call = anynorm_call(case, threads, x, weight, bias)
+    return lambda: call().block_until_ready()
+
+
 def scikit_learn(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
     from sklearn.preprocessing import normalize
 
@@ -189,28 +222,30 @@ def scikit_learn(case: Case, threads: int, x: Array, weight: Array, bias: Array)
 
 
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # torch asks for huge pages only then; NumPy always does
-TORCH = {"library": "torch", "packages": ("torch",)}
+_on_torch = partial(Rival, library="torch", packages=("torch",))
 
-RIVALS = {
+RIVALS: dict[str, Rival] = {
     "anynorm": Rival(anynorm_call),
     "anynorm out=": Rival(partial(anynorm_call, into=True)),
-    "anynorm on torch": Rival(anynorm_on_torch, **TORCH),
-    "anynorm on torch, huge pages": Rival(anynorm_on_torch, **TORCH, environment=HUGE_PAGES),
+    "anynorm on torch": _on_torch(anynorm_on_torch),
+    "anynorm on torch, huge pages": _on_torch(anynorm_on_torch, environment=HUGE_PAGES),
     "copy": Rival(numpy_copy, copies=True),
+    "streaming copy": Rival(streaming_copy, packages=("numba",), copies=True),
     "copy by torch": Rival(torch_copy, packages=("torch",), copies=True),
     "NumPy": Rival(numpy_expression),
-    "torch": Rival(torch_eager, **TORCH),
-    "torch, huge pages": Rival(torch_eager, **TORCH, environment=HUGE_PAGES),
-    "torch contiguous": Rival(partial(torch_eager, contiguous=True), **TORCH),
-    "torch contiguous, huge pages": Rival(partial(torch_eager, contiguous=True), **TORCH, environment=HUGE_PAGES),
-    "anynorm module": Rival(partial(module, ours=True), **TORCH),
-    "anynorm module, huge pages": Rival(partial(module, ours=True), **TORCH, environment=HUGE_PAGES),
-    "anynorm compiled": Rival(partial(module, ours=True, compiled=True), **TORCH),
-    "torch module": Rival(partial(module, ours=False), **TORCH),
-    "torch module, huge pages": Rival(partial(module, ours=False), **TORCH, environment=HUGE_PAGES),
-    "torch compiled": Rival(partial(module, ours=False, compiled=True), **TORCH),
-    "torch compiled, huge pages": Rival(partial(module, ours=False, compiled=True), **TORCH, environment=HUGE_PAGES),
+    "torch": _on_torch(torch_eager),
+    "torch, huge pages": _on_torch(torch_eager, environment=HUGE_PAGES),
+    "torch contiguous": _on_torch(partial(torch_eager, contiguous=True)),
+    "torch contiguous, huge pages": _on_torch(partial(torch_eager, contiguous=True), environment=HUGE_PAGES),
+    "anynorm module": _on_torch(partial(module, ours=True)),
+    "anynorm module, huge pages": _on_torch(partial(module, ours=True), environment=HUGE_PAGES),
+    "anynorm compiled": _on_torch(partial(module, ours=True, compiled=True)),
+    "torch module": _on_torch(partial(module, ours=False)),
+    "torch module, huge pages": _on_torch(partial(module, ours=False), environment=HUGE_PAGES),
+    "torch compiled": _on_torch(partial(module, ours=False, compiled=True)),
+    "torch compiled, huge pages": _on_torch(partial(module, ours=False, compiled=True), environment=HUGE_PAGES),
     "ONNX Runtime": Rival(onnx_runtime, packages=("onnx", "onnxruntime")),
+    "anynorm on JAX": Rival(anynorm_on_jax, packages=("jax",)),
     "JAX": Rival(jitted_jax, packages=("jax",)),
     "scikit-learn": Rival(scikit_learn, packages=("sklearn",)),
 }

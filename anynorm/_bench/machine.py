@@ -1,5 +1,7 @@
 """What a benchmark ran on: processor, caches, memory, system, packages."""
 
+from __future__ import annotations
+
 import datetime
 import os
 import platform
@@ -25,6 +27,7 @@ def describe() -> dict[str, Any]:
         "caches": caches(),
         "memory": _field("/proc/meminfo", "MemTotal"),
         "huge_pages": _read("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "load": load(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "anynorm": anynorm.__version__,
@@ -34,7 +37,16 @@ def describe() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load() -> float | None:
+    """How many processes wanted to run at a time in the last minute."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):  # the system does not tell
+        return None
 
 
 def caches() -> list[dict[str, Any]]:
@@ -71,9 +83,12 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():  # an installed package may lie in a checkout of something else
+        return None
     command = ["git", "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
     except OSError:
         return None
     return done.stdout.strip() or None

@@ -1,11 +1,16 @@
 """Inputs of a case, made from a seed, and the check of a result against the formula in float64."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import LAYERS, Case
+from anynorm._bench.cases import LAYERS, Case
+from anynorm._bench.exact import largest_ulp
+
+Array = Any  # of NumPy, torch or JAX
 
 # Largest error allowed before a rival is timed, relative to max(|y|, root mean square of y's row). It tells a wrong
 # result from a rounded one: some rivals round twice or sum in float32. anynorm's own bounds are in the test suite.
@@ -23,12 +28,14 @@ def make_inputs(case: Case, library: str, seed: int = 0) -> tuple[Any, Any, Any]
     weight = 1 + 0.1 * random.standard_normal(case.features, dtype=np.float32)
     bias = 0.1 * random.standard_normal(case.features, dtype=np.float32)
     if library == "numpy":
+        if case.dtype == "bfloat16":
+            import ml_dtypes  # noqa: F401 - which tells NumPy the name
         x = np.resize(deviates.astype(case.dtype), case.shape)
         return x, weight.astype(case.dtype), bias.astype(case.dtype)
     return _torch_inputs(case, deviates, weight, bias)
 
 
-def _torch_inputs(case: Case, deviates: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> tuple[Any, Any, Any]:
+def _torch_inputs(case: Case, deviates: Array, weight: Array, bias: Array) -> tuple[Any, Any, Any]:
     import torch
 
     dtype = getattr(torch, case.dtype)
@@ -46,7 +53,7 @@ def make_gradient(case: Case, library: str = "torch") -> Any:
     return make_inputs(case, library, seed=1)[0]
 
 
-def make_matrices(case: Case) -> np.ndarray:
+def make_matrices(case: Case) -> Array:
     """Return a matrix for each layer of a model: from numbers as large as 1 to such as large."""
     random = np.random.default_rng(2)
     matrices = random.standard_normal((LAYERS, case.features, case.features)) / math.sqrt(case.features)
@@ -61,7 +68,7 @@ def largest_error(case: Case, x: Any, weight: Any, bias: Any, y: Any) -> float:
     y, *by_parameters = y if isinstance(y, tuple) else (y,)
     if tuple(y.shape) != case.shape or case.dtype not in str(y.dtype):
         raise ValueError(f"expected {case.dtype} {case.shape}, got {y.dtype} {tuple(y.shape)}")
-    dy = None if case.of == "y" else make_gradient(case, "torch" if hasattr(x, "double") else "numpy")
+    dy: Any = None if case.of == "y" else make_gradient(case, "torch" if hasattr(x, "double") else "numpy")
     weight, bias = as_float64(weight), as_float64(bias)
     step = max(1, _BLOCK_ELEMENTS // math.prod(case.shape[1:]))
     errors: list[float] = []
@@ -82,12 +89,24 @@ def largest_error(case: Case, x: Any, weight: Any, bias: Any, y: Any) -> float:
     return float(np.max(errors))  # NaN if one is
 
 
-def _error(found: np.ndarray, expected: np.ndarray, axis: int) -> float:
+def ulp_of_rows(case: Case, x: Any, weight: Any, bias: Any, y: Any) -> float | None:
+    """The largest error in units of the last place of a few rows, along the last axis; None for NaN."""
+    weight, bias = (as_float64(array).tolist() for array in (weight, bias))
+    rows = sorted({0, case.shape[0] // 2, case.shape[0] - 1})
+    found = []
+    for row in rows:
+        block = (slice(row, row + 1), ...)
+        wide = [as_float64(array[block]).reshape(-1, case.features)[0].tolist() for array in (x, y)]
+        found.append(largest_ulp(case, wide[0], weight, bias, wide[1]))
+    return None if any(map(math.isnan, found)) else float(f"{max(found):.3g}")
+
+
+def _error(found: Array, expected: Array, axis: int) -> float:
     scale = np.maximum(np.abs(expected), np.sqrt(np.mean(expected**2, axis=axis, keepdims=True)))
     return float(np.max(np.abs(found - expected) / scale))
 
 
-def formula(case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def formula(case: Case, x: Array, weight: Array, bias: Array) -> Array:
     """Return the norm of x as the formula stands; numbers near 1 need no more care in float64."""
     if case.norm == "scale_norm":
         return x / np.maximum(np.sqrt(np.sum(x**2, axis=case.axis, keepdims=True)), case.eps)
@@ -99,7 +118,7 @@ def formula(case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> 
     return centred / np.sqrt(np.mean(centred**2, axis=case.axis, keepdims=True) + case.eps) * weight + bias
 
 
-def derivative(case: Case, x: np.ndarray, weight: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def derivative(case: Case, x: Array, weight: Array, dy: Array) -> tuple[Array, Array]:
     """Return dx as the formula stands, along the last axis, and each row's share of the gradient of the weight."""
     count, eps, g = (1, 0.0, dy) if case.norm == "scale_norm" else (case.features, case.eps, dy * weight)
     if case.norm == "layer_norm":
@@ -109,7 +128,7 @@ def derivative(case: Case, x: np.ndarray, weight: np.ndarray, dy: np.ndarray) ->
     return dx, dy * x * factor
 
 
-def model_derivative(case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray, dy: np.ndarray) -> np.ndarray:
+def model_derivative(case: Case, x: Array, weight: Array, bias: Array, dy: Array) -> Array:
     """Return dx of a model whose layers add the product of their norm and a matrix."""
     entered, matrices = [], as_float64(make_matrices(case))
     for matrix in matrices:
@@ -120,6 +139,6 @@ def model_derivative(case: Case, x: np.ndarray, weight: np.ndarray, bias: np.nda
     return dy
 
 
-def as_float64(array: Any) -> np.ndarray:
+def as_float64(array: Any) -> Array:
     """Widen a NumPy, JAX or torch array."""
     return array.detach().double().numpy() if hasattr(array, "double") else np.asarray(array).astype(np.float64)

@@ -1,20 +1,24 @@
 """The process of one rival: sets up a case, checks its result, then times one sample whenever it is told to."""
 
+from __future__ import annotations
+
 import contextlib
 import gc
+import importlib
 import itertools
 import math
 import os
 import signal
 import time
+from collections.abc import Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import LAYERS, Case
-from benchmarks.rivals import Rival
+from anynorm._bench.cases import LAYERS, Case
+from anynorm._bench.rivals import Rival
 
 SAMPLE_SECONDS = 0.005  # a sample holds as many calls as take this long
 WARM_UP_SECONDS = 0.1  # slower calls run through more memory than caches hold: there is nothing to warm
@@ -34,11 +38,13 @@ class Worker:
 
     def prepare(self, case: Case) -> dict[str, Any]:
         """Set up a case and check the result; returns what was found."""
-        return self._ask("prepare", case)
+        found: dict[str, Any] = self._ask("prepare", case)
+        return found
 
     def sample(self) -> tuple[float, float]:
         """Time one sample: seconds a call, and cores that were busy."""
-        return self._ask("sample")
+        taken: tuple[float, float] = self._ask("sample")
+        return taken
 
     def release(self) -> None:
         """Let go of the arrays; a process that has died has done so."""
@@ -46,28 +52,37 @@ class Worker:
             with contextlib.suppress(WorkerError):
                 self._ask("release")
 
-    def stop(self) -> None:
-        if self._process is not None:
-            self._pipe.close()  # ends the process's loop
-            self._process.join()
-            self._process = None
+    def kill(self) -> None:
+        """End the process, whatever it is doing: it has nothing to keep."""
+        if self._process is not None and self._process.pid is not None:
+            self._process.kill()
 
-    def _start(self) -> None:
+    def join(self) -> None:
+        """Wait for the end of the process."""
+        if self._process is not None and self._process.pid is not None:
+            self._process.join()
+            self._pipe.close()
+        self._process = None
+
+    def start(self) -> None:
+        """Start the process, unless it runs; it imports its packages while others do."""
+        if self._process is not None:
+            return
         context = get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, *self._given), daemon=True)
         before = dict(os.environ)
         os.environ.update(self._environment)  # libraries read their settings while they are imported
         try:
-            self._process.start()
+            with _interrupts_blocked():
+                self._process.start()
         finally:
             os.environ.clear()
             os.environ.update(before)
         theirs.close()
 
     def _ask(self, *message: Any) -> Any:
-        if self._process is None:
-            self._start()
+        self.start()
         try:
             self._pipe.send(message)
             failed, answer = self._pipe.recv()
@@ -80,9 +95,28 @@ class Worker:
         return answer
 
 
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Have a process that is started here be deaf to Ctrl-C from its first moment; that is the runner's."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # it would start with the first process, and unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def serve(pipe: Connection, name: str, rival: Rival, threads: int) -> None:
     """Answer (failed, answer) to each message until the runner hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's, which then hangs up
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's, which then ends this process
+    for package in rival.packages:
+        with contextlib.suppress(Exception):  # which comes again, and is told, where the rival is set up
+            importlib.import_module(package)
     server = _Server(name, rival, threads)
     gc.disable()  # a collection within a sample would be charged to the rival
     while True:
@@ -107,22 +141,26 @@ class _Server:
         self._times = 1
 
     def prepare(self, case: Case) -> dict[str, Any]:
-        from benchmarks.inputs import TOLERANCE, largest_error, make_inputs
+        from anynorm._bench.inputs import TOLERANCE, largest_error, make_inputs, ulp_of_rows
 
         inputs = make_inputs(case, self._rival.library)
         self._call = self._rival.make(case, self._threads, *inputs)
         y = self._call()
         y = y() if callable(y) else y  # a compiler returns a function, which is checked and not timed
+        found: dict[str, Any]
         if self._rival.copies:
             found = {"error": 0.0 if np.array_equal(np.asarray(y), inputs[0]) else math.nan}
         else:
             found = {"error": largest_error(case, *inputs, y)}
+            if case.of == "y" and case.axis == -1:
+                found["ulp"] = ulp_of_rows(case, *inputs, y)
+        if self._name.startswith("anynorm"):
+            of_library = y if case.of == "y" else inputs[0]  # which may be another one than that of the inputs
+            found["kernel"] = _kernel(case, of_library, *inputs[1:])
         del y
         found["tolerance"] = TOLERANCE[case.dtype] * (LAYERS if case.of == "model" else 1)
         if self._rival.temporaries is not None:
             found["temporaries"] = self._rival.temporaries(self._call)
-        if self._name.startswith("anynorm"):
-            found["kernel"] = _kernel(case, *inputs)
         self._times = self._calibrate()
         return found
 

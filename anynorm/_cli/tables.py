@@ -1,0 +1,33 @@
+"""Tables on the terminal: by rich where it is installed and somebody looks, in plain columns elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from anynorm._cli.terminal import installed, output, printable, say
+
+
+def print_table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[int] = ()) -> None:
+    """Print a table to standard output; the first column is text, the others are numbers.
+
+    ``marked``: which rows stand out.
+    """
+    file = output()
+    if file.isatty() and installed("rich"):
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(printable(title), style="bold"), title_justify="left", title_style="", header_style="")
+        for place, name in enumerate(names):
+            table.add_column(name, justify="right" if place else "left", overflow="fold")
+        for place, row in enumerate(rows):
+            table.add_row(*(Text(printable(cell)) for cell in row), style="bold" if place in marked else None)
+        Console(file=file).print(table, "")
+        return
+    widths = [max(len(row[place]) for row in [names, *rows]) for place in range(len(names))]
+    say("", file)
+    say(title, file)
+    for row in [names, *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        say("  ".join([f"  {row[0].ljust(widths[0])}", *cells]).rstrip(), file)
