@@ -10,7 +10,7 @@ import pytest
 
 import anynorm
 from anynorm import cli
-from tests.files import assert_few_ulp, assert_refused, assert_same_bits, deviates
+from tests.files import assert_few_ulp, assert_refused, assert_same_bits, deviates, written_by_arrow
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -29,7 +29,7 @@ def rows_of(column):
 
 def saved(columns, **options):
     table = pa.table(columns).replace_schema_metadata({"kept": "yes"})
-    pq.write_table(table, "x.parquet", row_group_size=7, **options)
+    written_by_arrow(table, "x.parquet", row_group_size=7, **options)
     return pq.read_table("x.parquet")
 
 
