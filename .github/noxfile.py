@@ -26,7 +26,7 @@ TESTS = {
     "cli": "cli_options cli_refusals help",
     "cpu": f"{NONE} in_place kernels_given kernels_refusals",
     "dask": "dask dask_* precision",
-    "files": "files_between files_columns files_formats files_given files_parquet files_rows files_show files_untrusted",
+    "files": "files_between files_columns files_formats files_given files_parquet files_show files_untrusted",
     "flax": "nnx nnx_pieces",
     "jax": "jax_gradients jax_memory jax_programs precision",
     "sklearn": "sklearn sklearn_sparse",
