@@ -32,6 +32,7 @@ TESTS = {
     "sklearn": "sklearn sklearn_sparse",
     "torch": "torch_convert_left torch_derivatives torch_gradients torch_own precision",
 }
+BESIDE = {"flax": ["equinox"]}  # what these tests import besides
 NO_TESTS = ("all", "bench", "cuda12", "cuda13", "docs", "test")
 NIGHTLY = "https://pypi.anaconda.org/scientific-python-nightly-wheels/simple"
 NIGHTLY_TORCH = "https://download.pytorch.org/whl/nightly/cpu"
@@ -98,7 +99,7 @@ def types(session: nox.Session) -> None:
 @nox.parametrize("name", [nox.param(name, id=name) for name in TESTS])
 def extra(session: nox.Session, name: str) -> None:
     """One extra and nothing else; `none`: what the package requires."""
-    install(session, ".[" + name + "]" if name != "none" else ".", "--group", "harness")
+    install(session, f".[{name}]" if name != "none" else ".", *BESIDE.get(name, []), "--group", "harness")
     session.run("pytest", "-n", "2", "--installed", *files_of(name), *session.posargs)
 
 
@@ -107,7 +108,7 @@ def extra(session: nox.Session, name: str) -> None:
 def lowest_versions(session: nox.Session, name: str) -> None:
     """One extra at the lowest versions that pyproject.toml admits."""
     # pytest 9 warns of what scikit-learn 1.7.0 gives to parametrize. Old packages warn of others that are newer.
-    install(session, "-e", ".", *lowest(name), "pytest<9", "--group", "harness")
+    install(session, "-e", ".", *lowest(name), *BESIDE.get(name, []), "pytest<9", "--group", "harness")
     session.run("pytest", "-n", "2", "--installed", "-W", "default", *files_of(name), *session.posargs)
 
 
