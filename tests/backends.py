@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ml_dtypes
@@ -30,6 +30,7 @@ class Backend:
     flushes: bool = False  # treats subnormal numbers as zero
     writable: bool = False
     context: Callable[[], Any] = field(default=contextlib.nullcontext)
+    needs: str = "numpy"  # the package without which this one is left out; see installed.py
 
     def __str__(self) -> str:
         return self.name
@@ -60,9 +61,9 @@ def _strict(device: str):
 
 
 def _torch_make(device):
-    import torch
-
     def make(values):
+        import torch
+
         if values.dtype == ml_dtypes.bfloat16:
             return torch.from_numpy(values.astype(np.float32)).to(torch.bfloat16).to(device)
         return torch.from_numpy(values.copy()).to(device)
@@ -136,13 +137,13 @@ needs_cupy = pytest.mark.skipif(
 
 # Where Numba is installed these two run the kernel "cpu", else the definition; test_choose.py makes sure of it.
 NUMPY = Backend("numpy", np.array, np.asarray, ALL, writable=True)
-TORCH = Backend("torch", _torch_make("cpu"), _torch_read, ALL, writable=True)
-JAX = Backend("jax", _jax_make, np.asarray, ("float16", "bfloat16", "float32"), flushes=True)
-JAX_X64 = Backend("jax-x64", _jax_make, np.asarray, ALL, flushes=True, context=_jax_x64)
-DASK = Backend("dask", _dask_make, _dask_read, ALL)
+TORCH = Backend("torch", _torch_make("cpu"), _torch_read, ALL, writable=True, needs="torch")
+JAX = Backend("jax", _jax_make, np.asarray, ("float16", "bfloat16", "float32"), flushes=True, needs="jax")
+JAX_X64 = Backend("jax-x64", _jax_make, np.asarray, ALL, flushes=True, context=_jax_x64, needs="jax")
+DASK = Backend("dask", _dask_make, _dask_read, ALL, needs="dask")
 STRICT = Backend("strict", *_strict("CPU_DEVICE"), ("float32", "float64"), writable=True)
 
-CPU_BACKENDS = (
+_KNOWN = (
     NUMPY,
     Backend("numpy, definition", np.array, np.asarray, ALL, writable=True, context=_definition),
     Backend("numpy-read-only", _read_only, np.asarray, ALL),
@@ -151,11 +152,12 @@ CPU_BACKENDS = (
     Backend("strict-device2", *_strict("device2"), ("float32", "float64"), writable=True),
     Backend("strict-no-float64", *_strict("no_float64"), ("float32",), writable=True),
     TORCH,
-    Backend("torch, definition", _torch_make("cpu"), _torch_read, ALL, writable=True, context=_definition),
+    replace(TORCH, name="torch, definition", context=_definition),
     JAX,
     JAX_X64,
     DASK,
 )
+CPU_BACKENDS = tuple(backend for backend in _KNOWN if importlib.util.find_spec(backend.needs) is not None)
 # Every test runs on the rest. These are slow, by compiling or by not computing, and take turns in this order. JAX
 # compiles each operation for each shape, two seconds a norm, and has one turn of 24 with float64 and one without.
 TURNS = (
@@ -166,6 +168,14 @@ TURNS = (
 )  # fmt: skip
 TAKING_TURNS = frozenset(TURNS)
 turn: int | None = None  # the seed; None where all run
+
+
+def named(name: str) -> Backend:
+    """The backend of that name; a test of one that is not installed is skipped."""
+    (backend,) = [known for known in _KNOWN if known.name == name]
+    if backend not in CPU_BACKENDS:
+        pytest.skip(f"needs {backend.needs}")
+    return backend
 
 
 def has_its_turn(backend: Any, test: str, place: int) -> bool:
@@ -181,7 +191,7 @@ def some(test: str, place: int, *dtypes: str) -> list[Backend]:
     if turn is None:
         return known
     others = [name for name in TURNS if name in {backend.name for backend in known}]
-    chosen = others[(zlib.crc32(test.encode()) + place + turn) % len(others)]
+    chosen = others[(zlib.crc32(test.encode()) + place + turn) % len(others)] if others else None
     return [backend for backend in known if backend.name not in TAKING_TURNS or backend.name == chosen]
 
 

@@ -14,6 +14,7 @@ import anynorm
 from anynorm._files.formats import raw
 from tests import backends, compiled, tolerances
 from tests.backends import HAS_NUMBA
+from tests.installed import SkipMissing
 
 # Compiling libraries make single examples slow, and shared machines make any deadline flaky.
 settings.register_profile("default", deadline=None, print_blob=True, max_examples=50)
@@ -23,9 +24,13 @@ settings.register_profile("thorough", settings.get_profile("default"), max_examp
 def pytest_addoption(parser):
     parser.addoption("--thorough", action="store_true", help="run all: tests marked so, every backend, more examples")
     parser.addoption("--backend-seed", type=int, metavar="N", help="which backends' turn it is; random by default")
+    parser.addoption("--installed", action="store_true", help="skip what needs libraries that are not installed")
 
 
 def pytest_configure(config):
+    if config.option.installed:
+        config.option.doctest_ignore_import_errors = True
+        config.pluginmanager.register(SkipMissing())
     if not HAS_NUMBA:  # without which the modules that it compiles cannot be searched for examples
         kernels = Path(anynorm.__file__).parent / "_kernels" / "cpu" / "*.py"
         config.option.ignore_glob = [*(config.option.ignore_glob or []), str(kernels)]

@@ -7,6 +7,7 @@ import sys
 from functools import partial
 
 import numpy as np
+import pytest
 
 import anynorm
 from anynorm import cli
@@ -110,3 +111,14 @@ def assert_refused(capsys, folder, message, *arguments):
     assert cli.main(["normalize", *arguments]) == 1
     assert_one_line(capsys.readouterr().err, message)
     assert contents(folder) == before
+
+
+def written_by_arrow(table, path, **options):
+    """Write a table as .parquet; a test of what an older Arrow cannot write is skipped."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        pq.write_table(table, path, **options)
+    except pa.ArrowNotImplementedError as error:
+        pytest.skip(f"pyarrow {pa.__version__}: {error}")

@@ -10,7 +10,7 @@ import pytest
 
 import anynorm
 from anynorm import cli
-from tests.files import assert_few_ulp, assert_refused, assert_same_bits, deviates
+from tests.files import assert_few_ulp, assert_refused, assert_same_bits, deviates, written_by_arrow
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -29,7 +29,7 @@ def rows_of(column):
 
 def saved(columns, **options):
     table = pa.table(columns).replace_schema_metadata({"kept": "yes"})
-    pq.write_table(table, "x.parquet", row_group_size=7, **options)
+    written_by_arrow(table, "x.parquet", row_group_size=7, **options)
     return pq.read_table("x.parquet")
 
 
@@ -74,7 +74,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_lists_in_structs(kind):
     """Structs in structs, null at each depth: what is null stays so, and what lies beside it stays as it was."""
-    x = deviates((30, 6), KINDS[kind].value_type.to_pandas_dtype())
+    x = deviates((30, 6), f"float{KINDS[kind].value_type.bit_width}")
     inner = [None if i == 3 else {"v": None if i == 9 else row, "t": str(i)} for i, row in enumerate(x)]
     outer = [None if i == 21 else {"k": i, "in": one} for i, one in enumerate(inner)]
     type_in = pa.struct([pa.field("v", KINDS[kind], metadata={"of": "v"}), ("t", pa.string())])
@@ -148,7 +148,7 @@ def test_columns_of_several_types(dtype):
     for i, name in enumerate("abc"):
         kind = pa.from_numpy_dtype(np.dtype(dtype)) if dtype else old.schema.field(name).type
         assert new.schema.field(name).type == kind
-        assert_same_bits(new[name].to_numpy(), wide[:, i].astype(kind.to_pandas_dtype()))
+        assert_same_bits(new[name].to_numpy(), wide[:, i].astype(f"float{kind.bit_width}"))
 
 
 def test_a_result_that_a_column_has_no_room_for(capsys, folder):

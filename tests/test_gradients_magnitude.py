@@ -19,9 +19,11 @@ from tests.tolerances import (
 )
 
 BACKENDS = {backend.name: backend for backend in CPU_BACKENDS}
-BOTH_WAYS = [BACKENDS[name] for name in ("numpy", "torch", "numpy, definition", "torch, definition")]
+BOTH_WAYS = [
+    BACKENDS[name] for name in ("numpy", "torch", "numpy, definition", "torch, definition") if name in BACKENDS
+]
 DEFINITIONS = ("numpy, definition", "torch, definition")
-SEVERAL = [*BOTH_WAYS, BACKENDS["dask"], BACKENDS["jax-x64"]]
+SEVERAL = [*BOTH_WAYS, *(BACKENDS[name] for name in ("dask", "jax-x64") if name in BACKENDS)]
 LARGEST = float(reference.FORMATS["float64"][2])
 # Of rows; those beside 2**-250 and 2**250, whose squares leave the range of the kernel, are on either side of it.
 SIZES = [1.0, 1e-304, 1e-300, 1e-100, 2.0**-252, 2.0**-247, 3.0, 2.0**246, 2.0**252, 1e100, 1e300, 0.0, 0.5]

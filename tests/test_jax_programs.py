@@ -24,7 +24,8 @@ def compiled_by(calls):
     try:
         calls()
     finally:
-        monitoring.unregister_event_duration_listener(listen)
+        stop = getattr(monitoring, "unregister_event_duration_listener", None)  # of JAX 0.9; before, by another name
+        (stop or monitoring._unregister_event_duration_listener_by_callback)(listen)
     return sum(name.endswith("backend_compile_duration") for name in events)
 
 

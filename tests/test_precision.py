@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import anynorm
 from tests import reference
-from tests.backends import ALL, CPU_BACKENDS, GPU_BACKENDS, KERNELS, as_dtype, some
+from tests.backends import ALL, CPU_BACKENDS, GPU_BACKENDS, KERNELS, as_dtype, named, some
 from tests.strategies import KINDS, cases, examples
 from tests.tolerances import assert_exact, smallest_normal
 
@@ -98,7 +98,7 @@ def test_very_long_row_with_a_mean_of_a_million_sigma(dtype, others):
 @pytest.mark.parametrize("name", ["numpy, definition", "torch, definition", "strict"])
 def test_nearly_constant_columns(name):
     """NumPy adds one row to the other there, so that a plain sum of float64 is off by as many units as there are."""
-    (backend,) = [b for b in CPU_BACKENDS if b.name == name]
+    backend = named(name)
     x = KINDS["nearly_constant"](np.random.default_rng(6), (2, 3000), "float64")
     expected = [reference.layer_norm(row, eps=0.0) for row in x]
     with backend.context():
@@ -137,7 +137,7 @@ def test_float32_keeps_every_magnitude(norm, magnitude):
     "backend", ["numpy", "numpy, definition", "torch", "torch, definition", "strict", "strict-no-float64"]
 )
 def test_a_large_weight_brings_back_what_is_far_below_its_row(backend):
-    (backend,) = [b for b in CPU_BACKENDS if b.name == backend]
+    backend = named(backend)
     cases = {
         "float64": [
             ([1e300, 1.2345e-10], 1e100),
@@ -164,7 +164,7 @@ def test_a_large_weight_brings_back_what_is_far_below_its_row(backend):
 @pytest.mark.parametrize("backend", ["numpy", "torch", "strict", "jax-x64", "dask"])
 @pytest.mark.parametrize("eps", [1e200, 1e250, 1e300, 1.7e308])
 def test_scale_and_eps_beyond_any_row(backend, eps):
-    (backend,) = [b for b in CPU_BACKENDS if b.name == backend]
+    backend = named(backend)
     values = [[1e-31, 3.3e-31, 0.0, -2e-38], [1e30, 2e38, 3.0, -7e-20]]
     for dtype in ("float64",) if backend.name == "jax-x64" else ("float32", "float64"):
         x = as_dtype(values, dtype)

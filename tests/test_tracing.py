@@ -5,7 +5,7 @@ import pytest
 
 import anynorm
 from tests import backends, reference
-from tests.backends import CPU_BACKENDS, as_dtype, thorough_but
+from tests.backends import as_dtype, named, thorough_but
 from tests.strategies import KINDS
 from tests.test_imports import fresh
 from tests.tolerances import assert_exact, smallest_normal
@@ -121,7 +121,7 @@ def test_weights_of_every_magnitude_where_float32_is_all_there_is(name, offset):
     import jax
 
     traced = name == "jax, traced"
-    (backend,) = [b for b in CPU_BACKENDS if b.name == name.partition(",")[0]]
+    backend = named(name.partition(",")[0])
     compiled = {norm: jax.jit(getattr(anynorm, norm), static_argnames=["eps", "weight_offset"]) for norm in NORMS[:2]}
     compiled["scale_norm"] = jax.jit(anynorm.scale_norm, static_argnames=["eps"])
     for norm, row, weight, eps in weights_far_from_one():

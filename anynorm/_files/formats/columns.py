@@ -13,6 +13,7 @@ import numpy
 from anynorm._files.contents import chosen, listed
 from anynorm._files.formats.lists import (
     described,
+    float_dtype,
     is_lists_of_floats,
     lists_of,
     retyped,
@@ -55,7 +56,7 @@ class Lists:
         self.columns = [column]
         self.name = column.name
         self.row = row_shape(arrow, column.kind)  # None: the lists tell
-        self.dtype = numpy.dtype(storage_of(arrow, column.kind).value_type.to_pandas_dtype())
+        self.dtype = float_dtype(storage_of(arrow, column.kind).value_type)
         self._arrow = arrow
 
     def rows(self, arrays: list[Any], shape: tuple[int, ...]) -> tuple[Array, Array | None]:
@@ -85,7 +86,7 @@ class Numbers:
         self.columns = columns
         self.name = name
         self.row = (len(columns),)
-        self._dtypes = [numpy.dtype(one.kind.to_pandas_dtype()) for one in columns]
+        self._dtypes = [float_dtype(one.kind) for one in columns]
         self.dtype = numpy.result_type(*self._dtypes)
         self._arrow = arrow
 
@@ -106,10 +107,7 @@ class Numbers:
 
     def arrays(self, y: Array, nulls: Array | None, kinds: list[Any]) -> list[Any]:
         """Arrow's arrays of rows."""
-        return [
-            self._arrow.array(narrowed(y[:, i], numpy.dtype(kind.to_pandas_dtype())), kind)
-            for i, kind in enumerate(kinds)
-        ]
+        return [self._arrow.array(narrowed(y[:, i], float_dtype(kind)), kind) for i, kind in enumerate(kinds)]
 
 
 def chosen_columns(arrow: Any, schema: Any, job: Job, path: Path) -> list[Lists | Numbers]:

@@ -27,6 +27,11 @@ def is_lists_of_floats(arrow: Any, kind: Any) -> bool:
     return bool(found and types.is_floating(lists.value_type))
 
 
+def float_dtype(kind: Any) -> numpy.dtype[Any]:
+    """NumPy's dtype of a type of floats. Older Arrow imports pandas to tell it."""
+    return numpy.dtype(f"float{kind.bit_width}")
+
+
 def described(kind: Any) -> str:
     """A type in messages."""
     return re.sub(r"(?<=<)(element|item): ", "", str(kind))[:_KIND_LENGTH]
