@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -126,6 +127,32 @@ def test_an_interrupt_ends_it_and_its_processes():
     assert_one_line(error[error.rindex("anynorm: ") :], "interrupted")
     assert "Traceback" not in error
     assert not [pid for pid in started if Path(f"/proc/{pid}/exe").exists()]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals as POSIX has them")
+def test_an_interrupt_waits_until_a_process_has_started(monkeypatch):
+    from multiprocessing.popen_spawn_posix import Popen
+
+    launch, done = Popen._launch, []
+
+    def launched(self, process):
+        other = threading.Thread(target=os.kill, args=(os.getpid(), signal.SIGINT))
+        other.start()  # in which the signal is not blocked
+        other.join()
+        launch(self, process)
+        done.append(True)
+
+    monkeypatch.setattr(Popen, "_launch", launched)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    worker = Worker("NumPy", RIVALS["NumPy"], 1, {})
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            worker.start()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        worker.kill()
+        worker.join()
+    assert done
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals as POSIX has them")

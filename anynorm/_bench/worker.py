@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from multiprocessing import get_context
@@ -97,18 +98,31 @@ class Worker:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Have a process that is started here be deaf to Ctrl-C from its first moment; that is the runner's."""
+    """Have a process that is started here be deaf to Ctrl-C from its first moment; that is the runner's.
+
+    One that comes meanwhile is the runner's when the process has all that it is handed, and not before: it would say
+    that it lacks that.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     from multiprocessing import resource_tracker
 
     resource_tracker.ensure_running()  # it would start with the first process, and unblock them
+    arrived: list[int] = []
+    # Blocked is this thread alone; another one takes the signal then, and this one its exception.
+    handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+    if handler is not None:
+        signal.signal(signal.SIGINT, lambda number, _: arrived.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        if arrived:
+            signal.raise_signal(signal.SIGINT)
 
 
 def serve(pipe: Connection, name: str, rival: Rival, threads: int) -> None:
