@@ -26,6 +26,11 @@ def by_row(count: Count) -> bool:
     return hasattr(count, "dtype")
 
 
+def dtype_of_counts(xp: Any) -> Any:
+    """The dtype of counts row by row: the library's default one of integers."""
+    return xp.__array_namespace_info__().default_dtypes()["integral"]
+
+
 def divisor(xp: Any, count: Count, like: Array) -> Array | int:
     """What a sum over a row is divided by: the count, 1 where that is 0."""
     return xp.astype(at_least(xp, count, 1), like.dtype) if by_row(count) else max(count, 1)

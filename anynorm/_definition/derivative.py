@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from anynorm._definition.norms import Precision, Rule, Statistics, Step, deviations
-from anynorm._definition.scaling import LEAST_ENERGY, exceeds, product, scaled, units_of
+from anynorm._definition.scaling import LEAST_ENERGY, exceeds, product, reaches, scaled, units_of
 from anynorm._definition.sums import at_most, mean, total
 
 Array = Any
@@ -191,8 +191,7 @@ def factors_of(xp: Any, step: Step, rule: Rule, eps: float, precision: Precision
         return [factor]
     if rule.averaged and eps > _LEAST_EPS[precision.digits]:
         # A flat row has the factor 1 / sqrt(eps), which may be out of range in the unit of a large row.
-        least = LEAST_ENERGY[precision.digits]
-        is_flat = (1.0 - at_most(xp, step.size, least) / least) * (1.0 - at_most(xp, unit, 1.0))
+        is_flat = (1.0 - reaches(xp, step.size, LEAST_ENERGY[precision.digits])) * (1.0 - at_most(xp, unit, 1.0))
         factor, unit = factor * (1.0 - is_flat) + is_flat / math.sqrt(eps), unit * (1.0 - is_flat) + is_flat
     return [factor, unit]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from anynorm._definition.counting import divisor
+from anynorm._definition.counting import divisor, dtype_of_counts
 from anynorm._definition.norms import Precision, Statistics
 from anynorm._definition.scaling import scaled, unit_of
 from anynorm._definition.sums import count_along, lowest_and_highest, of_rows, total, total_of_squares
@@ -19,8 +19,7 @@ def reduce_present(xp: Any, x: Array, axes: tuple[int, ...], precision: Precisio
     A row of nothing else has a count of 0 and a mean of 0, so that it changes nothing where it is merged.
     """
     is_there = x == x
-    integers = xp.__array_namespace_info__().default_dtypes()["integral"]
-    count = xp.sum(xp.astype(is_there, integers), axis=axes, keepdims=True)
+    count = xp.sum(xp.astype(is_there, dtype_of_counts(xp)), axis=axes, keepdims=True)
     number = divisor(xp, count, x)
 
     def present(values: Array) -> Array:

@@ -19,10 +19,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm._definition.counting import divisor
-from anynorm._definition.scaling import LEAST_ENERGY, LEAST_LENGTH, eps_in_units, exceeds, scaled, unit_of, weighted
+from anynorm._definition.scaling import (
+    LEAST_ENERGY,
+    LEAST_LENGTH,
+    eps_in_units,
+    exceeds,
+    reaches,
+    scaled,
+    unit_of,
+    weighted,
+)
 from anynorm._definition.sums import (
     at_least,
-    at_most,
     count_along,
     largest,
     lowest_and_highest,
@@ -196,9 +204,8 @@ def _root_and_factor(
     least = LEAST_ENERGY[precision.digits]
     root = xp.sqrt(at_least(xp, energy, least))
     if least_divisor is None:
-        # In this order a derivative, which may be large, is multiplied by the 0 of such a row first. The bound stands
-        # last: XLA takes a constant factor out of products, and the rest would underflow.
-        return root, at_most(xp, size * (1.0 / least), 1.0) * (1.0 / root)
+        # In this order a derivative, which may be large, is multiplied by the 0 of such a row first.
+        return root, reaches(xp, size, least) * (1.0 / root)
     if isinstance(least_divisor, float) and least_divisor == 0.0:  # eps is in the energy
         return root, 1.0 / root
     # Where nothing is left but eps, that may be less, in the row's unit, than the least root: this one goes down to 0.
@@ -206,6 +213,6 @@ def _root_and_factor(
         root = left = at_least(xp, xp.sqrt(energy), LEAST_LENGTH[precision.digits])
     else:  # the derivative of a root is Inf at 0
         # That of this factor, 0 for all others, may be multiplied by more than the dtype holds.
-        left = root * precision.constant(at_most(xp, energy, least) / least)
+        left = root * precision.constant(reaches(xp, energy, least))
     is_number = isinstance(least_divisor, float)
     return root, 1.0 / (at_least(xp, left, least_divisor) if is_number else xp.maximum(left, least_divisor))

@@ -58,6 +58,14 @@ def exceeds(xp: Any, value: Array, bound: float, digits: int) -> Array:
     return at_most(xp, at_least(xp, value * (1.0 / bound) - 1.0, 0.0) * 2.0 ** (digits or 53), 1.0)
 
 
+def reaches(xp: Any, value: Array, bound: float) -> Array:
+    """1 where a number is a power of two or more, 0 for 0, its share of that between; NaN for NaN.
+
+    The bound of 1 comes last: XLA takes a constant factor out of a product, and the rest of that may underflow.
+    """
+    return at_most(xp, value * (1.0 / bound), 1.0)
+
+
 def unit_of(xp: Any, magnitude: Array, digits: int, count: int, eps: float, squared: bool = True) -> Array:
     """The unit of rows of ``count`` elements whose largest magnitude is given."""
     levels = _levels(digits, count, eps, squared)

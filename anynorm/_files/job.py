@@ -11,7 +11,7 @@ import numpy
 
 from anynorm._files.boxes import Box
 from anynorm._libraries import REAL_DTYPES
-from anynorm._moments import Moments, arrays_of, of_arrays
+from anynorm._moments import Moments, mapped, statistics_of
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 
 Array = Any
@@ -166,9 +166,7 @@ def _moments_for(job: Job, name: str, shape: tuple[int, ...], axes: tuple[int, .
 
 def _each_array(moments: Moments, function: Callable[[Array], Array]) -> Moments:
     """Moments whose arrays are what a function makes of these."""
-    arrays = [None if one is None else function(one) for one in arrays_of(moments)]
-    count = function(moments.count) if numpy.ndim(moments.count) else moments.count
-    return of_arrays(count, arrays, moments.namespace)
+    return Moments(mapped(function, statistics_of(moments)), moments.namespace)
 
 
 def _wide(dtype: Any, dtype_out: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from anynorm._check import Call, Gradient, check
+from anynorm._definition.counting import dtype_of_counts
 from anynorm._definition.norms import Rule
 from anynorm._lengths import chunks_like
 from anynorm._libraries import library_of, library_of_blocks
@@ -99,7 +100,7 @@ def run_moments(call: Call, reduce_block: RunBlock) -> Moments:
     parts = [part(name, precision.dtype) if name in names else None for name in PARTS]
     count: Any = math.prod(x.shape[axis] for axis in call.axes)
     if call.skip_nan:
-        count = part("elements", xp.__array_namespace_info__().default_dtypes()["integral"])
+        count = part("elements", dtype_of_counts(xp))
     return of_arrays(count, parts, call.library.namespace)
 
 

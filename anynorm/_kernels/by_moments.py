@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from anynorm._check import Call, Gradient
+from anynorm._definition.counting import multiplier
 from anynorm._definition.derivative import by_statistics, derive_given, derive_moments
 from anynorm._definition.norms import Precision, Step
 from anynorm._definition.sums import total
@@ -50,7 +51,7 @@ def by_moments(call: Call, step: Step, of_g: Array, along: Array) -> MomentsGrad
         mean = found.mean if found.mean_low is None else found.mean + found.mean_low
         if step.unit is not None and found.unit is not None:
             mean = mean * (step.unit / found.unit)
-    count = xp.astype(moments.count, along.dtype) if hasattr(moments.count, "dtype") else moments.count
+    count = multiplier(xp, moments.count, along)
     by = by_statistics(xp, step, mean, (of_g, along), count, call.rule, call.eps, call.precision)
     return in_factors(*by, about_zero=not call.rule.centred)
 

@@ -11,6 +11,7 @@ import numpy
 
 from anynorm._check import Call, Gradient
 from anynorm._definition import merging
+from anynorm._definition.counting import dtype_of_counts
 from anynorm._definition.derivative import derive
 from anynorm._definition.missing import reduce_present
 from anynorm._definition.norms import Precision, Statistics, Step, apply, finish, reduce
@@ -300,6 +301,6 @@ def _no_moments(call: Call) -> Moments:
     low = zeros if call.precision.digits else None
     count: Any = count_along(x, call.axes)
     if call.skip_nan:
-        count = xp.astype(zeros, xp.__array_namespace_info__().default_dtypes()["integral"])
+        count = xp.astype(zeros, dtype_of_counts(xp))
     rest = low if call.skip_nan else None
     return of_arrays(count, [zeros, low, rest, zeros, low, None if low is None else zeros + 1.0], xp)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from anynorm._definition import merging
-from anynorm._definition.counting import by_row
+from anynorm._definition.counting import by_row, dtype_of_counts
 from anynorm._definition.norms import Statistics
 from anynorm._lengths import require_blocks_alike, shapes_agree
 from anynorm._libraries import library_of
@@ -30,9 +30,8 @@ def merged(a: Held, b: Held) -> Held:
         must = f"be of another piece of the same rows, of shape {tuple(mine.squares.shape)}"
         got = f"shape {tuple(theirs.squares.shape)}"
         raise ValueError(sentence("other", must, got, "take both along the same axis, of data of one dtype"))
-    if not all(by_row(found.elements) or found.elements for found in (mine, theirs)) and not (
-        by_row(mine.elements) or by_row(theirs.elements)
-    ):
+    counted_by_row = by_row(mine.elements) or by_row(theirs.elements)
+    if not counted_by_row and not (mine.elements and theirs.elements):  # nothing is merged; Dask gets no task for it
         return a if mine.elements else b
     if is_lazy(xp):
         require_blocks_alike("other", theirs.squares, mine.squares)
@@ -152,8 +151,7 @@ def joined(several: Sequence[Held], axis: Any) -> Held:
     for _, found in several:
         parts = leaves_of(found)
         if counted and parts[-1] is None:
-            integers = xp.__array_namespace_info__().default_dtypes()["integral"]
-            parts = (*parts[:-1], xp.full_like(found.squares, found.elements, dtype=integers))
+            parts = (*parts[:-1], xp.full_like(found.squares, found.elements, dtype=dtype_of_counts(xp)))
         lists.append(tuple(parts))
     leaves = []
     for column in zip(*lists, strict=True):

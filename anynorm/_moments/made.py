@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 
 from anynorm._arrays import check_array
-from anynorm._definition.counting import by_row, multiplier
+from anynorm._definition.counting import by_row, dtype_of_counts, multiplier
 from anynorm._definition.norms import Statistics
 from anynorm._definition.scaling import units_of
 from anynorm._lengths import require_blocks_alike, shapes_agree
@@ -62,9 +62,8 @@ def _count(count: Any, mean: Array, xp: Any, library: Library) -> Any:
     if shape != tuple(mean.shape) or "int" not in str(getattr(count, "dtype", "")):
         must = f"be an int, or ints of the shape of mean, {tuple(mean.shape)}"
         raise ValueError(sentence("count", must, describe(count), "pass how many elements each mean is of"))
-    integers = xp.__array_namespace_info__().default_dtypes()["integral"]
     where = {"device": mean.device} if library.devices else {}
-    return xp.asarray(count, dtype=integers, **where)
+    return xp.asarray(count, dtype=dtype_of_counts(xp), **where)
 
 
 def _kept(axis: Any, ndim: int) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy
 
-from anynorm._definition.counting import by_row, divisor
+from anynorm._definition.counting import by_row, divisor, dtype_of_counts
 from anynorm._definition.norms import Statistics
 from anynorm._definition.pairs import renormalize, two_sum
 from anynorm._definition.scaling import units_of
@@ -132,7 +132,7 @@ def placed(found: Statistics, xp: Any, device: Any = None) -> Statistics:
     """NumPy's arrays as those of a library, on one of its devices."""
     where = {} if device is None else {"device": device}
     if by_row(found.elements):
-        most = xp.iinfo(xp.__array_namespace_info__().default_dtypes()["integral"]).max
+        most = xp.iinfo(dtype_of_counts(xp)).max
         if found.elements.size and found.elements.max() > most:
             do = "merge them elsewhere, or in JAX call jax.config.update('jax_enable_x64', True)"
             must = f"have counts that ints of {name_of(xp)} can hold, up to {most}"

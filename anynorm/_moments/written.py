@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 
-from anynorm._definition.counting import by_row
+from anynorm._definition.counting import by_row, dtype_of_counts
 from anynorm._definition.norms import Statistics
 from anynorm._moments.moved import on_host
 from anynorm._moments.parts import PARTS
@@ -54,8 +54,7 @@ def read(values: Any, xp: Any, device: Any) -> tuple[Any, Statistics]:
     place = {} if device is None else placement(xp, device)
     if isinstance(count, (list, tuple)):
         counts = [check_length("count", one, least=0) for one in count]
-        integers = xp.__array_namespace_info__().default_dtypes()["integral"]
-        count = _array_of("count", counts, shape, "int64", xp, place | {"dtype": integers})
+        count = _array_of("count", counts, shape, "int64", xp, place | {"dtype": dtype_of_counts(xp)})
     else:
         count = check_length("count", count, least=0)
         if count > _MOST:

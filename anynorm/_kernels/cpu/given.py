@@ -49,8 +49,8 @@ def run_moments(call: Call) -> Moments:
         return moments
     import torch
 
-    parts = [None if part is None else torch.from_numpy(numpy.ascontiguousarray(part)) for part in arrays_of(moments)]
-    return of_arrays(moments.count, parts, call.library.namespace)
+    found = mapped(lambda part: torch.from_numpy(numpy.ascontiguousarray(part)), statistics_of(moments))
+    return Moments(found, call.library.namespace)
 
 
 def _plain_moments(call: Call, numbers: Array) -> Moments:
