@@ -147,6 +147,20 @@ def test_the_examples_of_help_run(capsys):
     assert Path("unit.npy").exists()
 
 
+def test_help_is_as_wide_as_the_terminal(capsys, monkeypatch):
+    for command in COMMANDS:
+        found = {}
+        for columns in (50, 100):
+            monkeypatch.setenv("COLUMNS", str(columns))
+            with pytest.raises(SystemExit, match="0"):
+                cli.main([command, "--help"])
+            description = capsys.readouterr().out.partition("\n\n")[2].partition("example")[0]
+            assert max(map(len, description.splitlines())) <= columns
+            found[columns] = description
+        assert len(found[50].splitlines()) > len(found[100].splitlines())
+        assert found[50].split() == found[100].split()
+
+
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_threads_are_set_for_the_run_alone(monkeypatch, threads):
     save_x()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anynorm
-from anynorm._cli.parser import Command, Parser, axes, joined, nearest, number, one_of, positive, shape
+from anynorm._cli.parser import Command, Paragraphs, Parser, axes, joined, nearest, number, one_of, positive, shape
 
 NORMS = ("layer", "rms", "scale")
 DEFAULT_EPS = {name: inspect.signature(getattr(anynorm, f"{name}_norm")).parameters["eps"].default for name in NORMS}
@@ -105,7 +105,7 @@ def parser_of_all(files: Any = None) -> Parser:
             description=description,
             epilog=f"{title}:\n  {example}",
             usage=f"anynorm {name} {usage}".rstrip(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Paragraphs,
         )
         made.files = files
         return made

@@ -1,10 +1,11 @@
-"""What argparse lacks: errors of one line that name the nearest there is, and -1,-2 as the value of an option."""
+"""What argparse lacks: errors of one line, a description of several paragraphs, and -1,-2 as the value of an option."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -20,6 +21,22 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Arguments stand in the message as they were given."""
         self.exit(2, f"{self.prog}: {printable(message)}; {self.prog} --help shows what there is\n")
+
+
+class Paragraphs(argparse.HelpFormatter):
+    """Paragraphs are as wide as the terminal; indented lines, which are examples and tables, remain lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        filled = []
+        for paragraph in text.strip().split("\n\n"):
+            lines = paragraph.splitlines() if "\n " in f"\n{paragraph}" else [paragraph]
+            for line in lines:
+                column = re.match(r" +\S+(?: \S+)*  +", line)  # the first of a table, beside which the second is filled
+                if column or line is paragraph:
+                    line = textwrap.fill(line, width, subsequent_indent=" " * len(column[0] if column else ""))
+                filled.append(indent + line)
+            filled.append("")
+        return "\n".join(filled[:-1])
 
 
 class Command(Parser):
