@@ -8,6 +8,7 @@ from typing import NamedTuple
 from anynorm._check import check
 from anynorm._choose import KERNELS, Kernel, choose
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
+from anynorm._described import described
 from anynorm._forced import forced
 from anynorm._moments import Moments
 from anynorm._types import Array, Axis, Number
@@ -16,8 +17,17 @@ from anynorm._wording import describe, sentence
 _RULES = {rule.name: rule for rule in (LAYER_NORM, RMS_NORM, SCALE_NORM)}
 
 
+@described
 class Explanation(NamedTuple):
-    """Which kernel a call would run, and why each other one refused."""
+    """Which kernel a call would run, and why each other one refuses it; printed, a line for each.
+
+    Attributes
+    ----------
+    kernel : str
+        The name of the kernel.
+    refused : dict of str to str
+        The names of kernels that do not run the call, each with the reason.
+    """
 
     kernel: str
     refused: dict[str, str]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
+from anynorm._described import described
 from anynorm._libraries import REAL_DTYPES, Library, UnfitError, dtype_name, library_named, library_of
 from anynorm._pytrees import register
 from anynorm._wording import describe, module_of, not_a_real_dtype, not_an_array, sentence
@@ -24,8 +25,17 @@ _OTHER_NAMES = {
 }
 
 
+@described
 class IncompatibleKeys(NamedTuple):
-    """The names that a state lacks, and those in it that were not taken."""
+    """The names that a state lacks, and those in it that were not taken.
+
+    Attributes
+    ----------
+    missing_keys : list of str
+        The parameters that the state lacks.
+    unexpected_keys : list of str
+        The keys of the state that belong to no parameter.
+    """
 
     missing_keys: list[str]
     unexpected_keys: list[str]

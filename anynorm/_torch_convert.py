@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.utils.parametrize import is_parametrized
 
+from anynorm._described import described
 from anynorm._libraries import REAL_DTYPES, dtype_name
 from anynorm._numbers import check_number
 from anynorm._wording import describe, sentence, with_article
@@ -28,6 +29,7 @@ _READ_BY_ENCODER = (
 _PARAMETRIZED = "it is parametrized (torch.nn.utils.parametrize)"
 
 
+@described
 class Entry(NamedTuple):
     """One norm of a model.
 
@@ -46,6 +48,7 @@ class Entry(NamedTuple):
     note: str
 
 
+@described
 class Report(NamedTuple):
     """Which norms of a model were swapped, and which were left and why; printed, a table.
 

@@ -12,6 +12,8 @@ import anynorm
 import anynorm.nnx
 import anynorm.sklearn
 import anynorm.torch
+from anynorm._loading import IncompatibleKeys
+from anynorm._torch_convert import Entry, Report
 
 PUBLIC = [
     pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
@@ -32,6 +34,15 @@ def test_no_address_or_path_is_shown(thing):
         assert not re.search(r"<|[/\\]\w", signature), signature
     for place in (" at 0x", "<module", str(Path(anynorm.__file__).parent), sys.prefix):
         assert place not in shown(thing).partition("inherited from flax.")[0]  # which shows some of its own
+
+
+@pytest.mark.parametrize("kind", [anynorm.Explanation, IncompatibleKeys, Entry, Report])
+def test_fields_are_described(kind):
+    assert "Alias for field number" not in shown(kind)
+    for name in kind._fields:
+        of_type, text = getattr(kind, name).__doc__.split("\n", 1)
+        assert of_type in kind.__doc__
+        assert text.split()[0] in kind.__doc__
 
 
 @pytest.mark.parametrize("module", [anynorm, anynorm.nnx, anynorm.torch])
