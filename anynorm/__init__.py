@@ -41,7 +41,6 @@ Norms that hold their parameters::
     anynorm.sklearn     the norms as a transformer of scikit-learn
 """
 
-from anynorm._choose import use_kernel
 from anynorm._explain import Explanation, explain
 from anynorm._gradients import layer_norm_vjp, rms_norm_vjp, scale_norm_vjp
 from anynorm._moments import Moments
@@ -50,6 +49,7 @@ from anynorm._moments_vjp import moments_vjp
 from anynorm._norms import layer_norm, moments, rms_norm, scale_norm
 from anynorm._residual import add_layer_norm, add_layer_norm_vjp, add_rms_norm, add_rms_norm_vjp
 from anynorm._threads import get_threads, set_threads
+from anynorm._use_kernel import use_kernel
 from anynorm.modules import LayerNorm, RMSNorm, ScaleNorm
 
 __version__ = "0.1.0"

@@ -27,6 +27,15 @@ def check_array(argument: str, value: Array, of_x: Library | None = None) -> Lib
     return library
 
 
+def check_same_place(argument: str, value: Array, x: Array, library: Library) -> None:
+    """Same library and same device as x."""
+    if check_array(argument, value, library) is not library:
+        raise TypeError(not_an_array(argument, value, library.name))
+    if library.devices and value.device != x.device:
+        must, got = f"be on x's device, {x.device}", f"one on {value.device}"
+        raise ValueError(sentence(argument, must, got, f"move it to x.device, or x to {argument}.device"))
+
+
 def _check_dense(argument: str, tensor: Array, library: Library) -> None:
     """Of a torch tensor, that it holds its numbers one by one in memory of its own."""
     must = "be a dense tensor"

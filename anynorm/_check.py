@@ -10,7 +10,7 @@ import math
 from numbers import Real
 from typing import Any, NamedTuple
 
-from anynorm._arrays import check_array, check_blocks
+from anynorm._arrays import check_array, check_blocks, check_same_place
 from anynorm._definition.counting import by_row
 from anynorm._definition.norms import Precision, Rule
 from anynorm._lengths import fits, require_blocks_alike, require_lengths, shapes_agree
@@ -20,7 +20,7 @@ from anynorm._moments_gradient import MomentsGradient, parts_of, require_gradien
 from anynorm._numbers import as_index, check_number
 from anynorm._overlap import require_memory, require_separate, require_writable
 from anynorm._types import Axis
-from anynorm._wording import arrays_of_library, describe, module_of, not_an_array, sentence
+from anynorm._wording import arrays_of_library, describe, module_of, sentence
 
 Array = Any
 Out = Any
@@ -125,7 +125,7 @@ def check_moments_gradient(call: Call, moments: Moments, gradient: MomentsGradie
     for name, one in zip(("gradient.mean", "gradient.variance"), parts_of(gradient)[:2], strict=True):
         if one is None:
             continue
-        _check_same_place(name, one, call.x, call.library)
+        check_same_place(name, one, call.x, call.library)
         if not shapes_agree(tuple(one.shape), moments.shape):
             must, do = f"have the shape of the moments, {moments.shape}", "keep the normalized axes with length 1"
             raise ValueError(sentence(name, must, str(tuple(one.shape)), do))
@@ -165,7 +165,7 @@ def _check_parameter(argument: str, value: Array, x: Array, library: Library, ax
     """A weight or bias: library, device, and the shape of the normalized axes in the array's own order."""
     if library.takes_others:
         value = _taken_over(argument, value, x, library)
-    _check_same_place(argument, value, x, library)
+    check_same_place(argument, value, x, library)
     shape = x.shape
     expected = (shape[axes[0]],) if len(axes) == 1 else tuple([shape[axis] for axis in axes])
     if not (tuple(value.shape) == expected or fits(tuple(value.shape), expected)):
@@ -188,7 +188,7 @@ def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:
         return check_number("scale", scale)
     if library.takes_others:
         scale = _taken_over("scale", scale, x, library)
-    _check_same_place("scale", scale, x, library)
+    check_same_place("scale", scale, x, library)
     if shape != ():
         raise ValueError(sentence("scale", must, f"shape {shape}", "pass one number, such as scale.reshape(())"))
     return scale
@@ -215,18 +215,9 @@ def _taken_over(argument: str, value: Array, x: Array, library: Library) -> Arra
     return library.namespace.asarray(value)
 
 
-def _check_same_place(argument: str, value: Array, x: Array, library: Library) -> None:
-    """Same library and same device as x."""
-    if check_array(argument, value, library) is not library:
-        raise TypeError(not_an_array(argument, value, library.name))
-    if library.devices and value.device != x.device:
-        must, got = f"be on x's device, {x.device}", f"one on {value.device}"
-        raise ValueError(sentence(argument, must, got, f"move it to x.device, or x to {argument}.device"))
-
-
 def _check_twin(argument: str, value: Array, x: Array, library: Library) -> None:
     """An array like x: library, device, dtype and shape."""
-    _check_same_place(argument, value, x, library)
+    check_same_place(argument, value, x, library)
     if value.dtype != x.dtype or not shapes_agree(tuple(value.shape), tuple(x.shape)):
         must = f"have x's shape and dtype, {tuple(x.shape)} of {x.dtype}"
         do = f"pass {argument} of x's dtype" if value.dtype != x.dtype else "reshape or broadcast it before the call"

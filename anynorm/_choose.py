@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple
 
 from anynorm._check import Call, Gradient
-from anynorm._forced import force, forced, forced_here
+from anynorm._forced import forced
 from anynorm._forks import unforked
-from anynorm._kernels import blocks, blocks_given, blocks_pull, by_moments, cpu, cuda, definition, pieces_pull, xla
+from anynorm._kernels import (
+    blocks,
+    blocks_given,
+    blocks_pull,
+    by_moments,
+    cpu,
+    cuda,
+    definition,
+    definition_pull,
+    pieces_pull,
+    xla,
+)
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient, parts_of
 from anynorm._profiled import is_profiled, with_names
 from anynorm._wording import describe, sentence
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-# Functions that stop half-way, where what they have set stays for whoever runs meanwhile.
-_STOPPING = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
 
 
 class Kernel(NamedTuple):
@@ -146,10 +151,10 @@ def _moments_by_definition(call: Call) -> Moments:
 def _pull_definition(gradient: Gradient) -> tuple[Any, ...]:
     call = gradient.call
     if call.library.block is None:
-        return definition.pull(gradient) if call.moments is None else by_moments.pull(gradient)
+        return definition_pull.pull(gradient) if call.moments is None else by_moments.pull(gradient)
     if call.moments is not None:
         return blocks_given.pull(gradient, by_moments.pull)
-    return pieces_pull.pull(gradient, definition.run_moments, definition.pull)
+    return pieces_pull.pull(gradient, definition.run_moments, definition_pull.pull)
 
 
 def _pull_moments_definition(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
@@ -251,67 +256,8 @@ def _first(refusal: Callable[[Kernel], str | None]) -> Kernel:
     raise AssertionError("the definition takes every call")
 
 
-class use_kernel:  # noqa: N801  # called as a function is, with or without `with`, as torch.set_grad_enabled
-    """Force one kernel from now on, or within a ``with`` block: a call that it refuses raises, and no other runs it.
-
-    It takes effect when it is called. As a context manager it ends with the block, as a decorator it holds while the
-    function runs; called alone it holds until the next call, in the thread (or the asyncio task) that called it. The
-    environment variable ``ANYNORM_KERNEL`` does the same for a whole process.
-
-    Parameters
-    ----------
-    name : str or None
-        As `explain` and ``anynorm info`` print it; None to force none here.
-
-    Raises
-    ------
-    ValueError
-        If there is no kernel of that name.
-    TypeError
-        If the name is no str, or what is decorated no plain function.
-    RuntimeError
-        Raised by the norms, with the reason, if the kernel refuses a call.
-
-    Examples
-    --------
-    >>> import numpy, anynorm
-    >>> with anynorm.use_kernel("definition"):
-    ...     anynorm.rms_norm(numpy.asarray([3.0, 3.0]), eps=0.0)
-    array([1., 1.])
-    >>> _ = anynorm.use_kernel("definition")
-    >>> anynorm.explain(numpy.ones(3)).kernel
-    'definition'
-    >>> _ = anynorm.use_kernel(None)
-    """
-
-    def __init__(self, name: str | None) -> None:
-        self._name = None if name is None else _find(name).name
-        self._before = forced_here()
-        force(self._name)
-
-    def __enter__(self) -> None:
-        force(self._name)  # again, where it has been left before
-
-    def __exit__(self, *exception: object) -> None:
-        force(self._before)
-
-    def __call__(self, function: _Function) -> _Function:
-        """Decorate a function."""
-        self.__exit__()
-        if not callable(function) or any(stops(function) for stops in _STOPPING):
-            must, do = "be one that runs to its end at once", "write the with block inside of it"
-            got = "one that waits or yields" if callable(function) else describe(function)
-            raise TypeError(sentence("the decorated function", must, got, do))
-
-        @functools.wraps(function)
-        def run(*given: Any, **options: Any) -> Any:
-            with use_kernel(self._name):
-                return function(*given, **options)
-
-        return cast(_Function, run)
-
-
-def _find(name: Any, argument: str = "name") -> Kernel:
+def kernel_named(name: Any, argument: str = "name") -> Kernel:
+    """The row of this name; ValueError or TypeError where there is none."""
     for kernel in KERNELS:
         if isinstance(name, str) and kernel.name == name:
             return kernel
@@ -321,7 +267,7 @@ def _find(name: Any, argument: str = "name") -> Kernel:
 
 
 def _require(name: str, refusal: Callable[[Kernel], str | None]) -> Kernel:
-    kernel = _find(name, "the environment variable ANYNORM_KERNEL")  # the names that were passed are known
+    kernel = kernel_named(name, "the environment variable ANYNORM_KERNEL")  # the names that were passed are known
     reason = kernel.missing() or refusal(kernel)
     if reason is not None:
         raise RuntimeError(f"kernel {name} was asked for and refuses this call: {reason}")

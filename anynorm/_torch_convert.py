@@ -20,7 +20,9 @@ from anynorm._numbers import check_number
 from anynorm._wording import describe, sentence, with_article
 
 Module = torch.nn.Module
-Classes = dict[type[Module], type[Module]]
+# The classes of torch.nn with those of anynorm.torch, which puts them here, and all that it has.
+OURS: dict[type[Module], type[Module]] = {}
+OWN: set[type[Module]] = set()
 
 _NAMED_AS_NORM = re.compile(r"(layer|rms|scale)_?norm", re.IGNORECASE)
 _READ_BY_ENCODER = (
@@ -72,17 +74,51 @@ class Report(NamedTuple):
         return "\n".join(lines)
 
 
-def convert(model: Module, classes: Classes, own: tuple[type[Module], ...]) -> Report:
-    """Make modules whose class is a key of ``classes`` modules of the class there, and leave those of ``own``."""
+def convert(model: Module) -> Report:
+    """Make each torch.nn.LayerNorm and torch.nn.RMSNorm of a model one of anynorm's, in place.
+
+    A module stays the object it is and changes its class. So parameters, names, hooks, buffers, devices, dtypes, modes
+    and the state_dict are what they were, an optimizer made before goes on, and a model that is such a norm itself is
+    swapped as well. Results differ from torch's by rounding; they always have x's dtype, and are contiguous as torch's
+    are.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Also one that torch.compile has compiled, which is compiled anew when it is called next.
+
+    Returns
+    -------
+    Report
+        With ``swapped`` and ``left``: of each norm its names in the model, its class and, where it was left, why. Left
+        are subclasses of torch's norms, parametrized ones, those whose forward was replaced, whose parameters are no
+        plain tensors, or which TorchScript compiled, and classes that are called norms without being torch's. Printed,
+        it is a table.
+
+    Raises
+    ------
+    TypeError
+        If the model is no torch.nn.Module.
+
+    Examples
+    --------
+    >>> import torch, anynorm.torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8))
+    >>> anynorm.torch.convert(model)
+    swapped 1, left 0
+      swapped  1  LayerNorm
+    >>> type(model[1]).__module__
+    'anynorm.torch'
+    """
 
     def why_left(module: Module) -> str | None:
-        if type(module) in classes:
+        if type(module) in OURS:
             return _why_unfit(module)
         if isinstance(module, torch.jit.ScriptModule):
             return "it is compiled by TorchScript"
         if is_parametrized(module):
             return _PARAMETRIZED
-        base = next((one for one in classes if isinstance(module, one)), None)
+        base = next((one for one in OURS if isinstance(module, one)), None)
         if base is not None:
             return f"it is of a subclass of torch.nn.{base.__name__}, which may compute something else"
         return "its class is not one of torch.nn, and its convention is not known"
@@ -92,21 +128,49 @@ def convert(model: Module, classes: Classes, own: tuple[type[Module], ...]) -> R
         module.weight_offset = 0.0
         if isinstance(module, torch.nn.RMSNorm):
             module.register_parameter("bias", None)
-        module.__class__ = classes[type(module)]
+        module.__class__ = OURS[type(module)]
 
-    return _swap_each(model, lambda module: not isinstance(module, own) and _is_norm(module), why_left, swap)
+    return _swap_each(model, lambda module: not isinstance(module, tuple(OWN)) and _is_norm(module), why_left, swap)
 
 
-def revert(model: Module, classes: Classes, own: tuple[type[Module], ...]) -> Report:
-    """The way back, for modules of ``own``."""
-    back = {ours: theirs for theirs, ours in classes.items()}
+def revert(model: Module) -> Report:
+    """Give each LayerNorm and RMSNorm of anynorm in a model torch.nn's class, in place, as `convert` does.
+
+    Those that torch.nn cannot compute are left: with a weight_offset, an RMSNorm with a bias, a ScaleNorm, subclasses.
+    No other thread may run the model meanwhile.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        As of `convert`.
+
+    Returns
+    -------
+    Report
+        As of `convert`.
+
+    Raises
+    ------
+    TypeError
+        If the model is no torch.nn.Module.
+
+    Examples
+    --------
+    >>> import torch, anynorm.torch
+    >>> model = torch.nn.Sequential(anynorm.torch.LayerNorm(8), anynorm.torch.ScaleNorm(8))
+    >>> anynorm.torch.revert(model)
+    swapped 1, left 1
+      swapped  0  LayerNorm
+      left     1  ScaleNorm  torch.nn has no ScaleNorm
+    """
+    back = {ours: theirs for theirs, ours in OURS.items()}
 
     def why_left(module: Any) -> str | None:
         theirs = back.get(type(module))
         if is_parametrized(module):
             return _PARAMETRIZED
         if theirs is None:
-            return "torch.nn has no ScaleNorm" if type(module) in own else "it is of a subclass of anynorm's class"
+            return "torch.nn has no ScaleNorm" if type(module) in OWN else "it is of a subclass of anynorm's class"
         if module.weight_offset:
             return f"torch.nn.{theirs.__name__} has no weight_offset, and its own is {module.weight_offset}"
         if theirs is torch.nn.RMSNorm and module.bias is not None:
@@ -119,7 +183,7 @@ def revert(model: Module, classes: Classes, own: tuple[type[Module], ...]) -> Re
         if type(module) is torch.nn.RMSNorm:
             del module.bias
 
-    return _swap_each(model, lambda module: isinstance(module, own), why_left, swap)
+    return _swap_each(model, lambda module: isinstance(module, tuple(OWN)), why_left, swap)
 
 
 def _swap_each(

@@ -16,7 +16,7 @@ from anynorm import _norms, _torch_own
 from anynorm._check import Gradient, check, check_gradient
 from anynorm._choose import choose_pull
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
-from anynorm._kernels import definition
+from anynorm._kernels import definition_pull
 from anynorm._kernels.cpu.torch_state import below_autograd, has_tangent, is_followed
 from anynorm._numbers import check_number
 from anynorm._types import Axis
@@ -87,7 +87,7 @@ def _pull_twice(rule: Rule, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         gradient = _gradient(rule, *inputs, *ctx.options)  # type: ignore[arg-type]
         pairs = [
             (found, grad)
-            for found, grad in zip(definition.pull(gradient), grads, strict=True)
+            for found, grad in zip(definition_pull.pull(gradient), grads, strict=True)
             if found is not None and found.requires_grad
         ]
         wanted = {i: one for i, one in enumerate(inputs) if one is not None and one.requires_grad}

@@ -31,6 +31,7 @@ import torch
 
 from anynorm import _torch_convert, _torch_forward, _torch_own
 from anynorm._numbers import check_length, check_lengths, check_number
+from anynorm._torch_convert import convert, revert
 from anynorm._torch_functions import add_layer_norm, add_rms_norm, layer_norm, rms_norm, scale_norm
 
 __all__ = [
@@ -238,81 +239,6 @@ class ScaleNorm(torch.nn.Module):
         return f"{self.dim}, eps={self.eps}"
 
 
-_CLASSES: _torch_convert.Classes = {torch.nn.LayerNorm: LayerNorm, torch.nn.RMSNorm: RMSNorm}
-_OWN = (LayerNorm, RMSNorm, ScaleNorm)
-
-
-def convert(model: torch.nn.Module) -> _torch_convert.Report:
-    """Make each torch.nn.LayerNorm and torch.nn.RMSNorm of a model one of anynorm's, in place.
-
-    A module stays the object it is and changes its class. So parameters, names, hooks, buffers, devices, dtypes, modes
-    and the state_dict are what they were, an optimizer made before goes on, and a model that is such a norm itself is
-    swapped as well. Results differ from torch's by rounding; they always have x's dtype, and are contiguous as torch's
-    are.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Also one that torch.compile has compiled, which is compiled anew when it is called next.
-
-    Returns
-    -------
-    Report
-        With ``swapped`` and ``left``: of each norm its names in the model, its class and, where it was left, why. Left
-        are subclasses of torch's norms, parametrized ones, those whose forward was replaced, whose parameters are no
-        plain tensors, or which TorchScript compiled, and classes that are called norms without being torch's. Printed,
-        it is a table.
-
-    Raises
-    ------
-    TypeError
-        If the model is no torch.nn.Module.
-
-    Examples
-    --------
-    >>> import torch, anynorm.torch
-    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8))
-    >>> anynorm.torch.convert(model)
-    swapped 1, left 0
-      swapped  1  LayerNorm
-    >>> type(model[1]).__module__
-    'anynorm.torch'
-    """
-    return _torch_convert.convert(model, _CLASSES, _OWN)
-
-
-def revert(model: torch.nn.Module) -> _torch_convert.Report:
-    """Give each LayerNorm and RMSNorm of anynorm in a model torch.nn's class, in place, as `convert` does.
-
-    Those that torch.nn cannot compute are left: with a weight_offset, an RMSNorm with a bias, a ScaleNorm, subclasses.
-    No other thread may run the model meanwhile.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-
-    Returns
-    -------
-    Report
-        As of `convert`.
-
-    Raises
-    ------
-    TypeError
-        If the model is no torch.nn.Module.
-
-    Examples
-    --------
-    >>> import torch, anynorm.torch
-    >>> model = torch.nn.Sequential(anynorm.torch.LayerNorm(8), anynorm.torch.ScaleNorm(8))
-    >>> anynorm.torch.revert(model)
-    swapped 1, left 1
-      swapped  0  LayerNorm
-      left     1  ScaleNorm  torch.nn has no ScaleNorm
-    """
-    return _torch_convert.revert(model, _CLASSES, _OWN)
-
-
 def _insist(self: torch.nn.Module, input: tuple[Tensor]) -> None:
     """Do nothing, as a hook: without one torch.nn.TransformerEncoderLayer may not call a norm but read its parameters.
 
@@ -323,3 +249,7 @@ def _insist(self: torch.nn.Module, input: tuple[Tensor]) -> None:
 def _start_at_one(norm: Any) -> None:
     if norm.weight is not None and norm.weight_offset:
         torch.nn.init.constant_(norm.weight, 1.0 - norm.weight_offset)
+
+
+_torch_convert.OURS.update({torch.nn.LayerNorm: LayerNorm, torch.nn.RMSNorm: RMSNorm})
+_torch_convert.OWN.update((LayerNorm, RMSNorm, ScaleNorm))

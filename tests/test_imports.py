@@ -71,7 +71,7 @@ ORDER = [
     "nnx", "_nnx_forward", "modules", "_state", "sklearn",
     "torch", "_torch_convert", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own",
     "_gradients", "_residual", "_moments_vjp", "_norms",
-    "_explain", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_given",
+    "_explain", "_use_kernel", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_given",
     "_kernels.blocks_pull", "_kernels.blocks",
     "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda", "_kernels.cuda.arrays",
     "_kernels.cuda.device", "_kernels.cuda.compile", "_kernels.cuda.task", "_kernels.cuda.launch",
@@ -83,10 +83,11 @@ ORDER = [
     "_kernels.cpu.columns", "_kernels.cpu.paired", "_kernels.cpu.backward", "_kernels.cpu.derive", "_kernels.cpu.rows",
     "_kernels.cpu.parameters", "_kernels.cpu.finish", "_kernels.cpu.scatter", "_kernels.cpu.chunks",
     "_kernels.cpu.sweep", "_kernels.cpu.jit", "_kernels.cpu.objects", "_kernels.cpu.memory", "_kernels.cpu.recipe",
-    "_kernels.cpu.lanes", "_kernels.cpu.interpreted", "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled",
-    "_kernels.cpu.tracing", "_kernels.cpu.task", "_kernels.cpu.tags", "_kernels.axes", "_kernels.xla",
-    "_kernels.by_moments", "_kernels.definition", "_kernels.sparse", "_kernels.stored", "_threads",
-    "_forks", "_forced", "_profiled", "_check", "_moments_gradient", "_loading",
+    "_kernels.cpu.lanes", "_kernels.cpu.interpreted", "_kernels.cpu.interpreted_memory",
+    "_kernels.cpu.compiled_memory", "_kernels.cpu.compiled", "_kernels.cpu.tracing", "_kernels.cpu.task",
+    "_kernels.cpu.tags", "_kernels.axes", "_kernels.xla",
+    "_kernels.by_moments", "_kernels.definition_pull", "_kernels.definition", "_kernels.sparse", "_kernels.stored",
+    "_threads", "_forks", "_forced", "_profiled", "_check", "_moments_gradient", "_loading",
     "_moments", "_moments.value", "_moments.lazy", "_moments.equal", "_moments.joined", "_moments.made",
     "_moments.written", "_moments.moved", "_moments.shown", "_moments.blocks", "_moments.parts", "_arrays", "_overlap",
     "_libraries", "_definition", "_definition.derivative", "_definition.merging", "_definition.missing",
@@ -98,8 +99,8 @@ COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
         "again", "apply", "reduce", "backward", "derive", "columns", "paired", "rows", "parameters", "finish",
-        "scatter", "chunks", "sweep", "lanes", "interpreted", "compiled", "compiled_memory", "tracing", "jit",
-        "objects", "crew_program",
+        "scatter", "chunks", "sweep", "lanes", "interpreted", "interpreted_memory", "compiled",
+        "compiled_memory", "tracing", "jit", "objects", "crew_program",
     )
 ]  # fmt: skip
 

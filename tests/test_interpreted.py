@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +16,11 @@ numba = pytest.importorskip("numba", reason="the CPU kernels need Numba")
 if numba.config.DISABLE_JIT:
     pytest.skip("nothing is compiled here to compare with", allow_module_level=True)
 
-from anynorm._kernels.cpu import interpreted, lanes  # noqa: E402
+from anynorm._kernels.cpu import interpreted, interpreted_memory, lanes  # noqa: E402
 from anynorm._kernels.cpu.tags import TAGS, WIDE64, Tag, lanes_of  # noqa: E402
 from tests import kernel_calls, kernel_lines  # noqa: E402
 
+PLAIN = SimpleNamespace(**{**vars(interpreted), **vars(interpreted_memory)})
 # The dtype in memory and that in lanes, as the kernels pair them.
 PAIRS = [(dtype, "float32") for dtype in ("float16", "bfloat16", "float32")] + [(dtype, "float64") for dtype in TAGS]
 
@@ -66,7 +68,7 @@ def test_a_digest_tells_bits_apart():
 def test_lanes_names_all_that_is_interpreted():
     others = {"annotations", "compiled", "compiled_memory", "tracing", "Any", "Iterator", "config", "combinations"}
     for name in {name for name in vars(lanes) if not name.startswith("_")} - others:
-        assert callable(getattr(interpreted, name)), name
+        assert callable(getattr(PLAIN, name)), name
 
 
 def hard_bits(dtype, count, seed):
@@ -115,7 +117,7 @@ def arithmetic(words):
 def test_words_agree_on_hard_bits(dtype, wide):
     traced = arithmetic(lanes)
     compiled = numba.njit(error_model="numpy")(lambda *arguments: traced(*arguments))
-    plain = interpreted.as_compiled(lambda *arguments: arithmetic(interpreted)(*arguments) or 0)
+    plain = interpreted_memory.as_compiled(lambda *arguments: arithmetic(PLAIN)(*arguments) or 0)
     count, at_once = 3200, lanes_of(TAGS[dtype])
     x, y, z = (hard_bits(dtype, count, seed) for seed in range(3))
     nbytes = at_once * x.itemsize
@@ -143,6 +145,6 @@ def test_what_a_value_is_cannot_decide_while_compiling():
 def test_streaming_to_the_middle_of_a_cache_line_is_an_error():
     memory = np.zeros(64, np.float32)
     address = -(-memory.ctypes.data // 64) * 64
-    interpreted.stream(address, TAGS["float32"], np.ones(16, np.float32))
+    interpreted_memory.stream(address, TAGS["float32"], np.ones(16, np.float32))
     with pytest.raises(ValueError, match="cache line"):
-        interpreted.stream(address + 4, TAGS["float32"], np.ones(16, np.float32))
+        interpreted_memory.stream(address + 4, TAGS["float32"], np.ones(16, np.float32))

@@ -11,7 +11,7 @@ import numpy
 
 from anynorm._check import Call, Gradient
 from anynorm._kernels.blocks import Block, call_on_block, described, in_chunks
-from anynorm._kernels.definition import summed_axes
+from anynorm._kernels.definition_pull import summed_axes
 from anynorm._libraries import library_of, library_of_blocks
 from anynorm._tasks import each_block
 from anynorm._threads import alone

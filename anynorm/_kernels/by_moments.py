@@ -11,7 +11,7 @@ from anynorm._definition.counting import multiplier
 from anynorm._definition.derivative import by_statistics, derive_given, derive_moments
 from anynorm._definition.norms import Precision, Step
 from anynorm._definition.sums import total
-from anynorm._kernels import definition
+from anynorm._kernels import definition, definition_pull
 from anynorm._moments import Moments, quietly, statistics_of
 from anynorm._moments_gradient import MomentsGradient, in_factors, is_about_zero, parts_of
 
@@ -59,7 +59,7 @@ def by_moments(call: Call, step: Step, of_g: Array, along: Array) -> MomentsGrad
 def pull_whole(gradient: Gradient, step: Step) -> Pulled:
     """The derivative of the whole array, for a step that is known."""
     found, call = _pull(gradient, step), gradient.call
-    dweight, dbias = definition.as_parameters(call, found.dweight, found.dbias)
+    dweight, dbias = definition_pull.as_parameters(call, found.dweight, found.dbias)
     return found._replace(dweight=dweight, dbias=dbias)
 
 
@@ -76,7 +76,7 @@ def _pull_blocks(gradient: Gradient, step: Step) -> Pulled:
             if one is not None:
                 kept.append(one)
     found = (total(numpy, numpy.stack(kept), (0,))[0] if kept else None for kept in sums)
-    return Pulled(dx, *definition.as_parameters(call, *found), of_g, along)
+    return Pulled(dx, *definition_pull.as_parameters(call, *found), of_g, along)
 
 
 def _pull(gradient: Gradient, step: Step) -> Pulled:
@@ -86,7 +86,7 @@ def _pull(gradient: Gradient, step: Step) -> Pulled:
     x, dy = (xp.astype(one, precision.dtype, copy=False) for one in (call.x, dy))
     weight, _ = definition.parameters_of(call, precision, dy)
     dx, share, of_g, along = derive_given(xp, x, dy, step, weight, call.axes, call.rule, call.eps, precision)
-    dweight, dbias = definition.sums_of_parameters(call, share, dy, precision, wanted)
+    dweight, dbias = definition_pull.sums_of_parameters(call, share, dy, precision, wanted)
     dx = definition.with_lengths(xp, xp.astype(dx, call.x.dtype, copy=False), tuple(x.shape))
     return Pulled(dx, dweight, dbias, of_g, along)
 

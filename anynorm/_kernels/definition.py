@@ -12,12 +12,10 @@ import numpy
 from anynorm._check import Call, Gradient
 from anynorm._definition import merging
 from anynorm._definition.counting import dtype_of_counts
-from anynorm._definition.derivative import derive
 from anynorm._definition.missing import reduce_present
 from anynorm._definition.norms import Precision, Statistics, Step, apply, finish, reduce
 from anynorm._definition.pairs import two_sum
-from anynorm._definition.scaling import units_of
-from anynorm._definition.sums import count_along, total
+from anynorm._definition.sums import count_along
 from anynorm._kernels import sparse
 from anynorm._moments import Moments, mapped, of_arrays, quietly, statistics_of
 
@@ -50,88 +48,6 @@ def run_whole(call: Call, by: Steps | None = None) -> Any:
             target[...] = value
         y, total = call.out if total is not None else (call.out[0], None)
     return y if total is None else (y, total)
-
-
-def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
-    """Return dx, dweight and dbias; a parameter that is not there has no gradient."""
-    with quietly(gradient.call.library.namespace):
-        if gradient.call.library.refuses_to_fill:
-            return sparse.pull(gradient, pull_whole)
-        return _pull_blocks(gradient) if gradient.call.library.name == "numpy" else pull_whole(*gradient)
-
-
-def pull_whole(
-    call: Call, dy: Array, dtotal: Array | None, wanted: bool = True
-) -> tuple[Array, Array | None, Array | None]:
-    """The same on the whole array; ``wanted`` says whether the gradients of the parameters are."""
-    dx, dweight, dbias = _pull(Gradient(call, dy, dtotal, wanted))
-    return dx, *as_parameters(call, dweight, dbias)
-
-
-def _pull_blocks(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
-    """The same of a NumPy array, a block of rows at a time."""
-    call, dy, dtotal, wanted = gradient
-    dx = numpy.empty_like(call.x, subok=False)
-    sums: list[list[Array]] = [[], []]
-    for block in blocks_of_rows(call.x.shape, call.axes):
-        part = Gradient(call._replace(x=call.x[block]), dy[block], None if dtotal is None else dtotal[block], wanted)
-        dx[block], *more = _pull(part)
-        for kept, one in zip(sums, more, strict=True):
-            if one is not None:
-                kept.append(one)
-    return dx, *as_parameters(call, *(total(numpy, numpy.stack(kept), (0,))[0] if kept else None for kept in sums))
-
-
-def _pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
-    """Return dx in x's dtype, and dweight and dbias in the dtype that is computed in, not yet shaped."""
-    call, dy, dtotal, wanted = gradient
-    xp, precision, dtype = call.library.namespace, precision_of(call), call.x.dtype
-    x, dy = xp.astype(call.x, precision.dtype, copy=False), xp.astype(dy, precision.dtype, copy=False)
-    step = finish(xp, reduce(xp, x, call.axes, call.rule, precision, call.eps), call.rule, call.eps, precision)
-    weight, _ = parameters_of(call, precision, dy)
-    dx, share = derive(xp, x, dy, step, weight, call.axes, call.rule, call.eps, precision)
-    if dtotal is not None:
-        dx = dx + xp.astype(dtotal, precision.dtype, copy=False)
-    dweight, dbias = sums_of_parameters(call, share, dy, precision, wanted)
-    return with_lengths(xp, xp.astype(dx, dtype, copy=False), tuple(x.shape)), dweight, dbias
-
-
-def sums_of_parameters(
-    call: Call, share: Array, dy: Array, precision: Precision, wanted: bool
-) -> tuple[Array | None, Array | None]:
-    """The gradients of weight and bias in the dtype that is computed in, not yet shaped."""
-    xp, over = call.library.namespace, summed_axes(call)
-    return (
-        sum_up(xp, share, over, precision) if wanted and call.weight is not None else None,
-        sum_up(xp, dy, over, precision) if wanted and call.bias is not None else None,
-    )
-
-
-def summed_axes(call: Call) -> tuple[int, ...]:
-    """The axes over which the gradient of a parameter is summed: all, where the parameter is one number."""
-    return tuple(axis for axis in range(len(call.x.shape)) if not (call.rule.averaged and axis in call.axes))
-
-
-def sum_up(xp: Any, values: Array, over: tuple[int, ...], precision: Precision) -> Array:
-    """A sum over rows, which does not overflow on the way."""
-    if not precision.digits or not over:
-        return total(xp, values, over)
-    unit = units_of(xp, values, over, precision.digits)
-    return total(xp, values * unit, over) / unit
-
-
-def as_parameters(call: Call, dweight: Array | None, dbias: Array | None) -> tuple[Array | None, Array | None]:
-    """Both in the shapes and dtypes of weight and bias."""
-    return _as_parameter(call, call.weight, dweight), _as_parameter(call, call.bias, dbias)
-
-
-def _as_parameter(call: Call, parameter: Array | float | None, found: Array | None) -> Array | None:
-    """A sum over rows, in the shape and dtype of the parameter; for a number, 0-d and of x's dtype."""
-    if parameter is None or found is None:
-        return None
-    xp = call.library.namespace
-    shape, dtype = ((), call.x.dtype) if isinstance(parameter, float) else (tuple(parameter.shape), parameter.dtype)
-    return xp.astype(xp.reshape(found, shape), dtype, copy=False)
 
 
 def run_moments(call: Call) -> Moments:

@@ -22,7 +22,8 @@ from anynorm._definition.sums import total
 from anynorm._kernels import blocks_pull
 from anynorm._kernels.blocks import Block, RunBlock, merged_moments, merged_over_rows
 from anynorm._kernels.blocks_pull import PullBlock, gathered, gradient_on_block, prepared
-from anynorm._kernels.definition import parameters_of, step_of_given, sum_up, summed_axes
+from anynorm._kernels.definition import parameters_of, step_of_given
+from anynorm._kernels.definition_pull import sum_up, summed_axes
 from anynorm._libraries import library_of
 from anynorm._threads import alone
 

@@ -20,7 +20,7 @@ from anynorm._check import Call, Gradient
 from anynorm._definition.norms import Precision, Rule, Step, apply, finish, reduce
 from anynorm._definition.scaling import exceeds
 from anynorm._definition.sums import count_along, mean, of_rows, total
-from anynorm._kernels import by_moments, definition
+from anynorm._kernels import by_moments, definition, definition_pull
 from anynorm._moments import Moments, arrays_of, of_arrays
 from anynorm._moments_gradient import MomentsGradient, in_factors, parts_of
 from anynorm._pytrees import register
@@ -74,7 +74,7 @@ def pull(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight and dbias; a parameter that is not there has no gradient. Given moments have one too."""
     if gradient.call.moments is not None:
         return _pull_by_moments(gradient)
-    dx, dweight, dbias = _compiled(definition.pull_whole, *gradient[:3])
+    dx, dweight, dbias = _compiled(definition_pull.pull_whole, *gradient[:3])
     if isinstance(gradient.call.weight, float):  # which the program has as an array
         dweight = dweight.astype(gradient.call.x.dtype)
     return dx, dweight, dbias

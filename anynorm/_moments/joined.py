@@ -11,7 +11,7 @@ from anynorm._definition import merging
 from anynorm._definition.counting import by_row, dtype_of_counts
 from anynorm._definition.norms import Statistics
 from anynorm._lengths import require_blocks_alike, shapes_agree
-from anynorm._libraries import library_of
+from anynorm._libraries import Library, library_of
 from anynorm._moments import blocks
 from anynorm._moments.moved import digits_of, placed, widened
 from anynorm._moments.parts import is_lazy, leaves_of, mapped, name_of, of_leaves, quietly
@@ -58,6 +58,16 @@ def taken_over(found: Statistics, xp: Any, like: Array, digits: int) -> Statisti
     device = like.device if library_of(like).devices else None
     is_fit = digits_of(numpy, found) == 53 or digits != 53
     return placed(widened(numpy, found, digits) if is_fit else found, xp, device)
+
+
+def suited(held: Held, library: Library, x: Array, digits: int) -> Held:
+    """The same for an array: NumPy's go with one of any library, those of float64 data with narrower ones."""
+    xp, found = held
+    if xp is numpy and library.namespace is not numpy and library.is_listed and not library.refuses_to_fill:
+        return library.namespace, taken_over(found, library.namespace, x, digits)
+    if xp is library.namespace and digits != 53 and digits_of(xp, found) == 53:
+        return xp, widened(xp, found, digits)
+    return held
 
 
 def _require_alike(argument: str, xp: Any, mine: Statistics, theirs: Statistics) -> None:

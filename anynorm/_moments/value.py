@@ -280,11 +280,8 @@ def statistics_of(moments: Moments) -> Statistics:
 
 def suited(moments: Moments, library: Library, x: Array, digits: int) -> Moments:
     """The same moments for an array: NumPy's go with one of any library, those of float64 data with narrower ones."""
-    xp, found = moments._xp, moments._statistics
-    if xp is numpy and library.namespace is not numpy and library.is_listed and not library.refuses_to_fill:
-        xp, found = library.namespace, joined.taken_over(found, library.namespace, x, digits)
-    elif xp is library.namespace and digits != 53 and moved.digits_of(xp, found) == 53:
-        found = moved.widened(xp, found, digits)
+    held = moments._xp, moments._statistics
+    xp, found = joined.suited(held, library, x, digits)
     return moments if found is moments._statistics else Moments(found, xp)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from anynorm._check import Call, Gradient
 from anynorm._forced import is_forced
-from anynorm._kernels import definition
+from anynorm._kernels import definition_pull
 from anynorm._kernels.cpu.call import run as run_kernel
 from anynorm._kernels.cpu.pull import pull
 from anynorm._kernels.cpu.torch_state import direct_apply, is_followed
@@ -72,7 +72,7 @@ class _Norm(torch.autograd.Function):
         gradient = Gradient(call, dy, dtotal, needs[1] or needs[2])
         # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.
         if torch.is_grad_enabled() or lacks_memory(dy) or (dtotal is not None and lacks_memory(dtotal)):
-            kernel, run = "definition", definition.pull
+            kernel, run = "definition", definition_pull.pull
         elif _is_plain(dy) and (dtotal is None or _is_plain(dtotal)) and not is_followed(torch) and not is_forced():
             kernel, run = "cpu", pull
         else:

@@ -4,8 +4,8 @@ Leaving vectorization to the compiler would leave it the order of the sums too. 
 or a few on a vector of fixed length. LLVM cuts that to the width of the processor at hand, and the order of the sums,
 and so the bits, stay the same on each.
 
-The functions between memory and lanes are in `compiled_memory`. `interpreted` says in NumPy what each function does,
-and `lanes` is where the kernels get them from.
+The functions between memory and lanes are in `compiled_memory`. `interpreted` and `interpreted_memory` say in NumPy
+what each function does, and `lanes` is where the kernels get them from.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from numba.core.caching import FunctionCache
 from numba.core.compiler_lock import global_compiler_lock
 
 from anynorm import _forks
-from anynorm._kernels.cpu.interpreted import as_compiled
+from anynorm._kernels.cpu.interpreted_memory import as_compiled
 from anynorm._kernels.cpu.objects import HELD
 
 # Other code of the process may compile too. LLVM's own lock has no public name: without it, a fork may only come

@@ -15,9 +15,9 @@ _arithmetic: Any
 _memory: Any
 _flow: Any
 if config.DISABLE_JIT:
-    from anynorm._kernels.cpu import interpreted
+    from anynorm._kernels.cpu import interpreted, interpreted_memory
 
-    _arithmetic = _memory = _flow = interpreted
+    _arithmetic, _memory, _flow = interpreted, interpreted_memory, interpreted
 else:
     from anynorm._kernels.cpu import compiled, compiled_memory, tracing
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from anynorm._check import Call, Gradient
-from anynorm._kernels import definition
+from anynorm._kernels import definition, definition_pull
 from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.layout import Layout
 from anynorm._libraries import library_of
@@ -43,7 +43,7 @@ def pull_row(
     features: int,
     addresses: tuple[int | None, ...],
     row: int,
-    pull: Callable[[Gradient], tuple[Any, ...]] = definition.pull,
+    pull: Callable[[Gradient], tuple[Any, ...]] = definition_pull.pull,
 ) -> Array:
     """Differentiate one row by the definition; return what it adds to the gradients of weight and bias, in one array.
 
