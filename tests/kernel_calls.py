@@ -5,44 +5,19 @@ import hashlib
 import itertools
 from unittest import mock
 
-import ml_dtypes
 import numpy as np
 import torch
 
 import anynorm
+from tests.kernel_rows import DTYPES, LARGEST, SMALLEST, extreme_rows, far_rows, numbers, placed
 
 FEATURES = (1, 2, 3, 7, 31, 32, 33, 127, 1060)
-DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
 OTHER = {"float16": "float32", "bfloat16": "float64", "float32": "float16", "float64": "bfloat16"}
 # Columns are of bfloat16 and float32: each dtype takes seconds to compile. For float64 there are none.
 ROWS_ONLY = ("float16", "float64")
 NORMS = {"layer": anynorm.layer_norm, "rms": anynorm.rms_norm}
 ADDS = {"layer": anynorm.add_layer_norm, "rms": anynorm.add_rms_norm}
 VJPS = {"layer": anynorm.layer_norm_vjp, "rms": anynorm.rms_norm_vjp}
-LARGEST = {"float16": 6e4, "bfloat16": 1e30, "float32": 1e30, "float64": 1e300}
-SMALLEST = {"float16": 1e-7, "bfloat16": 1e-39, "float32": 1e-45, "float64": 1e-323}
-
-
-def numbers(shape, dtype, seed, mean=0.5):
-    """Numbers of one sign, mostly, so that sums do not depend on luck."""
-    return (np.random.default_rng(seed).standard_normal(shape) + mean).astype(DTYPES[dtype])
-
-
-@np.errstate(all="ignore")
-def extreme_rows(n, dtype):
-    x = numbers((8, n), dtype, n)
-    x[0], x[1], x[2, n // 2], x[3, n - 1] = 0, 3, np.nan, np.inf
-    x[4] *= np.asarray(LARGEST[dtype] / 8, x.dtype)
-    x[5], x[6] = LARGEST[dtype], SMALLEST[dtype]
-    return x
-
-
-def placed(shape, dtype, elements_from_line):
-    """An array to write to that begins so many elements behind the beginning of a cache line."""
-    nbytes = int(np.prod(shape)) * np.dtype(DTYPES[dtype]).itemsize
-    memory = np.zeros(nbytes + 192, np.uint8)
-    start = -memory.ctypes.data % 64 + elements_from_line * np.dtype(DTYPES[dtype]).itemsize
-    return memory[start : start + nbytes].view(DTYPES[dtype]).reshape(shape)
 
 
 def rows(dtype):
@@ -59,13 +34,6 @@ def rows(dtype):
         yield f"far {n}", anynorm.layer_norm(far_rows(n, dtype), weight, bias)
         yield f"scale {n}", anynorm.scale_norm(some, 3.0)
         yield f"scale {n} plain", anynorm.scale_norm(few)
-
-
-def far_rows(n, dtype):
-    """Rows whose first elements tell little of the mean of all."""
-    x = numbers((5, n), dtype, n)
-    x[1, :33], x[2, 0], x[3] = 20, 200, x[3] + np.asarray(8, x.dtype)
-    return x
 
 
 def overlapping(x, weight, bias):

@@ -1,12 +1,9 @@
 """Files of several arrays: what is named is normalized, all else comes through as it was."""
 
-import json
 import os
-import pickle
 import shutil
 import sys
 from pathlib import Path
-from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -206,16 +203,6 @@ def test_zarr_killed_between_the_old_folder_and_the_new(small_chunks, folder, ca
     assert_one_line(capsys.readouterr().err, "y.zarr exists; pass --force")
     assert_same_bits(zarr.open("y.zarr", mode="r")["e"][...], arrays["e"])
     assert sorted(os.listdir(folder)) == ["x.zarr", "y.zarr"]
-
-
-@pytest.mark.parametrize("where", [{"filters": [{"id": "pickle"}]}, {"compressor": {"id": "pickle"}}])
-def test_pickles_in_zarr_are_never_loaded(folder, capsys, where):
-    zarr.create_array("x.zarr", data=deviates((4, 6)), zarr_format=2)
-    path = Path("x.zarr/.zarray")
-    path.write_text(json.dumps(json.loads(path.read_text()) | where))
-    with mock.patch.object(pickle, "loads") as loads:
-        assert_refused(capsys, folder, "x.zarr cannot be read", "x.zarr", "y.zarr", "--norm", "layer")
-    assert not loads.called
 
 
 @pytest.mark.parametrize("damage", [lambda chunk: chunk[: len(chunk) // 2], lambda chunk: b"x" * len(chunk)])

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 import anynorm
 from anynorm import cli
@@ -292,13 +291,3 @@ def test_rows_with_nan_may_leave_the_file_as_it_was(small_blocks, capsys, folder
     x[28, 3] = np.inf
     np.save("x.npy", x)
     assert_refused(capsys, folder, "row 28 of", "x.npy", "--in-place", "--norm", "layer", "--on-nan", "fail")
-
-
-def test_tensors_beside_the_normalized_one_stay(small_blocks):
-    x = save_x((30, 6))
-    save_file({"e": x, "w": x[:4], "ids": np.arange(7)}, "x.safetensors", {"kept": "yes"})
-    assert in_place("--tensor", "e", source="x.safetensors") == 0
-    found = load_file("x.safetensors")
-    assert_same_bits(found["e"], anynorm.layer_norm(x))
-    assert_same_bits(found["w"], x[:4])
-    assert_same_bits(found["ids"], np.arange(7))

@@ -21,6 +21,7 @@ from anynorm import _files, cli
 from anynorm._files import shown
 from anynorm._files.formats import zarr as zarr_files
 from tests.files import FLOATS, assert_one_line, assert_same_bits, deviates
+from tests.files_between import save
 from tests.test_files_streams import Bytes
 
 pytestmark = pytest.mark.usefixtures("folder", "small_blocks")
@@ -43,17 +44,6 @@ def exact_lengths(x, axis):
     """The lengths of rows, by integers."""
     rows = np.moveaxis(x.astype("float64"), axis, -1).reshape(-1, x.shape[axis])
     return [math.sqrt(sum(fractions.Fraction(float(one)) ** 2 for one in row)) for row in rows]
-
-
-def save(suffix, x):
-    if suffix == ".npy":
-        np.save("x.npy", x)
-    elif suffix == ".safetensors":
-        save_file({"e": x}, "x.safetensors")
-    elif suffix == ".parquet":
-        pq.write_table(pa.table({"e": list(x)}), "x.parquet", row_group_size=7)
-    else:
-        zarr.create_array("x.zarr", data=x, chunks=(7, 4))
 
 
 @pytest.mark.parametrize("axis", [0, -1])

@@ -7,7 +7,7 @@ import torch
 import anynorm
 from tests import reference
 from tests.backends import ALL, TORCH, as_dtype, needs_numba
-from tests.kernel_calls import placed
+from tests.kernel_rows import placed
 from tests.tolerances import assert_exact
 
 pytestmark = needs_numba
