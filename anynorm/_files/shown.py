@@ -29,14 +29,9 @@ _EPS = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64"
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An array of a file. All from ``rows`` on is None where it has no statistics, and ``why`` says why."""
+class Shown(Entry):
+    """An array of a file with its statistics; without, where ``why`` says so: all from ``rows`` on is None then."""
 
-    name: str  # "" where the format has no names
-    shape: tuple[int, ...]
-    dtype: str
-    nbytes: int | None  # of its elements, before compression; None: that is not known before they are read
-    why: str | None = None  # there are no statistics: say integers, text, a single number
     axis: tuple[int, ...] = ()  # along which rows lie, none negative
     rows: int | None = None
     least: float | None = None  # length of a row, of those that are finite throughout; None: there are none

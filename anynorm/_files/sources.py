@@ -45,7 +45,7 @@ class Entry:
     shape: tuple[int, ...]
     dtype: str
     nbytes: int | None  # of its elements, before compression; None: that is not known before they are read
-    why: str = ""  # it cannot be normalized
+    why: str | None = None  # it cannot be normalized: say integers, text, a single number
 
 
 class Reader(Protocol):
