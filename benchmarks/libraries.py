@@ -11,7 +11,7 @@ import anynorm
 from anynorm._bench.cases import Case
 from anynorm._bench.inputs import make_gradient, make_matrices
 from anynorm._bench.memory import traced
-from anynorm._bench.rivals import Array, Call, Rival, anynorm_call, jax_expression, numpy_expression
+from anynorm._bench.rivals import Array, Call, Rival, anynorm_call, expression, jax_expression, numpy_expression
 
 PARAMETERS = {"layer_norm": ("weight", "bias"), "rms_norm": ("weight",), "scale_norm": ()}
 Function = Callable[..., Any]
@@ -19,21 +19,6 @@ Function = Callable[..., Any]
 
 def ours(case: Case) -> Function:
     return partial(getattr(anynorm, case.norm), axis=case.axis, eps=case.eps)
-
-
-def plain(case: Case, xp: Any) -> Function:
-    """Return the formula as anyone would write it, of x and those parameters that the norm has."""
-
-    def norm(x: Array, weight: Array = None, bias: Array = None) -> Array:
-        if case.norm == "scale_norm":
-            return x / xp.sqrt(xp.sum(x * x, axis=-1, keepdims=True))
-        if case.norm == "rms_norm":
-            return x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + case.eps) * weight
-        centred = x - xp.mean(x, axis=-1, keepdims=True)
-        variance = xp.mean(centred * centred, axis=-1, keepdims=True)
-        return centred / xp.sqrt(variance + case.eps) * weight + bias
-
-    return norm
 
 
 def arguments_of(case: Case, x: Array, weight: Array, bias: Array) -> dict[str, Array]:
@@ -46,14 +31,14 @@ def torch_eager(case: Case, threads: int, *given: Array, definition: bool) -> Ca
     import torch
 
     torch.set_num_threads(threads)
-    norm, arguments = ours(case) if definition else plain(case, torch), arguments_of(case, *given).values()
+    norm, arguments = ours(case) if definition else expression(case, torch), arguments_of(case, *given).values()
     return lambda: norm(*arguments)
 
 
 def strict(case: Case, threads: int, *given: Array, definition: bool) -> Call:
     import array_api_strict as xp
 
-    norm, arguments = ours(case) if definition else plain(case, xp), arguments_of(case, *given).values()
+    norm, arguments = ours(case) if definition else expression(case, xp), arguments_of(case, *given).values()
     arguments = [xp.asarray(array) for array in arguments]
     return lambda: norm(*arguments)
 
@@ -62,7 +47,7 @@ def dask_computed(case: Case, threads: int, *given: Array, definition: bool) -> 
     """Built and computed, rows whole in four blocks."""
     import dask.array as xp
 
-    norm, (x, *parameters) = ours(case) if definition else plain(case, xp), arguments_of(case, *given).values()
+    norm, (x, *parameters) = ours(case) if definition else expression(case, xp), arguments_of(case, *given).values()
     x = xp.from_array(x, chunks=(-(-x.shape[0] // 4), -1))
     parameters = [xp.from_array(array) for array in parameters]
     how = {"scheduler": "synchronous"} if threads == 1 else {"scheduler": "threads", "num_workers": threads}
@@ -74,7 +59,7 @@ def onnx_traced(case: Case, threads: int, *given: Array, definition: bool) -> Ca
     import ndonnx as xp
     import onnxruntime
 
-    norm, values = ours(case) if definition else plain(case, xp), arguments_of(case, *given)
+    norm, values = ours(case) if definition else expression(case, xp), arguments_of(case, *given)
     traced = {
         name: xp.argument(shape=array.shape, dtype=getattr(xp, str(array.dtype))) for name, array in values.items()
     }

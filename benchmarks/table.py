@@ -8,17 +8,15 @@ of the two" takes for each shape the setting, with or without huge pages, in whi
 
 import argparse
 import json
-import math
 import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from anynorm._bench.cases import NBYTES
+from anynorm._bench.report import Record, nbytes, shape_of
 
 CACHE_UNKNOWN_NBYTES = 64 << 20
 HUGE_PAGES = ", huge pages"
-Record = dict[str, Any]
 
 
 def main() -> None:
@@ -68,12 +66,11 @@ def print_against_copies(records: list[Record], cache_nbytes: int) -> None:
         for record in group:
             case = record["case"]
             copies = [record["results"].get(name, {}).get("ratio") for name in ("copy", "copy by torch")]
-            nbytes = NBYTES[case["dtype"]] * math.prod(case["shape"])
-            if nbytes > cache_nbytes and any(copies):
+            if nbytes(case) > cache_nbytes and any(copies):
                 ours = record["results"][record["baseline"]]["quartiles"][1]
                 by = [f"{1 / ratio:.2f}" if ratio else "-" for ratio in copies]
-                moved = f"{2 * nbytes / ours / 1e9:.1f}"
-                rows.append([title, shape_of(case), f"{nbytes / 1e6:.0f}", microseconds(ours), moved, *by])
+                moved = f"{2 * nbytes(case) / ours / 1e9:.1f}"
+                rows.append([title, shape_of(case), f"{nbytes(case) / 1e6:.0f}", microseconds(ours), moved, *by])
     if rows:
         print(f"\n## Arrays beyond the last cache ({cache_nbytes >> 20} MiB): anynorm / copy\n")
         names = ["norm", "shape", "MB", "anynorm out=, us", "GB/s, read + written", "/ copy", "/ copy by torch"]
@@ -180,10 +177,6 @@ def each(records: Iterable[Record]) -> Iterator[tuple[Record, str, Record]]:
 
 def last_cache(machine: Record) -> int:
     return max((cache["nbytes"] for cache in machine["caches"]), default=CACHE_UNKNOWN_NBYTES)
-
-
-def shape_of(case: Record) -> str:
-    return " x ".join(map(str, case["shape"]))
 
 
 def microseconds(seconds: float) -> str:

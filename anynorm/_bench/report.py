@@ -32,7 +32,12 @@ class Line(NamedTuple):
 def title(record: Record) -> str:
     """What a contest is about: layer_norm float32 4096 x 1024, 16.8 MB."""
     case = record["case"]
-    return f"{case['norm']} {case['dtype']} {' x '.join(map(str, case['shape']))}, {megabytes(nbytes(case))}"
+    return f"{case['norm']} {case['dtype']} {shape_of(case)}, {megabytes(nbytes(case))}"
+
+
+def shape_of(case: Record) -> str:
+    """A shape: 4096 x 1024."""
+    return " x ".join(map(str, case["shape"]))
 
 
 def megabytes(count: int) -> str:

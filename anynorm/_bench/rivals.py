@@ -49,6 +49,24 @@ def numpy_expression(case: Case, threads: int, x: Array, weight: Array, bias: Ar
     return lambda: x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+def expression(case: Case, xp: Any, over_root: Callable[[Array, Array], Array] | None = None) -> Callable[..., Array]:
+    """The formula as anyone would write it, of x and those parameters that the norm has, in any library.
+
+    ``over_root(a, b)`` is ``a / sqrt(b)`` where the library has other words for it.
+    """
+    divide = over_root or (lambda a, b: a / xp.sqrt(b))
+
+    def norm(x: Array, weight: Array = None, bias: Array = None) -> Array:
+        if case.norm == "scale_norm":
+            return divide(x, xp.sum(x * x, axis=-1, keepdims=True))
+        if case.norm == "rms_norm":
+            return divide(x, xp.mean(x * x, axis=-1, keepdims=True) + case.eps) * weight
+        centred = x - xp.mean(x, axis=-1, keepdims=True)
+        return divide(centred, xp.mean(centred * centred, axis=-1, keepdims=True) + case.eps) * weight + bias
+
+    return norm
+
+
 def numpy_copy(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
     out = np.empty_like(x)
 
@@ -189,21 +207,10 @@ def jitted_jax(case: Case, threads: int, x: Array, weight: Array, bias: Array) -
 
 
 def jax_expression(case: Case) -> Callable[..., Array]:
-    """Return the formula as anyone would write it, of x and those parameters that the norm has."""
+    """`expression` in JAX's words."""
     import jax
 
-    numpy = jax.numpy
-
-    def norm(x: Array, weight: Array = None, bias: Array = None) -> Array:
-        if case.norm == "scale_norm":
-            return x * jax.lax.rsqrt(numpy.sum(x * x, -1, keepdims=True))
-        if case.norm == "rms_norm":
-            return x * jax.lax.rsqrt(numpy.mean(x * x, -1, keepdims=True) + case.eps) * weight
-        centred = x - numpy.mean(x, -1, keepdims=True)
-        variance = numpy.mean(centred * centred, -1, keepdims=True)
-        return centred * jax.lax.rsqrt(variance + case.eps) * weight + bias
-
-    return norm
+    return expression(case, jax.numpy, lambda a, b: a * jax.lax.rsqrt(b))
 
 
 def anynorm_on_jax(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:
