@@ -5,6 +5,7 @@ A graph of torch.fx has them as calls of these functions, as it has those of tor
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -117,16 +118,8 @@ def add_layer_norm(
     >>> anynorm.torch.add_layer_norm(torch.ones(2), torch.tensor([0.0, 2.0]), eps=0.0)
     (tensor([-1.,  1.]), tensor([1., 3.]))
     """
-    if type(x) is not Tensor and isinstance(x, Proxy):
-        return handle_torch_function(
-            add_layer_norm, (x,), x, residual, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset
-        )
-    if _is_here(x) and not _is_compiling():
-        options = {"axis": axis, "eps": eps, "weight_offset": weight_offset}
-        return _residual.add_layer_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
-    check(LAYER_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
-    total = x + residual
-    return layer_norm(total, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset), total
+    options = axis, eps, weight_offset
+    return _add(LAYER_NORM, add_layer_norm, _residual.add_layer_norm, layer_norm, x, residual, weight, bias, *options)
 
 
 def add_rms_norm(
@@ -147,16 +140,32 @@ def add_rms_norm(
     >>> anynorm.torch.add_rms_norm(torch.ones(2), torch.tensor([0.0, 6.0]), eps=0.0)
     (tensor([0.2000, 1.4000]), tensor([1., 7.]))
     """
+    options = axis, eps, weight_offset
+    return _add(RMS_NORM, add_rms_norm, _residual.add_rms_norm, rms_norm, x, residual, weight, bias, *options)
+
+
+def _add(
+    rule: Rule,
+    function: Callable[..., Any],
+    at_once: Callable[..., tuple[Tensor, Tensor]],
+    norm: Callable[..., Tensor],
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    axis: Axis,
+    eps: float,
+    offset: float,
+) -> tuple[Tensor, Tensor]:
+    """What the public ``function`` does: ``at_once`` where anynorm's kernels run, else an addition and a norm."""
+    options = {"axis": axis, "eps": eps, "weight_offset": offset}
     if type(x) is not Tensor and isinstance(x, Proxy):
-        return handle_torch_function(
-            add_rms_norm, (x,), x, residual, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset
-        )
+        return handle_torch_function(function, (x,), x, residual, weight, bias, **options)
     if _is_here(x) and not _is_compiling():
-        options = {"axis": axis, "eps": eps, "weight_offset": weight_offset}
-        return _residual.add_rms_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
-    check(RMS_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
+        return at_once(x, residual, weight, bias, **options)
+    check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual)
     total = x + residual
-    return rms_norm(total, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset), total
+    return norm(total, weight, bias, **options), total
 
 
 def _is_here(x: Any) -> bool:
