@@ -242,7 +242,7 @@ def _check_moments(moments: Moments, x: Array, library: Library, axes: tuple[int
     if moments.namespace is not library.namespace or library_of(held) is not library:
         must = f"come from arrays of x's library, {library.name}"
         do = f"call moments.to({module_of(library.name)}) first"
-        do = do if library.is_listed and not library.refuses_to_fill else "take them of such an array"
+        do = do if library.is_listed and not library.refuses_to_fill else "take them from such an array"
         raise TypeError(sentence("moments", must, f"those of {library_of(held).name}", do))
     expected = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
     if not shapes_agree(moments.shape, expected):
@@ -259,7 +259,7 @@ def _check_moments(moments: Moments, x: Array, library: Library, axes: tuple[int
         raise ValueError(sentence("moments", must, got, "call moments.to(device=x.device) first"))
     if digits_of(moments.namespace, statistics_of(moments)) != digits:
         must, got = f"come from data as wide as x, of {x.dtype}", "those of narrower floats"
-        do = "convert x, or call moments.to(dtype=x.dtype) if the digits that they have will do"
+        do = "convert x, or call moments.to(dtype=x.dtype) if their digits are enough"
         raise ValueError(sentence("moments", must, got, do))
     return moments
 
@@ -286,7 +286,7 @@ def _check_out(
         must = f"be None, for {arrays_of_library(library.name)}s cannot be written in place"
         if not library.is_known_by_type:
             must = f"be None, for it cannot be told which memory {arrays_of_library(library.name)}s share"
-        raise TypeError(sentence("out", must, describe(out), "leave out= away and use the result"))
+        raise TypeError(sentence("out", must, describe(out), "call it without out= and use the result"))
     inputs = {"x": x, "residual": residual}
     parameters = {"weight": None if isinstance(weight, Real) else weight, "bias": bias}
     for name, one in zip(names, outs, strict=True):

@@ -91,7 +91,7 @@ def explain(
         if value is not None and not rule.averaged:
             raise TypeError(sentence(argument, "be left out for scale_norm", describe(value), "pass another norm"))
     if moments is not None and residual is not None:
-        do = "leave out the one or the other"
+        do = "leave one of them out"
         raise TypeError(sentence("moments", "be left out where there is a residual", describe(moments), do))
     call = check(
         rule, x, weight, bias, axis, eps,

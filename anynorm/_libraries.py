@@ -177,7 +177,7 @@ def _find(x: Any) -> Library:
         if entry.module == "numpy" and kind not in (numpy.ndarray, numpy.memmap):
             raise TypeError("a subclass of numpy.ndarray may change what arithmetic means")
         if entry.module == "torch" and kind.__name__ == "MaskedTensor":
-            raise TypeError("what a masked element counts for is the caller's to say")
+            raise TypeError("only the caller knows what a masked element counts for")
         return _make(entry)
     if not hasattr(x, "__array_namespace__") or issubclass(kind, numpy.generic) or holds_numbers(x):
         raise TypeError(f"no array library is known for {kind.__qualname__}")

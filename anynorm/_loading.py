@@ -54,7 +54,7 @@ def matched(names: Iterable[str], state: Mapping[str, Array], prefix: str) -> tu
     for name in names:
         there = [keys.pop(one) for one in (name, *_OTHER_NAMES[name]) if one in keys]
         if len(there) > 1:
-            must = f"hold {prefix}{name} once, by whatever name"
+            must = f"hold {prefix}{name} once, under whatever name"
             raise ValueError(sentence("state", must, " and ".join(there), "leave out all but one"))
         if there:
             found[name] = there[0]

@@ -121,7 +121,7 @@ def convert(model: Module) -> Report:
         base = next((one for one in OURS if isinstance(module, one)), None)
         if base is not None:
             return f"it is of a subclass of torch.nn.{base.__name__}, which may compute something else"
-        return "its class is not one of torch.nn, and its convention is not known"
+        return "its class is not one of torch.nn, and what it computes is not known"
 
     def swap(module: Any) -> None:
         # The class last: a thread that runs the model meanwhile finds all that the class needs.

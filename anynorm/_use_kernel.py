@@ -64,8 +64,8 @@ class use_kernel:  # noqa: N801  # called as a function is, with or without `wit
         """Decorate a function."""
         self.__exit__()
         if not callable(function) or any(stops(function) for stops in _STOPPING):
-            must, do = "be one that runs to its end at once", "write the with block inside of it"
-            got = "one that waits or yields" if callable(function) else describe(function)
+            must, do = "be a plain function", "put the with block inside it"
+            got = "a coroutine or a generator" if callable(function) else describe(function)
             raise TypeError(sentence("the decorated function", must, got, do))
 
         @functools.wraps(function)

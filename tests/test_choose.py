@@ -245,11 +245,11 @@ def test_use_kernel_decorates_functions():
         return kernel()
 
     for stops, got in (
-        (generator, "one that waits or yields"),
-        (coroutine, "one that waits or yields"),
+        (generator, "a coroutine or a generator"),
+        (coroutine, "a coroutine or a generator"),
         (3, "the int 3"),
     ):
-        with pytest.raises(TypeError, match=f"function must be one that runs to its end at once, got {got}"):
+        with pytest.raises(TypeError, match=f"function must be a plain function, got {got}"):
             anynorm.use_kernel("definition")(stops)
     assert kernel() == "cpu"
 

@@ -130,7 +130,7 @@ OTHERS = [
     ("normalize x.npy - --norm layer --json", "--json prints to standard output, where OUT is"),
     ("normalize x.npy y.npy --norm layer --to .npy", "--to is for files that go into a folder"),
     ("normalize x.npy --in-place --norm layer --to .npy", "--to is for files that go into a folder"),
-    ("normalize x.npy --in-place --norm layer -o y.npy", "leave OUT away"),
+    ("normalize x.npy --in-place --norm layer -o y.npy", "leave OUT out"),
 ]
 ALL = [(f"normalize --norm layer {arguments}", message) for arguments, message in LAYER] + OTHERS
 

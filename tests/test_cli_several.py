@@ -66,7 +66,7 @@ def test_what_is_done_already_is_left(capsys):
     assert told.count("would write out/") == 2
     assert run("shards", "out") == 0
     assert "wrote 2 files to out: " in (error := capsys.readouterr().err)
-    assert error.endswith("; left 1 file in out newer than the source, --force writes them anew\n")
+    assert error.endswith("; left 1 file in out newer than the source, --force writes them again\n")
     assert Path("out/a.npy").stat().st_mtime_ns == first.st_mtime_ns
     assert run("shards", "out") == 0
     assert_one_line(f"anynorm: {capsys.readouterr().err}", "nothing to do: 3 files in out newer than the source")

@@ -153,8 +153,8 @@ def test_standard_input_and_output(monkeypatch, capsys, folder):
     np.save("x.npy", np.asfortranarray(x))
     turned = Path("x.npy").read_bytes()
     for content, options, message in (
-        (given[:-1], [], "ends too early"), (given + b"0", [], "holds more than its header tells"),
-        (given, ["--axis=0"], "takes a file in place of -"), (turned, [], "takes a file for, in place of -"),
+        (given[:-1], [], "ends too early"), (given + b"0", [], "holds more than its header says"),
+        (given, ["--axis=0"], "name a file in place of -"), (turned, [], "for another format name a file"),
     ):  # fmt: skip
         before = sorted(os.listdir(folder))
         for target in SUFFIXES[1:]:

@@ -48,7 +48,10 @@ def small(small_blocks, monkeypatch):
                 "n" * 256,
             )
         ],
-        ("x.safetensors y.zarr --tensor a/b --tensor a", "arrays of .zarr hold no others, as a would a/b; name one"),
+        (
+            "x.safetensors y.zarr --tensor a/b --tensor a",
+            "an array of .zarr cannot hold another, as a would hold a/b; name only one",
+        ),
         ("x.npy y.safetensors --tensor __metadata__", "no tensor of .safetensors can be called __metadata__"),
         ("x.npy y.parquet --dtype bfloat16", "Parquet has no bfloat16"),
         ("nan.npy y.parquet --on-nan fail", "row 20 of nan.npy holds NaN or Inf"),
@@ -172,5 +175,5 @@ def test_what_would_be_written(folder):
 def test_a_package_that_is_missing_for_the_target(monkeypatch, capsys, folder, module, target):
     save(".npy", deviates((3, 6)))
     monkeypatch.setitem(sys.modules, module, None)
-    message = f"{target} takes a package that is not here: pip install {module.partition('.')[0]}"
+    message = f"{target} needs a package that is not installed: pip install {module.partition('.')[0]}"
     assert_refused(capsys, folder, message, "x.npy", target, "--norm", "layer")

@@ -198,7 +198,7 @@ def test_weights_and_statistics_of_columns_of_numbers():
         ("wide --columns f1 --columns ff", "no column of floats of wide.parquet matches ff; such columns are: f0, f1"),
         ("wide --columns f0,f1", "f7; write --columns for each of f0,f1"),
         ("whole --columns *", "no column of floats of whole.parquet matches *; such columns are: none"),
-        ("wide --columns f* --column f0", "--columns and --column exclude each other; leave one away"),
+        ("wide --columns f* --column f0", "--columns and --column exclude each other; leave one out"),
         ("wide --column f0", "f0 of wide.parquet is float; --column takes lists of floats, and --columns f0 columns"),
         ("wide", "; --columns 'f*' makes rows of columns of numbers whose names match"),
         ("wide --columns f* --axis 2", "--axis 2 does not fit f* of shape (20, 8)"),

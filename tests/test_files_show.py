@@ -276,7 +276,7 @@ def test_a_stream(monkeypatch):
         monkeypatch.setattr(sys, "stdin", Bytes(content))
         (found,) = show("-", axis)
         assert found.median == pytest.approx(np.median(exact_lengths(x, axis)), rel=1e-14)
-    for wrong, message in ((content + b"0", "more than its header tells"), (content[:-1], "ends too early")):
+    for wrong, message in ((content + b"0", "more than its header says"), (content[:-1], "ends too early")):
         monkeypatch.setattr(sys, "stdin", Bytes(wrong))
         with pytest.raises(ValueError, match=message):
             show("-")

@@ -54,12 +54,12 @@ def test_streams(small_blocks, monkeypatch, order):
     ("change", "options", "message"),
     [
         (lambda npy: npy[:-1], [], "pipe ends too early"),
-        (lambda npy: npy + b"x", [], "holds more than its header tells"),
+        (lambda npy: npy + b"x", [], "holds more than its header says"),
         (lambda npy: npy[:50], [], "standard input is not a readable .npy file: it ends within its header"),
         (lambda npy: npy[:7], [], "standard input is not a readable .npy file: it ends within its header"),
         (lambda npy: npy[:2], [], "standard input is not a readable .npy file: it ends within its header"),
         (lambda npy: b"", [], "standard input is not a readable .npy file: it is empty"),
-        (lambda npy: npy, ["--axis", "0"], "takes a file in place of -"),
+        (lambda npy: npy, ["--axis", "0"], "name a file in place of -"),
     ],
 )
 def test_streams_that_do_not_fit(small_blocks, monkeypatch, capsys, folder, change, options, message):

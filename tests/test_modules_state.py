@@ -136,7 +136,7 @@ def test_a_scale_that_arithmetic_made_a_number():
         (
             {"weight": np.zeros(4), "bias": np.zeros(4), "gamma": np.zeros(4)},
             ValueError,
-            "state must hold weight once, by whatever name, got weight and gamma",
+            "state must hold weight once, under whatever name, got weight and gamma",
         ),
         ({"weight": np.zeros(4), "bias": np.ones(5)}, ValueError, "bias must have shape (4,), got (5,)"),
         ({"weight": np.zeros(4), "bias": [1, 2, 3, 4]}, TypeError, "bias must be an array, got the list"),

@@ -53,14 +53,14 @@ def checked(parsed: argparse.Namespace) -> Record | None:
         if parsed.plot.suffix not in (".svg", ".png"):
             raise ValueError(f"--plot writes .svg or .png, and {parsed.plot} is neither")
         if not installed("matplotlib"):
-            raise ValueError("--plot takes a package that is not here: pip install matplotlib")
+            raise ValueError("--plot needs a package that is not installed: pip install matplotlib")
     for path in filter(None, (parsed.json, parsed.plot)):
         if path.is_dir():
             raise ValueError(f"{path} is a folder; name a file")
         if not path.parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.parent}")
     if "bfloat16" in parsed.dtypes and not installed("ml_dtypes"):
-        raise ValueError("bfloat16 in NumPy takes a package that is not here: pip install ml_dtypes")
+        raise ValueError("bfloat16 in NumPy needs a package that is not installed: pip install ml_dtypes")
     return None if parsed.compare is None else load(parsed.compare)
 
 

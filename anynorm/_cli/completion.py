@@ -12,7 +12,7 @@ from anynorm._cli.terminal import installed
 def run(parsed: argparse.Namespace) -> int:
     """Print the script for a shell."""
     if not installed("shtab"):
-        raise ValueError("completion takes a package that is not here: pip install shtab")
+        raise ValueError("completion needs a package that is not installed: pip install shtab")
     import shtab
 
     if parsed.shell not in shtab.SUPPORTED_SHELLS:

@@ -23,7 +23,7 @@ def run(parsed: argparse.Namespace) -> int:
     job = _job(parsed)
     if parsed.json and not parsed.dry_run:
         if any(target == "-" for _, target in found.todo):
-            raise ValueError("--json prints to standard output, where OUT is; leave one of them away")
+            raise ValueError("--json prints to standard output, where OUT is; leave one of them out")
         output()
     if parsed.dry_run:
         show_plan(parsed, found, _plan(parsed, found, job))
@@ -47,11 +47,11 @@ def _pairs(parsed: argparse.Namespace) -> Pairs:
         raise ValueError(f"--norm is missing; it is one of {', '.join(NORMS)}")
     if parsed.in_place:
         if len(sources) > 1 or target is not None or sources == ["-"]:
-            raise ValueError("--in-place takes one file and writes no other; leave OUT away")
+            raise ValueError("--in-place takes one file and writes no other; leave OUT out")
         if parsed.force:
-            raise ValueError("--force is for OUT; leave it away with --in-place")
+            raise ValueError("--force is for OUT; leave it out with --in-place")
         if parsed.to is not None:
-            raise ValueError("--to is for files that go into a folder; leave it away with --in-place")
+            raise ValueError("--to is for files that go into a folder; leave it out with --in-place")
     elif target is None and len(sources) > 1:
         target = sources.pop()
     if not sources:

@@ -29,21 +29,21 @@ _FORMATS = (".npy", ".safetensors", ".zarr", ".parquet")
 
 _NORMALIZE = """
 Normalize files of any size, a few blocks at a time, so that memory stays flat. Suffixes tell the formats: .npy,
-.safetensors, .zarr or .parquet; - is standard input or output, as .npy. OUT may be of another format than IN, and then
+.safetensors, .zarr or .parquet; - is standard input or output, as .npy. OUT may have another format than IN, and then
 holds the normalized arrays alone. OUT appears whole or not at all.
 
-Several files, or a folder of them, go into a folder, each under its own name; of a folder the files right in it, of
-the formats above. Those that are there already and newer than their sources are left out, so that the same command goes
-on where it was stopped; --force does them again.
+Several files, or a folder of them, go into a folder, each under its own name. Of a folder, the files directly in it
+that have one of these formats are taken. A result that is there already and newer than its source is left as it is, so
+that the same command goes on where it was stopped; --force does it again.
 """
 _SHOW = """
 Show the arrays in a file: shapes and dtypes, the lengths of rows (least, median, largest), mean and deviation, whether
 rows are unit vectors already, rows of zeros, NaN and Inf. All arrays, or those that --tensor names.
 """
 _BENCH = """
-Time the three norms on the CPU of this machine, beside what of the plain NumPy expression, torch, JAX, ONNX Runtime and
-scikit-learn is installed, each in a process of its own; a result is checked before it is timed. Less than two minutes;
-keep the machine idle meanwhile. The columns:
+Time the three norms on the CPU of this machine, beside the plain NumPy expression and whichever of torch, JAX, ONNX
+Runtime and scikit-learn are installed, each in a process of its own. Each result is checked before it is timed. This
+takes less than two minutes; keep the machine idle meanwhile. The columns:
 
   time                median over rounds in which all take turns
   GB/s                read and written, x and y once each
@@ -61,7 +61,7 @@ _BENCH_EXAMPLES = """anynorm bench --quick
 _LIBRARIES = {name: name for name in ("numpy", "torch", "jax", "onnxruntime", "scikit-learn")}
 _LIBRARIES |= {"NumPy": "numpy", "pytorch": "torch", "JAX": "jax", "onnx": "onnxruntime", "sklearn": "scikit-learn"}
 _COMPLETION = """
-Print a script that has a shell complete commands, options and files. It takes the package shtab.
+Print a script with which a shell completes commands, options and files. It needs the package shtab.
 """
 NO_MOMENTS = Path()
 _MOMENTS = "anynorm show train.npy --axis 0 --json > train.json"
@@ -134,7 +134,7 @@ def _add_normalize(command: Command) -> None:
         nargs="*",
         help="files to read, or a folder, and where to write; ./-x.npy for -x.npy",
     )
-    command.add_files("-o", "--out", metavar="OUT", help="where to write; the others are then all read")
+    command.add_files("-o", "--out", metavar="OUT", help="where to write; all other files are then read")
     add(
         "--norm", metavar="NORM", type=one_of(_SPELLED), choices=NORMS,
         help="which norm: layer, rms or scale; also layernorm, rmsnorm, scalenorm, and l2 for scale (unit vectors)",
@@ -162,8 +162,8 @@ def _add_normalize(command: Command) -> None:
         "--on-nan", metavar="WHAT", type=one_of(_same(("keep", "fail"))), choices=("keep", "fail"),
         default="keep", help="rows with NaN or Inf: keep, which makes them NaN throughout (default), or fail",
     )  # fmt: skip
-    add("--in-place", action="store_true", help="put the result in the place of IN, without OUT")
-    add("-f", "--force", action="store_true", help="overwrite OUT, and do again what is done already")
+    add("--in-place", action="store_true", help="put the result in the place of IN; takes no OUT")
+    add("-f", "--force", action="store_true", help="overwrite OUT; in a folder, normalize again what is there already")
     add(
         "-n",
         "--dry-run",
@@ -176,7 +176,11 @@ def _add_normalize(command: Command) -> None:
 def _add_show(command: Command) -> None:
     command.add_files("paths", metavar="FILE", nargs="*", help="files to read, or folders of them")
     command.add_argument(
-        "--axis", metavar="AXES", type=axes, default=(-1,), help="along which rows lie: -1 (default), 0, or -2,-1"
+        "--axis",
+        metavar="AXES",
+        type=axes,
+        default=(-1,),
+        help="axes along which rows lie: -1 (default), 0, or -2,-1",
     )
     _add_names(command, "to show")
     _add_common(command)
@@ -196,7 +200,7 @@ def _add_bench(command: Command) -> None:
     add("--quick", action="store_true", help="half a minute: two sizes, few rounds")
     add_several("norm", "NORM", _SPELLED, "which norms (default: all), as in --norm rms")
     add_several("dtype", "DTYPE", _same(_DTYPES), "which dtypes (default: float32), as in --dtype float16")
-    add_several("library", "NAME", _LIBRARIES, "beside which libraries (default: all), as in --library torch")
+    add_several("library", "NAME", _LIBRARIES, "which libraries to compare with (default: all), as in --library torch")
     add(
         "--shape", metavar="ROWSxFEATURES", type=shape, dest="shapes", action="append", default=[],
         help="time arrays of this shape, as in --shape 100000x384; may be repeated",
@@ -221,7 +225,7 @@ def _add_names(command: Command, what: str) -> None:
     )  # fmt: skip
     command.add_argument(
         "--columns", metavar="PATTERN", action="append", default=[],
-        help="of .parquet: columns of one number each, such as 'f*', that make up a row together; may be repeated",
+        help=".parquet: columns of one number each, such as 'f*', that together make up a row; may be repeated",
     )  # fmt: skip
 
 

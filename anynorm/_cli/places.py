@@ -73,7 +73,7 @@ def _is_done(source: Path, target: Path) -> bool:
     if not target.exists() or target.is_dir() != (target.suffix.lower() == ".zarr"):  # of which normalize will tell
         return False
     if _changed(target) < _changed(source):
-        raise FileExistsError(f"{target} is older than {source}; remove it, or pass --force to write all anew")
+        raise FileExistsError(f"{target} is older than {source}; remove it, or pass --force to write everything again")
     return True
 
 

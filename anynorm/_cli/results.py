@@ -49,11 +49,11 @@ def tell_results(parsed: argparse.Namespace, found: Pairs, results: list[Result]
         return
     done = f"{counted(len(found.done), 'file')} in {found.folder} newer than the source"
     if not results:
-        tell(f"nothing to do: {done}; --force writes them anew")
+        tell(f"nothing to do: {done}; --force writes them again")
         return
     nbytes = of_nbytes(sum(one.outcome.nbytes for one in results))
     line = ", ".join([f"wrote {counted(len(results), 'file')} to {found.folder}: {nbytes}{took}", *rows])
-    tell(f"{line}; left {done}, --force writes them anew" if found.done else line)
+    tell(f"{line}; left {done}, --force writes them again" if found.done else line)
 
 
 def _for_programs(found: Pairs, results: list[Result]) -> dict[str, Any]:

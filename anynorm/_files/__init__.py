@@ -281,4 +281,4 @@ def _standard_output() -> IO[bytes]:
 
 def _require_end(original: Original) -> None:
     if original.place == "-" and original.file.read(1):
-        raise ValueError("standard input holds more than its header tells")
+        raise ValueError("standard input holds more than its header says")

@@ -19,7 +19,7 @@ def package(name: str, path: Path) -> Any:
         return importlib.import_module(name)
     except ImportError:
         distribution = name.partition(".")[0]
-        raise ValueError(f"{path} takes a package that is not here: pip install {distribution}") from None
+        raise ValueError(f"{path} needs a package that is not installed: pip install {distribution}") from None
 
 
 @contextmanager

@@ -195,5 +195,5 @@ def dtype_named(name: str) -> Any:
     try:
         import ml_dtypes
     except ImportError:
-        raise ValueError("bfloat16 takes a package that is not here: pip install ml_dtypes") from None
+        raise ValueError("bfloat16 needs a package that is not installed: pip install ml_dtypes") from None
     return numpy.dtype(ml_dtypes.bfloat16)

@@ -35,7 +35,7 @@ def takes_statistics(task: Task, source: Source) -> bool:
     """Whether moments must be known before the first row can be written."""
     needed = task.moments is None and cuts(source.ranges, task.axes)
     if needed and source.once:
-        raise ValueError("statistics along this --axis are taken before, which takes a file in place of -")
+        raise ValueError("statistics along this --axis take a pass of their own; name a file in place of -")
     return needed
 
 

@@ -93,7 +93,7 @@ def picked(xp: Any, found: Statistics, index: Any) -> Statistics:
     around = [at for at, one in enumerate(given) if one is Ellipsis]
     if len(around) > 1 or len(given) - len(around) > len(shape):
         must = f"be at most one index for each axis of shape {tuple(shape)}"
-        raise IndexError(sentence("the index", must, describe(given), "write one ellipsis, or leave axes away"))
+        raise IndexError(sentence("the index", must, describe(given), "write one ellipsis, or leave axes out"))
     at = around[0] if around else len(given)
     rest = given[at + 1 :]
     whole: tuple[Any, ...] = (slice(None),) * (len(shape) - len(given) + len(around))

@@ -135,7 +135,7 @@ def chosen_columns(arrow: Any, schema: Any, job: Job, path: Path) -> list[Lists 
 
 def _numbers(arrow: Any, columns: list[Column], job: Job, path: Path) -> Numbers:
     if job.names:
-        raise ValueError("--columns and --column exclude each other; leave one away")
+        raise ValueError("--columns and --column exclude each other; leave one out")
     floats = [one for one in columns if arrow.types.is_floating(one.kind)]
     for pattern in job.columns:
         if not any(fnmatch.fnmatchcase(one.name, pattern) for one in floats):

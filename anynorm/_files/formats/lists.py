@@ -41,7 +41,7 @@ def row_shape(arrow: Any, kind: Any) -> tuple[int, ...] | None:
     """The shape of each row; None where only the lists tell. ValueError for tensors in another order of axes."""
     if isinstance(kind, arrow.FixedShapeTensorType):
         if kind.permutation and list(kind.permutation) != list(range(len(kind.shape))):
-            raise UnfitError(f"{described(kind)} has its axes permuted; store it without that")
+            raise UnfitError(f"{described(kind)} has its axes permuted; store it with its axes in order")
         return tuple(kind.shape)
     size = getattr(storage_of(arrow, kind), "list_size", None)
     return None if size is None else (size,)
@@ -90,7 +90,7 @@ def retyped(arrow: Any, kind: Any, dtype: Any) -> Any:
     if lists.value_type == value_type:
         return kind
     if lists is not kind:
-        raise ValueError(f"the dtype of {described(kind)} cannot be changed; leave --dtype away")
+        raise ValueError(f"the dtype of {described(kind)} cannot be changed; leave --dtype out")
     value = kind.value_field.with_type(value_type)
     if hasattr(kind, "list_size"):
         return arrow.list_(value, kind.list_size)

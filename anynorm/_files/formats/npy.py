@@ -29,7 +29,7 @@ def open_npy(file: IO[bytes], path: Path) -> RawFile:
     length = file.seek(0, io.SEEK_END)
     (array,) = found.arrays
     if length != array.start + array.nbytes:
-        kind = "is cut off" if length < array.start + array.nbytes else "holds more than its header tells"
+        kind = "is cut off" if length < array.start + array.nbytes else "holds more than its header says"
         raise ValueError(
             f"{path} is not a readable .npy file: it {kind}, with {length - array.start} bytes of data "
             f"where {array.shape} of {array.dtype} are {array.nbytes}"

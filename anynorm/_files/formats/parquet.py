@@ -71,7 +71,7 @@ class ParquetReader:
             metadata = self._file.metadata
             lengths = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
             if sum(lengths) != metadata.num_rows or min(lengths, default=0) < 0:
-                raise ValueError("its row groups have other rows than it tells")
+                raise ValueError("its row groups do not have as many rows as it says")
         self.num_rows = metadata.num_rows
         ends = numpy.cumsum(lengths, dtype=int)
         groups = {int(end) - length: i for i, (end, length) in enumerate(zip(ends, lengths, strict=True)) if length}
@@ -241,7 +241,7 @@ def _read_group(file: Any, group: int, rows: int, columns: list[str] | None) -> 
         except ValueError as error:
             raise ValueError(f"{name} is damaged: {str(error).rpartition('Invalid: ')[2]}") from None
     if table.num_rows != rows:
-        raise ValueError(f"row group {group} has {table.num_rows} rows, and {rows} by its own account")
+        raise ValueError(f"row group {group} has {table.num_rows} rows, and its metadata says {rows}")
     return table
 
 

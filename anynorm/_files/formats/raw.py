@@ -98,7 +98,7 @@ class RawReader:
         task = fit(job, name, array.shape, array.dtype, dtype_out, array.in_reverse and not plain)
         if array.in_reverse and plain:
             if self.stream:
-                raise ValueError(f"{name} is in Fortran order, which another format takes a file for, in place of -")
+                raise ValueError(f"{name} is in Fortran order; for another format name a file in place of -")
             return task, _TurnedSource(self.file, array)
         return task, RawSource(self.file, array, task, self.stream)
 

@@ -55,7 +55,7 @@ def require_target_holds(suffix: str, target: Path, tasks: Mapping[str, Task]) -
             raise ValueError(f"no array of .zarr can be called {name}")
         inside = [other for other in tasks if other.startswith(f"{name}/")] if suffix == ".zarr" else []
         if inside:
-            raise ValueError(f"arrays of .zarr hold no others, as {name} would {inside[0]}; name one of both")
+            raise ValueError(f"an array of .zarr cannot hold another, as {name} would hold {inside[0]}; name only one")
 
 
 def _can_be_a_folder(part: str) -> bool:

@@ -73,7 +73,7 @@ def refuses(call: Call) -> str | None:
     if 0 in call.x.shape:
         return "x is empty"
     if call.skip_nan:
-        return "it leaves no NaN out of moments"
+        return "it does not leave NaN out of moments"
     if not math.isfinite(scale_of(call)):
         return "the scale is not finite"
     return None
