@@ -8,7 +8,7 @@ Functions that take an array of any library and return one like it::
     add_layer_norm      a sum, and its layer_norm
     add_rms_norm        a sum, and its rms_norm
 
-The same with a pullback, which turns the gradient by the result into those by what was passed::
+The same with a pullback: from the gradient with respect to the result it finds those with respect to the arguments::
 
     layer_norm_vjp
     rms_norm_vjp
@@ -21,7 +21,7 @@ Statistics of rows, which merge, and which every norm takes as ``moments=``::
 
     moments             those of an array
     Moments             what it returns
-    MomentsGradient     what the pullbacks of given moments return, and that of moments_vjp takes
+    MomentsGradient     what a pullback of a norm with given moments returns, and that of moments_vjp takes
 
 What runs a call::
 

@@ -45,12 +45,12 @@ class Call(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """A checked call to be differentiated, and the gradients of some loss by what it has returned."""
+    """A checked call to be differentiated, and the gradients of some loss with respect to its results."""
 
     call: Call  # without residual and out
     dy: Array
     dtotal: Array | None  # by x itself, where that is the sum with a residual
-    parameters: bool = True  # whether the gradients by weight and bias are wanted
+    parameters: bool = True  # whether the gradients of weight and bias are wanted
 
 
 def check(

@@ -74,12 +74,12 @@ def explain(
     Raises
     ------
     TypeError, ValueError
-        As the call itself, and if there is no such norm.
+        As the call itself raises, and if there is no such norm.
 
     Examples
     --------
     >>> import numpy, anynorm
-    >>> anynorm.explain(numpy.ones((2, 3), ">f4")).kernel  # in an order of bytes that no other kernel reads
+    >>> anynorm.explain(numpy.ones((2, 3), ">f4")).kernel  # in a byte order that no other kernel reads
     'definition'
     """
     if not isinstance(norm, str) or norm not in _RULES:

@@ -46,7 +46,7 @@ def layer_norm_vjp(
     weight_offset: float = 0.0,
     moments: Moments | None = None,
 ) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
-    """Return layer_norm and its pullback, which turns a gradient by the result into those by what was passed.
+    """Return layer_norm and its pullback: from the gradient with respect to y, those with respect to the arguments.
 
     With ``x_hat = (x - mean(x)) / sqrt(var(x) + eps)`` and ``g = dy * (weight + weight_offset)``::
 
@@ -54,8 +54,8 @@ def layer_norm_vjp(
         dweight = sum(dy * x_hat)
         dbias = sum(dy)
 
-    where means run over the normalized axes, and sums over all others. With ``moments=`` there is one gradient more,
-    that by them::
+    where means run over the normalized axes, and sums over all others. With ``moments=`` there is one more gradient,
+    with respect to them::
 
         dx = g / sqrt(variance + eps)
         dmoments.mean = -sum(g) / sqrt(variance + eps)                  over the normalized axes
@@ -72,10 +72,10 @@ def layer_norm_vjp(
     y : array like x
         The bits of `layer_norm`.
     pullback : callable
-        ``pullback(dy) -> (dx, dweight, dbias)``, for dy of x's shape and dtype; as often as wanted. Gradients have the
-        shape and dtype of what they belong to, and are None for a parameter that was not passed. They are formed in
-        a wider type and rounded once. With moments it is ``pullback(dy) -> (dx, dweight, dbias, dmoments)``, and
-        dmoments a `MomentsGradient`, which the pullback of `moments_vjp` takes: where the moments are of x, or of a
+        ``pullback(dy) -> (dx, dweight, dbias)``, for dy of x's shape and dtype; it may be called many times. Gradients
+        have the shape and dtype of what they belong to, and are None for a parameter that was not passed. They are
+        formed in a wider type and rounded once. With moments it is ``pullback(dy) -> (dx, dweight, dbias, dmoments)``,
+        and dmoments a `MomentsGradient`, which the pullback of `moments_vjp` takes: where the moments are of x, or of a
         part of it, its result is to be added to dx.
 
     Raises
@@ -86,13 +86,13 @@ def layer_norm_vjp(
     Notes
     -----
     At a constant row dx is ``(g - mean(g)) / sqrt(eps)``, and 0 for eps = 0, where the formula has no value. A row with
-    NaN or Inf, in x or in dy, has a dx of NaN throughout, and no other row notices. dweight and dbias are sums that
-    hold it: NaN or Inf where dy has it in any row, and dweight throughout where x has it.
+    NaN or Inf, in x or in dy, has a dx of NaN throughout, and affects no other row. dweight and dbias are sums over all
+    rows: they are NaN or Inf where dy is in any row, and dweight throughout where x is.
 
-    With moments, each element of dx is for itself: it is NaN or Inf where dy is, and NaN where the moments of its row
-    are; those of dmoments are NaN at a row with NaN or Inf in dy, x or x_hat. All three are 0 for a variance of 0 and
-    eps = 0. In float64 a gradient by a variance may be out of range where the row is far from 1, beyond 1e-150 or so;
-    the pullback of `moments_vjp` gets it in factors that are not.
+    With moments, no element of dx depends on another: it is NaN or Inf where dy is, and NaN where the moments of its
+    row are; those of dmoments are NaN at a row with NaN or Inf in dy, x or x_hat. All three are 0 for a variance of 0
+    and eps = 0. In float64 a gradient with respect to a variance may be out of range where the row is far from 1, at
+    1e-150 and beyond; the pullback of `moments_vjp` gets it as factors that are in range.
 
     Examples
     --------
@@ -138,7 +138,7 @@ def rms_norm_vjp(
     weight_offset: float = 0.0,
     moments: Moments | None = None,
 ) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
-    """Return rms_norm and its pullback, which turns a gradient by the result into those by what was passed.
+    """Return rms_norm and its pullback: from the gradient with respect to y, those with respect to the arguments.
 
     With ``x_hat = x / sqrt(mean(x**2) + eps)`` and ``g = dy * (weight + weight_offset)``::
 
@@ -195,7 +195,7 @@ def scale_norm_vjp(
     eps: float = 1e-12,
     moments: Moments | None = None,
 ) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
-    """Return scale_norm and its pullback, which turns a gradient by the result into those by x and the scale.
+    """Return scale_norm and its pullback: from the gradient with respect to y, those with respect to x and the scale.
 
     With ``x_hat = x / max(norm2(x), eps)``::
 

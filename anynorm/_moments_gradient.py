@@ -1,4 +1,4 @@
-"""The gradient of a loss by moments."""
+"""The gradient of a loss with respect to moments."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ Array = Any
 
 
 class MomentsGradient:
-    """Gradients of a loss by the mean of each row, with the variance held, and by the population variance, likewise.
+    """Gradients of a loss with respect to the mean and the population variance of each row, each with the other held.
 
-    The pullback of a norm that was given moments returns one, the pullback of `anynorm.moments_vjp` takes one. That is
-    linear, so where several norms use the same moments, add up what it makes of the gradient of each.
+    The pullback of a norm that was given moments returns one, the pullback of `anynorm.moments_vjp` takes one. The
+    latter is linear: where several norms use the same moments, call it for the gradient of each, and add up the
+    results.
 
-    It goes through jax.jit. The leaves of the pytree are factors of the two gradients, and not to be computed with.
+    It may pass through jax.jit. The leaves of the pytree are factors of the two gradients; do not compute with them.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ class MomentsGradient:
     __slots__ = ("_about_zero", "_factor", "_mean", "_unit", "_variance")
 
     def __init__(self, mean: Array | None = None, variance: Array | None = None) -> None:
-        # A gradient by the variance may be out of range where what becomes of it is not: it grows with the factor of a
+        # A gradient of the variance may be out of range where what becomes of it is not: it grows with the factor of a
         # row squared. So a norm leaves both as numbers that are to be multiplied by factor * unit, once and twice.
         self._mean, self._variance = mean, variance
         self._factor: Array | None = None
@@ -49,12 +50,12 @@ class MomentsGradient:
 
     @property
     def mean(self) -> Array | None:
-        """The gradient by the mean of each row; normalized axes are kept with length 1."""
+        """The gradient with respect to the mean of each row; normalized axes are kept with length 1."""
         return self._multiplied(self._mean, 1)
 
     @property
     def variance(self) -> Array | None:
-        """The gradient by the variance of each row."""
+        """The gradient with respect to the variance of each row."""
         return self._multiplied(self._variance, 2)
 
     def _multiplied(self, values: Array | None, times: int) -> Array | None:
@@ -91,7 +92,7 @@ def in_factors(
 ) -> MomentsGradient:
     """The gradient of which ``mean`` lacks factor * unit, and ``variance`` the square of that; None: 1.
 
-    ``about_zero`` says that it is one by the mean square alone: the gradient by the variance is the same, and that by
+    ``about_zero`` says that it is one by the mean square alone: the gradient of the variance is the same, and that by
     the mean 2 * mean times as much. What it makes of an element then does not depend on how far that is from the mean.
     """
     gradient = MomentsGradient(mean, variance)

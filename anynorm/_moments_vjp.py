@@ -15,14 +15,14 @@ from anynorm._types import ArrayT, Axis
 
 
 def moments_vjp(x: ArrayT, *, axis: Axis = -1) -> tuple[Moments, Callable[[MomentsGradient], ArrayT]]:
-    """Return moments and their pullback, which turns a gradient by the mean and variance of each row into that by x.
+    """Return moments and their pullback: from the gradient with respect to mean and variance, that with respect to x.
 
     With n elements in a row::
 
         dx = (gradient.mean + 2 * gradient.variance * (x - mean(x))) / n
 
-    With it and the pullback of a norm that is given moments, which returns such a gradient, a norm of one's own is
-    differentiated: one that takes the statistics of a part of x, of other axes, or of other data.
+    The pullback of a norm with given moments returns such a gradient. Both together differentiate a norm of your own,
+    which takes the statistics of a part of x, of other axes, or of other data.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ def moments_vjp(x: ArrayT, *, axis: Axis = -1) -> tuple[Moments, Callable[[Momen
 
     Notes
     -----
-    Beside the gradient by the variance, a row that holds NaN or Inf has a dx of NaN throughout. A constant row has
-    gradient.mean / n.
+    Where there is a gradient with respect to the variance, a row that holds NaN or Inf has a dx of NaN throughout. A
+    constant row has gradient.mean / n.
 
     Examples
     --------

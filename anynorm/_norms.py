@@ -34,7 +34,7 @@ def layer_norm(
         float16, bfloat16, float32 or float64, of any array library.
     weight, bias : arrays of the shape of the normalized axes, optional
         In the array's own axis order: for x of shape (N, C, H, W) and ``axis=1``, shape (C,). Their dtype may differ
-        from x's; left out they are 1 and 0. NumPy's go with an x of JAX, Dask or ndonnx.
+        from x's; left out they are 1 and 0. NumPy arrays are taken with an x of JAX, Dask or ndonnx too.
     axis : int or tuple of ints
         The normalized axes.
     eps : float
@@ -42,8 +42,8 @@ def layer_norm(
     weight_offset : float
         Added to ``weight`` before anything is rounded; 1.0 for weights stored around zero, as Gemma's are.
     moments : Moments, optional
-        Statistics to use instead of x's own, as `moments` returns them; what is NaN or Inf in x then leaves the rest
-        of its row alone.
+        Statistics to use instead of x's own, as `moments` returns them; a NaN or Inf in x then affects no other element
+        of its row.
     out : array like x, optional
         Where to write the result; ``out=x`` works in place.
 
@@ -103,8 +103,8 @@ def rms_norm(
     weight_offset : float
         Added to ``weight`` before anything is rounded; 1.0 for Gemma.
     moments : Moments, optional
-        Statistics to use instead of x's own, as `moments` returns them; what is NaN or Inf in x then leaves the rest
-        of its row alone.
+        Statistics to use instead of x's own, as `moments` returns them; a NaN or Inf in x then affects no other element
+        of its row.
     out : array like x, optional
         Where to write the result; ``out=x`` works in place.
 
@@ -159,8 +159,8 @@ def scale_norm(
     eps : float
         The least length to divide by, in x's units; 0 or more. Rows shorter than it stay shorter than ``scale``.
     moments : Moments, optional
-        Statistics to use instead of x's own, as `moments` returns them; what is NaN or Inf in x then leaves the rest
-        of its row alone.
+        Statistics to use instead of x's own, as `moments` returns them; a NaN or Inf in x then affects no other element
+        of its row.
     out : array like x, optional
         Where to write the result; ``out=x`` works in place.
 
@@ -215,8 +215,8 @@ def _run(
 def moments(x: Array, *, axis: Axis = -1, skip_nan: bool = False) -> Moments:
     """Return count, mean and sum of squared deviations of each row.
 
-    Moments of pieces merge into those of the whole: for rows cut over devices or files, and for streams. Every norm
-    takes them as ``moments=``: with ``axis=0`` those of the features of a training set, for any other set.
+    Moments of pieces merge into those of the whole, for rows cut over devices or files, and for streams. Every norm
+    takes moments as ``moments=``: those of a training set with ``axis=0``, say, to normalize the features of another.
 
     Parameters
     ----------
@@ -225,21 +225,21 @@ def moments(x: Array, *, axis: Axis = -1, skip_nan: bool = False) -> Moments:
     axis : int or tuple of ints
         The axes that make up a row.
     skip_nan : bool
-        Leave NaN out of a row, and count the rest: a missing element, and no result. Inf is none. A row of nothing else
-        has a count of 0, mean and variance NaN, changes nothing where it is merged, and makes NaN of what it is
-        applied to.
+        Take NaN for a missing element: leave it out of its row, and count the rest. Inf is never left out. A row of NaN
+        alone has a count of 0, and a mean and variance of NaN; merging with it changes nothing, and what it is applied
+        to becomes NaN.
 
     Returns
     -------
     Moments
         With ``count``, ``mean``, ``variance``, ``std``, ``mean_square`` and ``merge``; the arrays keep the normalized
-        axes with length 1 and are in the wider type that statistics are formed in. `Moments` says what a norm makes of
-        a row whose variance is 0, as that of a feature that was constant in training.
+        axes with length 1 and are in the wider type that statistics are formed in. `Moments` says what a
+        norm makes of a row whose variance is 0, such as a feature that was constant in training.
 
     Raises
     ------
     TypeError, ValueError
-        As `layer_norm`, and if ``skip_nan`` is no bool.
+        As `layer_norm`, and if ``skip_nan`` is not a bool.
 
     References
     ----------

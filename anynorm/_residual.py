@@ -111,10 +111,11 @@ def add_layer_norm_vjp(
 ) -> tuple[tuple[ArrayT, ArrayT], PullbackOfSum[ArrayT]]:
     """Return add_layer_norm, ``(y, total)``, and its pullback.
 
-    ``pullback(dy, dtotal=None) -> (dx, dresidual, dweight, dbias)`` takes the gradients by y and, where total is used
-    further on, by total. By x and by the residual they are the same, one array: the dx of `layer_norm_vjp` at total,
-    plus dtotal. The rounding of total has no part in it. All else is as in `layer_norm_vjp` and `add_layer_norm`; the
-    pullback holds total, which must not change before it is called.
+    ``pullback(dy, dtotal=None) -> (dx, dresidual, dweight, dbias)`` takes the gradient with respect to y and, where
+    total is used further on, that with respect to total. The gradients with respect to x and to the residual are the
+    same, one array: the dx of `layer_norm_vjp` at total, plus dtotal. The rounding of total is not differentiated. All
+    else is as in `layer_norm_vjp` and `add_layer_norm`; the pullback holds total, which must not change before it is
+    called.
 
     Examples
     --------

@@ -29,7 +29,7 @@ class HoldsParameters:
         return {name: getattr(self, name) for name in self._parameter_names if getattr(self, name) is not None}
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True, prefix: str = "") -> IncompatibleKeys:
-        """Take over parameters by name, from arrays of this library or from any that NumPy can read.
+        """Set the parameters by name, from arrays of this library or from any that NumPy can read.
 
         Parameters
         ----------
@@ -39,10 +39,10 @@ class HoldsParameters:
             shape (1,), ``g``, ``gamma`` and ``weight``. So a checkpoint of torch, Flax, Keras or Haiku fits. Values are
             converted to the dtype and device of the present parameters.
         strict : bool
-            Whether to refuse a state that lacks a parameter or holds another name. If False, such are left alone.
+            Whether to refuse a state that lacks a parameter or holds another name. If False, these are ignored.
         prefix : str
-            What the names of this norm begin with in the state of a model, such as ``"enc.0.norm1."``. All other
-            names are left alone.
+            What the names of this norm begin with in the state of a model, such as ``"enc.0.norm1."``. All other names
+            are ignored.
 
         Returns
         -------

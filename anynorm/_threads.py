@@ -24,9 +24,9 @@ PIECES_A_THREAD = 4
 def set_threads(threads: int | None) -> None:
     """Set how many threads one call may use; only large arrays on the CPU make use of more than one.
 
-    Unless it is set here, that is the environment variable ``ANYNORM_THREADS``, or else ``OMP_NUM_THREADS``, by which
+    Unless it is set here, the environment variable ``ANYNORM_THREADS`` decides, or else ``OMP_NUM_THREADS``, with which
     pools of processes keep their workers to one thread each, or else the number of cores that this process may use. No
-    result depends on it.
+    result depends on the number of threads.
 
     Parameters
     ----------

@@ -78,8 +78,8 @@ def convert(model: Module) -> Report:
     """Make each torch.nn.LayerNorm and torch.nn.RMSNorm of a model one of anynorm's, in place.
 
     A module stays the object it is and changes its class. So parameters, names, hooks, buffers, devices, dtypes, modes
-    and the state_dict are what they were, an optimizer made before goes on, and a model that is such a norm itself is
-    swapped as well. Results differ from torch's by rounding; they always have x's dtype, and are contiguous as torch's
+    and the state_dict stay what they were, an optimizer made before still works, and a model that is such a norm itself
+    is swapped too. Results differ from torch's by rounding; they always have x's dtype, and are contiguous as torch's
     are.
 
     Parameters
@@ -90,15 +90,15 @@ def convert(model: Module) -> Report:
     Returns
     -------
     Report
-        With ``swapped`` and ``left``: of each norm its names in the model, its class and, where it was left, why. Left
-        are subclasses of torch's norms, parametrized ones, those whose forward was replaced, whose parameters are no
-        plain tensors, or which TorchScript compiled, and classes that are called norms without being torch's. Printed,
-        it is a table.
+        With ``swapped`` and ``left``: of each norm its names in the model, its class and, where it was left, why. These
+        are left: subclasses of torch's norms; norms that are parametrized, whose forward was replaced, whose parameters
+        are not plain tensors, or which TorchScript compiled; and classes that are called norms without being torch's.
+        Printed, it is a table.
 
     Raises
     ------
     TypeError
-        If the model is no torch.nn.Module.
+        If the model is not a torch.nn.Module.
 
     Examples
     --------
@@ -152,7 +152,7 @@ def revert(model: Module) -> Report:
     Raises
     ------
     TypeError
-        If the model is no torch.nn.Module.
+        If the model is not a torch.nn.Module.
 
     Examples
     --------

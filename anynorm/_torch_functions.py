@@ -36,8 +36,8 @@ def layer_norm(
     """`anynorm.layer_norm` of a tensor; under torch.compile and torch.export the operator ``anynorm::layer_norm``.
 
     On the CPU, that is with anynorm's precision and kernels. On another device it is ``torch.nn.functional.layer_norm``
-    with the precision that has, in float32 under autocast. Gradients of any order, torch.func and forward-mode
-    derivatives go through.
+    with the precision of that, in float32 under autocast. Gradients of any order, torch.func and forward-mode
+    derivatives work.
 
     Examples
     --------

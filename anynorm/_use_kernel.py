@@ -17,7 +17,7 @@ _STOPPING = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.i
 
 
 class use_kernel:  # noqa: N801  # called as a function is, with or without `with`, as torch.set_grad_enabled
-    """Force one kernel from now on, or within a ``with`` block: a call that it refuses raises, and no other runs it.
+    """Force one kernel from now on, or within a ``with`` block: a call that it refuses raises an error.
 
     It takes effect when it is called. As a context manager it ends with the block, as a decorator it holds while the
     function runs; called alone it holds until the next call, in the thread (or the asyncio task) that called it. The
@@ -33,7 +33,7 @@ class use_kernel:  # noqa: N801  # called as a function is, with or without `wit
     ValueError
         If there is no kernel of that name.
     TypeError
-        If the name is no str, or what is decorated no plain function.
+        If the name is not a str, or what is decorated is not a plain function.
     RuntimeError
         Raised by the norms, with the reason, if the kernel refuses a call.
 

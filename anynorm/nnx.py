@@ -6,9 +6,9 @@ Modules::
     RMSNorm             in place of flax.nnx.RMSNorm
     ScaleNorm           with a single parameter
 
-The first two are subclasses of Flax's: same arguments, same parameters under the same names, another way to compute.
-What Flax does with a module it does with these: its transforms, `flax.nnx.Optimizer`, split and merge, checkpoints. A
-state of one is a state of the other.
+The first two are subclasses of Flax's, with the same arguments and the same parameters under the same names; only the
+computation differs. What Flax does with a module works with these: its transforms, `flax.nnx.Optimizer`, split and
+merge, checkpoints. A state of one is a state of the other.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
 
 class LayerNorm(nnx.LayerNorm):
-    """`anynorm.layer_norm` as a module: a flax.nnx.LayerNorm by another way.
+    """`anynorm.layer_norm` as a module: a flax.nnx.LayerNorm that computes in another way.
 
     ``y = (x - mean(x)) / sqrt(var(x) + epsilon) * scale + bias``, where mean and population variance run over
     ``reduction_axes``. ``scale`` and ``bias`` are of shape (num_features,), and belong to ``feature_axes``.
@@ -132,7 +132,7 @@ class LayerNorm(nnx.LayerNorm):
 
 
 class RMSNorm(nnx.RMSNorm):
-    """`anynorm.rms_norm` as a module: a flax.nnx.RMSNorm by another way.
+    """`anynorm.rms_norm` as a module: a flax.nnx.RMSNorm that computes in another way.
 
     ``y = x / sqrt(mean(x**2) + epsilon) * scale``, where the mean runs over ``reduction_axes``. ``scale`` is of shape
     (num_features,), and belongs to ``feature_axes``. Parameters are those of `LayerNorm`, without those of a bias;
@@ -211,7 +211,7 @@ class ScaleNorm(nnx.Module):
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; when called, as `anynorm.scale_norm`, and if the last axis is not as long.
+        If an argument does not fit; when called, as `anynorm.scale_norm`, and if the last axis has another length.
 
     Examples
     --------

@@ -47,8 +47,8 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
         ``scale * x / max(norm2(x), eps)``, ``x / sqrt(mean(x**2) + eps)``, or
         ``(x - mean(x)) / sqrt(var(x) + eps)``, where each row of shape (features,) is an x.
     eps : float, optional
-        As in the function of that norm, whose default None stands for. With ``norm="scale"`` rows shorter than that,
-        1e-12, stay shorter than ``scale``; with ``eps=0`` each row that is not all zeros gets that length.
+        As in the function of that norm; None is the function's default. With ``norm="scale"`` rows shorter than eps
+        (1e-12) stay shorter than ``scale``; with ``eps=0`` each row that is not all zeros gets that length.
     scale : float, optional
         The length that rows get with ``norm="scale"``, 1 if left out. The other norms have no such parameter.
     copy : bool
@@ -64,22 +64,23 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
     Notes
     -----
     X of shape (samples, features) is taken as by any transformer of scikit-learn: arrays, lists, data frames of pandas
-    and polars, and with ``array_api_dispatch`` arrays of other libraries, of which the result is then one. float16,
-    bfloat16, float32 and float64 stay what they are, other numbers become float64. The result is within the bounds
-    that the functions promise.
+    and polars, and with ``array_api_dispatch`` arrays of other libraries, and then the result is of the same library.
+    float16, bfloat16, float32 and float64 stay what they are, other numbers become float64. The result is within the
+    bounds that the functions promise.
 
     NaN and Inf are refused, unless scikit-learn's ``assume_finite`` is set: rows that hold them become NaN throughout.
 
     SciPy's sparse matrices and arrays are taken with "rms" and "scale" and come out as CSC if they are that, else as
     CSR. Elements are those of the same dense row: duplicates are added up first, zeros that are stored stay stored, and
-    no others are, except in a row that is NaN. "layer" refuses them, as the mean would have to be taken from each zero.
+    no others become stored, except in a row that is NaN. "layer" refuses them, as the mean would have to be taken from
+    each zero.
 
     Raises
     ------
     TypeError
         If a parameter is of the wrong type, or X is a masked array, or sparse with ``norm="layer"``.
     ValueError
-        If a parameter is out of its range, or X is no table of finite numbers.
+        If a parameter is out of its range, or X is not a table of finite numbers.
 
     Examples
     --------

@@ -54,7 +54,7 @@ Device = torch.device | str | int | None
 
 
 class LayerNorm(torch.nn.LayerNorm):
-    """`layer_norm` over the last axes as a module: a torch.nn.LayerNorm by another way.
+    """`layer_norm` over the last axes as a module: a torch.nn.LayerNorm that computes in another way.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class LayerNorm(torch.nn.LayerNorm):
 
 
 class RMSNorm(torch.nn.RMSNorm):
-    """`rms_norm` over the last axes as a module: a torch.nn.RMSNorm by another way.
+    """`rms_norm` over the last axes as a module: a torch.nn.RMSNorm that computes in another way.
 
     Parameters
     ----------

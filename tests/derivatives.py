@@ -46,7 +46,7 @@ def exactly(norm, eps, x, weight, dy, tangent):
 
 
 def matrices(functions, norm, eps, x, weight, dy):
-    """By rows: derivatives of each element by each, and of the gradient by the weight; by ``jax`` or ``torch.func``."""
+    """By rows: derivatives of each element by each, and of the gradient of the weight; by ``jax`` or ``torch.func``."""
     vmap, grad, jacfwd, jacrev = functions.vmap, functions.grad, functions.jacfwd, functions.jacrev
 
     def call(x, weight=weight):

@@ -74,7 +74,7 @@ def check(norm, dtype, case, dy, backends):
 
 
 def gradients_like(data, case, dtype):
-    """A gradient by the result: random, along x_hat, or 0."""
+    """A gradient of the result: random, along x_hat, or 0."""
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     kind = data.draw(st.sampled_from(["random", "along", "zero"]))
     if kind == "zero":

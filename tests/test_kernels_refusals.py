@@ -37,7 +37,7 @@ def assert_right(norm, y):
 
 
 def assert_exact_gradient(norm, dx, dy):
-    """The gradient by x of `call`, of whatever has dy as its gradient by y."""
+    """The gradient of x of `call`, of whatever has dy as its gradient by y."""
     options = {"scale": 1.5} if norm == "scale_norm" else {"weight": WEIGHT}
     expected, _ = gradient_of_rows(norm, ROWS, dy.detach().numpy(), "float32", by_kernel=True, eps=1e-5, **options)
     said = {"backend": "refused", "dtype": "float32", "norm": f"{norm} dx", "bounds": KERNEL_GRADIENT_BOUNDS}

@@ -34,7 +34,7 @@ from tests.tolerances import (
     is_narrow,
 )
 
-# A gradient by x of a norm and that by way of its moments are rounded each, and so is their sum.
+# A gradient of x of a norm and that by way of its moments are rounded each, and so is their sum.
 SUMMED = {"float16": 1.51, "bfloat16": 1.51, "float32": 1.51, "float64": GRADIENT_BOUNDS["float64"]}
 NARROW_SUMMED = {dtype: NARROW_GRADIENT_BOUNDS[dtype] + 1.0 for dtype in ALL}
 # What is computed in float64 for float32 has that much left of its bits beside a mean of a million deviations.
@@ -46,7 +46,7 @@ def parameters_of(norm, make, weight):
 
 
 def pull(norm, backend, x, dy, other, weight, eps):
-    """The gradients by x, by the parameters, and by the moments of another array that a norm of x is given."""
+    """The gradients of x, by the parameters, and by the moments of another array that a norm of x is given."""
     with backend.context():
         parameters = parameters_of(norm, backend.make, weight)
         found = anynorm.moments(backend.make(other))

@@ -49,7 +49,7 @@ def _torch_inputs(case: Case, deviates: Array, weight: Array, bias: Array) -> tu
 
 
 def make_gradient(case: Case, library: str = "torch") -> Any:
-    """Return a gradient by the result."""
+    """Return a gradient of the result."""
     return make_inputs(case, library, seed=1)[0]
 
 
@@ -63,7 +63,7 @@ def make_matrices(case: Case) -> Array:
 def largest_error(case: Case, x: Any, weight: Any, bias: Any, y: Any) -> float:
     """Compare a result with the formula in float64, a block of the first axis at a time.
 
-    Gradients come as dx, or as a tuple of those by x, weight and bias; of a model's only the one by x is compared.
+    Gradients come as dx, or as a tuple of those of x, weight and bias; of a model's only that of x is compared.
     """
     y, *by_parameters = y if isinstance(y, tuple) else (y,)
     if tuple(y.shape) != case.shape or case.dtype not in str(y.dtype):

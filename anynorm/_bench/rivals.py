@@ -133,7 +133,7 @@ def anynorm_on_torch(case: Case, threads: int, x: Array, weight: Array, bias: Ar
 
 
 def module(case: Case, threads: int, x: Array, weight: Array, bias: Array, ours: bool, compiled: bool = False) -> Call:
-    """A module with its parameters: applied, or trained, which is the call and the gradients by x and parameters."""
+    """A module with its parameters: applied, or trained, which is the call and the gradients of x and parameters."""
     import torch
 
     from anynorm import torch as anynorm_torch

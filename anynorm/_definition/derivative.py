@@ -115,7 +115,7 @@ def by_statistics(
     eps: float,
     precision: Precision,
 ) -> tuple[Array, Array, Array, Array | None]:
-    """The gradients by the mean and the variance of each row, as (mean, variance, factor, unit) of `in_factors`.
+    """The gradients of the mean and the variance of each row, as (mean, variance, factor, unit) of `in_factors`.
 
     With f the factor, and the sums of g and of g * x_hat over a row::
 
@@ -149,7 +149,7 @@ def derive_moments(
     """The gradient dx of a loss by way of the statistics of x itself, from (mean, variance, factor, unit) by those.
 
     With n elements in a row, dx = (mean + 2 * variance * (x - mean(x))) / n. Where ``mean`` is None, ``variance`` is
-    the gradient by the mean square, and dx = 2 * variance * x / n.
+    the gradient of the mean square, and dx = 2 * variance * x / n.
     """
     count, factors = max(found.elements, 1), [one for one in (factor, unit) if one is not None]
     by_deviation = [variance * (2.0 / count), *factors, *factors]

@@ -1,6 +1,6 @@
 """The derivative of Dask arrays by way of moments: of norms that were given some, and of moments themselves.
 
-A task for each block does it, whether rows are cut or not. What the blocks of a row have of the gradient by its moments
+A task for each block does it, whether rows are cut or not. What the blocks of a row have of the gradient of its moments
 is summed.
 """
 
@@ -28,7 +28,7 @@ _PARTS = ("by_mean", "by_variance", "factor", "gradient_unit")  # those of `part
 def pull(
     gradient: Gradient, pull_block: Callable[[Gradient], tuple[Any, ...]]
 ) -> tuple[Array, Array | None, Array | None, MomentsGradient]:
-    """Return dx, dweight, dbias and the gradient by the moments that the call gives."""
+    """Return dx, dweight, dbias and the gradient of the moments that the call gives."""
     call, x = gradient.call, gradient.call.x
     block, arguments = prepared(gradient, pull_block, {})
     name = f"{call.rule.name}-gradient-given"
@@ -68,7 +68,7 @@ def pull_moments(
 
 
 def _pull_on_block(*arrays: Any, block: Block) -> tuple[Any, ...]:
-    """The gradient dx of a block, and its shares of those by the parameters and the moments, in the wide dtype."""
+    """The gradient dx of a block, and its shares of those of the parameters and the moments, in the wide dtype."""
     with alone(), numpy.errstate(all="ignore"):
         gradient, _ = gradient_on_block(block, arrays)
         dx, *sums, by_moments = block.run(gradient)

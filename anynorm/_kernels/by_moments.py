@@ -29,7 +29,7 @@ class Pulled(NamedTuple):
 
 
 def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None, MomentsGradient]:
-    """Return dx, dweight, dbias and the gradient by the moments that the call gives."""
+    """Return dx, dweight, dbias and the gradient of the moments that the call gives."""
     call = gradient.call
     with quietly(call.library.namespace):
         step = step_of(call)
@@ -44,7 +44,7 @@ def step_of(call: Call) -> Step:
 
 
 def by_moments(call: Call, step: Step, of_g: Array, along: Array) -> MomentsGradient:
-    """The gradient by the moments that a call gives, from the sums over its rows."""
+    """The gradient of the moments that a call gives, from the sums over its rows."""
     xp, moments = call.library.namespace, _moments_of(call)
     found, mean = statistics_of(moments), None
     if not call.rule.centred and found.mean is not None:

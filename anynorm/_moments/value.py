@@ -31,8 +31,8 @@ class Moments(Shown, MaybeLazy):
     ``sum(pieces)``. They are values: kept as JSON (`to_dict`) or a pickle, compared with ``==``, cut by features
     (``m[..., 3:5]``), carried to other libraries and widths (`to`).
 
-    A norm that is given moments computes element by element: what is NaN or Inf in x leaves the rest of its row alone.
-    A row whose variance is 0, as of a feature that was constant in training, becomes ``(x - mean) / sqrt(eps)`` by
+    A norm that is given moments computes element by element: a NaN or Inf in x affects no other element of its row. A
+    row whose variance is 0, such as a feature that was constant in training, becomes ``(x - mean) / sqrt(eps)`` by
     layer_norm, and 0 where eps is 0; scikit-learn divides by 1 there, as a variance of 1 in place of 0 does.
     """
 
@@ -50,20 +50,20 @@ class Moments(Shown, MaybeLazy):
     def from_mean_variance(
         cls, mean: Array, variance: Array, *, count: SupportsIndex | Array, axis: Axis | None = None
     ) -> Moments:
-        """Return moments of a mean and a variance that were found elsewhere.
+        """Return moments of a mean and a variance that were computed elsewhere.
 
         Such as ``mean_`` and ``var_`` of scikit-learn's StandardScaler, or ``running_mean`` and ``running_var`` of
-        torch's BatchNorm. They go with arrays of any width: `mean` is what was given, `variance` within one unit in the
-        last place of it.
+        torch's BatchNorm. They can be used with arrays of any width: `mean` is what was given, `variance` within one
+        unit in the last place of it.
 
         Parameters
         ----------
         mean, variance : arrays of one library, shape and device
             Of real floating dtypes. The variance is the population's, sum((x - mean)**2) / count.
         count : int, 1 or more
-            Of how many elements they are, which merging goes by: scikit-learn's ``n_samples_seen_``, also where that is
-            an array of the shape of the mean. What is only applied may have any: for BatchNorm, whose statistics are
-            running averages, 1, or what shall outweigh what they are merged with.
+            How many elements they were computed from, which is their weight in a merge: scikit-learn's
+            ``n_samples_seen_``, also where that is an array of the shape of the mean. Moments that are never merged may
+            have any count: 1, say, for BatchNorm, whose statistics are running averages.
         axis : int or tuple of ints, optional
             The axes over which they were taken, where they lack them: 0 for the features of a table, (0, 2, 3) for the
             channels of images. Left out, both have these axes with length 1.
@@ -92,8 +92,8 @@ class Moments(Shown, MaybeLazy):
         Parameters
         ----------
         other : Moments
-            Of another piece of the same rows: the same library, dtype and shape. NumPy's merge with those of any
-            library.
+            Of another piece of the same rows: the same library, dtype and shape. Moments of NumPy arrays merge with
+            those of any library.
 
         Raises
         ------
@@ -143,7 +143,7 @@ class Moments(Shown, MaybeLazy):
         return _held(joined.joined([(one._xp, one._statistics) for one in several], axis))
 
     def __getitem__(self, index: Any) -> Moments:
-        """Return the moments of some rows; each axis is kept, so what stands for one is a slice, or a list.
+        """Return the moments of some rows; each axis is kept, so index it with a slice or a list, not an int.
 
         Examples
         --------
@@ -156,9 +156,9 @@ class Moments(Shown, MaybeLazy):
     def to(self, xp: Any = None, *, dtype: Any = None, device: Any = None) -> Moments:
         """Return these moments for arrays of another library, another dtype or on another device.
 
-        NumPy's need no call where a norm is given them, or they are merged: they go with an x of any library, and those
-        of float64 data with narrower x. Means keep their digits; where a library lacks float64 (JAX without x64), sums
-        of squares keep 48 bits.
+        Moments of NumPy arrays need no call before they are merged or given to a norm: they can be used with an x of
+        any library, and those of float64 data with a narrower x. Means keep their digits; where a library lacks float64
+        (JAX without x64), sums of squares keep 48 bits.
 
         Parameters
         ----------
@@ -177,7 +177,7 @@ class Moments(Shown, MaybeLazy):
             If ``xp`` is not an array namespace, ``dtype`` not a real floating one, or values are not known, as while a
             function is traced.
         ValueError
-            If there is no such device, or no float64 there.
+            If there is no such device, or it has no float64.
 
         Examples
         --------
@@ -219,7 +219,7 @@ class Moments(Shown, MaybeLazy):
         Parameters
         ----------
         values : dict
-            From `to_dict`; keys that it does not know are left alone.
+            From `to_dict`; keys that it does not know are ignored.
         xp : array namespace, optional
             The library whose arrays the moments are to be applied to or merged with, such as ``torch``; left out,
             NumPy.

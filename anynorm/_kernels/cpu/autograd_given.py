@@ -112,7 +112,7 @@ def _saved(ctx: Any) -> Any:
 
 
 def _by_arrays(moments: Moments, gradient: MomentsGradient) -> list[Array | None]:
-    """The gradients by the arrays that moments are made of."""
+    """The gradients of the arrays that moments are made of."""
     found, xp = statistics_of(moments), moments.namespace
     given: Any = parts_of(gradient)
     by_mean, by_variance, *held = given

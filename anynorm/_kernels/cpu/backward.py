@@ -185,7 +185,7 @@ def pull_rows(
     """Find the derivative at blocks of rows, first to last; return the last.
 
     Block -1 is the widening of the weight, which comes before all others, and the one behind all rows the adding up of
-    the gradients by the parameters, which comes last. Gradients that are not wanted are at 0. In ``work`` there is room
+    the gradients of the parameters, which comes last. Gradients that are not wanted are at 0. In ``work`` there is room
     for float64 numbers: the weights, with as much again for float32; for each block, where a parameter's gradient is
     wanted, the sums of dy * x_hat and of dy for each feature; and where x is float64, for each block how many rows are
     left to the definition, and which. ``numbers`` is None, or for each row what step 2 has made of given moments, as in

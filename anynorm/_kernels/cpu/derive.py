@@ -8,7 +8,7 @@ Rows are computed in float32 as long as that costs no more than a few units of t
 otherwise. In float32 hardly a digit would be left of a gradient that lies along x_hat: that of sum(y**2), say, is
 smaller than its terms by eps / var.
 
-Where moments are given, dx is factor * g alone, and the sums are what the gradient by the moments is made of.
+Where moments are given, dx is factor * g alone, and the sums are what the gradient of the moments is made of.
 """
 
 from __future__ import annotations

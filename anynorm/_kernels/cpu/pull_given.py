@@ -26,7 +26,7 @@ Array = Any
 
 
 def pull(gradient: Gradient) -> tuple[Any, ...]:
-    """Return dx, dweight, dbias and the gradient by the moments that the call gives."""
+    """Return dx, dweight, dbias and the gradient of the moments that the call gives."""
     call, numbers = gradient.call, room_for(gradient.call, FINISHED)
     # As far as rows go, whose numbers are NumPy's business.
     of_rows = call._replace(

@@ -113,7 +113,7 @@ def gather(task: Task, tag: Tag, which: int, row: Address, start: int, count: in
 def gather_both(
     task: Task, tag: Tag, rooms: Rooms, x: int, other: Address, start: int, count: int
 ) -> tuple[int, Address]:
-    """A chunk of a row, and of its residual or of the gradient by its result."""
+    """A chunk of a row, and of its residual or of the gradient of its result."""
     return (
         gather(task, tag, X, x, start, count, rooms.x),
         gather(task, tag, OTHER, other, start, count, rooms.other),
