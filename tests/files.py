@@ -11,7 +11,7 @@ import pytest
 
 import anynorm
 from anynorm import cli
-from anynorm._files.job import Task
+from anynorm._files.job import ArrayJob
 
 NORMS = {"layer": anynorm.layer_norm, "rms": anynorm.rms_norm, "scale": anynorm.scale_norm}
 FLOATS = ("float16", "float32", "float64")
@@ -65,7 +65,7 @@ def in_place(*options, source="x.npy"):
 
 def meanwhile(monkeypatch, change):
     """Have another program change something once, while the second block of a file is at work or a later one."""
-    really, calls = Task.widened, []
+    really, calls = ArrayJob.widened, []
 
     def widened(task, x):
         calls.append(task)
@@ -73,7 +73,7 @@ def meanwhile(monkeypatch, change):
             change()
         return really(task, x)
 
-    monkeypatch.setattr(Task, "widened", widened)
+    monkeypatch.setattr(ArrayJob, "widened", widened)
 
 
 def assert_same_bits(got, want):

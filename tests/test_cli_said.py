@@ -89,7 +89,7 @@ def test_json_for_programs(capsys):
 def test_dry_run_says_what_would_be_and_writes_nothing(monkeypatch, capsys, folder, target):
     x = save_x()
     before = contents(folder)
-    monkeypatch.setattr("anynorm._files.job.Task.normalize", lambda *_: pytest.fail("it is computed"))
+    monkeypatch.setattr("anynorm._files.job.ArrayJob.normalize", lambda *_: pytest.fail("it is computed"))
     assert cli.main(["normalize", "x.npy", target, "--norm", "layer", "--dtype", "float16", "-n"]) == 0
     out, error = capsys.readouterr()
     where = {"--in-place": "x.npy", "-": "to standard output"}.get(target, target)

@@ -196,13 +196,13 @@ def test_stopped_on_the_way(folder):
     save_shards()
     first = """
 import signal, time
-from anynorm._files.job import Task
+from anynorm._files.job import ArrayJob
 signal.signal(signal.SIGINT, signal.default_int_handler)
-really = Task.normalize
+really = ArrayJob.normalize
 def normalize(task, *rest):
     if "b.npy" in task.name: print("ready", flush=True); time.sleep(60)
     return really(task, *rest)
-Task.normalize = normalize
+ArrayJob.normalize = normalize
 """
     process = start("shards", "out", first=first)
     assert process.stdout.readline() == "ready\n"

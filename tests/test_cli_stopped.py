@@ -12,7 +12,7 @@ import pytest
 
 import anynorm
 from anynorm._cli import terminal
-from anynorm._files.job import Task
+from anynorm._files.job import ArrayJob
 from tests.files import assert_one_line, assert_same_bits, contents, normalize, save_x, start
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -22,10 +22,10 @@ posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits as POS
 # Ctrl-C is given back its meaning, which a shell takes from jobs in its background, and SIGHUP, which nohup takes.
 SLOW = """
 import signal, time
-from anynorm._files.job import Task
+from anynorm._files.job import ArrayJob
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-Task.normalize = lambda *_: (print("ready", flush=True), time.sleep(60))
+ArrayJob.normalize = lambda *_: (print("ready", flush=True), time.sleep(60))
 """
 
 
@@ -111,13 +111,13 @@ def turned():
 def test_an_interrupt_that_does_not_come_through_ends_it_still(monkeypatch, capsys, folder, interrupt):
     save_x((10, 6))
     before = contents(folder)
-    really = Task.normalize
+    really = ArrayJob.normalize
 
     def normalizing(*arguments):
         interrupt()
         return really(*arguments)
 
-    monkeypatch.setattr(Task, "normalize", normalizing)
+    monkeypatch.setattr(ArrayJob, "normalize", normalizing)
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # in place of the one that pytest listens with
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
     try:

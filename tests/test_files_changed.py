@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 import anynorm
 from anynorm import cli
 from anynorm._files import shown
-from anynorm._files.job import Task
+from anynorm._files.job import ArrayJob
 from tests.files import assert_one_line, assert_same_bits, contents, in_place, meanwhile, save_x
 
 pytestmark = [
@@ -118,7 +118,7 @@ def test_a_run_that_reads_while_another_is_in_place_has_rows_of_one_file(small_b
 def test_one_that_waited_for_its_lock_while_the_file_was_replaced_is_refused(monkeypatch, capsys):
     x = save_x()
     monkeypatch.setattr("anynorm._files.original.lock", lambda file: replaced("x.npy") is None)
-    monkeypatch.setattr(Task, "normalize", lambda *_: pytest.fail("said before the work, not after it"))
+    monkeypatch.setattr(ArrayJob, "normalize", lambda *_: pytest.fail("said before the work, not after it"))
     assert in_place() == 1
     assert_one_line(capsys.readouterr().err, "was changed or replaced")
     assert_same_bits(np.load("x.npy")[:-1], x[:-1])

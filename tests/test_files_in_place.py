@@ -12,7 +12,7 @@ import pytest
 import anynorm
 from anynorm import cli
 from anynorm._files import target
-from anynorm._files.job import Task
+from anynorm._files.job import ArrayJob
 from anynorm._files.target import replacing
 from tests.files import (
     assert_few_ulp,
@@ -244,7 +244,7 @@ def test_owner_and_attributes_are_kept_or_the_file_refused(monkeypatch, capsys, 
             raise PermissionError
 
         patched.setattr(os, "fchown", not_permitted)
-        patched.setattr(Task, "normalize", lambda *_: pytest.fail("said before the work, not after it"))
+        patched.setattr(ArrayJob, "normalize", lambda *_: pytest.fail("said before the work, not after it"))
         assert_refused(capsys, folder, "belongs to another user or group", "x.npy", "--in-place", "--norm", "layer")
 
 

@@ -15,7 +15,7 @@ from numpy.lib import format as npy
 import anynorm
 from anynorm import cli
 from anynorm._files import boxes
-from anynorm._files.overlap import overlap
+from anynorm._files.pipeline import pipelined
 from tests.backends import thorough_but
 from tests.files import assert_one_line, assert_same_bits, save_x
 
@@ -241,7 +241,7 @@ def test_reads_are_waited_for_after_an_interrupt_unless_they_may_take_for_ever(e
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        overlap([0, 1], read, compute, lambda item, y: None, [None, None], endless=endless)
+        pipelined([0, 1], read, compute, lambda item, y: None, [None, None], endless=endless)
     assert done.is_set() is not endless
     go_on.set()
     assert done.wait(60)

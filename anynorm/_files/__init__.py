@@ -18,13 +18,13 @@ from anynorm._files.formats.raw import RawReader, normalize_raw
 from anynorm._files.formats.safetensors import open_safetensors
 from anynorm._files.formats.targets import file_sinks, require_held, require_target_holds, zarr_sinks
 from anynorm._files.formats.zarr import ZarrReader, normalize_zarr
-from anynorm._files.job import Job, Task
+from anynorm._files.job import ArrayJob, Job
 from anynorm._files.original import Original, Place, opened
 from anynorm._files.outcome import Outcome, Written, written
 from anynorm._files.passes import normalize_array
 from anynorm._files.rows import RowCounts
 from anynorm._files.shown import Shown, show_array
-from anynorm._files.sources import Advance, Entry, Reader, Sink, Source, UnfitError
+from anynorm._files.sources import Advance, Entry, Reader, Sink, Source, UnfitArrayError
 from anynorm._files.target import (
     replacing,
     replacing_folder,
@@ -63,12 +63,12 @@ class _Run:
     reader: Reader
     suffix: str  # of the target
     same: bool  # as that of the source
-    sources: dict[str, tuple[Task, Source]]  # by name in the target
+    sources: dict[str, tuple[ArrayJob, Source]]  # by name in the target
     left: tuple[str, ...]
     unnamed: str  # how an array without a name is called in what is told
 
     @property
-    def tasks(self) -> dict[str, Task]:
+    def tasks(self) -> dict[str, ArrayJob]:
         return {name: task for name, (task, _) in self.sources.items()}
 
     def outcome(self, counts: RowCounts) -> Outcome:
@@ -261,7 +261,7 @@ def _shown(reader: Reader, entry: Entry, axis: tuple[int, ...], advance: Advance
     try:
         for task, source in found:
             return show_array(entry, task, source, advance)
-    except UnfitError as error:
+    except UnfitArrayError as error:
         why = str(error)
     return Shown(entry.name, entry.shape, entry.dtype, entry.nbytes, why)
 

@@ -38,7 +38,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Task:
+class ArrayJob:
     """A job made to fit one array, its axes in the order in which they lie in the file."""
 
     job: Job
@@ -85,7 +85,7 @@ class Task:
         return _each_array(given, lambda one: one[part])
 
 
-def fit(job: Job, name: str, shape: tuple[int, ...], dtype: Any, dtype_out: Any, in_reverse: bool = False) -> Task:
+def fit(job: Job, name: str, shape: tuple[int, ...], dtype: Any, dtype_out: Any, in_reverse: bool = False) -> ArrayJob:
     """Check a job against an array; TypeError or ValueError, in words of the command line, where they do not fit.
 
     ``in_reverse``: the array lies in Fortran order, which is that of its transpose in C order.
@@ -100,7 +100,9 @@ def fit(job: Job, name: str, shape: tuple[int, ...], dtype: Any, dtype_out: Any,
         shape, axes = shape[::-1], tuple(sorted(len(shape) - 1 - axis for axis in axes))
         weight, bias = (one.T if isinstance(one, numpy.ndarray) else one for one in (weight, bias))
         moments = None if moments is None else _each_array(moments, lambda one: one.T)
-    return Task(job, name, shape, axes, numpy.dtype(dtype), numpy.dtype(dtype_out), weight, bias, moments, in_reverse)
+    return ArrayJob(
+        job, name, shape, axes, numpy.dtype(dtype), numpy.dtype(dtype_out), weight, bias, moments, in_reverse
+    )
 
 
 def require_float(name: str, dtype: Any) -> None:

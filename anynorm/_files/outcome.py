@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from anynorm._files.job import Task
+from anynorm._files.job import ArrayJob
 from anynorm._files.rows import RowCounts
 
 
@@ -42,7 +42,7 @@ class Outcome:
         return {"arrays": [one.to_dict() for one in self.arrays], "left": list(self.left), **self.counts.to_dict()}
 
 
-def written(name: str, task: Task) -> Written:
+def written(name: str, task: ArrayJob) -> Written:
     """What becomes of an array."""
     shape = task.shape[::-1] if task.reversed else task.shape
     return Written(name, shape, str(task.dtype_out), math.prod(shape) * int(task.dtype_out.itemsize))

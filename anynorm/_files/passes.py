@@ -9,29 +9,29 @@ from typing import Any
 import numpy
 
 from anynorm._files.boxes import Box, Rows, cuts, groups, rows_of, size_of
-from anynorm._files.job import Task
-from anynorm._files.overlap import overlap
+from anynorm._files.job import ArrayJob
+from anynorm._files.pipeline import pipelined
 from anynorm._files.rows import RowCounts
 from anynorm._files.sources import Advance, Sink, Source
 from anynorm._moments import Moments
 from anynorm._norms import moments
 
 Array = Any
-Statistics = dict[Rows, Moments]
+RowMoments = dict[Rows, Moments]
 
 
-def normalize_array(task: Task, source: Source, sink: Sink, counts: RowCounts, advance: Advance) -> None:
+def normalize_array(task: ArrayJob, source: Source, sink: Sink, counts: RowCounts, advance: Advance) -> None:
     """Normalize an array from a source into a sink."""
     together = groups(source.ranges, task.axes)
     if not takes_statistics(task, source):
         _write_boxes(task, source, sink, counts, advance, itertools.chain.from_iterable(together))
         return
     for group in together:
-        statistics = statistics_of(task, source, group, counts, lambda nbytes: advance(nbytes // 2))
+        statistics = moments_of_rows(task, source, group, counts, lambda nbytes: advance(nbytes // 2))
         _write_boxes(task, source, sink, counts, lambda nbytes: advance(nbytes - nbytes // 2), group, statistics)
 
 
-def takes_statistics(task: Task, source: Source) -> bool:
+def takes_statistics(task: ArrayJob, source: Source) -> bool:
     """Whether moments must be known before the first row can be written."""
     needed = task.moments is None and cuts(source.ranges, task.axes)
     if needed and source.once:
@@ -39,9 +39,11 @@ def takes_statistics(task: Task, source: Source) -> bool:
     return needed
 
 
-def statistics_of(task: Task, source: Source, boxes: Iterable[Box], counts: RowCounts, advance: Advance) -> Statistics:
+def moments_of_rows(
+    task: ArrayJob, source: Source, boxes: Iterable[Box], counts: RowCounts, advance: Advance
+) -> RowMoments:
     """The moments of each row, merged from those of its pieces."""
-    found: Statistics = {}
+    found: RowMoments = {}
 
     def compute(box: Box, x: Array) -> None:
         part, rows = moments(task.widened(x), axis=task.axes), rows_of(box, task.axes)
@@ -54,7 +56,7 @@ def statistics_of(task: Task, source: Source, boxes: Iterable[Box], counts: RowC
     return found
 
 
-def normalized(task: Task, box: Box, x: Array, counts: RowCounts, statistics: Statistics | None) -> Array:
+def normalized(task: ArrayJob, box: Box, x: Array, counts: RowCounts, statistics: RowMoments | None) -> Array:
     """The result for a box, in C order; x may be written over."""
     if not x.size:
         return x.astype(task.dtype_out)
@@ -78,17 +80,17 @@ def visit(
 ) -> None:
     """Read each box, compute something of it, write that, all three at once."""
     buffers = [numpy.empty(source.buffer_nbytes, numpy.uint8) for _ in range(source.buffers)]
-    overlap(boxes, source.read, compute, write, buffers, endless=source.once)
+    pipelined(boxes, source.read, compute, write, buffers, endless=source.once)
 
 
 def _write_boxes(
-    task: Task,
+    task: ArrayJob,
     source: Source,
     sink: Sink,
     counts: RowCounts,
     advance: Advance,
     boxes: Iterable[Box],
-    statistics: Statistics | None = None,
+    statistics: RowMoments | None = None,
 ) -> None:
     def compute(box: Box, x: Array) -> Array:
         y = normalized(task, box, x, counts, statistics)

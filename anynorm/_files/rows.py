@@ -10,7 +10,7 @@ import numpy
 
 from anynorm._definition.merging import sum_of_squares
 from anynorm._files.boxes import Box, Rows
-from anynorm._files.job import Task
+from anynorm._files.job import ArrayJob
 from anynorm._moments import Moments, statistics_of
 
 Array = Any
@@ -24,7 +24,7 @@ class _Tally:
     first: str = ""
     unit: str = "row"
 
-    def add(self, task: Task, starts: Sequence[int], found: Array) -> None:
+    def add(self, task: ArrayJob, starts: Sequence[int], found: Array) -> None:
         """Count the true ones of rows, or elements, that begin there."""
         if not found.any():
             return
@@ -45,7 +45,7 @@ class RowCounts:
     elements: _Tally = field(default_factory=lambda: _Tally(unit="element"))
     eps: float = 0.0
 
-    def look_at_x(self, task: Task, box: Box, x: Array) -> None:
+    def look_at_x(self, task: ArrayJob, box: Box, x: Array) -> None:
         """Count the rows without a length, or with less than eps, of a block of whole rows."""
         if task.job.norm != "scale_norm" or task.moments is not None:
             return
@@ -65,13 +65,13 @@ class RowCounts:
         lengths[maybe] = found
         self._count_short(task, [box[axis].start for axis in _free(task)], lengths)
 
-    def look_at_moments(self, task: Task, rows: Rows, moments: Moments) -> None:
+    def look_at_moments(self, task: ArrayJob, rows: Rows, moments: Moments) -> None:
         """The same of rows that blocks cut."""
         if task.job.norm != "scale_norm":
             return
         self._count_short(task, [start for start, _ in rows], lengths_of(moments).squeeze(task.axes))
 
-    def look_at_y(self, task: Task, box: Box, y: Array) -> None:
+    def look_at_y(self, task: ArrayJob, box: Box, y: Array) -> None:
         """Count the rows of NaN in a block of the result; ValueError where the job is to fail on them."""
         if task.moments is not None:
             self.elements.add(task, [part.start for part in box], ~numpy.isfinite(y))
@@ -84,7 +84,7 @@ class RowCounts:
         self.nan.add(task, [box[axis].start for axis in _free(task)], numpy.isnan(y[at]))
         self._fail_on_nan(task, self.nan)
 
-    def _fail_on_nan(self, task: Task, tally: _Tally) -> None:
+    def _fail_on_nan(self, task: ArrayJob, tally: _Tally) -> None:
         if tally.count and task.job.fails_on_nan:
             is_row = tally is self.nan
             what = "holds NaN or Inf" if is_row else "is NaN or Inf"
@@ -123,7 +123,7 @@ class RowCounts:
             "nan_elements": self.elements.count,
         }
 
-    def _count_short(self, task: Task, starts: Sequence[int], lengths: Array) -> None:
+    def _count_short(self, task: ArrayJob, starts: Sequence[int], lengths: Array) -> None:
         self.eps = task.job.eps
         self.zero.add(task, starts, lengths == 0)
         self.short.add(task, starts, (lengths > 0) & (lengths < self.eps))
@@ -146,12 +146,12 @@ def _lengths_of(rows: Array, largest: Array) -> Array:
     return lengths
 
 
-def _free(task: Task) -> list[int]:
+def _free(task: ArrayJob) -> list[int]:
     """The axes that are not normalized."""
     return [axis for axis in range(len(task.shape)) if axis not in task.axes]
 
 
-def _probe(task: Task) -> dict[int, int]:
+def _probe(task: ArrayJob) -> dict[int, int]:
     """A place in each row, by axis, where finite parameters leave the row's NaN alone."""
     finite: Any = True
     for parameter in (task.weight, task.bias):
@@ -161,7 +161,7 @@ def _probe(task: Task) -> dict[int, int]:
     return {axis: int(place[i]) if place is not None else 0 for i, axis in enumerate(task.axes)}
 
 
-def _described(unit: str, task: Task, row: list[int]) -> str:
+def _described(unit: str, task: ArrayJob, row: list[int]) -> str:
     row = row[::-1] if task.reversed else row
     if not row:
         return f"the only {unit} of {task.name}"

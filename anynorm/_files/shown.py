@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 
 from anynorm._files.boxes import Box, Rows, cuts, groups, rows_of
-from anynorm._files.job import Task
+from anynorm._files.job import ArrayJob
 from anynorm._files.passes import visit
 from anynorm._files.rows import lengths_of
 from anynorm._files.sources import Advance, Entry, Source
@@ -58,7 +58,7 @@ class Shown(Entry):
         return found | {"moments": None if self.moments is None else self.moments.to_dict()}
 
 
-def show_array(entry: Entry, task: Task, source: Source, advance: Advance) -> Shown:
+def show_array(entry: Entry, task: ArrayJob, source: Source, advance: Advance) -> Shown:
     """Read an array once."""
     axes = tuple(sorted(len(task.shape) - 1 - axis for axis in task.axes)) if task.reversed else task.axes
     whole = not cuts(source.ranges, task.axes)
@@ -115,7 +115,7 @@ class _Elements:
 class _Rows:
     """How many rows there are of each kind so far, and how long they are."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: ArrayJob) -> None:
         self.count = self.unit = self.zero = self.not_finite = 0
         self.lengths = Lengths()
         self._off = _UNIT_OFF * _EPS[task.dtype.name]
@@ -132,7 +132,7 @@ class _Rows:
 class _Pieces:
     """The moments of rows that boxes cut, and of all rows where those are asked for."""
 
-    def __init__(self, task: Task, kept: bool) -> None:
+    def __init__(self, task: ArrayJob, kept: bool) -> None:
         self.kept = kept
         self._task = task
         self._moments: dict[Rows, Moments] = {}

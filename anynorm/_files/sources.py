@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from anynorm._files.boxes import Box, Ranges
-from anynorm._files.job import Job, Task
+from anynorm._files.job import ArrayJob, Job
 
 Array = Any
 Advance = Callable[[int], Any]
 
 
-class UnfitError(ValueError):
+class UnfitArrayError(ValueError):
     """The file is as it should be, and what it holds cannot be normalized."""
 
 
@@ -59,11 +59,11 @@ class Reader(Protocol):
     def entries(self) -> Sequence[Entry]:
         """All that it holds."""
 
-    def sources(self, job: Job, *, plain: bool) -> Mapping[str, tuple[Task, Source]]:
+    def sources(self, job: Job, *, plain: bool) -> Mapping[str, tuple[ArrayJob, Source]]:
         """The arrays that a job is for; ValueError or TypeError where they cannot be read, or the job does not fit.
 
         ``plain``: each in C order, all of it there, its boxes one after the other in that order.
         """
 
-    def left(self, sources: Mapping[str, tuple[Task, Source]]) -> list[str]:
+    def left(self, sources: Mapping[str, tuple[ArrayJob, Source]]) -> list[str]:
         """The names of what it holds beside those sources."""

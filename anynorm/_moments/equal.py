@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy
 
 from anynorm._definition.counting import by_row
 from anynorm._definition.norms import Statistics
 from anynorm._libraries import library_of
 from anynorm._moments.moved import digits_of, on_host
-from anynorm._moments.parts import is_lazy, leaves_of
+from anynorm._moments.parts import Held, is_lazy, leaves_of
 from anynorm._wording import sentence
-
-Held = tuple[Any, Statistics]
 
 
 def equal(a: Held, b: Held) -> bool:

@@ -14,12 +14,11 @@ from anynorm._lengths import require_blocks_alike, shapes_agree
 from anynorm._libraries import Library, library_of
 from anynorm._moments import blocks
 from anynorm._moments.moved import digits_of, placed, widened
-from anynorm._moments.parts import is_lazy, leaves_of, mapped, name_of, of_leaves, quietly
+from anynorm._moments.parts import Held, is_lazy, leaves_of, mapped, name_of, of_leaves, quietly
 from anynorm._numbers import as_index
 from anynorm._wording import describe, sentence
 
 Array = Any
-Held = tuple[Any, Statistics]  # a namespace, and statistics in it
 
 
 def merged(a: Held, b: Held) -> Held:

@@ -12,6 +12,7 @@ from anynorm._definition.counting import by_row
 from anynorm._definition.norms import Statistics
 
 Array = Any
+Held = tuple[Any, Statistics]  # a namespace, and statistics in it
 
 # The arrays that statistics are made of, in this order; each but the squares may be None.
 PARTS = Statistics._fields[1:-1]

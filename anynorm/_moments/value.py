@@ -17,14 +17,14 @@ from anynorm._libraries import Library
 from anynorm._moments import equal, joined, made, moved, written
 from anynorm._moments.lazy import MaybeLazy
 from anynorm._moments.parts import LEAVES, of_leaves
-from anynorm._moments.shown import Shown
+from anynorm._moments.properties import Properties
 from anynorm._pytrees import pytree, register
 from anynorm._pytrees_torch import torch_pytree
 from anynorm._types import Array, Axis
 from anynorm._wording import describe, sentence
 
 
-class Moments(Shown, MaybeLazy):
+class Moments(Properties, MaybeLazy):
     """Count, mean and sum of squared deviations of rows, as `anynorm.moments` returns them.
 
     Moments of two pieces of the same rows merge into those of the whole, in any order: ``a.merge(b)``, ``a + b``,

@@ -22,7 +22,7 @@ from anynorm._files.formats.lists import (
     storage_of,
 )
 from anynorm._files.job import Job, narrowed
-from anynorm._files.sources import UnfitError
+from anynorm._files.sources import UnfitArrayError
 
 Array = Any
 
@@ -63,7 +63,7 @@ class Lists:
         """The rows of Arrow's arrays, zeros where there is null in place of a list; and where that is, if anywhere."""
         values, nulls, lengths = rows_of(self._arrow, arrays[0])
         if (lengths != numpy.prod(shape[1:])).any():
-            raise UnfitError("has lists of different lengths; normalize takes one length")
+            raise UnfitArrayError("has lists of different lengths; normalize takes one length")
         if not nulls.any():
             return values.reshape(shape), None
         x = numpy.zeros(shape, values.dtype)
@@ -79,7 +79,7 @@ class Lists:
         return [lists_of(self._arrow, kinds[0], y.reshape(len(y), -1), nulls)]
 
 
-class Numbers:
+class NumberColumns:
     """Columns of floats side by side, which have one number of each row."""
 
     def __init__(self, arrow: Any, columns: list[Column], name: str) -> None:
@@ -95,7 +95,7 @@ class Numbers:
         x = numpy.empty(shape, self.dtype)
         for i, (column, one) in enumerate(zip(self.columns, arrays, strict=True)):
             if one.null_count:
-                raise UnfitError(f"has null in {column.name}; fill that first")
+                raise UnfitArrayError(f"has null in {column.name}; fill that first")
             x[:, i] = one.to_numpy(zero_copy_only=False)
         return x, None
 
@@ -110,7 +110,7 @@ class Numbers:
         return [self._arrow.array(narrowed(y[:, i], float_dtype(kind)), kind) for i, kind in enumerate(kinds)]
 
 
-def chosen_columns(arrow: Any, schema: Any, job: Job, path: Path) -> list[Lists | Numbers]:
+def chosen_columns(arrow: Any, schema: Any, job: Job, path: Path) -> list[Lists | NumberColumns]:
     """The arrays that a job is for."""
     columns = columns_of(arrow, schema)
     if job.columns:
@@ -133,7 +133,7 @@ def chosen_columns(arrow: Any, schema: Any, job: Job, path: Path) -> list[Lists 
     return [Lists(arrow, there[name]) for name in wanted]
 
 
-def _numbers(arrow: Any, columns: list[Column], job: Job, path: Path) -> Numbers:
+def _numbers(arrow: Any, columns: list[Column], job: Job, path: Path) -> NumberColumns:
     if job.names:
         raise ValueError("--columns and --column exclude each other; leave one out")
     floats = [one for one in columns if arrow.types.is_floating(one.kind)]
@@ -143,7 +143,7 @@ def _numbers(arrow: Any, columns: list[Column], job: Job, path: Path) -> Numbers
             do = f"; write --columns for each of {pattern}" if "," in pattern else ""
             raise ValueError(f"no column of floats of {path} matches {pattern}; such columns are: {there}{do}")
     found = [one for one in floats if any(fnmatch.fnmatchcase(one.name, pattern) for pattern in job.columns)]
-    return Numbers(arrow, found, ", ".join(job.columns))
+    return NumberColumns(arrow, found, ", ".join(job.columns))
 
 
 def advice(arrow: Any, name: str, kind: Any) -> str:

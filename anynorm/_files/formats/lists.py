@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from anynorm._files.sources import UnfitError
+from anynorm._files.sources import UnfitArrayError
 
 Array = Any
 
@@ -41,7 +41,7 @@ def row_shape(arrow: Any, kind: Any) -> tuple[int, ...] | None:
     """The shape of each row; None where only the lists tell. ValueError for tensors in another order of axes."""
     if isinstance(kind, arrow.FixedShapeTensorType):
         if kind.permutation and list(kind.permutation) != list(range(len(kind.shape))):
-            raise UnfitError(f"{described(kind)} has its axes permuted; store it with its axes in order")
+            raise UnfitArrayError(f"{described(kind)} has its axes permuted; store it with its axes in order")
         return tuple(kind.shape)
     size = getattr(storage_of(arrow, kind), "list_size", None)
     return None if size is None else (size,)
@@ -53,7 +53,7 @@ def rows_of(arrow: Any, lists: Any) -> tuple[Array, Array, Array]:
     nulls = lists.is_null().to_numpy(zero_copy_only=False)
     values = lists.flatten()  # of the lists that are there
     if values.null_count:
-        raise UnfitError("has lists with null in them; fill those first")
+        raise UnfitArrayError("has lists with null in them; fill those first")
     if hasattr(lists.type, "list_size"):
         lengths = numpy.full(len(nulls) - numpy.count_nonzero(nulls), lists.type.list_size)
     else:

@@ -12,13 +12,22 @@ import numpy
 
 from anynorm._files.boxes import Box, Ranges, shape_of
 from anynorm._files.contents import package, readable
-from anynorm._files.formats.columns import Lists, Numbers, advice, chosen_columns, columns_of, field_of, put, taken
+from anynorm._files.formats.columns import (
+    Lists,
+    NumberColumns,
+    advice,
+    chosen_columns,
+    columns_of,
+    field_of,
+    put,
+    taken,
+)
 from anynorm._files.formats.lists import described, is_lists_of_floats
-from anynorm._files.job import Job, Task, dtype_named, fit
-from anynorm._files.overlap import overlap
-from anynorm._files.passes import all_boxes, normalized, statistics_of, takes_statistics
+from anynorm._files.job import ArrayJob, Job, dtype_named, fit
+from anynorm._files.passes import all_boxes, moments_of_rows, normalized, takes_statistics
+from anynorm._files.pipeline import pipelined
 from anynorm._files.rows import RowCounts
-from anynorm._files.sources import Advance, Entry, Source, UnfitError
+from anynorm._files.sources import Advance, Entry, Source, UnfitArrayError
 
 Array = Any
 
@@ -26,7 +35,7 @@ Array = Any
 class ParquetSource:
     """Columns that make up an array, read a row group at a time."""
 
-    def __init__(self, reader: ParquetReader, rows: Lists | Numbers, job: Job, plain: bool) -> None:
+    def __init__(self, reader: ParquetReader, rows: Lists | NumberColumns, job: Job, plain: bool) -> None:
         self.rows = rows
         self.nulls: dict[int, Array] = {}  # by the first row of a group, until that is written
         self.buffers = 3  # row groups are large
@@ -49,11 +58,11 @@ class ParquetSource:
         try:
             x, nulls = self.rows.rows(arrays, shape_of(box))
             if nulls is not None and not self._takes_nulls:
-                raise UnfitError(
+                raise UnfitArrayError(
                     "has null in place of lists, which .parquet alone keeps, and not along --axis 0; fill or drop those"
                 )
-        except UnfitError as error:
-            raise UnfitError(f"{self.rows.name} of {self._reader.path} {error}") from None
+        except UnfitArrayError as error:
+            raise UnfitArrayError(f"{self.rows.name} of {self._reader.path} {error}") from None
         if nulls is not None:
             self.nulls[box[0].start] = nulls
         return x
@@ -95,30 +104,30 @@ class ParquetReader:
                 shape = self.shape_of(rows)
                 return Entry(column.name, shape, str(rows.dtype), math.prod(shape) * rows.dtype.itemsize)
             why = advice(self.arrow, column.name, column.kind)
-        except UnfitError as error:
+        except UnfitArrayError as error:
             why = str(error)
         bits = column.kind.bit_width if self.arrow.types.is_primitive(column.kind) else None
         nbytes = None if bits is None else self.num_rows * bits // 8
         return Entry(column.name, (self.num_rows,), described(column.kind), nbytes, why)
 
-    def left(self, sources: Mapping[str, tuple[Task, Source]]) -> list[str]:
+    def left(self, sources: Mapping[str, tuple[ArrayJob, Source]]) -> list[str]:
         """The names of its other columns."""
         used = {one.path for _, source in sources.values() for one in source.rows.columns}  # type: ignore[attr-defined]
         return [one.name for one in columns_of(self.arrow, self.schema) if one.path not in used]
 
-    def sources(self, job: Job, *, plain: bool) -> dict[str, tuple[Task, Source]]:
+    def sources(self, job: Job, *, plain: bool) -> dict[str, tuple[ArrayJob, Source]]:
         """The arrays that a job is for; one of columns of numbers has no name."""
         sources = [
             ParquetSource(self, one, job, plain) for one in chosen_columns(self.arrow, self.schema, job, self.path)
         ]
         return {"" if job.columns else one.rows.name: (one.task, one) for one in sources}
 
-    def shape_of(self, rows: Lists | Numbers) -> tuple[int, ...]:
+    def shape_of(self, rows: Lists | NumberColumns) -> tuple[int, ...]:
         """The shape of an array."""
         row = self._length_of_lists(rows) if rows.row is None else rows.row
         return self.num_rows, *row
 
-    def arrays_of(self, at: slice, rows: Lists | Numbers) -> list[Any]:
+    def arrays_of(self, at: slice, rows: Lists | NumberColumns) -> list[Any]:
         """Arrow's arrays of a row group."""
         with readable(self.path):
             names = [self.schema.names[one.path[0]] for one in rows.columns]
@@ -126,7 +135,7 @@ class ParquetReader:
             tops = {name: _in_one(table.column(table.column_names.index(name))) for name in dict.fromkeys(names)}
             return [taken(tops[name], one.path[1:]) for name, one in zip(names, rows.columns, strict=True)]
 
-    def _length_of_lists(self, rows: Lists | Numbers) -> tuple[int]:
+    def _length_of_lists(self, rows: Lists | NumberColumns) -> tuple[int]:
         """That of the first list there is."""
         (column,) = rows.columns
         for group in self.group_of.values():
@@ -185,7 +194,7 @@ class _ParquetSink:
 
 def normalize_parquet(
     reader: ParquetReader,
-    found: Mapping[str, tuple[Task, Source]],
+    found: Mapping[str, tuple[ArrayJob, Source]],
     target: IO[bytes],
     counts: RowCounts,
     advance: Advance,
@@ -207,7 +216,7 @@ def _normalize_together(
 ) -> None:
     """Row group by row group all columns; statistics along the rows are taken before, of one column after the other."""
     statistics = [
-        statistics_of(one.task, one, all_boxes(one), counts, lambda nbytes: advance(nbytes // 2))
+        moments_of_rows(one.task, one, all_boxes(one), counts, lambda nbytes: advance(nbytes // 2))
         if takes_statistics(one.task, one) else None
         for one in sources
     ]  # fmt: skip
@@ -223,7 +232,7 @@ def _normalize_together(
             advance(nbytes if found is None else nbytes - nbytes // 2)
         return results
 
-    overlap(reader.row_ranges, read, compute, sink.write, [None] * 3)
+    pipelined(reader.row_ranges, read, compute, sink.write, [None] * 3)
 
 
 def _opened(path: Path) -> Any:

@@ -14,7 +14,7 @@ import numpy
 
 from anynorm._files.boxes import Box, cut_runs, shape_of, size_of
 from anynorm._files.contents import chosen
-from anynorm._files.job import Job, Task, dtype_named, fit
+from anynorm._files.job import ArrayJob, Job, dtype_named, fit
 from anynorm._files.passes import normalize_array, takes_statistics
 from anynorm._files.rows import RowCounts
 from anynorm._files.sources import Advance, Entry, Source
@@ -78,16 +78,16 @@ class RawReader:
         """Whether all it holds is an array without a name."""
         return [array.name for array in self.header.arrays] == [""]
 
-    def left(self, sources: Mapping[str, tuple[Task, Source]]) -> list[str]:
+    def left(self, sources: Mapping[str, tuple[ArrayJob, Source]]) -> list[str]:
         """The names of its other arrays."""
         return [array.name for array in self.header.arrays if array.name not in sources]
 
-    def sources(self, job: Job, *, plain: bool) -> dict[str, tuple[Task, Source]]:
+    def sources(self, job: Job, *, plain: bool) -> dict[str, tuple[ArrayJob, Source]]:
         """The arrays that a job is for."""
         names = chosen(job, [array.name for array in self.header.arrays], self.header.path)
         return {array.name: self._source(job, array, plain) for array in self.header.arrays if array.name in names}
 
-    def _source(self, job: Job, array: RawArray, plain: bool) -> tuple[Task, Source]:
+    def _source(self, job: Job, array: RawArray, plain: bool) -> tuple[ArrayJob, Source]:
         name = str(self.header.path) if array.name == "" else array.name
         if is_untyped(array.dtype):
             if job.dtype is None:
@@ -106,7 +106,7 @@ class RawReader:
 class RawSource:
     """An array of a file, to be read in runs; of a stream, in the order in which it comes."""
 
-    def __init__(self, file: IO[bytes], array: RawArray, task: Task, stream: bool = False) -> None:
+    def __init__(self, file: IO[bytes], array: RawArray, task: ArrayJob, stream: bool = False) -> None:
         self.ranges = cut_runs(task.shape, task.dtype.itemsize, BLOCK_NBYTES)
         # One is being read while another waits, one is computed, one is written while another waits.
         self.buffers = min(5, math.prod(map(len, self.ranges)))
@@ -198,7 +198,7 @@ class RawSink:
 
 def normalize_raw(
     reader: RawReader,
-    sources: Mapping[str, tuple[Task, Source]],
+    sources: Mapping[str, tuple[ArrayJob, Source]],
     target: IO[bytes],
     counts: RowCounts,
     advance: Advance,
@@ -223,7 +223,7 @@ def normalize_raw(
             _copy(reader.file, target, array, advance)
 
 
-def nbytes_out(task: Task) -> int:
+def nbytes_out(task: ArrayJob) -> int:
     """The size of a result."""
     return math.prod(task.shape) * int(task.dtype_out.itemsize)
 

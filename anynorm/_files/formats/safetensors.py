@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from anynorm._files.contents import package
 from anynorm._files.formats.raw import RawArray, RawFile, nbytes_out
-from anynorm._files.job import Task, dtype_named
+from anynorm._files.job import ArrayJob, dtype_named
 
 # The names of dtypes in the format; of those that are not here nothing is needed but their bytes.
 _DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
@@ -61,7 +61,7 @@ def _header(described: dict[str, Any], arrays: list[RawArray], dtypes: Mapping[s
     return _bytes_of(described)
 
 
-def header_of(tasks: Mapping[str, Task]) -> bytes:
+def header_of(tasks: Mapping[str, ArrayJob]) -> bytes:
     """The header of a new file of such results, one after the other."""
     names, described, end = {name: key for key, name in _DTYPES.items()}, {}, 0
     for name, task in tasks.items():

@@ -20,7 +20,7 @@ from anynorm._files.contents import listed, package, readable
 from anynorm._files.formats.raw import RawSink, nbytes_out
 from anynorm._files.formats.safetensors import header_of
 from anynorm._files.formats.zarr import ZarrSink
-from anynorm._files.job import Task
+from anynorm._files.job import ArrayJob
 from anynorm._files.sources import Sink
 from anynorm._files.target import reserve
 
@@ -35,7 +35,7 @@ _OF_ONE_ARRAY = (".npy", ".parquet")
 _WRITTEN_BY = {".parquet": "pyarrow.parquet", ".zarr": "zarr"}
 
 
-def require_target_holds(suffix: str, target: Path, tasks: Mapping[str, Task]) -> None:
+def require_target_holds(suffix: str, target: Path, tasks: Mapping[str, ArrayJob]) -> None:
     """Raise ValueError for arrays that a format has no place for, and where the package that writes it is not here."""
     if suffix in _WRITTEN_BY:
         package(_WRITTEN_BY[suffix], target)
@@ -70,7 +70,9 @@ def require_held(suffix: str, dtype: Any) -> None:
 
 
 @contextlib.contextmanager
-def file_sinks(suffix: str, target: IO[bytes], tasks: Mapping[str, Task], ours: bool) -> Iterator[Mapping[str, Sink]]:
+def file_sinks(
+    suffix: str, target: IO[bytes], tasks: Mapping[str, ArrayJob], ours: bool
+) -> Iterator[Mapping[str, Sink]]:
     """Begin a file; give the sinks of its arrays, which are to be filled one after the other; complete the file."""
     if suffix == ".parquet":
         ((name, task),) = tasks.items()
@@ -89,7 +91,7 @@ def file_sinks(suffix: str, target: IO[bytes], tasks: Mapping[str, Task], ours: 
     yield dict.fromkeys(tasks, RawSink(target))
 
 
-def zarr_sinks(folder: Path, tasks: Mapping[str, Task]) -> dict[str, Sink]:
+def zarr_sinks(folder: Path, tasks: Mapping[str, ArrayJob]) -> dict[str, Sink]:
     """Make the arrays in an empty folder; one without a name is the folder itself."""
     zarr = importlib.import_module("zarr")
     sinks: dict[str, Sink] = {}
@@ -104,7 +106,7 @@ def zarr_sinks(folder: Path, tasks: Mapping[str, Task]) -> dict[str, Sink]:
     return sinks
 
 
-def _npy_header(task: Task) -> bytes:
+def _npy_header(task: ArrayJob) -> bytes:
     written = io.BytesIO()
     described = {"descr": npy.dtype_to_descr(task.dtype_out), "fortran_order": False, "shape": task.shape}
     npy.write_array_header_1_0(written, described)
@@ -114,7 +116,7 @@ def _npy_header(task: Task) -> bytes:
 class _ParquetSink:
     """A column: of lists of one length, of tensors, or of numbers."""
 
-    def __init__(self, name: str, task: Task, target: IO[bytes]) -> None:
+    def __init__(self, name: str, task: ArrayJob, target: IO[bytes]) -> None:
         arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
         value, row = arrow.from_numpy_dtype(task.dtype_out), task.shape[1:]
         self._arrow = arrow

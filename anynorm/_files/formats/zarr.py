@@ -12,7 +12,7 @@ from typing import Any
 
 from anynorm._files.boxes import Box, cut_chunk_runs, cut_chunks
 from anynorm._files.contents import chosen, package, readable
-from anynorm._files.job import Job, Task, dtype_named, fit
+from anynorm._files.job import ArrayJob, Job, dtype_named, fit
 from anynorm._files.passes import normalize_array
 from anynorm._files.rows import RowCounts
 from anynorm._files.sources import Advance, Entry, Source
@@ -29,7 +29,7 @@ _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 class _ZarrSource:
     """An array in a folder, to be read in boxes of whole chunks; ``plain``: in runs of C order."""
 
-    def __init__(self, array: Array, task: Task, plain: bool) -> None:
+    def __init__(self, array: Array, task: ArrayJob, plain: bool) -> None:
         chunks = array.shards or array.chunks  # what is written at once
         itemsize = int(task.dtype.itemsize)
         nbytes = min(_BLOCK_NBYTES, _MOST_CHUNKS * math.prod(chunks) * itemsize)
@@ -84,13 +84,13 @@ class ZarrReader:
         """Whether the folder is an array itself."""
         return list(self.arrays) == [""]
 
-    def left(self, sources: Mapping[str, tuple[Task, Source]]) -> list[str]:
+    def left(self, sources: Mapping[str, tuple[ArrayJob, Source]]) -> list[str]:
         """The names of its other arrays."""
         return [name for name in self.arrays if name not in sources]
 
-    def sources(self, job: Job, *, plain: bool) -> dict[str, tuple[Task, Source]]:
+    def sources(self, job: Job, *, plain: bool) -> dict[str, tuple[ArrayJob, Source]]:
         """The arrays that a job is for."""
-        found: dict[str, tuple[Task, Source]] = {}
+        found: dict[str, tuple[ArrayJob, Source]] = {}
         for name in chosen(job, list(self.arrays), self.path):
             array = self.arrays[name]
             dtype = dtype_named(job.dtype) if job.dtype else array.dtype
@@ -101,7 +101,7 @@ class ZarrReader:
 
 def normalize_zarr(
     reader: ZarrReader,
-    sources: Mapping[str, tuple[Task, Source]],
+    sources: Mapping[str, tuple[ArrayJob, Source]],
     target: Path,
     counts: RowCounts,
     advance: Advance,

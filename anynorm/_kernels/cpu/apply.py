@@ -8,7 +8,7 @@ from __future__ import annotations
 from anynorm._kernels.cpu.chunks import apply_chunk, chunks_of
 from anynorm._kernels.cpu.jit import kernel
 from anynorm._kernels.cpu.lanes import buffer, cases, cell, fence, larger, loop, peek, traced, when, where
-from anynorm._kernels.cpu.paired import Numbers, apply_row, prepare_parameters
+from anynorm._kernels.cpu.paired import PairedFactors, apply_row, prepare_parameters
 from anynorm._kernels.cpu.parameters import widen_parameters
 from anynorm._kernels.cpu.rows import ROOMS_NBYTES, furnish
 from anynorm._kernels.cpu.scatter import X, Y, gather, is_gathered, place, place_numbers, scatter, target
@@ -37,7 +37,7 @@ def _apply_paired(task: Task, tag: Tag, rooms: Rooms, row: int, numbers: list[Nu
     """Apply a row of float64."""
     x, y = (place(task, tag, which, row) for which in (X, Y))
     for centred in cases(task.rule == LAYER):
-        apply_row(task, rooms, row, x, None, y, None, Numbers(centred, *numbers))
+        apply_row(task, rooms, row, x, None, y, None, PairedFactors(centred, *numbers))
 
 
 @traced

@@ -13,7 +13,7 @@ from anynorm._kernels.cpu import entries, rescue, scale_of
 from anynorm._kernels.cpu.crew import share
 from anynorm._kernels.cpu.layout import Layout, plan
 from anynorm._kernels.cpu.memory import NumPy, Torch, last_cache_nbytes
-from anynorm._kernels.cpu.recipe import Numbers, Recipe, write
+from anynorm._kernels.cpu.recipe import Recipe, RecipeNumbers, write
 from anynorm._kernels.cpu.repeat import MOST_NBYTES, remember
 from anynorm._kernels.cpu.tags import CACHE_LINE_NBYTES, CHUNK, CODES, RULES
 from anynorm._libraries import dtype_name
@@ -143,7 +143,7 @@ def _recipe(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> Recipe:
     is_numpy = call.library.name == "numpy"
     dtypes = [getattr(array, "dtype", None) if is_numpy else None for array in (call.x, call.weight, call.bias)]
     numbers = write(
-        Numbers(
+        RecipeNumbers(
             entries.address("rows", kind.code, kind.in_float64, False, False), kind.code, rule, eps, scale, features,
             weight_code, bias_code, weight_offset, direct,
         ),

@@ -110,7 +110,7 @@ def moments_chunk(tag: Tag, wide: Tag, x: int, other: Address, count: int, shift
     return total(sums), total(squares)
 
 
-class Numbers(NamedTuple):
+class Factors(NamedTuple):
     """What x is moved by and multiplied by; None where the formula has no such number."""
 
     factor: Lanes
@@ -120,17 +120,17 @@ class Numbers(NamedTuple):
     shift: Lanes | None
 
 
-def numbers_of(tag: Tag, wide: Tag, centred: bool, shift: Lanes, factor: Lanes, constant: Lanes) -> Numbers:
+def numbers_of(tag: Tag, wide: Tag, centred: bool, shift: Lanes, factor: Lanes, constant: Lanes) -> Factors:
     """Those of the formula, from float64 numbers or lanes."""
     paired = uses_pairs(tag, wide)
     factor, factor_low = split(factor) if paired else (factor, None)
     constant, constant_low = split(constant) if paired else (constant, None)
     if not centred:
-        return Numbers(factor, factor_low, None, None, None)
-    return Numbers(factor, factor_low, constant, constant_low, None if paired else shift)
+        return Factors(factor, factor_low, None, None, None)
+    return Factors(factor, factor_low, constant, constant_low, None if paired else shift)
 
 
-def apply_lanes(value: Lanes, row: Numbers, weight: Lanes | None, bias: Lanes | None) -> Lanes:
+def apply_lanes(value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes | None) -> Lanes:
     """``((x - shift) * factor + constant) * weight + bias``, rounded to the wide dtype."""
     if row.factor_low is not None:
         return _apply_paired(value, row, weight, bias)
@@ -144,7 +144,7 @@ def apply_lanes(value: Lanes, row: Numbers, weight: Lanes | None, bias: Lanes | 
     return value * row.factor if bias is None else fma(value, row.factor, bias)
 
 
-def _apply_paired(value: Lanes, row: Numbers, weight: Lanes | None, bias: Lanes | None) -> Lanes:
+def _apply_paired(value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes | None) -> Lanes:
     """The same in float32, where all that is rounded off is to stay below 2 units.
 
     Centred, x_hat is a rounded number and a rest of a sixteenth of a unit or less. Both are multiplied by the weight,
@@ -176,7 +176,7 @@ def apply_chunk(
     # Each case is a loop of its own, without a branch in it.
     conditions = (task.rule == LAYER, weight != 0, bias != 0, task.streaming)
     for centred, has_weight, has_bias, streaming in combinations(*conditions):
-        row = Numbers(
+        row = Factors(
             *(
                 None if one is None else splat(one, wide, lanes_of(tag))
                 for one in numbers_of(tag, wide, centred, shift, factor, constant)
@@ -184,7 +184,7 @@ def apply_chunk(
         )
         parameters = (weight if has_weight else None, bias if has_bias else None)
 
-        def compute(i: int, value: Lanes, row: Numbers = row, parameters: Any = parameters) -> Lanes:
+        def compute(i: int, value: Lanes, row: Factors = row, parameters: Any = parameters) -> Lanes:
             lanes, size = lanes_of(tag), size_of(parameter)
             loaded = (None if one is None else load(one + i * size, None, parameter, wide, lanes) for one in parameters)
             return apply_lanes(value, row, *loaded)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from anynorm._kernels.cpu.chunks import (
-    Numbers,
+    Factors,
     apply_lanes,
     chunks_of,
     numbers_of,
@@ -62,7 +62,7 @@ from anynorm._kernels.cpu.task import Rooms, Task
 _SUMS_NBYTES = 32 * 32 * 8
 # For each row of the widest block one of the numbers that x is multiplied and moved by.
 _FOUND_NBYTES = (WIDEST_BLOCK + 128) * 8
-_ROOM_NBYTES = 2 * _SUMS_NBYTES + len(Numbers._fields) * _FOUND_NBYTES
+_ROOM_NBYTES = 2 * _SUMS_NBYTES + len(Factors._fields) * _FOUND_NBYTES
 
 
 class _Place(NamedTuple):
@@ -165,11 +165,11 @@ def _keep(tag: Tag, wide: Tag, centred: bool, rooms: Rooms, found: int, column: 
             store(found + at * _FOUND_NBYTES + column * size_of(wide), wide, value)
 
 
-def _numbers_at(tag: Tag, wide: Tag, centred: bool, found: int, column: int) -> Numbers:
+def _numbers_at(tag: Tag, wide: Tag, centred: bool, found: int, column: int) -> Factors:
     """What the rows from a column on are multiplied and moved by."""
     paired = uses_pairs(tag, wide)
-    needed = Numbers(True, paired, centred, paired and centred, centred and not paired)
-    return Numbers(
+    needed = Factors(True, paired, centred, paired and centred, centred and not paired)
+    return Factors(
         *(
             load(found + at * _FOUND_NBYTES + column * size_of(wide), None, wide, wide, lanes_of(tag)) if one else None
             for at, one in enumerate(needed)

@@ -143,7 +143,7 @@ def _finish(task: Task, shift: Number, row: _Sums, is_scale: bool) -> tuple[Numb
     return mean, mean_low, where(safe, factor, math.nan), factor_low
 
 
-class Numbers:
+class PairedFactors:
     """What a row is moved by and multiplied by, in all lanes."""
 
     def __init__(self, centred: bool, *numbers: Number) -> None:
@@ -151,7 +151,9 @@ class Numbers:
         self.mean, self.mean_low, self.factor, self.factor_low = (splat(one, WIDE64, _LANES) for one in numbers)
 
 
-def _apply_lanes(value: Lanes, row: Numbers, weight: Lanes | None, low: Lanes | None, bias: Lanes | None) -> Lanes:
+def _apply_lanes(
+    value: Lanes, row: PairedFactors, weight: Lanes | None, low: Lanes | None, bias: Lanes | None
+) -> Lanes:
     """``(x - mean) * factor * weight + bias``; ``low`` is what rounding the weight left behind."""
     if row.centred:
         value = (value - row.mean) - row.mean_low
@@ -169,7 +171,7 @@ def _apply_lanes(value: Lanes, row: Numbers, weight: Lanes | None, low: Lanes | 
 
 
 def _apply_chunk(
-    task: Task, rooms: Rooms, x: int, other: Address, y: int, added: Address, count: int, row: Numbers,
+    task: Task, rooms: Rooms, x: int, other: Address, y: int, added: Address, count: int, row: PairedFactors,
     ahead: int, has_parameters: bool, has_offset: bool, streaming: bool,
 ) -> None:  # fmt: skip
     """Step 3 of the definition, with mean and factor as pairs; as `chunks.apply_chunk`."""
@@ -228,12 +230,12 @@ def _normalize_row(task: Task, rooms: Rooms, row: int) -> bool:
                 one[...] = found
         safe[...] = numbers[2] == numbers[2]
         for _ in when(safe):
-            apply_row(task, rooms, row, x, other, y, added, Numbers(centred, *numbers))
+            apply_row(task, rooms, row, x, other, y, added, PairedFactors(centred, *numbers))
     return safe
 
 
 def apply_row(
-    task: Task, rooms: Rooms, row: int, x: int, other: Address, y: int, added: Address, numbers: Numbers
+    task: Task, rooms: Rooms, row: int, x: int, other: Address, y: int, added: Address, numbers: PairedFactors
 ) -> None:
     ahead = where(is_gathered(task, WIDE64), 0, place(task, WIDE64, X, row + 1) - x)
     for start, count in chunks_of(task, WIDE64):

@@ -36,7 +36,7 @@ WEIGHT = 112
 BIAS = 120
 
 
-class Numbers(NamedTuple):
+class RecipeNumbers(NamedTuple):
     """The numbers of a recipe, in the order above."""
 
     kernel: int
@@ -62,7 +62,7 @@ class Recipe(NamedTuple):
     held: tuple[Any, ...]  # what there are addresses of
 
 
-def write(numbers: Numbers, dtypes: list[Any]) -> numpy.ndarray:
+def write(numbers: RecipeNumbers, dtypes: list[Any]) -> numpy.ndarray:
     """Lay out a recipe; the dtypes are those of x, weight and bias, None where there is no such NumPy array."""
     itemsizes = [0 if dtype is None else dtype.itemsize for dtype in dtypes]
     sizes = (itemsizes[0], itemsizes[1] * numbers.features, itemsizes[2] * numbers.features)

@@ -15,7 +15,7 @@ from anynorm._moments.parts import is_lazy, quietly
 Array = Any
 
 
-class Shown:
+class Properties:
     """What a caller sees of statistics."""
 
     __slots__ = ("_statistics", "_xp")
@@ -41,11 +41,6 @@ class Shown:
     def namespace(self) -> Any:
         """The array namespace that the moments were formed in."""
         return self._xp
-
-    @property
-    def paired(self) -> bool:
-        """Whether the moments are in a unit of each row, as those of float64 arrays are."""
-        return self._statistics.unit is not None
 
     @property
     def mean(self) -> Array:

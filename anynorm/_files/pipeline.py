@@ -13,7 +13,7 @@ _Read = tuple[Item, Any, Future[Any]]
 _PATIENCE_SECONDS = 2  # of whoever has pressed Ctrl-C
 
 
-def overlap(
+def pipelined(
     items: Iterable[Item],
     read: Callable[[Item, Any], Any],
     compute: Callable[[Item, Any], Any],
