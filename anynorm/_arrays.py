@@ -15,10 +15,10 @@ _accepted: dict[type, dict[Any, Library]] = {}
 
 
 def check_array(argument: str, value: Array, of_x: Library | None = None) -> Library:
-    """Library and dtype; that of x tells what to pass instead of what is no array."""
+    """Check type and dtype of an array; return its library. That of x decides what an error says to pass."""
     try:
         library = _accepted.get(type(value), {}).get(getattr(value, "dtype", None))
-    except Exception:  # what a dtype does that is none
+    except Exception:  # what claims to be a dtype may raise anything
         library = None
     if library is None:
         library = _check_new_kind(argument, value, of_x)
@@ -37,7 +37,7 @@ def check_same_place(argument: str, value: Array, x: Array, library: Library) ->
 
 
 def _check_dense(argument: str, tensor: Array, library: Library) -> None:
-    """Of a torch tensor, that it holds its numbers one by one in memory of its own."""
+    """Check that a torch tensor holds its numbers one by one in memory of its own."""
     must = "be a dense tensor"
     if tensor.is_nested:
         do = f"pass the tensors of {argument}.unbind() one by one, or use the modules of anynorm.torch"

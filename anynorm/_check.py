@@ -101,7 +101,7 @@ def check(
 
 
 def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradient:
-    """Check what a pullback is given: arrays like the result of the call, whose own are to be there still."""
+    """Check what a pullback is given: arrays like the result. The memory of the call's own must still be there."""
     held = {"x": call.x, "weight": None if isinstance(call.weight, float) else call.weight, "bias": call.bias}
     for name, one in held.items():
         if one is not None and call.library.dense is not None:
@@ -182,7 +182,7 @@ def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:
     try:
         is_number = isinstance(scale, Real) and not isinstance(scale, bool)
         shape = () if is_number else tuple(scale.shape)
-    except Exception:  # whatever its attributes do when they are looked at
+    except Exception:  # reading its attributes may raise anything
         raise TypeError(sentence("scale", must, describe(scale), "pass a float")) from None
     if is_number:
         return check_number("scale", scale)
@@ -195,7 +195,7 @@ def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:
 
 
 def _check_range(rule: Rule, eps: float, weight: Array | float | None, weight_offset: float) -> None:
-    """Of numbers, that they fit into float32, where arrays are computed in that."""
+    """Check that numbers fit into float32, where arrays are computed in float32."""
     limits = {"eps": (eps, "1e76" if rule.averaged else "3.4e38"), "weight_offset": (weight_offset, "3.4e38")}
     if isinstance(weight, float):
         limits["scale"] = weight, "3.4e38"

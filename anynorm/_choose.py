@@ -44,7 +44,7 @@ class Kernel(NamedTuple):
 def _run_on_cpu(call: Call) -> Any:
     if not cpu.has_compiler():
         return choose(call).run(call)
-    # Imported with the first call, as whoever has no use for the kernels should not wait for them.
+    # Imported with the first call: a process without use for the kernels should not wait for them.
     with unforked:
         is_followed = call.library.name == "torch" and cpu.wants_gradient(call)
         if call.moments is not None and is_followed:

@@ -1,6 +1,7 @@
 """Which library an array belongs to, and what anynorm has to know of that library.
 
-Nothing here imports an array library first: one that was never imported has made no arrays, so sys.modules tells.
+Nothing here imports an array library first: one that was never imported has made no arrays, so sys.modules has the
+answer.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class _Entry(NamedTuple):
 
     module: str
     array: str  # the class of its arrays, in that module
-    namespace: str  # what speaks the standard for it
+    namespace: str  # the namespace that follows the standard
     writable: bool = False  # arrays can be written in place: `out=` works
     devices: bool = False  # arrays live on devices that a caller can mix up
     refuses_to_fill: bool = False  # centring or a bias would make every stored zero nonzero
@@ -90,7 +91,7 @@ class Library:
         return Precision(xp.float64)
 
     def _constant(self) -> Callable[[Any], Any]:
-        """What has automatic differentiation take an array for a constant."""
+        """The function that makes an array a constant for automatic differentiation."""
         if self.name == "jax":
             constant: Callable[[Any], Any] = sys.modules["jax"].lax.stop_gradient
             return constant

@@ -79,7 +79,7 @@ def library_and_dtype(xp: Any, dtype: Any) -> tuple[Library, Any]:
         raise
     except UnfitError as unfit:
         raise TypeError(sentence("xp", unfit.must, describe(xp), unfit.do)) from None
-    except Exception:  # whatever its attributes do when they are looked at
+    except Exception:  # reading its attributes may raise anything
         do = "pass the module itself, such as numpy or torch"
         raise TypeError(sentence("xp", "be an array namespace", describe(xp), do)) from None
     if dtype is None:
@@ -98,7 +98,7 @@ def library_and_dtype(xp: Any, dtype: Any) -> tuple[Library, Any]:
 
 
 def full(library: Library, shape: tuple[int, ...], value: float, dtype: Any, device: Any) -> Array:
-    """A parameter; what a library says of a wrong dtype or device is told as everything else."""
+    """A parameter; what a library raises for a wrong dtype or device becomes an error of anynorm."""
     make, module = library.namespace.full, module_of(library.name)
     try:
         return make(shape, value, dtype=dtype, device=device)
@@ -125,7 +125,7 @@ def converted(name: str, value: Array, like: Array) -> Array:
     try:
         dtype, given = dtype_name(value.dtype), tuple(value.shape)
         is_array = not isinstance(value.dtype, str) and not isinstance(value, numpy.ma.MaskedArray)
-    except Exception:  # whatever its attributes do when they are looked at
+    except Exception:  # reading its attributes may raise anything
         is_array = False
     if not is_array:
         raise TypeError(not_an_array(name, value))
@@ -161,7 +161,7 @@ def _is_of(library: Library, value: Array) -> bool:
     """Whether a value, which need not be an array that norms take, is one of this library."""
     try:
         return library_of(value) is library
-    except Exception:  # whatever its attributes do when they are looked at
+    except Exception:  # reading its attributes may raise anything
         return False
 
 

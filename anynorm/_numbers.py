@@ -16,7 +16,7 @@ def as_index(argument: str, value: Any, must: str = "an int") -> int:
         if isinstance(value, bool) or "bool" in str(getattr(value, "dtype", "")):
             raise TypeError
         return operator.index(value)
-    except Exception:  # whatever its attributes do when they are looked at
+    except Exception:  # reading its attributes may raise anything
         do = must_be_static(argument) if is_traced(value) else f"pass {must}"
         raise TypeError(sentence(argument, f"be {must}", describe(value), do)) from None
 

@@ -41,7 +41,7 @@ def _address(tensor: Array) -> int | None:
         address = int(tensor.data_ptr())
     except RuntimeError:  # of a wrapper, as those of torch.func are
         return None
-    # What is said of a storage without memory is how far into it the tensor begins.
+    # Without memory the address that torch gives is how far into its storage the tensor begins.
     is_offset = address < LOW_ADDRESS and address == tensor.storage_offset() * tensor.element_size()
     return 0 if is_offset else address
 
@@ -99,7 +99,7 @@ def require_separate(
 
 
 def _are_apart(a: Array, b: Array, library: str) -> bool:
-    """Whether a glance tells that two arrays share nothing, as it mostly does."""
+    """Whether a quick look shows that two arrays share nothing, as it mostly does."""
     if library == "numpy":
         return not numpy.may_share_memory(a, b)
     if library == "torch" and _is_compiling():  # no address can be asked for, but a graph computes all before it writes

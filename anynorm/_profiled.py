@@ -15,7 +15,7 @@ class _Off:
 def profiler_of(torch: Any) -> Any:
     """What tells by `_is_profiler_enabled` whether a profiler is on.
 
-    There is no public question. To use `record_function` without asking takes microseconds with no profiler on; torch
+    There is no public way to ask. To use `record_function` without asking takes microseconds with no profiler on; torch
     itself asks in this way. In a torch that lacks it calls have no names.
     """
     profiler = torch.autograd.profiler

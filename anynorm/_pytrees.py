@@ -19,7 +19,7 @@ def pytree(kind: type, names: Sequence[str], flatten: Callable[..., Any], unflat
 
 
 def register() -> None:
-    """Register what waits, where something else has imported JAX or Flax; called wherever instances come from."""
+    """Register the classes that wait, once JAX or Flax has been imported; called wherever instances are made."""
     tree_util = getattr(sys.modules.get("jax"), "tree_util", None)
     while tree_util is not None and _waiting_for_jax:
         try:

@@ -80,7 +80,7 @@ def get_threads() -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Have calls from this thread use no other, whatever was asked for."""
+    """Make calls from this thread use no other thread, whatever was set."""
     before = getattr(_here, "alone", False)
     _here.alone = True
     try:
@@ -121,7 +121,7 @@ def _dismiss() -> None:
 def share(work: Callable[[int, int], None], units: int, threads: int) -> None:
     """Call ``work(first, last)`` until all units are done, in up to so many of Python's threads, this one included."""
     pieces = min(units, threads * PIECES_A_THREAD)
-    numbers = itertools.count()  # whose next() no other thread can come between
+    numbers = itertools.count()  # whose next() is one atomic step
 
     def take() -> None:
         for piece in numbers:
@@ -140,7 +140,7 @@ def share(work: Callable[[int, int], None], units: int, threads: int) -> None:
         take()
     finally:
         for _ in itertools.takewhile(lambda piece: piece < pieces, numbers):
-            pass  # after an exception nobody is to begin another piece
+            pass  # after an exception no thread may begin another piece
         for future in futures:
             if not future.cancel():
                 future.result()
@@ -154,7 +154,7 @@ def _pool_of(threads: int) -> Any:
 
 
 def _after_fork() -> None:
-    """Threads do not survive a fork, and neither does whoever holds the lock."""
+    """Threads do not survive a fork, nor does the one that holds the lock."""
     global _helpers, _lock
     _helpers, _lock = None, threading.RLock()
 

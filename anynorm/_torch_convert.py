@@ -1,6 +1,6 @@
 """Norms of a model that change their class: those of torch.nn into anynorm's, and back.
 
-A module whose class is changed remains the same object. Whatever refers to it goes on working: other places in the
+A module whose class is changed remains the same object. Whatever refers to it still works: other places in the
 model, an optimizer that has its parameters, hooks, code that torch.compile made, which looks at the class and is made
 anew. Nothing is copied that could be forgotten.
 """

@@ -169,7 +169,7 @@ def _add(
 
 
 def _is_here(x: Any) -> bool:
-    """Whether anynorm's functions are to take x: on the CPU; or no tensor, as they say best what is wrong with it."""
+    """Whether anynorm's functions take x: a CPU tensor, or no tensor, of which they say what is wrong."""
     return getattr(x, "is_cpu", True)
 
 

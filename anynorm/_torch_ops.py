@@ -112,7 +112,7 @@ def _register(
     fake: Callable[..., Any],
     backward: Callable[..., tuple[Any, ...]],
 ) -> None:
-    """Make an operator: ``run`` is what it does, ``at_once`` the same where nobody follows it, unless it is autograd.
+    """Make an operator: ``run`` is what it does, ``at_once`` the same, where nothing but autograd observes it.
 
     torch.library.register_autograd does it in more steps, which take longer than the norm of a few rows. What
     ``at_once`` returns may be None where a gradient is wanted: autograd does not know of it then.

@@ -12,7 +12,7 @@ from anynorm._forced import force, forced_here
 from anynorm._wording import describe, sentence
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-# Functions that stop half-way, where what they have set stays for whoever runs meanwhile.
+# Functions that pause: what they have set would stay set for the code that runs meanwhile.
 _STOPPING = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
 
 

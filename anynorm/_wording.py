@@ -54,7 +54,7 @@ def describe(value: Any) -> str:
     """A value in a few words: 'the int 3', 'a list', 'a float64 NumPy array of shape (3,)', 'a pandas DataFrame'."""
     try:
         return _described(value)
-    except Exception:  # whatever its attributes do when they are looked at
+    except Exception:  # reading its attributes may raise anything
         return with_article(type(value).__name__)
 
 
@@ -183,7 +183,7 @@ def as_array_of(library: str, argument: str, value: Any) -> str:
     """What to pass in place of a value where an array of that library is wanted."""
     try:
         return _like_x(argument, value, library)
-    except Exception:  # whatever its attributes do when they are looked at
+    except Exception:  # reading its attributes may raise anything
         return with_article(arrays_of_library(library))
 
 

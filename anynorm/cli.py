@@ -20,14 +20,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
             return status
-        except BrokenPipeError:  # whoever read the output has enough of it
+        except BrokenPipeError:  # the reader of the output has closed the pipe
             silence_output()
             return 141  # as for a command that SIGPIPE ends
         except (KeyboardInterrupt, MemoryError, OSError, RuntimeError, TypeError, ValueError) as error:
             status, message = _said_of(error)
             message = message if len(message) <= _MOST_SAID else f"{message[:_MOST_SAID]} ..."
             tell("; ".join([f"anynorm: {message}", *getattr(error, "__notes__", [])]))
-            if status != 130:  # what takes the output may wait for long
+            if status != 130:  # the reader of the output may block for long
                 flush_or_silence()
             return status
 

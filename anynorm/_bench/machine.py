@@ -45,7 +45,7 @@ def load() -> float | None:
     """How many processes wanted to run at a time in the last minute."""
     try:
         return round(os.getloadavg()[0], 2)
-    except (AttributeError, OSError):  # the system does not tell
+    except (AttributeError, OSError):  # the system does not say
         return None
 
 

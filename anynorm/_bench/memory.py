@@ -23,7 +23,7 @@ def traced(call: Callable[[], Any]) -> int:
 
 
 def resident(call: Callable[[], Any]) -> int | None:
-    """Bytes, of whatever library, by the largest size of the process; None where the system does not tell that.
+    """Bytes, of whatever library, by the largest size of the process; None where the system does not say that.
 
     Linux counts in pages, and each thread's in batches of 64 or more, so that less than a megabyte is noise.
     """

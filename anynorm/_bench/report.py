@@ -96,7 +96,7 @@ def machine(document: Record) -> list[str]:
 
 
 def busy(document: Record) -> str | None:
-    """A sentence where others were at work."""
+    """A sentence where other processes were at work."""
     load, cores = document["machine"].get("load"), document["machine"]["cores"]
     if load is None or load < BUSY * cores:
         return None

@@ -48,7 +48,7 @@ class Worker:
         return taken
 
     def release(self) -> None:
-        """Let go of the arrays; a process that has died has done so."""
+        """Free the arrays; a process that has died has done so."""
         if self._process is not None:
             with contextlib.suppress(WorkerError):
                 self._ask("release")
@@ -98,10 +98,10 @@ class Worker:
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Have a process that is started here be deaf to Ctrl-C from its first moment; that is the runner's.
+    """Make a process that is started here ignore Ctrl-C from its first moment; the runner handles it.
 
-    One that comes meanwhile is the runner's when the process has all that it is handed, and not before: it would say
-    that it lacks that.
+    A Ctrl-C that comes meanwhile reaches the runner when the process has been handed all it needs, and not before: the
+    process would print an error.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -110,7 +110,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
     resource_tracker.ensure_running()  # it would start with the first process, and unblock them
     arrived: list[int] = []
-    # Blocked is this thread alone; another one takes the signal then, and this one its exception.
+    # Only this thread blocks the signal: another one receives it then, and this one the exception.
     handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
     if handler is not None:
         signal.signal(signal.SIGINT, lambda number, _: arrived.append(number))
@@ -129,7 +129,7 @@ def serve(pipe: Connection, name: str, rival: Rival, threads: int) -> None:
     """Answer (failed, answer) to each message until the runner hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's, which then ends this process
     for package in rival.packages:
-        with contextlib.suppress(Exception):  # which comes again, and is told, where the rival is set up
+        with contextlib.suppress(Exception):  # it is raised again, and reported, where the rival is set up
             importlib.import_module(package)
     server = _Server(name, rival, threads)
     gc.disable()  # a collection within a sample would be charged to the rival
@@ -142,7 +142,7 @@ def serve(pipe: Connection, name: str, rival: Rival, threads: int) -> None:
             answer = (False, getattr(server, command)(*arguments))
         except Exception as error:
             answer = (True, f"{type(error).__name__}: {str(error).partition(chr(10))[0][:300]}")
-        with contextlib.suppress(OSError):  # the next recv finds that nobody listens
+        with contextlib.suppress(OSError):  # the next recv finds the connection closed
             pipe.send(answer)
 
 

@@ -90,7 +90,7 @@ def show(record: Record) -> None:
 
 
 def cells(line: report.Line) -> list[str]:
-    """What of a line people read."""
+    """The cells of a line, for people."""
 
     def said(value: float | None, how: str) -> str:
         return "" if value is None else how.format(value)

@@ -21,7 +21,7 @@ def load_moments(path: Path, names: tuple[str, ...]) -> Moments:
         raise ValueError(f"{path} is not a readable .json file; {_HOW}") from None
     chosen = _chosen(path, written, names)
     try:
-        # JSON has no NaN, and null in its place.
+        # JSON has no NaN; null stands for it.
         return Moments.from_dict({
             name: [math.nan if one is None else one for one in value] if isinstance(value, list) else value
             for name, value in chosen.items()

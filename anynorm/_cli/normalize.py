@@ -89,7 +89,7 @@ def _job(parsed: argparse.Namespace) -> Job:
 
 @contextmanager
 def _folder(found: Pairs) -> Iterator[None]:
-    """Have the folder there that several files go into; one that is made here and stays empty is removed."""
+    """Make the folder that several files go into, and remove it again if it stays empty."""
     folder = found.folder
     if folder is None or folder.is_dir():
         yield
@@ -116,7 +116,7 @@ def _plan(parsed: argparse.Namespace, found: Pairs, job: Job) -> list[Result]:
 
 
 def _normalize(parsed: argparse.Namespace, found: Pairs, job: Job) -> list[Result]:
-    """Normalize one file after the other; what ends that is told how far it came."""
+    """Normalize one file after the other; an error that ends this says how many are done."""
     results: list[Result] = []
     if not found.todo:
         return results
@@ -148,7 +148,7 @@ def _normalize(parsed: argparse.Namespace, found: Pairs, job: Job) -> list[Resul
 
 @contextmanager
 def _naming(found: Pairs, source: Place) -> Iterator[None]:
-    """Have an error name the file, of several, where it speaks of what is in it alone."""
+    """Add the file to the message of an error that names only what is in it, where there are several."""
     try:
         yield
     except Exception as error:

@@ -52,7 +52,7 @@ class Command(Parser):
             argument.complete = self.files
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuse here what is not known, where the nearest is."""
+        """Refuse unknown arguments here, where the nearest known option can be named."""
         if self._in_turn:  # parse_known_intermixed_args asks in Python 3.11
             return super().parse_known_args(args, namespace)
         self._in_turn = True
@@ -85,7 +85,7 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """What to add to a message about a word that is none of these."""
-    bare = {one.lstrip("-"): one for one in sorted(set(words))}  # dashes are no likeness
+    bare = {one.lstrip("-"): one for one in sorted(set(words))}  # dashes do not make words alike
     found = difflib.get_close_matches(word.lstrip("-"), bare, 1, 0.65)
     return f"; did you mean {bare[found[0]]}?" if found else ""
 

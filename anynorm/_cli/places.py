@@ -70,7 +70,7 @@ def _is_folder(text: str) -> bool:
 
 def _is_done(source: Path, target: Path) -> bool:
     """Whether a target is there and newer than its source; FileExistsError where it is older."""
-    if not target.exists() or target.is_dir() != (target.suffix.lower() == ".zarr"):  # of which normalize will tell
+    if not target.exists() or target.is_dir() != (target.suffix.lower() == ".zarr"):  # normalize will report it
         return False
     if _changed(target) < _changed(source):
         raise FileExistsError(f"{target} is older than {source}; remove it, or pass --force to write everything again")

@@ -29,7 +29,7 @@ def run(parsed: argparse.Namespace) -> int:
                     continue
                 for line in lines_of(place, one):
                     say(line, output())
-                output().flush()  # to whoever reads it, who may have enough
+                output().flush()  # raises if its reader has closed the pipe
         if empty and not parsed.json:
             say(f"{place}: no arrays", output())
     if parsed.json:

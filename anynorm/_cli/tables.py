@@ -1,4 +1,4 @@
-"""Tables on the terminal: by rich where it is installed and somebody looks, in plain columns elsewhere."""
+"""Tables on the terminal: by rich where it is installed and the output is a terminal, in plain columns elsewhere."""
 
 from __future__ import annotations
 

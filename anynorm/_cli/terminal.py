@@ -30,7 +30,7 @@ def printable(text: str) -> str:
 
 
 def say(text: str, file: IO[str] | None) -> None:
-    """Print a line, in what of it the encoding of the file has."""
+    """Print a line; characters that the encoding of the file lacks are escaped."""
     if file is not None:  # it was closed by whoever started the command
         encoding = getattr(file, "encoding", None) or "utf-8"
         print(printable(text).encode(encoding, "backslashreplace").decode(encoding), file=file)
@@ -38,7 +38,7 @@ def say(text: str, file: IO[str] | None) -> None:
 
 def tell(message: str) -> None:
     """Say something on standard error, beside the result."""
-    with suppress(OSError):  # nobody hears it, and the file is as good as without
+    with suppress(OSError):  # nobody can read it, and the file is written all the same
         say(message, sys.stderr)
 
 
@@ -63,7 +63,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def flush_or_silence() -> None:
-    """Write what is left for standard output, or have it go nowhere where that fails, as it would when Python ends."""
+    """Flush standard output; where that fails discard the rest, which would fail once more when Python ends."""
     if sys.stdout is not None:
         try:
             sys.stdout.flush()
@@ -72,7 +72,7 @@ def flush_or_silence() -> None:
 
 
 def silence_output() -> None:
-    """Have what is left for a standard output that takes no more go nowhere, without a word when Python ends."""
+    """Discard what is left for a standard output that is closed, so that Python prints no error when it ends."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError:  # it is no file
@@ -83,7 +83,7 @@ def silence_output() -> None:
 def progress(
     what: str, total: Callable[[], int | None], quiet: bool = False, printing: bool = False, of_bytes: bool = True
 ) -> Iterator[Callable[[int], Any]]:
-    """A progress bar on a terminal, where rich is installed; what it gives is told how many bytes are done.
+    """A progress bar on a terminal, where rich is installed; yields what is called with each number of bytes done.
 
     ``printing``: lines are printed meanwhile, which on a terminal are to stand above the bar. ``of_bytes``: whether
     what is counted are bytes.
@@ -108,7 +108,7 @@ def progress(
     # What is written to standard output, which may be the result, must not pass through the bar elsewhere.
     above = printing and sys.stdout is not None and sys.stdout.isatty()
     options: dict[str, Any] = {"transient": True, "redirect_stdout": above, "redirect_stderr": False}
-    options["refresh_per_second"] = 10 if of_bytes else 2  # what is counted otherwise is timed, and this takes time
+    options["refresh_per_second"] = 10 if of_bytes else 2  # drawing takes time, and what is not bytes is being timed
     with Progress(*columns, console=Console(stderr=True), **options) as bar:
         task = bar.add_task(printable(what), total=total())
 
@@ -125,7 +125,7 @@ def stopped() -> bool:
 
 
 def require_unstopped() -> None:
-    """Raise KeyboardInterrupt again where the first was lost: Python ignores it in what others call, as in __del__."""
+    """Raise KeyboardInterrupt again where the first was lost: Python ignores exceptions in __del__ and the like."""
     if stopped():
         raise KeyboardInterrupt
 

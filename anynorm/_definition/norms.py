@@ -6,9 +6,9 @@ Each is the same three steps over the normalized axes, with n elements to a row:
     finish   statistics -> one shift and one factor; the only step in which the norms differ
     apply    (x - shift) * factor * weight + bias
 
-float16, bfloat16 and float32 are computed in float64 where the library has it at a fair price. No square overflows or
-underflows there, and the 29 bits that it has beyond float32 absorb all rounding. Elsewhere (float64 itself; float32 and
-narrower in JAX) rows are first multiplied by a power of two, their unit, which keeps squares in range, and centred
+float16, bfloat16 and float32 are computed in float64 where the library has it and is fast with it. No square overflows
+or underflows there, and the 29 bits that it has beyond float32 absorb all rounding. Elsewhere (float64 itself; float32
+and narrower in JAX) rows are first multiplied by a power of two, their unit, which keeps squares in range, and centred
 twice: by the rounded mean, then by the mean of what is left. So a mean of a million standard deviations costs no
 accuracy (Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance").
 """

@@ -163,10 +163,10 @@ def show(
 
 
 def nbytes_of(source: Place, names: tuple[str, ...]) -> int | None:
-    """How many bytes of elements `normalize` and `show` deal with; None where nobody knows before."""
+    """How many bytes of elements `normalize` and `show` deal with; None where that is not known before."""
     if source == "-":
         return None
-    with suppress(OSError, TypeError, ValueError), opened(source) as original:  # of which whoever reads it will tell
+    with suppress(OSError, TypeError, ValueError), opened(source) as original:  # reading it will report the error
         entries = _reader(original, suffix_of(source)).entries
         sizes = [one.nbytes for one in entries if (one.name in names if names else not one.why)]
         return sum(size for size in sizes if size is not None) if sizes and None not in sizes else None

@@ -24,7 +24,7 @@ def package(name: str, path: Path) -> Any:
 
 @contextmanager
 def readable(what: Any) -> Iterator[None]:
-    """Tell in a ValueError what a library has against a file; there is no end to the kinds of its exceptions."""
+    """Turn what a library raises about a file into a ValueError; its exceptions are of many kinds."""
     try:
         with warnings.catch_warnings(action="ignore"):  # of what other programs have put there
             yield

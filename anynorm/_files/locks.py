@@ -11,7 +11,7 @@ except ImportError:  # Windows
 
 
 def lock(file: IO[bytes] | int) -> bool:
-    """Lock a file until it is closed; return whether nobody else holds it."""
+    """Lock a file until it is closed; return whether no other process holds it."""
     if fcntl is None:
         return True
     locking: Any = fcntl
@@ -25,5 +25,5 @@ def lock(file: IO[bytes] | int) -> bool:
 
 
 def can_lock() -> bool:
-    """Whether a lock tells anything."""
+    """Whether locks work on this system."""
     return fcntl is not None

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 _Read = tuple[Item, Any, Future[Any]]
 
-_PATIENCE_SECONDS = 2  # of whoever has pressed Ctrl-C
+_PATIENCE_SECONDS = 2  # how long a write may take after Ctrl-C
 
 
 def pipelined(

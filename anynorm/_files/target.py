@@ -19,7 +19,7 @@ from anynorm._files.locks import can_lock, lock
 
 
 def require_regular(path: Path) -> None:
-    """Raise ValueError for what is neither a file nor a folder: opening a pipe waits for whoever writes into it."""
+    """Raise ValueError for what is neither a file nor a folder: opening a pipe waits for a writer."""
     mode = path.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise ValueError(f"{path} is not a regular file; give the data in a file")
@@ -131,7 +131,7 @@ def _remove_folder(folder: Path) -> None:
 
 
 def reserve(file: IO[bytes], nbytes: int) -> None:
-    """Have a full disk say so before the work rather than after, where the system can reserve space.
+    """Make a full disk fail before the work rather than after, where the system can reserve space.
 
     For new files alone: one of the user's would be left longer than what is written to it.
     """
@@ -145,7 +145,7 @@ def reserve(file: IO[bytes], nbytes: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk, where the system can."""
+    """Make sure that the names in a folder are on disk, where the system can."""
     if os.name == "posix":
         _sync(folder)
 
@@ -173,7 +173,7 @@ def require_absent(target: Path, overwrite: bool, folder: bool = False) -> None:
 
 
 def _create(target: Path) -> IO[bytes]:
-    """A new file beside the target, locked, with a name that nobody can foresee."""
+    """A new file beside the target, locked, with a name that cannot be foreseen."""
     mode = 0o600 if target.exists() else 0o666  # nobody may read the new file who may not read the old one
     while True:
         _remove_left_of(target)
@@ -205,7 +205,7 @@ def _create_folder(target: Path) -> tuple[Path, AbstractContextManager[Any]]:
 
 @contextmanager
 def _telling_of(path: Path) -> Iterator[None]:
-    """Tell of this path where a new file cannot be made or renamed, rather than of a name that nobody knows."""
+    """Name this path where a new file cannot be made or renamed, rather than its own name, which no user knows."""
     try:
         yield
     except OSError as error:

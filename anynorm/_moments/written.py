@@ -16,7 +16,7 @@ from anynorm._moments.parts import PARTS
 from anynorm._numbers import check_length
 from anynorm._wording import describe, sentence
 
-# For which array-api-compat speaks the standard.
+# Libraries whose namespace of the standard is in array-api-compat.
 _WRAPPED = ("cupy", "torch", "dask.array")
 
 _MOST = 2**63 - 1  # elements, as counts of rows have it too
@@ -64,7 +64,7 @@ def read(values: Any, xp: Any, device: Any) -> tuple[Any, Statistics]:
 
 
 def namespace(argument: str, xp: Any) -> Any:
-    """The namespace that speaks the standard for a module such as torch."""
+    """The namespace of the standard for a module such as torch."""
     if not (isinstance(getattr(xp, "__name__", None), str) and hasattr(xp, "asarray")):
         do = "pass the module itself, such as numpy or torch"
         raise TypeError(sentence(argument, "be an array namespace", describe(xp), do))
@@ -76,7 +76,7 @@ def _wrong(entry: str, must: str, value: Any) -> str:
 
 
 def placement(xp: Any, device: Any) -> dict[str, Any]:
-    """What is said of the device where an array is made."""
+    """What a library raises about a device where an array is made."""
     try:
         xp.asarray(0.0, dtype=xp.float32, device=device)
     except Exception:  # whatever the library raises for a device that it does not have

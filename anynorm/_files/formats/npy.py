@@ -38,7 +38,7 @@ def open_npy(file: IO[bytes], path: Path) -> RawFile:
 
 
 def load_npy(path: Path) -> Array:
-    """The array of an .npy file, in memory, where nobody can change it on the way."""
+    """The array of an .npy file, in memory, where no other program can change it meanwhile."""
     with opened(path) as original:
         (array,) = open_npy(original.file, path).arrays
         if is_untyped(array.dtype):
@@ -77,7 +77,7 @@ def read_header(file: IO[bytes], path: Path) -> RawFile:
 
 
 def _bytes_of_header(file: IO[bytes]) -> bytes:
-    """The header as it stands, no more of it than a header may hold whatever it says of itself."""
+    """The bytes of the header, no more than a header may have, whatever length it claims."""
     begin = file.read(npy.MAGIC_LEN)
     if not begin:
         raise ValueError("it is empty")

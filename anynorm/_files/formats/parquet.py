@@ -242,7 +242,7 @@ def _opened(path: Path) -> Any:
 
 
 def _read_group(file: Any, group: int, rows: int, columns: list[str] | None) -> Any:
-    """A row group, of which nothing is believed: an index past its dictionary, say, is followed wherever it leads."""
+    """A row group, validated in full: Arrow would follow an index past its dictionary wherever it leads."""
     table = file.read_row_group(group, columns=columns)
     for name, column in zip(table.column_names, table.columns, strict=True):
         try:

@@ -49,7 +49,7 @@ def missing() -> str | None:
 
 
 def has_compiler() -> bool:
-    """Import Numba; where it is installed and cannot be, as with a NumPy newer than it knows, kernels are missing."""
+    """Import Numba; where it is installed but cannot be imported, as beside too new a NumPy, kernels are missing."""
     global _MISSING
     try:
         with unforked:
@@ -84,7 +84,7 @@ def refuses_to_pull(gradient: Gradient) -> str | None:
     call, dy, dtotal, _ = gradient
     if call.library.name == "torch" and wants_gradient(call, dy, dtotal):
         return "a derivative of the derivative is wanted, which goes through the definition"
-    # They read dy and dtotal as they would a residual and write as to `out`, of which all the same is asked.
+    # They read dy and dtotal like a residual and write dx like `out`, so the same is required of these.
     return refuses(call._replace(residual=dy, out=None if dtotal is None else (dtotal,)))
 
 
@@ -97,7 +97,7 @@ def scale_of(call: Call) -> float:
 
 
 def wants_gradient(call: Call, *others: Any) -> bool:
-    """Whether torch is to follow a call back."""
+    """Whether torch must be able to differentiate a call."""
     import torch
 
     given = (call.x, call.residual, call.weight, call.bias, *_arrays_of_moments(call), *others)

@@ -15,7 +15,7 @@ from anynorm._kernels.cpu.objects import integer_of, is_apart, jump, lock, misfi
 from anynorm._kernels.cpu.tags import TAGS, WIDE32
 
 _HALF, _BFLOAT, _SINGLE = TAGS["float16"], TAGS["bfloat16"], TAGS["float32"]
-# To let go of Python's lock and take it again costs 0.07 microseconds, and a wait where another thread has taken it.
+# To release Python's lock and take it again costs 0.07 microseconds, and a wait where another thread has taken it.
 # Such work takes 4 (float32).
 _FEW_ELEMENTS = 1 << 13
 

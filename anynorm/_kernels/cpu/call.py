@@ -119,7 +119,7 @@ def _shares_address(access: Any, outs: tuple[Array | None, ...], inputs: tuple[A
 
 
 def _is_repeatable(call: Call, kind: _Kind) -> bool:
-    """Whether calls like this one may take the short way."""
+    """Whether calls like this one may take the short way (repeat.py)."""
     alike = call.weight is None or call.rule.averaged or type(call.weight) is float
     return len(call.axes) == 1 and alike and not kind.in_float64
 

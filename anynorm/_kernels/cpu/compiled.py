@@ -138,7 +138,7 @@ def alike(value: Any, like: Value) -> Value:
 
 
 def where_less(a: Value, b: Value, then: Any, otherwise: Any) -> Value:
-    """``then`` where a < b, else ``otherwise``, lane by lane; NaN is less than nothing."""
+    """``then`` where a < b, else ``otherwise``, lane by lane; NaN is not less than anything."""
     kind = then.llvm.type if isinstance(then, Value) else None
     less = builder().fcmp_ordered("<", a.llvm, as_llvm(b, a.llvm.type))
     return Value(builder().select(less, as_llvm(then, kind), as_llvm(otherwise, kind)))

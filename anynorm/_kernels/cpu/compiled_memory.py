@@ -116,7 +116,7 @@ def prefetch(address: Any) -> None:
     call("llvm.prefetch.p0", ir.VoidType(), pointer, INT32(0), INT32(3), INT32(1))
 
 
-# Nothing else may pass streaming stores: who waits for the result must find all of it.
+# Nothing else may pass streaming stores: a thread that waits for the result must find all of it.
 @traced
 def fence() -> None:
     """Make streamed stores seen before whatever is stored next."""

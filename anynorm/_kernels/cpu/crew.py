@@ -1,8 +1,8 @@
 """Threads that share the work of a kernel and never wait for Python: they sleep, wake and work without the GIL.
 
 A crew does one job at a time, in one call of a function that Python cannot interrupt: no exception, signal or fork
-comes between its beginning and its end. Whoever finds the crew at work does without. A child after a fork has no
-helpers and needs none, for nobody waits for a helper that has not begun.
+comes between its beginning and its end. A caller that finds the crew at work does without it. A child after a fork has
+no helpers and needs none, for no caller waits for a helper that has not begun.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Crew:
         return None if outcome == self._words.BUSY_NOW else outcome == self._words.RAN
 
     def shutdown(self, *, wait: bool = False) -> None:
-        """Let each helper end when it has done what it does; those who still hold the crew work alone from then on."""
+        """Let each helper end after its work; callers that still hold the crew work alone from then on."""
         ctypes.c_int64.from_address(self._at(self._words.RETIRED)).value = 1
         for _ in range(self.helpers):
             self._program.sem_post(self._at(self._words.WORK))

@@ -2,10 +2,10 @@
 
 It is compiled in 20 milliseconds, where Numba would take some hundred for each function, so it is not kept on disk.
 
-A job is a function that is called for one piece of the work after the other. ``left`` is how many pieces nobody has
-taken. Whoever takes one off it, in one atomic step, may touch the job until counting that piece off ``undone``, and at
-no other time; the caller leaves when ``undone`` is 0. So a helper that comes late, or never, finds ``left`` at 0 and
-touches nothing but the crew's own memory, and nobody waits for it.
+A job is a function that is called for one piece of the work after the other. ``left`` is how many pieces no thread has
+taken. A thread that takes one off it, in one atomic step, may touch the job until it counts that piece off ``undone``,
+and at no other time; the caller leaves when ``undone`` is 0. So a helper that comes late, or never, finds ``left`` at 0
+and touches nothing but the crew's own memory, and nobody waits for it.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ def piece_of(kernel: int, types: tuple[str, ...]) -> int:
 
 
 def _compiled(text: str, *names: str) -> list[int]:
-    """The addresses of functions; their code stays for good, as a thread may be in it to the end of the process."""
+    """The addresses of functions; their code is never freed, as a thread may be in it to the end of the process."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine(

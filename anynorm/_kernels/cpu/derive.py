@@ -254,7 +254,7 @@ def apply_chunk(
     """Write a chunk of dx, of each row in the slots, and add to the sums of its columns; 0 where there are none."""
     for centred in cases(task.rule == LAYER):
         for has_weight in cases(sums != 0):
-            # Who wants the bias's gradient alone gets that of the weight with it.
+            # Where the bias's gradient alone is wanted, that of the weight is formed with it.
             for has_bias in (has_weight,) if centred else cases(task.bias != 0) if has_weight else (False,):
                 for lanes, first, last in parts_of(count, wide):
                     for i in loop(first, last, lanes):

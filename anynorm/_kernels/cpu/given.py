@@ -1,6 +1,6 @@
 """Moments by the kernels, and rows normalized with given ones: `anynorm.moments`, and ``moments=``.
 
-What lies between both, merging and step 2 of the definition, is a few numbers a row, and NumPy's business.
+What lies between both, merging and step 2 of the definition, is a few numbers a row, and done by NumPy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `compiled` and `tracing` do, said in NumPy: lanes are an array of numbers.
+"""What `compiled` and `tracing` do, written in NumPy: lanes are an array of numbers.
 
 This and `interpreted_memory` stand in for them under NUMBA_DISABLE_JIT=1 and give the same bits, but for the sign and
 payload of NaN, a few thousand times slower. A number is a numpy.float64, whose division by zero is not an exception.
@@ -117,7 +117,7 @@ def _fused_singles(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
     error = (product - (nearest - c_seen)) + (c - c_seen)
     is_even = nearest.view(numpy.int64) & 1 == 0
     odd = numpy.nextafter(nearest, numpy.copysign(math.inf, error))
-    # Errors of infinities are NaN, and so are not less than 0 nor more.
+    # Errors of infinities are NaN, which is neither less nor more than 0.
     return numpy.where(is_even & (numpy.abs(error) > 0.0), odd, nearest).astype(numpy.float32)
 
 
@@ -137,7 +137,7 @@ def magnitude(a: Lanes) -> Lanes:
 
 
 def where_less(a: Any, b: Any, then: Any, otherwise: Any) -> Any:
-    """``then`` in lanes in which a < b, else ``otherwise``; NaN is less than nothing."""
+    """``then`` in lanes in which a < b, else ``otherwise``; NaN is not less than anything."""
     return numpy.where(a < b, then, otherwise)[()]
 
 

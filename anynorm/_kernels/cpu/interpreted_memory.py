@@ -1,4 +1,4 @@
-"""What `compiled_memory` does, said in NumPy: between memory and lanes.
+"""What `compiled_memory` does, written in NumPy: between memory and lanes.
 
 And what a kernel does when it is called so, for its buffers.
 """
@@ -29,7 +29,7 @@ _stack = _Stack()
 
 
 def as_compiled(kernel: Callable[..., int]) -> Callable[..., int]:
-    """Run a kernel as compiled code does: a stack of its own, and not a word about NaN and infinity."""
+    """Run a kernel as compiled code does: a stack of its own, and no warning about NaN and infinity."""
 
     @functools.wraps(kernel)
     def run(*arguments: Any) -> int:

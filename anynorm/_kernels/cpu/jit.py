@@ -17,8 +17,8 @@ from anynorm import _forks
 from anynorm._kernels.cpu.interpreted_memory import as_compiled
 from anynorm._kernels.cpu.objects import HELD
 
-# Other code of the process may compile too. LLVM's own lock has no public name: without it, a fork may only come
-# between the few calls that are made without Numba's lock.
+# Other code of the process may compile too. LLVM's own lock has no public name: without it a fork may still come during
+# the few calls that are made without Numba's lock.
 _forks.wait_for(global_compiler_lock)
 if getattr(ffi.lib, "_lock", None) is not None:
     _forks.wait_for(ffi.lib._lock)
@@ -40,7 +40,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]  # Numba has no types
         return (*super()._index_key(signature, codegen), _Cache._sources)
 
     def load_overload(self, *arguments: Any) -> Any:
-        # A cache that cannot be read is none.
+        # A cache that cannot be read counts as empty.
         try:
             return super().load_overload(*arguments)
         except Exception:
@@ -85,7 +85,7 @@ def entry(compiled: Any, signature: tuple[Any, ...]) -> Callable[..., int]:
 
 
 def native(compiled: Any, signature: tuple[Any, ...]) -> tuple[int, tuple[str, ...]] | None:
-    """Where a kernel can be called that `entry` has returned, and the types of its arguments in LLVM's words."""
+    """Where a kernel can be called that `entry` has returned, and the LLVM types of its arguments."""
     if config.DISABLE_JIT:
         return None
     found = compiled.overloads[signature]
@@ -95,7 +95,7 @@ def native(compiled: Any, signature: tuple[Any, ...]) -> tuple[int, tuple[str, .
 
 
 def address(compiled: Any, signature: tuple[Any, ...]) -> int:
-    """Where the machine code of an `entry` begins, which is never thrown away."""
+    """Where the machine code of an `entry` begins, which is never freed."""
     found = native(compiled, signature)
     return id(compiled) if found is None else found[0]
 
@@ -141,7 +141,7 @@ def signature_of_apply(tag: Any, wide: Any, has_layout: bool) -> tuple[Any, ...]
 
 
 def entry_again(compiled: Any) -> Callable[..., int]:
-    """The kernel for calls like one before; Python's lock is its own business."""
+    """The kernel for calls like one before; it releases and takes Python's lock itself."""
     if config.DISABLE_JIT:
         found: Callable[..., int] = compiled
         return found

@@ -90,7 +90,7 @@ class NumPy:
 
     @staticmethod
     def written(array: Array) -> None:
-        """Nobody has to be told."""
+        """Nothing keeps track of what is written to NumPy arrays."""
 
 
 class Torch:
@@ -125,7 +125,7 @@ class Torch:
 
     @staticmethod
     def written(tensor: Array) -> None:
-        """Let autograd know that a tensor is not what it was."""
+        """Tell autograd that a tensor was written to."""
         import torch
 
         torch.autograd.graph.increment_version(tensor)
@@ -140,7 +140,7 @@ def _madvise() -> Any:
 
 
 def _ask_for_huge_pages(address: int, nbytes: int) -> None:
-    """Have fresh memory come in pages of 2 MiB, as NumPy has its own: 4 KiB at a time takes longer than any norm."""
+    """Ask for fresh memory in pages of 2 MiB, as NumPy does for its own: 4 KiB at a time takes longer than any norm."""
     madvise = _madvise()
     if madvise is None:
         return
@@ -152,7 +152,7 @@ def _ask_for_huge_pages(address: int, nbytes: int) -> None:
 
 @cache
 def last_cache_nbytes() -> int:
-    """The size of the last cache; 32 MiB where the system does not tell."""
+    """The size of the last cache; 32 MiB where the system does not say."""
     with unforked:
         from pathlib import Path  # not at the top: it takes milliseconds, and no norm needs it before this
 

@@ -1,6 +1,6 @@
 """Between Python and a kernel: what the objects that it is called with hold, and the lock of the interpreter.
 
-The kernels know addresses alone. Here are the words for what comes before: `again` is written in them.
+The kernels know addresses alone. Here is what comes before: `again` is written with it.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ Array = Any
 def pull(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight, dbias and the gradient of the moments that the call gives."""
     call, numbers = gradient.call, room_for(gradient.call, FINISHED)
-    # As far as rows go, whose numbers are NumPy's business.
+    # As far as rows go; the numbers of each row are NumPy arrays.
     of_rows = call._replace(
         library=library_of(numbers),
         precision=Precision(numpy.float64, call.precision.digits),

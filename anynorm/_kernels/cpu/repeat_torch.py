@@ -1,9 +1,10 @@
 """`repeat` for torch tensors on the CPU.
 
-Asked one by one, whether three tensors are what they were takes most of the time in which torch normalizes a row of
-768. For the graphs of torch.compile, torch has guards that find it out at once: `TensorGuards` holds what of each
-tensor was true when it was made (type, dtype, device, shape, strides, whether it is negated, and whether it requires a
-gradient) and what of the thread was (inference mode, torch.func, tracing). No tensor lives on because of one.
+To ask three tensors one by one whether they are like earlier ones takes most of the time in which torch normalizes a
+row of 768. For the graphs of torch.compile, torch has guards that check all of it at once: `TensorGuards` holds what of
+each tensor was true when it was made (type, dtype, device, shape, strides, whether it is negated, and whether it
+requires a gradient) and what of the thread was (inference mode, torch.func, tracing). No tensor lives on because of
+one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Constants that the CPU kernels and those who call them share; imports no compiler."""
+"""Constants that the CPU kernels and their callers share; imports no compiler."""
 
 from __future__ import annotations
 

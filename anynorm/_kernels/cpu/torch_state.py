@@ -1,4 +1,4 @@
-"""What torch is up to, and whether tensors are what others were: what has no public name, and how to do without it."""
+"""What state torch is in, and whether tensors are like earlier ones: by private names of torch, or without them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 
 def is_followed(torch: Any) -> bool:
-    """Whether somebody follows what torch does operation by operation, and would not see what a kernel does.
+    """Whether something observes torch operation by operation, and would not see what a kernel does.
 
-    There are no public questions for most of these: the transforms of torch.func, dispatch modes such as those of
-    make_fx and of fake tensors, torch.jit.trace, and the levels of forward-mode derivatives. A torch that cannot be
-    asked is taken to be followed: the definition, in torch's operations, is right in any case.
+    There is no public way to ask for most of these: the transforms of torch.func, dispatch modes such as those of
+    make_fx and of fake tensors, torch.jit.trace, and the levels of forward-mode derivatives. Where a release of torch
+    cannot be asked, the answer is yes: the definition, in torch's operations, is right in any case.
     """
     try:
         return bool(
@@ -25,13 +25,13 @@ def is_followed(torch: Any) -> bool:
 
 
 def transforms_question(torch: Any) -> Callable[[], bool]:
-    """The question whether a transform of torch.func is at work, which torch.compile knows the answer of."""
+    """The function that tells whether a transform of torch.func is active, which torch.compile can evaluate."""
     found: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
     return found
 
 
 def modes_question(torch: Any) -> Callable[[], int]:
-    """The question how many dispatch modes are at work."""
+    """The function that tells how many dispatch modes are active."""
     found: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
     return found
 
@@ -46,12 +46,12 @@ def has_tangent(torch: Any, tensors: Iterable[Any]) -> bool:
 
 
 def below_autograd(torch: Any) -> Any:
-    """A block in which operators are called as if there were no autograd; None in a torch that has it no more."""
+    """A block in which operators are called as if there were no autograd; None where torch lacks it."""
     return getattr(torch._C, "_AutoDispatchBelowAutograd", None)
 
 
 def direct_apply(torch: Any, function: Any) -> Callable[..., Any]:
-    """`apply` of a torch.autograd.Function without the questions of torch.func, which the caller has asked.
+    """`apply` of a torch.autograd.Function without the checks for torch.func, which the caller has made.
 
     They take 5 of 25 microseconds for a row of 768.
     """
@@ -64,7 +64,7 @@ _TRIED = ("2.13.",)
 
 
 class Guards(NamedTuple):
-    """What torch made for the code that torch.compile generates; not public, so it is put to the test."""
+    """What torch made for the code that torch.compile generates; not public, so it is tested before it is used."""
 
     kind: Callable[..., Any]
     make: Callable[..., Any]  # shape, strides and dtype -> an empty CPU tensor, in half the time of torch.empty_like
@@ -82,7 +82,7 @@ class Guards(NamedTuple):
             return None
 
     def guard(self, tensors: tuple[Any, ...]) -> Callable[..., bool]:
-        """A question whether tensors are, in all but their numbers, what these are here and now."""
+        """A function that tells whether tensors are like these here and now, in all but their numbers."""
         # Without these two it would end the process.
         made = self.kind(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
         check: Callable[..., bool] = made.check

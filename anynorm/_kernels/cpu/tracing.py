@@ -118,7 +118,7 @@ cell = Cell
 
 
 def as_llvm(value: Any, like: ir.Type = None) -> Any:
-    """What a Value or a Python number is to LLVM."""
+    """The LLVM value of a Value or a Python number."""
     if isinstance(value, Value):
         return value.llvm
     if isinstance(value, bool):
