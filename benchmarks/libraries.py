@@ -129,7 +129,7 @@ def gradient(case: Case, norm: Function, arguments: list[Array], dy: Array) -> t
 
 
 def model_gradient(case: Case, norm: Function, arguments: list[Array], dy: Array) -> tuple[Function, list[Any]]:
-    """The gradients, by x and each parameter, of layers that add the product of their norm and a matrix."""
+    """The gradients of x and each parameter, of layers that add the product of their norm and a matrix."""
     import jax
 
     def loss(x: Array, layers: list[Any], dy: Array) -> Array:

@@ -223,7 +223,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_table_is_drawn_where_somebody_looks(monkeypatch):
+def test_a_table_is_drawn_on_a_terminal(monkeypatch):
     rows = [["[red]x", "1 us"], ["y", "20 us"]]
     shown = {}
     for file in (Terminal(), io.StringIO()):

@@ -257,7 +257,7 @@ def test_the_bar_knows_how_much_there_is(suffix, axis):
     assert nbytes_of(source, ()) == sum(steps) == 300 * 8 * 4
 
 
-def test_nobody_knows_how_much_a_stream_has_or_what_cannot_be_read():
+def test_the_size_of_a_stream_or_of_what_cannot_be_read_is_not_known():
     Path("x.npy").write_bytes(b"")
     for place in ("-", Path("x.npy"), Path("none.npy"), Path("x.txt")):
         assert nbytes_of(place, ()) is None

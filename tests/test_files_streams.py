@@ -146,7 +146,7 @@ def test_an_output_that_is_the_source_is_refused(small_blocks, monkeypatch, caps
 
 @pytest.mark.parametrize("command", ["normalize x.npy - --norm layer", "show x.npy", "info"])
 @pytest.mark.skipif(os.name != "posix", reason="SIGPIPE as POSIX has it")
-def test_an_output_that_nobody_reads_ends_quietly(monkeypatch, capfd, command):
+def test_an_output_whose_reader_has_gone_ends_quietly(monkeypatch, capfd, command):
     save_x((3000, 6))
     ours, theirs = os.pipe()
     os.close(ours)

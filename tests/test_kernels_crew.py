@@ -26,7 +26,7 @@ NORMS = ("layer_norm", "rms_norm", "scale_norm")
 
 @pytest.fixture(autouse=True)
 def forced():
-    # Of what ran before in this process, helpers may be left that nobody has told to end, or that are still ending.
+    # Of what ran before in this process, helpers may be left that were not told to end, or that are still ending.
     anynorm.set_threads(None)
     assert_all_end(helpers_alive())
     with anynorm.use_kernel("cpu"):
@@ -168,7 +168,7 @@ def crew_of(helpers, monkeypatch, present):
     return crew
 
 
-def test_nobody_waits_for_a_helper_that_does_not_come(program, monkeypatch):
+def test_no_call_waits_for_a_helper_that_does_not_come(program, monkeypatch):
     x = rows_of("float32", 33, 100)
     expected = normalize("layer_norm", x)
     crew = crew_of(3, monkeypatch, 0)
@@ -187,7 +187,7 @@ def test_nobody_waits_for_a_helper_that_does_not_come(program, monkeypatch):
     assert_bits(normalize("layer_norm", x), expected)  # by those who still hold the crew
 
 
-def test_whoever_finds_the_crew_at_work_does_without(monkeypatch):
+def test_a_caller_that_finds_the_crew_at_work_does_without(monkeypatch):
     from anynorm._kernels.cpu import crew_program
 
     x = rows_of("float32", 33, 100)

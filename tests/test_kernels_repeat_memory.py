@@ -94,7 +94,7 @@ def unusual(array, kind, folder):
 
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["x", "weight", "bias"])
 @pytest.mark.parametrize("kind", ["memory-mapped", "metadata", "a copy of the dtype"])
-def test_unusual_arrays_are_forgotten_and_slow_nobody_down(kind, place, monkeypatch, tmp_path):
+def test_unusual_arrays_are_forgotten_and_slow_nothing_down(kind, place, monkeypatch, tmp_path):
     from anynorm import _norms
 
     usual = case("layer_norm", "float32")

@@ -1,4 +1,4 @@
-"""Who follows torch, or wants a gradient, gets what is wanted, though calls like it went the short way before."""
+"""Gradients, and what observes torch, are right, though calls like these took the short way before."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_inference_tensors(monkeypatch):
 
 # Torch compiles derivatives of its own by what it has deprecated.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-def test_whoever_follows_torch_still_can(monkeypatch):
+def test_what_observes_torch_still_does(monkeypatch):
     x, weight, bias = tensors()
     expected = prime(x, weight, bias)
     short = []

@@ -1,4 +1,4 @@
-"""Tensors take the short way where they are what others were, in each respect; and nobody can tell but by the time."""
+"""Tensors take the short way where they are like earlier ones in each respect; only the time tells."""
 
 import gc
 import threading

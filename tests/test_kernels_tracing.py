@@ -1,4 +1,4 @@
-"""Whoever follows what torch does, to differentiate, batch, record or compile it, follows the definition."""
+"""What observes torch's operations, to differentiate, batch, record or compile them, gets those of the definition."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def test_forward_mode_derivatives(norm):
 
 
 @every_norm
-def test_whoever_records_what_torch_does(norm):
+def test_what_records_the_operations_of_torch(norm):
     x, weight = tensors()
     reasons, seen = [], []
 

@@ -1,4 +1,4 @@
-"""Arrays of libraries that nobody has listed: what each says of itself counts, and not its type or a name."""
+"""Arrays of libraries that are not listed: what each says of itself counts, and not its type or a name."""
 
 import array_api_strict
 import numpy as np

@@ -207,7 +207,7 @@ def jitted_jax(case: Case, threads: int, x: Array, weight: Array, bias: Array) -
 
 
 def jax_expression(case: Case) -> Callable[..., Array]:
-    """`expression` in JAX's words."""
+    """`expression` in JAX, with its rsqrt."""
     import jax
 
     return expression(case, jax.numpy, lambda a, b: a * jax.lax.rsqrt(b))

@@ -98,7 +98,7 @@ def build(norm: str, vocabulary: int, shape: Shape, seed: int) -> dict[str, Char
 
 
 def batches(ids: np.ndarray, shape: Shape, steps: int, seed: int) -> Iterator[torch.Tensor]:
-    """Pieces of the text, longer than the context by the character to be foretold at its end."""
+    """Pieces of the text, longer than the context by the character to be predicted at its end."""
     random = np.random.default_rng(seed)
     for _ in range(steps):
         starts = random.integers(0, len(ids) - shape.context, size=shape.batch)

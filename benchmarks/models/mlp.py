@@ -51,7 +51,7 @@ def start(norm: str, vocabulary: int, seed: int, dtype: Any = np.float32) -> Arr
 
 
 def loss_and_gradients(parameters: Arrays, norm: str, ids: np.ndarray, wanted: np.ndarray) -> tuple[float, Arrays]:
-    """Mean cross entropy in nats, and its gradient by each parameter."""
+    """Mean cross entropy in nats, and its gradient of each parameter."""
     done: list[tuple[Pullback, list[str]]] = []  # what turns a gradient back through each step, and its parameters
 
     def step(vjp: Callable[..., tuple[np.ndarray, Pullback]], *arguments: np.ndarray, names: list[str]) -> np.ndarray:
@@ -124,7 +124,7 @@ class Adam:
 
 
 def split(pieces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a model sees of pieces of text, and what it is to foretell."""
+    """What a model sees of pieces of text, and what it is to predict."""
     return pieces[:, :CONTEXT], pieces[:, CONTEXT]
 
 

@@ -84,14 +84,14 @@ def start(seed: int, dtype: Any = np.float64) -> Arrays:
 
 
 def batch(seed: int, dtype: Any = np.float64) -> tuple[np.ndarray, np.ndarray]:
-    """Rows, and what is to be foretold of them."""
+    """Rows, and what is to be predicted of them."""
     random = np.random.default_rng(seed)
     x = random.standard_normal((ROWS, ENTERING))
     return x.astype(dtype), np.sin(x @ random.standard_normal((ENTERING, LEAVING))).astype(dtype)
 
 
 def loss_and_gradients(parameters: Arrays, x: np.ndarray, wanted: np.ndarray) -> tuple[float, Arrays]:
-    """Mean square error, and its gradient by each parameter, in NumPy."""
+    """Mean square error, and its gradient of each parameter, in NumPy."""
     done: list[tuple[Pullback, list[str]]] = []  # what turns a gradient back through each step, and its parameters
 
     def step(vjp: Callable[..., tuple[np.ndarray, Pullback]], x: np.ndarray, *names: str) -> np.ndarray:
