@@ -1,8 +1,9 @@
-"""Python in processes of their own."""
+"""Python in processes of their own, and work in threads."""
 
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import anynorm
@@ -37,3 +38,12 @@ def script(code, *, path=PACKAGE.parent, **environment):
     sys.stderr.write(result.stderr)  # of a thread, say, that ended with an exception; shown where a test fails
     assert result.returncode == 0, result.stderr
     return result.stdout.split()
+
+
+def in_threads(work, numbers):
+    """Call ``work(number)`` for each number in a thread of its own, all at once; return when all have ended."""
+    threads = [threading.Thread(target=work, args=(number,)) for number in numbers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

@@ -13,6 +13,7 @@ import anynorm
 from anynorm import _choose, _explain, _forced
 from anynorm._kernels import cpu
 from tests.backends import CPU_BACKENDS, HAS_NUMBA, needs_numba
+from tests.processes import in_threads
 
 X = np.ones((2, 4), np.float32)
 
@@ -289,9 +290,5 @@ def test_many_threads_at_once():
             if not np.array_equal(anynorm.layer_norm(rows[index]), expected[index]):
                 wrong.append(index)
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(8))
     assert wrong == []

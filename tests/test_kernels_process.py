@@ -3,14 +3,13 @@
 import os
 import signal
 import sys
-import threading
 
 import numpy as np
 import pytest
 
 import anynorm
 from tests.backends import HAS_NUMBA, TORCH, as_dtype, needs_numba, thorough_but
-from tests.processes import PACKAGE, PREPARE, script
+from tests.processes import PACKAGE, PREPARE, in_threads, script
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -43,11 +42,7 @@ def test_many_threads_on_mixed_shapes(threads):
         except BaseException as error:
             wrong.append(error)
 
-    workers = [threading.Thread(target=work, args=(seed,)) for seed in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    in_threads(work, range(threads))
     assert wrong == []
 
 

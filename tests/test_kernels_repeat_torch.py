@@ -1,7 +1,6 @@
 """Tensors take the short way where they are like earlier ones in each respect; only the time tells."""
 
 import gc
-import threading
 import weakref
 
 import numpy as np
@@ -13,6 +12,7 @@ from anynorm import _norms
 from anynorm._kernels.cpu import repeat, repeat_torch
 from anynorm._kernels.cpu.torch_state import Guards
 from tests.backends import needs_numba
+from tests.processes import in_threads
 
 pytestmark = needs_numba
 # Of the versions that the guards have been tried with; by others a call is looked at anew each time.
@@ -265,9 +265,5 @@ def test_many_threads_and_kinds():
                 if not torch.equal(anynorm.layer_norm(*kinds[i]), expected[i]):
                     wrong.append(i)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(4))
     assert wrong == []

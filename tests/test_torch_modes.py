@@ -1,11 +1,9 @@
 """Gradients from one call to the next: modes that alternate, weights that are trained, threads, processes."""
 
-import threading
-
 import torch
 
 import anynorm
-from tests.processes import script
+from tests.processes import in_threads, script
 from tests.test_torch_autograd import NORMS, every_norm, given_to, gradients, run, wide
 
 
@@ -63,11 +61,7 @@ def test_many_threads():
             if not all(map(torch.equal, gradients(norm, held, dy), expected[i % len(cases)])):
                 wrong.append(i)
 
-    threads = [threading.Thread(target=work, args=(first,)) for first in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(8))
     assert wrong == []
 
 
