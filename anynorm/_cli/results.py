@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 
 import anynorm
+from anynorm._choose import KERNELS
 from anynorm._cli.places import Pairs
 from anynorm._cli.terminal import output, print_json, say, tell
 from anynorm._cli.words import counted, of_nbytes, of_seconds, of_shape
@@ -32,8 +33,13 @@ class Result:
         return {"source": str(self.source), "target": str(self.target), **self.outcome.to_dict()}
 
 
-def tell_results(parsed: argparse.Namespace, found: Pairs, results: list[Result], seconds: float) -> None:
-    """Say on standard error what was written, and print it where programs want that."""
+def tell_results(
+    parsed: argparse.Namespace, found: Pairs, results: list[Result], seconds: float, waited: float
+) -> None:
+    """Say on standard error what was written, and print it where programs want that.
+
+    ``waited``: how many of the seconds went by before the kernels could run.
+    """
     if parsed.json:
         print_json({**_for_programs(found, results), "seconds": seconds})
     if parsed.quiet:
@@ -42,7 +48,7 @@ def tell_results(parsed: argparse.Namespace, found: Pairs, results: list[Result]
     for one in results:
         counts.add(one.outcome.counts)
     rows = counts.phrases()
-    took = f" in {of_seconds(seconds)}"
+    took = f" in {of_seconds(seconds)}{_how(parsed, results, waited) if parsed.show else ''}"
     if found.folder is None:
         (one,) = results
         tell(", ".join([f"wrote {_described(one)}{took}", *rows, *_left(one)]))
@@ -54,6 +60,16 @@ def tell_results(parsed: argparse.Namespace, found: Pairs, results: list[Result]
     nbytes = of_nbytes(sum(one.outcome.nbytes for one in results))
     line = ", ".join([f"wrote {counted(len(results), 'file')} to {found.folder}: {nbytes}{took}", *rows])
     tell(f"{line}; left {done}, --force writes them anew" if found.done else line)
+
+
+def _how(parsed: argparse.Namespace, results: list[Result], waited: float) -> str:
+    """What ran, what to install for more speed, and how long the kernel took to be there: at first most of the time."""
+    arrays = [array for one in results for array in one.outcome.arrays]
+    names = list(dict.fromkeys(_kernel_for(parsed, array.shape, array.dtype) for array in arrays))
+    said = [f"{of_seconds(waited)} of it to compile or load that"] if waited >= 0.01 else []
+    if "definition" in names:
+        said += filter(None, [kernel.missing() for kernel in KERNELS if kernel.name == "cpu"])
+    return f" by the kernel {' and '.join(names)} for NumPy" + (f" ({', '.join(said)})" if said else "")
 
 
 def _for_programs(found: Pairs, results: list[Result]) -> dict[str, Any]:
