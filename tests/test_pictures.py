@@ -106,6 +106,17 @@ def test_labels_are_moved_apart_and_no_further():
     assert plot.spread([0.2, 0.5, 0.5, 0.5], 0.2) == pytest.approx([0.125, 0.325, 0.525, 0.725])
 
 
+@pytest.mark.parametrize(("largest", "ticks"), [(19.9, [0.2, 0.5, 1, 2, 5, 10]), (20.1, [1, 10])])
+def test_sizes_within_two_powers_of_ten_have_marks(largest, ticks):
+    pytest.importorskip("matplotlib", reason="needs matplotlib, which draws the pictures")
+    with plot.styled(plot.LIGHT):
+        (axes,) = plot.figure_of(1)
+        axes.margins(0)
+        plot.times(axes, {"copy": [(0.2, 0.2), (largest, largest)]}, plot.LIGHT)
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == pytest.approx(ticks)
+
+
 def luminance(colour):
     linear = [
         part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4

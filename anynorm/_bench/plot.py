@@ -70,7 +70,7 @@ def axes_at(inches: tuple[float, float], places: Iterable[tuple[float, float, fl
 
 def times(axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]], theme: Theme) -> None:
     """Draw the time of each call against the size, per number: so large calls are as high as small ones."""
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     draw_lines(axes, lines, theme)
     lowest, highest = axes.get_ylim()
@@ -81,6 +81,8 @@ def times(axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]], theme: 
                           color=theme.floor, alpha=0.18, linewidth=0)  # fmt: skip
     axes.set(ylim=(lowest, highest), xlabel="size of the array, MB", ylabel="time per number, ns")
     for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1,) if high / low >= 100 else (1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
         axis.set_minor_locator(NullLocator())
 
@@ -98,7 +100,7 @@ def look(name: str, theme: Theme) -> dict[str, Any]:
     """How the line of a call is drawn; it differs from others in more than its colour."""
     found = {"color": colour(name, theme), "linestyle": _DASHES.get(name, "-")}
     if name in COPIES:
-        return found | {"linewidth": 2.2, "zorder": 2.1}
+        return found | {"linewidth": 2.2, "marker": ".", "zorder": 2.1}
     if name in _MARKERS:
         return found | {"linewidth": 1.3, "marker": _MARKERS[name], "markersize": 5}
     return found | {"linewidth": 2.0, "marker": "o", "markersize": 5, "zorder": 2.2}
