@@ -32,7 +32,7 @@ LEAST_ULP, MOST_ULP = 0.15, 1e8  # that are shown
 NOTE_POINTS = 10
 NOTE_INCHES = 0.22  # below the panels
 WIDTH_INCHES = 7.2
-SIGNS = {"infinite": "\N{INFINITY}", "unchanged": "= x"}
+SIGNS = {"infinite": "inf", "unchanged": "= x"}
 SHORT = {OUT: "anynorm", "NumPy expression": "NumPy"}
 PARAMETERS = {"layer_norm": lambda features: 2 * features, "rms_norm": lambda features: features,
               "scale_norm": lambda features: 1}  # fmt: skip
