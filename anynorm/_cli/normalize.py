@@ -11,7 +11,7 @@ from pathlib import Path
 from anynorm._cli.moments import load_moments
 from anynorm._cli.options import DEFAULT_EPS, NO_MOMENTS, NORMS
 from anynorm._cli.places import Pairs, pairs, place
-from anynorm._cli.results import Result, show_plan, tell_results
+from anynorm._cli.results import Result, show_plan, tell_kernel, tell_results
 from anynorm._cli.show import arrays_of, lines_of
 from anynorm._cli.terminal import output, progress, stopped, tell
 from anynorm._cli.words import counted
@@ -39,7 +39,9 @@ def run(parsed: argparse.Namespace) -> int:
     started, waited = time.perf_counter(), seconds_to_begin()
     with _folder(found):
         results = _normalize(parsed, found, job)
-    tell_results(parsed, found, results, time.perf_counter() - started, seconds_to_begin() - waited)
+    tell_results(parsed, found, results, time.perf_counter() - started)
+    if parsed.show and results:
+        tell_kernel(parsed, results, seconds_to_begin() - waited)
     for source, target in found.todo if parsed.show else ():
         same = target is None or suffix_of(target) == suffix_of(source)  # if not, OUT holds the normalized arrays alone
         names, columns = (tuple(parsed.names), tuple(parsed.columns)) if same else ((), ())

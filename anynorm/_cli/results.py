@@ -33,13 +33,8 @@ class Result:
         return {"source": str(self.source), "target": str(self.target), **self.outcome.to_dict()}
 
 
-def tell_results(
-    parsed: argparse.Namespace, found: Pairs, results: list[Result], seconds: float, waited: float
-) -> None:
-    """Say on standard error what was written, and print it where programs want that.
-
-    ``waited``: how many of the seconds went by before the kernels could run.
-    """
+def tell_results(parsed: argparse.Namespace, found: Pairs, results: list[Result], seconds: float) -> None:
+    """Say on standard error what was written, and print it where programs want that."""
     if parsed.json:
         print_json({**_for_programs(found, results), "seconds": seconds})
     if parsed.quiet:
@@ -48,7 +43,7 @@ def tell_results(
     for one in results:
         counts.add(one.outcome.counts)
     rows = counts.phrases()
-    took = f" in {of_seconds(seconds)}{_how(parsed, results, waited) if parsed.show else ''}"
+    took = f" in {of_seconds(seconds)}"
     if found.folder is None:
         (one,) = results
         tell(", ".join([f"wrote {_described(one)}{took}", *rows, *_left(one)]))
@@ -62,14 +57,16 @@ def tell_results(
     tell(f"{line}; left {done}, --force writes them anew" if found.done else line)
 
 
-def _how(parsed: argparse.Namespace, results: list[Result], waited: float) -> str:
-    """What ran, what to install for more speed, and how long the kernel took to be there: at first most of the time."""
+def tell_kernel(parsed: argparse.Namespace, results: list[Result], waited: float) -> None:
+    """Say which kernel ran, for how many seconds the run waited for it, and what to install for a faster one."""
     arrays = [array for one in results for array in one.outcome.arrays]
     names = list(dict.fromkeys(_kernel_for(parsed, array.shape, array.dtype) for array in arrays))
-    said = [f"{of_seconds(waited)} of it to compile or load that"] if waited >= 0.01 else []
+    said = [f"{' and '.join(names)}, for NumPy arrays"]
+    if waited >= 0.01:
+        said.append(f"{of_seconds(waited)} of the time to compile or load it")
     if "definition" in names:
         said += filter(None, [kernel.missing() for kernel in KERNELS if kernel.name == "cpu"])
-    return f" by the kernel {' and '.join(names)} for NumPy" + (f" ({', '.join(said)})" if said else "")
+    tell(f"  kernel      {'; '.join(said)}")
 
 
 def _for_programs(found: Pairs, results: list[Result]) -> dict[str, Any]:
