@@ -23,6 +23,7 @@ extensions = [
     "inside_links",
     "myst_parser",
     "numpydoc",
+    "pictures",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
@@ -116,5 +117,5 @@ html_theme_options = {
     "show_toc_level": 2,
 }
 # Pages without others below them have no use for a list of those.
-html_sidebars = {page: [] for page in ("start", "which_norm", "contract", "how_it_works", "speed")}
+html_sidebars = {page: [] for page in ("start", "which_norm", "contract", "how_it_works", "source_map", "speed")}
 copybutton_exclude = ".linenos, .gp, .go"

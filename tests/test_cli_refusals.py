@@ -93,6 +93,11 @@ UNREADABLE = [
         ("x.npy y.npy --norm scale --weight large.npy", "not --weight or --bias"),
         ("x.npy y.npy --eps -1", "--eps must be finite and not negative"),
         ("x.npy y.npy --axis 2", "--axis 2 does not fit"),
+        ("x.npy - --show", "--show reads IN and OUT once more"),
+        ("- y.npy --show", "--show reads IN and OUT once more"),
+        ("x.npy y.npy --show -q", "leave --quiet away"),
+        ("x.npy y.npy --show --json", "leave --json away"),
+        ("x.npy y.npy --show --dry-run", "leave --dry-run away"),
         ("x.npy y.npy --weight large.npy --dtype float16", "does not fit in float16"),
     ],
 )

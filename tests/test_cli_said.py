@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 import anynorm
 from anynorm import cli
 from anynorm._cli import words
+from anynorm._kernels.cpu.entries import seconds_to_begin
 from tests.files import assert_one_line, assert_same_bits, contents, normalize, save_x
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -186,3 +187,75 @@ def test_statistics_of_several_arrays_are_chosen_by_name(capsys):
 )  # fmt: skip
 def test_numbers_for_people(function, value, said):
     assert function(value) == said
+
+
+def test_show_before_and_after(capsys):
+    np.save("x.npy", np.asarray([[3, 4], [0, 5]], np.float32))
+    assert normalize("--norm", "l2", "--show") == 0
+    out, error = capsys.readouterr()
+    assert out == ""
+    parts = r"(x\.npy: (?:.*\n)*)(wrote .*\n)(  kernel .*\n)(y\.npy: (?:.*\n)*)"
+    before, wrote, ran, after = re.fullmatch(parts, error).groups()
+    for shown, path in ((before, "x.npy"), (after, "y.npy")):
+        assert cli.main(["show", path]) == 0
+        assert capsys.readouterr().out == shown
+    assert "  lengths     5 least, 5 median, 5 largest\n" in before
+    assert "  unit        yes, all rows\n" in after
+    assert re.fullmatch(r"wrote y\.npy: 2 x 2 float32, 16 bytes in \d+\.\d+ s\n", wrote)
+    kernel = anynorm.explain(np.ones((2, 2), np.float32), norm="scale_norm").kernel
+    assert ran.startswith(f"  kernel      {kernel}, for NumPy arrays")
+
+
+@pytest.mark.parametrize(("waited", "said"), [(0.0099, ""), (0.01, "; 0.01 s of the time to compile or load it")])
+def test_the_time_until_a_kernel_runs_is_told(monkeypatch, capsys, waited, said):
+    pytest.importorskip("numba", reason="the kernels are compiled by Numba")
+    save_x()
+    clock = iter((0.0, waited))
+    monkeypatch.setattr(anynorm._cli.normalize, "seconds_to_begin", lambda: next(clock))
+    assert normalize("--show") == 0
+    assert f"\n  kernel      cpu, for NumPy arrays{said}\n" in capsys.readouterr().err
+
+
+def test_what_would_be_faster_is_told(monkeypatch, capsys):
+    save_x()
+    monkeypatch.setattr(anynorm._kernels.cpu, "_MISSING", "pip install a compiler")
+    assert normalize("--show") == 0
+    assert "\n  kernel      definition, for NumPy arrays; pip install a compiler\n" in capsys.readouterr().err
+
+
+def test_show_where_all_is_done(capsys):
+    save_x()
+    Path("out").mkdir()
+    for said in ("\n  kernel ", "nothing to do: 1 file in out newer than the source; --force writes them again\n"):
+        assert cli.main(["normalize", "x.npy", "out", "--norm", "l2", "--show"]) == 0
+        error = capsys.readouterr().err
+        assert said in error
+    assert error == said
+
+
+def test_show_of_what_another_format_holds(capsys):
+    x = np.ones((4, 3), np.float32)
+    save_file({"a": x, "b": x}, "x.safetensors")
+    assert cli.main(["normalize", "x.safetensors", "y.npy", "--norm", "l2", "--tensor", "a", "--show"]) == 0
+    shown = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("  ", "wrote"))]
+    assert shown == ["x.safetensors a: 4 x 3 float32, 48 bytes", "y.npy: 4 x 3 float32, 48 bytes"]
+    assert cli.main(["normalize", "x.safetensors", "--in-place", "--norm", "l2", "--tensor", "b", "--show"]) == 0
+    units = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  unit")]
+    assert units == ["  unit        no, 0 of 4 rows", "  unit        yes, all rows"]
+
+
+def test_show_looks_first_whether_it_may_write(capsys):
+    save_x()
+    np.save("y.npy", np.ones(3))
+    assert normalize("--show") == 1
+    assert_one_line(capsys.readouterr().err, "y.npy exists")
+
+
+def test_the_wait_for_a_kernel_counts_once():
+    pytest.importorskip("numba", reason="the kernels are compiled by Numba")
+    x = np.ones((2, 3), np.float32)
+    anynorm.layer_norm(x)
+    waited = seconds_to_begin()
+    assert waited > 0
+    anynorm.layer_norm(x)
+    assert seconds_to_begin() == waited

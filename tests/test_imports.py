@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,12 +57,12 @@ def test_every_public_name_is_listed_and_there():
         assert getattr(anynorm, name).__doc__
 
 
-# Each module may import those after it; see "Development" in the README.
+# Each module may import those after it; see docs/source_map.md.
 ORDER = [
     "__main__", "cli", "_cli.bench", "_cli.tables",
     "_bench.plot", "_bench.compare", "_bench.report", "_bench.plan", "_bench.runner", "_bench.worker", "_bench.rivals",
     "_bench.streaming", "_bench.inputs", "_bench.exact", "_bench.memory", "_bench.machine", "_bench.cases", "_bench",
-    "_cli.completion", "_cli.info", "_cli.show", "_cli.normalize", "_cli.results", "_cli.moments",
+    "_cli.completion", "_cli.info", "_cli.normalize", "_cli.show", "_cli.results", "_cli.moments",
     "_cli.places", "_cli.options", "_cli.parser", "_cli.words", "_cli.terminal", "_cli",
     "_files", "_files.outcome", "_files.shown",
     "_files.formats", "_files.formats.npy", "_files.formats.targets", "_files.formats.safetensors",
@@ -118,6 +119,13 @@ def imported_modules(path):
             for alias in node.names:
                 deeper = f"{inside}.{alias.name}".removeprefix(".")
                 yield deeper if deeper in ORDER else inside
+
+
+def test_the_map_of_the_source_has_each_file():
+    text = (PACKAGE.parent / "docs" / "source_map.md").read_text()
+    files = [path for kind in ("py", "cu", "cuh") for path in PACKAGE.rglob(f"*.{kind}")]
+    assert len(files) > 100
+    assert sorted({path.name for path in files if not re.search(rf"[`/]{path.name}`", text)}) == []
 
 
 def test_imports_run_one_way():

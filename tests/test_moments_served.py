@@ -1,8 +1,4 @@
-"""Statistics of a training set, kept in a file and applied in another library: the example, and the README's lines."""
-
-import json
-import re
-from pathlib import Path
+"""Statistics of a training set, kept in a file and applied in another library: the example."""
 
 import numpy as np
 import pytest
@@ -44,21 +40,3 @@ def test_running_statistics_of_batch_norm():
     trained = anynorm.Moments.from_mean_variance(layer.running_mean, layer.running_var, count=1, axis=(0, 2, 3))
     y = anynorm.layer_norm(x, axis=(0, 2, 3), eps=layer.eps, moments=trained)
     torch.testing.assert_close(y, layer(x), rtol=2.0**-20, atol=2.0**-20)
-
-
-def test_the_lines_of_the_readme(tmp_path, monkeypatch):
-    import torch
-    from sklearn.preprocessing import StandardScaler
-
-    readme = (Path(anynorm.__file__).parent.parent / "README.md").read_text()
-    (lines,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "trained = sum(" in block)
-    assert lines.count("\n") == 5
-    train, test = standardize.table(300, 0)[:, 1:], standardize.table(20, 1)[:, 1:]
-    names = {
-        "anynorm": anynorm, "json": json, "Path": Path, "torch": torch, "x": test,
-        "blocks": np.array_split(train, 3), "scaler": StandardScaler().fit(train),
-    }  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    exec(lines, names)
-    np.testing.assert_allclose(names["y"], standardize.expected(train, test), rtol=0, atol=4 * 2.0**-20)
-    assert names["served"].mean == pytest.approx(names["trained"].mean, rel=1e-12)

@@ -17,7 +17,8 @@ LAYERS = 12  # of the model whose gradient is taken
 class Case(NamedTuple):
     """One norm of one array; weight, and for layer_norm bias, have the array's dtype.
 
-    ``of`` is "y", "dx" for the norm and its derivative together, or "model" for those of twelve layers of it.
+    ``of`` is "y", "dx" for the norm and its derivative together, or "model" for those of twelve layers of it. The
+    numbers have the standard deviation ``size`` and a mean of so many of it.
     """
 
     norm: str
@@ -25,6 +26,9 @@ class Case(NamedTuple):
     shape: tuple[int, ...]
     axis: int = -1
     of: str = "y"
+    mean: float = 0.0
+    size: float = 1.0
+    has_eps: bool = True
 
     @property
     def features(self) -> int:
@@ -36,7 +40,7 @@ class Case(NamedTuple):
 
     @property
     def eps(self) -> float:
-        return EPS[self.norm]
+        return EPS[self.norm] if self.has_eps else 0.0
 
     def __str__(self) -> str:
         axis = "" if self.axis == -1 else f" axis={self.axis}"

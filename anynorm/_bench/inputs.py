@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from anynorm._bench.cases import LAYERS, Case
-from anynorm._bench.exact import largest_ulp
+from anynorm._bench.exact import FORMATS, largest_ulp
 
 Array = Any  # of NumPy, torch or JAX
 
@@ -25,6 +26,8 @@ def make_inputs(case: Case, library: str, seed: int = 0) -> tuple[Any, Any, Any]
     """Return x, weight, bias in "numpy" or "torch"; torch's own allocator holds its tensors."""
     random = np.random.default_rng(seed)
     deviates = random.standard_normal(_DEVIATES, dtype=np.float32)
+    if (case.mean, case.size) != (0.0, 1.0):
+        deviates = (case.size * (deviates.astype(np.float64) + case.mean)).astype(case.dtype)
     weight = 1 + 0.1 * random.standard_normal(case.features, dtype=np.float32)
     bias = 0.1 * random.standard_normal(case.features, dtype=np.float32)
     if library == "numpy":
@@ -89,16 +92,38 @@ def largest_error(case: Case, x: Any, weight: Any, bias: Any, y: Any) -> float:
     return float(np.max(errors))  # NaN if one is
 
 
-def ulp_of_rows(case: Case, x: Any, weight: Any, bias: Any, y: Any) -> float | None:
-    """The largest error in units of the last place of a few rows, along the last axis; None for NaN."""
+def judged_rows(case: Case, x: Any, weight: Any, bias: Any, y: Any) -> dict[str, Any]:
+    """Look at a few rows along the last axis: the largest error, ``ulp``, in units of the last place.
+
+    That is None where a result is not finite. Where half of the digits are wrong in each row, ``became`` says what such
+    a row is, if there is a word for it.
+    """
     weight, bias = (as_float64(array).tolist() for array in (weight, bias))
     rows = sorted({0, case.shape[0] // 2, case.shape[0] - 1})
-    found = []
+    found, became = [], []
     for row in rows:
         block = (slice(row, row + 1), ...)
         wide = [as_float64(array[block]).reshape(-1, case.features)[0].tolist() for array in (x, y)]
         found.append(largest_ulp(case, wide[0], weight, bias, wide[1]))
-    return None if any(map(math.isnan, found)) else float(f"{max(found):.3g}")
+        became.append(None if found[-1] < half_of_the_digits(case.dtype) else word_for(case, wide[0], wide[1], bias))
+    ulp = None if any(map(math.isnan, found)) else float(f"{max(found):.3g}")
+    return {"ulp": ulp} | ({"became": became[0]} if all(became) else {})
+
+
+def half_of_the_digits(dtype: str) -> int:
+    """From which error on, in units of the last place, half of the digits are wrong."""
+    return int(2 ** (FORMATS[dtype][0] // 2))
+
+
+def word_for(case: Case, x: Sequence[float], y: Sequence[float], bias: Sequence[float]) -> str | None:
+    """What a wrong row is: NaN, infinite, 0 before the bias, x as it was, or None."""
+    if any(map(math.isnan, y)):
+        return "NaN"
+    if any(map(math.isinf, y)):
+        return "infinite"
+    if y == x:
+        return "unchanged"
+    return "0" if y == (bias if case.norm == "layer_norm" else [0.0] * len(y)) else None
 
 
 def _error(found: Array, expected: Array, axis: int) -> float:

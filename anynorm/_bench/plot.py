@@ -2,60 +2,174 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from anynorm._bench.plan import COPIES, LIBRARIES, OURS, OUT
+from anynorm._bench.plan import COPIES, OUT
 from anynorm._bench.report import nbytes
 
-# Colours of Okabe and Ito, which most who are colour-blind tell apart.
-_OURS, _FLOOR = "#0072B2", "#999999"
-_THEIRS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_DASHES = {OURS: "-", OUT: "--", "anynorm on torch": "-.", "anynorm on JAX": ":", "copy": "-", "streaming copy": ":"}
+FONT_POINTS = 13  # 17 pixels at full size, and more than 8 at half of it
+PANEL_INCHES = (4.35, 3.5)
+LEFT, RIGHT, BOTTOM, TOP = 0.9, 1.95, 0.68, 0.4  # inches beside a panel: axis, labels of lines, axis, title
+_LABEL_POINTS = 1.25 * FONT_POINTS  # from one label to the next
 
 
-def draw(document: dict[str, Any], path: Path) -> None:
+class Theme(NamedTuple):
+    """Colours on light or dark paper: those of Okabe and Ito, made darker or lighter until text in them can be read."""
+
+    name: str
+    paper: str
+    ink: str
+    grid: str
+    floor: str
+    ours: str
+    wrong: str
+    theirs: Mapping[str, str]
+
+
+LIGHT = Theme("light", "#ffffff", "#24292f", "#d8dce0", "#6b7278", "#0068a8", "#b84a00",
+              {"NumPy expression": "#8a6500", "torch": "#b84a00", "JAX": "#00755a", "ONNX Runtime": "#a8407c",
+               "scikit-learn": "#a8407c"})  # fmt: skip
+DARK = Theme("dark", "#14181e", "#d5dbe1", "#39414a", "#9aa4ae", "#56b4e9", "#f08a4b",
+             {"NumPy expression": "#e6b422", "torch": "#f08a4b", "JAX": "#3cc8a0", "ONNX Runtime": "#e394c4",
+              "scikit-learn": "#e394c4"})  # fmt: skip
+_DASHES = {OUT: "--", "anynorm on torch": "-.", "anynorm on JAX": ":", "streaming copy": ":"}
+_MARKERS = {"NumPy expression": "s", "torch": "^", "JAX": "D", "ONNX Runtime": "v", "scikit-learn": "P"}
+
+
+def draw(document: dict[str, Any], path: Path, theme: Theme = LIGHT) -> None:
     """Write the picture; a panel for each norm and dtype."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullLocator
-
     panels: dict[tuple[str, str], list[Any]] = {}
     for record in document["contests"]:
         panels.setdefault((record["case"]["norm"], record["case"]["dtype"]), []).append(record)
-    figure = Figure(figsize=(4.6 * len(panels), 4.6), layout="constrained")
-    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, ((norm, dtype), records) in zip(all_axes, panels.items(), strict=True):
-        for name, points in series(records).items():
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, label=name, **_style(name))
-        axes.set(xscale="log", yscale="log", title=f"{norm} {dtype}", xlabel="size of the array, MB")
-        sizes = sorted({nbytes(record["case"]) / 1e6 for record in records})
-        axes.set_xticks(sizes, [f"{size:.3g}" for size in sizes])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
-        axes.grid(alpha=0.25)
-    all_axes[0].set_ylabel("time of a call, ms")
-    handles = {name: line for axes in all_axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=min(5, 2 * len(panels)), frameon=False
+    with styled(theme):
+        all_axes = figure_of(len(panels))
+        for axes, ((norm, dtype), records) in zip(all_axes, panels.items(), strict=True):
+            axes.set_title(f"{norm}, {dtype}", loc="left")
+            times(axes, series(records), theme)
+        save(all_axes[0].figure, path)
+
+
+def figure_of(count: int, panel: tuple[float, float] = PANEL_INCHES, below: float = 0.0) -> Any:
+    """The axes of a new figure of so many panels beside one another, with inches left free below them."""
+    step, bottom = LEFT + panel[0] + RIGHT, BOTTOM + below
+    places = [(place * step + LEFT, bottom, *panel) for place in range(count)]
+    return axes_at((count * step, bottom + panel[1] + TOP), places)
+
+
+def axes_at(inches: tuple[float, float], places: Iterable[tuple[float, float, float, float]]) -> Any:
+    """The axes of a new figure at places given in inches: left, bottom, width, height."""
+    from matplotlib.figure import Figure
+
+    figure, (width, height) = Figure(figsize=inches), inches
+    return [figure.add_axes((x / width, y / height, w / width, h / height)) for x, y, w, h in places]
+
+
+def times(axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]], theme: Theme) -> None:
+    """Draw the time of each call against the size, per number: so large calls are as high as small ones."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    draw_lines(axes, lines, theme)
+    lowest, highest = axes.get_ylim()
+    floors = [dict(lines[copy]) for copy in COPIES if copy in lines]
+    if floors:
+        sizes = sorted(set.intersection(*map(set, floors)))
+        axes.fill_between(sizes, lowest, [min(floor[size] for floor in floors) for size in sizes],
+                          color=theme.floor, alpha=0.18, linewidth=0)  # fmt: skip
+    axes.set(ylim=(lowest, highest), xlabel="size of the array, MB", ylabel="time per number, ns")
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1,) if high / low >= 100 else (1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+        axis.set_minor_locator(NullLocator())
+
+
+def draw_lines(axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]], theme: Theme) -> None:
+    """Draw lines on axes of powers of ten, each with its name at its right end."""
+    for name, points in lines.items():
+        axes.plot(*zip(*points, strict=True), **look(name, theme))
+    axes.set(xscale="log", yscale="log")
+    axes.grid()
+    label_ends(axes, {name: points[-1] for name, points in lines.items()}, theme)
+
+
+def look(name: str, theme: Theme) -> dict[str, Any]:
+    """How the line of a call is drawn; it differs from others in more than its colour."""
+    found = {"color": colour(name, theme), "linestyle": _DASHES.get(name, "-")}
+    if name in COPIES:
+        return found | {"linewidth": 2.2, "marker": ".", "zorder": 2.1}
+    if name in _MARKERS:
+        return found | {"linewidth": 1.3, "marker": _MARKERS[name], "markersize": 5}
+    return found | {"linewidth": 2.0, "marker": "o", "markersize": 5, "zorder": 2.2}
+
+
+def colour(name: str, theme: Theme) -> str:
+    """The colour of a call."""
+    return theme.floor if name in COPIES else theme.theirs.get(name, theme.ours)
+
+
+def label_ends(axes: Any, ends: Mapping[str, tuple[float, float]], theme: Theme) -> None:
+    """Write the names of lines beside their ends, as far apart as letters are high, and lead from one to the other."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    heights = {name: to_axes.transform(end)[1] for name, end in ends.items()}
+    names = sorted(heights, key=lambda name: float(heights[name]))
+    axes_points = axes.get_position().height * axes.figure.get_figheight() * 72
+    places = spread([float(heights[name]) for name in names], _LABEL_POINTS / axes_points)
+    for name, place in zip(names, places, strict=True):
+        axes.annotate(
+            name, ends[name], xytext=(1.05, place), textcoords="axes fraction", color=colour(name, theme), va="center",
+            arrowprops={"arrowstyle": "-", "color": colour(name, theme), "linewidth": 0.6, "relpos": (0, 0.5),
+                        "shrinkA": 1, "shrinkB": 4},
+        )  # fmt: skip
+
+
+def spread(places: Iterable[float], least: float) -> list[float]:
+    """Ascending places moved as little as they must be to lie so far apart."""
+    groups: list[list[float]] = []  # of those that touch: how many, and the mean of where the first would begin
+    for number, place in enumerate(places):
+        groups.append([1, place - number * least])
+        while len(groups) > 1 and groups[-2][1] > groups[-1][1]:
+            (above_count, above), (count, start) = groups.pop(), groups.pop()
+            groups.append([count + above_count, (count * start + above_count * above) / (count + above_count)])
+    starts = [start for count, start in groups for _ in range(int(count))]
+    return [start + number * least for number, start in enumerate(starts)]
+
+
+@contextmanager
+def styled(theme: Theme) -> Iterator[None]:
+    """Give figures the theme's colours; a file depends on what is drawn alone, not on the user's settings."""
+    from matplotlib import rc_context, rcdefaults, rcParams
+
+    ink = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    settings: Any = (
+        dict.fromkeys(ink, theme.ink)
+        | dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), theme.paper)
+        | {"axes.edgecolor": theme.ink, "axes.linewidth": 0.8, "grid.color": theme.grid, "grid.linewidth": 0.6}
+        | {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
+        | {"font.size": FONT_POINTS, "axes.titlesize": FONT_POINTS}
+        | {"font.family": ["DejaVu Sans"], "svg.hashsalt": "anynorm", "svg.fonttype": "path"}
     )
-    figure.savefig(path, dpi=150)
+    with rc_context():
+        rcdefaults()
+        rcParams.update(settings)
+        yield
+
+
+def save(figure: Any, path: Path, **metadata: str) -> None:
+    """Write a figure, without the date."""
+    given = metadata | ({"Date": None} if path.suffix == ".svg" else {})
+    figure.savefig(path, dpi=150, metadata=given)
 
 
 def series(records: list[Any]) -> dict[str, list[tuple[float, float]]]:
-    """The points of each call, (MB, ms), by size."""
+    """The points of each call, (MB, ns per number), by size."""
     found: dict[str, list[tuple[float, float]]] = {}
     for record in sorted(records, key=lambda record: nbytes(record["case"])):
         for name, result in record["results"].items():
             if "quartiles" in result:
-                point = nbytes(record["case"]) / 1e6, result["quartiles"][1] * 1e3
-                found.setdefault(name, []).append(point)
+                seconds, numbers = result["quartiles"][1], math.prod(record["case"]["shape"])
+                found.setdefault(name, []).append((nbytes(record["case"]) / 1e6, seconds / numbers * 1e9))
     return found
-
-
-def _style(name: str) -> dict[str, Any]:
-    if name in COPIES:
-        return {"color": _FLOOR, "linestyle": _DASHES[name], "linewidth": 2.5, "zorder": 1}
-    if name in _DASHES:
-        return {"color": _OURS, "linestyle": _DASHES[name], "linewidth": 1.8}
-    theirs = [rival for names in LIBRARIES.values() for rival in names if rival not in _DASHES]
-    return {"color": _THEIRS[theirs.index(name) % len(_THEIRS)], "linewidth": 1.4}

@@ -122,7 +122,7 @@ def torch_eager(case: Case, threads: int, x: Array, weight: Array, bias: Array, 
         return lambda: functional.layer_norm(x, shape, weight, bias, eps)
     if case.norm == "rms_norm":
         return lambda: functional.rms_norm(x, shape, weight, eps)
-    return lambda: functional.normalize(x, dim=-1)
+    return lambda: functional.normalize(x, dim=-1, eps=eps)
 
 
 def anynorm_on_torch(case: Case, threads: int, x: Array, weight: Array, bias: Array) -> Call:

@@ -155,7 +155,7 @@ class _Server:
         self._times = 1
 
     def prepare(self, case: Case) -> dict[str, Any]:
-        from anynorm._bench.inputs import TOLERANCE, largest_error, make_inputs, ulp_of_rows
+        from anynorm._bench.inputs import TOLERANCE, judged_rows, largest_error, make_inputs
 
         inputs = make_inputs(case, self._rival.library)
         self._call = self._rival.make(case, self._threads, *inputs)
@@ -167,7 +167,7 @@ class _Server:
         else:
             found = {"error": largest_error(case, *inputs, y)}
             if case.of == "y" and case.axis == -1:
-                found["ulp"] = ulp_of_rows(case, *inputs, y)
+                found |= judged_rows(case, *inputs, y)
         if self._name.startswith("anynorm"):
             of_library = y if case.of == "y" else inputs[0]  # which may be another one than that of the inputs
             found["kernel"] = _kernel(case, of_library, *inputs[1:])

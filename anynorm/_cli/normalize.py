@@ -11,10 +11,12 @@ from pathlib import Path
 from anynorm._cli.moments import load_moments
 from anynorm._cli.options import DEFAULT_EPS, NO_MOMENTS, NORMS
 from anynorm._cli.places import Pairs, pairs, place
-from anynorm._cli.results import Result, show_plan, tell_results
-from anynorm._cli.terminal import output, progress, stopped
+from anynorm._cli.results import Result, show_plan, tell_kernel, tell_results
+from anynorm._cli.show import arrays_of, lines_of
+from anynorm._cli.terminal import output, progress, stopped, tell
 from anynorm._cli.words import counted
-from anynorm._files import Job, Place, load_npy, nbytes_of, normalize, normalize_in_place, planned
+from anynorm._files import Job, Place, load_npy, nbytes_of, normalize, normalize_in_place, planned, suffix_of
+from anynorm._kernels.cpu.entries import seconds_to_begin
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -25,16 +27,40 @@ def run(parsed: argparse.Namespace) -> int:
         if any(target == "-" for _, target in found.todo):
             raise ValueError("--json prints to standard output, where OUT is; leave one of them out")
         output()
+    if parsed.show:
+        _require_files_to_show(parsed, found)
     if parsed.dry_run:
         show_plan(parsed, found, _plan(parsed, found, job))
         return 0
-    if found.folder is not None:
-        _plan(parsed, found, job)  # so that nothing is written where one of many cannot be
-    started = time.perf_counter()
+    if found.folder is not None or parsed.show:
+        _plan(parsed, found, job)  # so that nothing is written where one of many cannot be, or read where OUT is there
+    for source, _ in found.todo if parsed.show else ():
+        _show(source, parsed, tuple(parsed.names), tuple(parsed.columns))
+    started, waited = time.perf_counter(), seconds_to_begin()
     with _folder(found):
         results = _normalize(parsed, found, job)
     tell_results(parsed, found, results, time.perf_counter() - started)
+    if parsed.show and results:
+        tell_kernel(parsed, results, seconds_to_begin() - waited)
+    for source, target in found.todo if parsed.show else ():
+        same = target is None or suffix_of(target) == suffix_of(source)  # if not, OUT holds the normalized arrays alone
+        names, columns = (tuple(parsed.names), tuple(parsed.columns)) if same else ((), ())
+        _show(source if target is None else target, parsed, names, columns)
     return 0
+
+
+def _require_files_to_show(parsed: argparse.Namespace, found: Pairs) -> None:
+    for option in ("json", "quiet", "dry_run"):
+        if getattr(parsed, option):
+            raise ValueError(f"--show is for people who wait for the result; leave --{option.replace('_', '-')} away")
+    if any("-" in pair for pair in found.todo):
+        raise ValueError("--show reads IN and OUT once more, and - can be read once; name files, or leave --show away")
+
+
+def _show(place: Place, parsed: argparse.Namespace, names: tuple[str, ...], columns: tuple[str, ...]) -> None:
+    for one in arrays_of(place, parsed, names, columns):
+        for line in lines_of(place, one):
+            tell(line)
 
 
 def _pairs(parsed: argparse.Namespace) -> Pairs:

@@ -170,6 +170,7 @@ def _add_normalize(command: Command) -> None:
         action="store_true",
         help="check what can be checked, say what would be written, write nothing",
     )
+    add("--show", action="store_true", help="show what IN is like and what OUT is like, as anynorm show does")
     _add_common(command)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 
 import anynorm
+from anynorm._choose import KERNELS
 from anynorm._cli.places import Pairs
 from anynorm._cli.terminal import output, print_json, say, tell
 from anynorm._cli.words import counted, of_nbytes, of_seconds, of_shape
@@ -54,6 +55,18 @@ def tell_results(parsed: argparse.Namespace, found: Pairs, results: list[Result]
     nbytes = of_nbytes(sum(one.outcome.nbytes for one in results))
     line = ", ".join([f"wrote {counted(len(results), 'file')} to {found.folder}: {nbytes}{took}", *rows])
     tell(f"{line}; left {done}, --force writes them again" if found.done else line)
+
+
+def tell_kernel(parsed: argparse.Namespace, results: list[Result], waited: float) -> None:
+    """Say which kernel ran, for how many seconds the run waited for it, and what to install for a faster one."""
+    arrays = [array for one in results for array in one.outcome.arrays]
+    names = list(dict.fromkeys(_kernel_for(parsed, array.shape, array.dtype) for array in arrays))
+    said = [f"{' and '.join(names)}, for NumPy arrays"]
+    if waited >= 0.01:
+        said.append(f"{of_seconds(waited)} of the time to compile or load it")
+    if "definition" in names:
+        said += filter(None, [kernel.missing() for kernel in KERNELS if kernel.name == "cpu"])
+    tell(f"  kernel      {'; '.join(said)}")
 
 
 def _for_programs(found: Pairs, results: list[Result]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -19,22 +20,29 @@ def run(parsed: argparse.Namespace) -> int:
     output()
     found: list[dict[str, Any]] = []
     for place in expanded(parsed.paths):
-        what = "-" if place == "-" else place.name
-        total, empty = partial(nbytes_of, place, tuple(parsed.names)), True
-        with progress(what, total, parsed.quiet, printing=not parsed.json) as advance:
-            for one in show(place, tuple(parsed.names), parsed.axis, advance, columns=tuple(parsed.columns)):
-                empty = False
-                if parsed.json:
-                    found.append({"file": str(place), **one.to_dict()})
-                    continue
-                for line in lines_of(place, one):
-                    say(line, output())
-                output().flush()  # raises if its reader has closed the pipe
+        empty = True
+        for one in arrays_of(place, parsed, tuple(parsed.names), tuple(parsed.columns)):
+            empty = False
+            if parsed.json:
+                found.append({"file": str(place), **one.to_dict()})
+                continue
+            for line in lines_of(place, one):
+                say(line, output())
+            output().flush()  # raises if its reader has closed the pipe
         if empty and not parsed.json:
             say(f"{place}: no arrays", output())
     if parsed.json:
         print_json({"arrays": found})
     return 0
+
+
+def arrays_of(
+    place: Place, parsed: argparse.Namespace, names: tuple[str, ...], columns: tuple[str, ...]
+) -> Iterator[Shown]:
+    """Give the arrays of a file one after the other as they are read, under a progress bar."""
+    what = "-" if place == "-" else place.name
+    with progress(what, partial(nbytes_of, place, names), parsed.quiet, printing=not parsed.json) as advance:
+        yield from show(place, names, parsed.axis, advance, columns=columns)
 
 
 def lines_of(place: Place, shown: Shown) -> list[str]:

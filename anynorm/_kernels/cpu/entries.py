@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -22,6 +23,14 @@ _NAMES = {
 }
 
 
+_seconds: list[float] = []  # that each kernel took until it could run
+
+
+def seconds_to_begin() -> float:
+    """How long this process has waited for kernels so far: for the compiler to start, and to compile or to be read."""
+    return sum(_seconds)
+
+
 @cache
 def entry(name: str, code: int, in_float64: bool, *has: bool) -> Callable[..., int]:
     """A compiled kernel; the compiler is imported with the first one.
@@ -29,8 +38,11 @@ def entry(name: str, code: int, in_float64: bool, *has: bool) -> Callable[..., i
     ``has`` tells for which variant, as the function in jit.py does that finds the types of the arguments.
     """
     with unforked:
+        started = time.perf_counter()
         function, signature, tags = _found(name, code, in_float64, *has)
-        return partial(_jit().entry(function, signature), *tags)
+        found = partial(_jit().entry(function, signature), *tags)
+        _seconds.append(time.perf_counter() - started)
+        return found
 
 
 @cache
