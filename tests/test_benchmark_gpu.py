@@ -58,6 +58,7 @@ def test_buffers_exceed_the_cache():
     one = work.Work(SMALL)
     assert work.buffers(one, 50 << 20) * one.nbytes >= work.ROTATED * (50 << 20)
     assert work.buffers(work.rows_of("rms_norm", "float32", 4096), 1) == 2
+    assert work.buffers(work.Work(SMALL, "call"), 50 << 20) == 2
 
 
 def test_summary():
