@@ -165,4 +165,4 @@ def test_it_ends_with_a_sentence_where_there_is_no_gpu():
 def test_a_name_that_no_case_has():
     ended = run("--only", "batch_norm")
     assert ended.returncode == 1
-    assert ended.stderr == "no case has 'batch_norm' in its name; names are like layer_norm float32 16384x1024\n"
+    assert ended.stderr == "no case has 'batch_norm' in its name; names are like layer_norm float32 64x1024 call\n"
