@@ -103,16 +103,16 @@ def emulation(paired=False, backwards=False, held=None):
         found = library().emulate(code, choice.paired, *map(ctypes.byref, (how, task, given)))
         assert found, f"no kernel that holds {how.held} slots has been compiled"
 
-    def kernel(choice, block, architecture):
+    def kernel(choice, block, ordinal):
         return choice
 
     replaced = {
         "ACCESS": {"numpy": NumPy},
-        "device": lambda ordinal: Device("sm_90", paired),
         "kernel": kernel,
         "launch": launch,
     }
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(run, "device", return_value=Device("sm_90", paired)))
         for module in (run, pull):
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))

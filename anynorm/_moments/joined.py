@@ -36,7 +36,7 @@ def merged(a: Held, b: Held) -> Held:
     if is_lazy(xp):
         require_blocks_alike("other", theirs.squares, mine.squares)
         return xp, blocks.statistics(merging.merge, "moments-merge", mine, theirs)
-    with quietly(xp):
+    with quietly(xp, mine.squares):
         return xp, merging.merge(xp, mine, theirs)
 
 

@@ -48,7 +48,7 @@ def made(mean: Array, variance: Array, count: Any, axis: Any) -> tuple[Any, Stat
     if is_lazy(xp):
         require_blocks_alike("variance", variance, mean)
         return xp, blocks.statistics(partial(_in_units, digits=digits), "moments-made", raw)
-    with quietly(xp):
+    with quietly(xp, mean):
         return xp, _in_units(xp, raw, digits)
 
 

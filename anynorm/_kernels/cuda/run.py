@@ -38,7 +38,7 @@ def run(call: Call) -> Any:
         held, task, choice = describe(access, call, rows, arrays, residual is not None)
         how = rows.settings()
         choice = choice._replace(held=how.held)
-        function = kernel(choice, how.block, device(access.ordinal(x)).architecture)
+        function = kernel(choice, how.block, access.ordinal(x))
         # Whatever is freed here is freed on the same stream, so it may be before the kernel has run.
         launch(function, (how.blocks(rows.total), 1), how.block, task, access.stream(x))
     del held
