@@ -16,7 +16,7 @@ import pytest
 from anynorm._check import check, check_gradient
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._kernels.cpu.memory import NumPy as CPUAccess
-from anynorm._kernels.cuda import pull, run
+from anynorm._kernels.cuda import arrays, pull, run
 from anynorm._kernels.cuda import task as tasks
 from anynorm._kernels.cuda.device import Device
 from tests import compiled
@@ -107,7 +107,7 @@ def emulation(paired=False, backwards=False, held=None):
         return choice
 
     replaced = {
-        "ACCESS": {"numpy": NumPy},
+        "ACCESS": {"numpy": NumPy, "cupy": arrays.CuPy},
         "kernel": kernel,
         "launch": launch,
     }

@@ -90,7 +90,8 @@ def _has_negative(variance: Array, xp: Any) -> bool:
         if torch.compiler.is_compiling():
             return False
     try:
-        return bool(xp.any(variance < 0.0))
+        with quietly(xp, variance):
+            return bool(xp.any(variance < 0.0))
     except Exception:  # whatever a library raises for values that are not known
         return False
 
