@@ -16,7 +16,7 @@ import pytest
 from anynorm._check import check, check_gradient
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._kernels.cpu.memory import NumPy as CPUAccess
-from anynorm._kernels.cuda import pull, run
+from anynorm._kernels.cuda import arrays, pull, run
 from anynorm._kernels.cuda import task as tasks
 from anynorm._kernels.cuda.device import Device
 from tests import compiled
@@ -106,16 +106,16 @@ def emulation(paired=False, backwards=False, held=None, clusters=True):
         found = library().emulate(code, choice.paired, *map(ctypes.byref, (how, task, given)))
         assert found, f"no kernel that holds {how.held} slots has been compiled"
 
-    def kernel(choice, block, architecture):
+    def kernel(choice, block, ordinal):
         return choice
 
     replaced = {
-        "ACCESS": {"numpy": NumPy},
-        "device": lambda ordinal: Device("sm_90", paired, clusters),
+        "ACCESS": {"numpy": NumPy, "cupy": arrays.CuPy},
         "kernel": kernel,
         "launch": launch,
     }
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(run, "device", return_value=Device("sm_90", paired, clusters)))
         for module in (run, pull):
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))

@@ -35,10 +35,9 @@ def run(call: Call) -> Any:
             y, added = call.out if len(call.out) == 2 else (call.out[0], None)
         arrays = x, x if residual is None else residual, y, y if added is None else added
         rows = lay_out(access, call, arrays)
-        of_device = device(access.ordinal(x))
-        how = rows.settings(of_device.clusters)
+        how = rows.settings(device(access.ordinal(x)).clusters)
         held, task, choice = describe(access, call, rows, arrays, residual is not None)
-        function = kernel(choice.started(how, rows), how.block, of_device.architecture)
+        function = kernel(choice.started(how, rows), how.block, access.ordinal(x))
         # Whatever is freed here is freed on the same stream, so it may be before the kernel has run.
         launch(function, (how.blocks(rows.total), 1), how.block, task, access.stream(x))
     del held
