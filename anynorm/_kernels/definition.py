@@ -34,7 +34,7 @@ def refuses(call: Call | Gradient) -> str | None:
 
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
-    with quietly(call.library.namespace):
+    with quietly(call.library.namespace, call.x):
         if call.library.refuses_to_fill:
             return sparse.run(call, run_whole)
         return _run_blocks(call) if call.library.name == "numpy" else run_whole(call)
@@ -53,7 +53,7 @@ def run_whole(call: Call, by: Steps | None = None) -> Any:
 def run_moments(call: Call) -> Moments:
     """Return the moments of the call's array."""
     xp = call.library.namespace
-    with quietly(xp):
+    with quietly(xp, call.x):
         if 0 in call.x.shape:
             return _no_moments(call)
         if call.library.name != "numpy":

@@ -20,7 +20,7 @@ Array = Any
 
 def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """Return dx, dweight and dbias; a parameter that is not there has no gradient."""
-    with quietly(gradient.call.library.namespace):
+    with quietly(gradient.call.library.namespace, gradient.dy):
         if gradient.call.library.refuses_to_fill:
             return sparse.pull(gradient, pull_whole)
         return _pull_blocks(gradient) if gradient.call.library.name == "numpy" else pull_whole(*gradient)

@@ -6,7 +6,7 @@ from typing import Any
 
 from anynorm._check import Gradient
 from anynorm._kernels.cuda.arrays import ACCESS
-from anynorm._kernels.cuda.device import device, kernel, launch
+from anynorm._kernels.cuda.device import kernel, launch
 from anynorm._kernels.cuda.run import describe, lay_out
 from anynorm._kernels.cuda.task import ADD_BLOCKS, ADD_ROWS, CODES, DERIVE, Choice, Task
 from anynorm._libraries import dtype_name
@@ -30,6 +30,7 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
         dx = access.empty_like(x)
         arrays = x, dy, dx, dx if dtotal is None else dtotal
         rows = lay_out(access, call, arrays)
+        how = rows.settings()
         held, task, choice = describe(access, call, rows, arrays, dtotal is not None)
         choice = choice._replace(paired=False)  # all of it is formed in float64
         dweight = _gradient_of(access, call.weight, x) if wanted else None
@@ -37,12 +38,12 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
         room = None
         if dweight is not None or dbias is not None:
             room = _prepare_sums(access, x, task, dweight, dbias)
-        how = rows.settings()
-        architecture, stream = device(access.ordinal(x)).architecture, access.stream(x)
-        function = kernel(choice._replace(step=DERIVE, held=how.held_by_derivative), how.block, architecture)
+        choice = choice.started(how, rows)
+        ordinal, stream = access.ordinal(x), access.stream(x)
+        function = kernel(choice._replace(step=DERIVE, held=how.held_by_derivative, full=False), how.block, ordinal)
         launch(function, (how.blocks(rows.total), 1), how.block, task, stream)
         if room is not None:
-            _add_up(choice._replace(held=0), architecture, task, stream)
+            _add_up(choice._replace(held=0), ordinal, task, stream)
     del held, room
     return dx, dweight, dbias
 
@@ -70,7 +71,7 @@ def _prepare_sums(access: Any, x: Array, task: Task, dweight: Array | None, dbia
     return room
 
 
-def _add_up(choice: Choice, architecture: str, task: Task, stream: int) -> None:
+def _add_up(choice: Choice, ordinal: int, task: Task, stream: int) -> None:
     across = -(-task.features // _THREADS)
     for step, down in ((ADD_ROWS, min(task.blocks, _MOST_GRID)), (ADD_BLOCKS, 1)):
-        launch(kernel(choice._replace(step=step), _THREADS, architecture), (across, down), _THREADS, task, stream)
+        launch(kernel(choice._replace(step=step), _THREADS, ordinal), (across, down), _THREADS, task, stream)
