@@ -95,9 +95,9 @@ UNREADABLE = [
         ("x.npy y.npy --axis 2", "--axis 2 does not fit"),
         ("x.npy - --show", "--show reads IN and OUT once more"),
         ("- y.npy --show", "--show reads IN and OUT once more"),
-        ("x.npy y.npy --show -q", "leave --quiet away"),
-        ("x.npy y.npy --show --json", "leave --json away"),
-        ("x.npy y.npy --show --dry-run", "leave --dry-run away"),
+        ("x.npy y.npy --show -q", "leave --quiet out"),
+        ("x.npy y.npy --show --json", "leave --json out"),
+        ("x.npy y.npy --show --dry-run", "leave --dry-run out"),
         ("x.npy y.npy --weight large.npy --dtype float16", "does not fit in float16"),
     ],
 )

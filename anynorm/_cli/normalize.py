@@ -52,9 +52,9 @@ def run(parsed: argparse.Namespace) -> int:
 def _require_files_to_show(parsed: argparse.Namespace, found: Pairs) -> None:
     for option in ("json", "quiet", "dry_run"):
         if getattr(parsed, option):
-            raise ValueError(f"--show is for people who wait for the result; leave --{option.replace('_', '-')} away")
+            raise ValueError(f"--show is for people who wait for the result; leave --{option.replace('_', '-')} out")
     if any("-" in pair for pair in found.todo):
-        raise ValueError("--show reads IN and OUT once more, and - can be read once; name files, or leave --show away")
+        raise ValueError("--show reads IN and OUT once more, and - can be read once; name files, or leave --show out")
 
 
 def _show(place: Place, parsed: argparse.Namespace, names: tuple[str, ...], columns: tuple[str, ...]) -> None:
