@@ -59,7 +59,7 @@ class Settings(NamedTuple):
 
 
 def settings(features: int, itemsize: int, side_by_side: bool = False, clusters: bool = False) -> Settings:
-    """Return the settings for rows of so many features, which must not be 0; ``clusters``: whether the device has them."""
+    """Return the settings for rows of so many features, not 0; ``clusters``: whether the device has them."""
     slots = -(-features * itemsize // SLOT_NBYTES)
     if clusters and slots > MOST_THREADS * _HELD:
         return _clustered(slots)
