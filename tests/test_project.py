@@ -112,6 +112,8 @@ def test_what_is_released_links_to_one_repository():
     urls = PROJECT["project"]["urls"]
     assert {"Homepage", "Documentation", "Source", "Issues", "Changelog"} <= set(urls)
     repository = urls["Source"]
+    assert urls["Documentation"] == f"{repository}#documentation"
+    assert "\n## Documentation\n" in (ROOT / "README.md").read_text()
     for name in ("CHANGELOG.md", "CITATION.cff", ".github/SECURITY.md", ".github/ISSUE_TEMPLATE/config.yml"):
         path = ROOT / name if (ROOT / name).exists() else ROOT / ".github" / name
         assert repository in path.read_text(), name
