@@ -23,6 +23,8 @@ def run(work: Work, count: int, bandwidth: float) -> dict[str, Any]:
     """Results by name of who did it: times, or what was wrong."""
     import torch
 
+    import torch._functorch.config
+
     torch._functorch.config.donated_buffer = False  # or compiled derivatives cannot be taken twice
     torch.manual_seed(0)
     case, dtype = work.case, getattr(torch, work.case.dtype)

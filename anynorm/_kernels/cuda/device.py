@@ -51,6 +51,7 @@ class Loaded(NamedTuple):
 
     function: Any
     ordinal: int  # of the device that it is for
+    shared_nbytes: int  # that a block is given
 
 
 _kernels: dict[tuple[Choice, int, int], Loaded] = {}
@@ -66,11 +67,12 @@ def kernel(choice: Choice, block: int, ordinal: int) -> Loaded:
             found = _kernels.get(key)
             if found is None:
                 code = compiled(choice, block, device(ordinal).architecture)
-                found = _kernels[key] = Loaded(_load(code, ordinal), ordinal)
+                shared_nbytes = 16 * choice.held * block if choice.in_shared else 0
+                found = _kernels[key] = Loaded(_load(code, ordinal, shared_nbytes), ordinal, shared_nbytes)
     return found
 
 
-def _load(code: bytes, ordinal: int) -> Any:
+def _load(code: bytes, ordinal: int, shared_nbytes: int) -> Any:
     from cuda.bindings import driver
 
     with _beside_capture(driver):
@@ -79,7 +81,11 @@ def _load(code: bytes, ordinal: int) -> Any:
         found = _checked(driver, driver.cuLibraryGetKernel(library, b"anynorm"))
         # The driver loads into a context what is first used there, which it may not while a graph is captured.
         _checked(driver, driver.cuKernelGetFunction(found))
-    return driver.CUfunction(int(found))
+    function = driver.CUfunction(int(found))
+    if shared_nbytes:
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _checked(driver, driver.cuKernelSetAttribute(attribute, shared_nbytes, found, driver.CUdevice(ordinal)))
+    return function
 
 
 @contextlib.contextmanager
@@ -120,7 +126,7 @@ def launch(loaded: Loaded, grid: tuple[int, int], block: int, task: Task, stream
     argument = (ctypes.c_void_p * 1)(ctypes.addressof(task))
     # The driver copies the task before it returns.
     given = (
-        loaded.function, *grid, 1, block, 1, 1, 0, stream or _LEGACY_STREAM, ctypes.addressof(argument), 0
+        loaded.function, *grid, 1, block, 1, 1, loaded.shared_nbytes, stream or _LEGACY_STREAM, ctypes.addressof(argument), 0
     )  # fmt: skip
     returned = driver.cuLaunchKernel(*given)
     if returned[0] != driver.CUresult.CUDA_SUCCESS and _bind(driver, loaded.ordinal):
