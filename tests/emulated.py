@@ -16,7 +16,7 @@ import pytest
 from anynorm._check import check, check_gradient
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._kernels.cpu.memory import NumPy as CPUAccess
-from anynorm._kernels.cuda import arrays, pull, run
+from anynorm._kernels.cuda import arrays, device, pull, run
 from anynorm._kernels.cuda import task as tasks
 from anynorm._kernels.cuda.device import Device
 from tests import compiled
@@ -112,6 +112,7 @@ def emulation(paired=False, backwards=False, held=None):
         "launch": launch,
     }
     with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
         stack.enter_context(mock.patch.object(run, "device", return_value=Device("sm_90", paired)))
         for module in (run, pull):
             for name, value in replaced.items():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import anynorm
+from anynorm._kernels.cuda import device
 from tests.backends import needs_cupy, needs_gpu
 from tests.emulated import needs_compiler, normalize
 
@@ -28,7 +29,8 @@ def test_the_bits_are_those_of_the_emulator(shape, dtype):
     given = inputs(shape, dtype)
     with anynorm.use_kernel("cuda"):
         y = anynorm.layer_norm(*(torch.from_numpy(one).cuda() for one in given))
-    assert y.cpu().numpy().tobytes() == normalize("layer_norm", *given).tobytes()
+    paired = device.device(0).slow_float64
+    assert y.cpu().numpy().tobytes() == normalize("layer_norm", *given, paired=paired).tobytes()
 
 
 @needs_cupy
@@ -64,6 +66,86 @@ def test_a_graph_and_another_stream():
     graph.replay()
     with anynorm.use_kernel("cuda"):
         assert torch.equal(out, anynorm.layer_norm(x, weight, bias))
+
+
+@pytest.fixture
+def nothing_compiled(tmp_path, monkeypatch):
+    """No kernel has been used in this process, nor compiled in another."""
+    monkeypatch.setenv("ANYNORM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(device, "_kernels", {})
+
+
+@needs_gpu
+def test_a_graph_of_a_kernel_that_was_never_used(nothing_compiled):
+    import torch
+
+    x, weight, bias = (torch.from_numpy(one).cuda() for one in inputs((64, 1024)))
+    out, graph = torch.zeros_like(x), torch.cuda.CUDAGraph()
+    with anynorm.use_kernel("cuda"):
+        with torch.cuda.graph(graph):
+            anynorm.layer_norm(x, weight, bias, out=out)
+        assert not out.any()
+        graph.replay()
+        assert torch.equal(out, anynorm.layer_norm(x, weight, bias))
+
+
+@needs_cupy
+def test_a_graph_of_cupy_of_a_kernel_that_was_never_used(nothing_compiled):
+    import cupy
+
+    x, weight, bias = map(cupy.asarray, inputs((64, 1024)))
+    out = cupy.zeros_like(x)
+    cupy.cuda.Device().synchronize()
+    with anynorm.use_kernel("cuda"):
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            stream.begin_capture(cupy.cuda.runtime.streamCaptureModeGlobal)
+            anynorm.layer_norm(x, weight, bias, out=out)
+            graph = stream.end_capture()
+            graph.launch(stream)
+            stream.synchronize()
+        assert out.get().tobytes() == anynorm.layer_norm(x, weight, bias).get().tobytes()
+
+
+def in_a_new_thread(x, weight, bias, out):
+    """Normalize in a thread that has called nothing of CUDA's."""
+    failures = []
+
+    def work():
+        try:
+            anynorm.layer_norm(x, weight, bias, out=out)
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failures
+
+
+@needs_gpu
+def test_a_new_thread(monkeypatch):
+    import torch
+
+    monkeypatch.setattr("anynorm._forced._forced_everywhere", "cuda")  # in each thread
+    given = [torch.from_numpy(one).cuda() for one in inputs((64, 1024))]
+    expected, out = anynorm.layer_norm(*given), torch.empty_like(given[0])
+    torch.cuda.synchronize()
+    in_a_new_thread(*given, out)
+    torch.cuda.synchronize()
+    assert torch.equal(out, expected)
+
+
+@needs_cupy
+def test_a_new_thread_of_cupy(monkeypatch):
+    import cupy
+
+    monkeypatch.setattr("anynorm._forced._forced_everywhere", "cuda")
+    given = list(map(cupy.asarray, inputs((64, 1024))))
+    expected, out = anynorm.layer_norm(*given), cupy.empty_like(given[0])
+    cupy.cuda.Device().synchronize()
+    in_a_new_thread(*given, out)
+    cupy.cuda.Device().synchronize()
+    assert out.get().tobytes() == expected.get().tobytes()
 
 
 @needs_gpu

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from anynorm._kernels.cuda.compile import compiled
+from anynorm._kernels.cuda.compile import compiled, lacking
 from anynorm._kernels.cuda.task import Choice, Task
 
 # So many times as fast as float64 is float32: 2 on cards with full float64, 32 or 64 on others. Below this float64 is
@@ -43,6 +43,19 @@ def device(ordinal: int) -> Device:
     minor = read("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
     ratio = read("CU_DEVICE_ATTRIBUTE_SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO")
     return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64)
+
+
+@functools.cache
+def unfit(ordinal: int) -> str | None:
+    """Why kernels cannot be compiled for a device, and what to install; None: they can."""
+    try:
+        from cuda.bindings import driver
+
+        architecture = device(ordinal).architecture
+        version = int(_checked(driver, driver.cuDriverGetVersion()))
+    except (ImportError, RuntimeError) as error:
+        return f"the CUDA driver cannot be used ({error})"
+    return lacking(architecture, version)
 
 
 class Loaded(NamedTuple):
