@@ -39,7 +39,8 @@ HELD = (0, 1, 2, 4, 8)
 
 
 class _Choice(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int) for name in ("rule", "weight", "bias", "offset", "aligned", "added"))
+    names = ("rule", "weight", "bias", "offset", "aligned", "added", "threads", "neighbours", "full", "cluster")
+    _fields_ = tuple((name, ctypes.c_int) for name in names)
 
 
 class _Launch(ctypes.Structure):
@@ -92,13 +93,15 @@ class NumPy(CPUAccess):
 
 
 @contextlib.contextmanager
-def emulation(paired=False, backwards=False, held=None):
+def emulation(paired=False, backwards=False, held=None, clusters=True):
     """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it."""
 
     def launch(choice, grid, block, task, stream):
-        how = _Launch(tasks.STEPS.index(choice.step), choice.held if held is None else held)
+        if held is not None:
+            choice = choice._replace(held=held, full=False)
+        how = _Launch(tasks.STEPS.index(choice.step), choice.held)
         how.grid[:], how.block[:], how.reversed = grid, (block, 1), backwards
-        given = _Choice(choice.rule, choice.weight, choice.bias, choice.offset, choice.aligned, choice.added)
+        given = _Choice(*(getattr(choice, name) for name in _Choice.names))
         code = tasks.CODES[choice.dtype]
         found = library().emulate(code, choice.paired, *map(ctypes.byref, (how, task, given)))
         assert found, f"no kernel that holds {how.held} slots has been compiled"
@@ -113,7 +116,7 @@ def emulation(paired=False, backwards=False, held=None):
     }
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
-        stack.enter_context(mock.patch.object(run, "device", return_value=Device("sm_90", paired)))
+        stack.enter_context(mock.patch.object(run, "device", return_value=Device("sm_90", paired, clusters)))
         for module in (run, pull):
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))

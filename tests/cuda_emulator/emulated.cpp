@@ -19,19 +19,19 @@ struct Launch {
 template <class E, class Mode, int HELD>
 void run_held(const Launch& how, const Task& task, const Choice& choice) {
     if constexpr (std::is_same_v<Mode, Paired<float>>) {
-        launch(how.grid, how.block, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
+        launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
     } else if (how.step == NORMALIZE) {
-        launch(how.grid, how.block, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
+        launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
     } else {
-        launch(how.grid, how.block, [&] { derive_rows<E, Mode, HELD>(task, choice); });
+        launch(how.grid, how.block, choice.cluster, [&] { derive_rows<E, Mode, HELD>(task, choice); });
     }
 }
 
 template <class E, class Mode>
 bool run(const Launch& how, const Task& task, const Choice& choice) {
-    if (how.step == ADD_BLOCKS) return launch(how.grid, how.block, [&] { add_blocks(task, choice); });
+    if (how.step == ADD_BLOCKS) return launch(how.grid, how.block, choice.cluster, [&] { add_blocks(task, choice); });
     if constexpr (!std::is_same_v<Mode, Paired<float>>) {
-        if (how.step == ADD_ROWS) return launch(how.grid, how.block, [&] { add_rows<E, Mode>(task, choice); });
+        if (how.step == ADD_ROWS) return launch(how.grid, how.block, choice.cluster, [&] { add_rows<E, Mode>(task, choice); });
     }
     bool found = false;
     [&]<int... HELD>(std::integer_sequence<int, HELD...>) {

@@ -53,7 +53,7 @@ __device__ void derive_rows(const Task& task, Choice choice) {
     bool is_added = choice.added, is_scale = choice.rule == SCALE, centred = choice.rule == LAYER;
     Choice of_row = choice;
     of_row.weight = NOTHING, of_row.added = 0;
-    Team team(task);
+    Team team(task, choice);
     Row<E, HELD> row(task, of_row, team);
     Mode mode(task, of_row, team, row);
     Line<E> dy(task, choice, OTHER, team), dx(task, choice, Y, team), dtotal(task, choice, is_added ? ADDED : Y, team);

@@ -4,8 +4,14 @@
 
 enum { NORMALIZE = 0, DERIVE = 1, ADD_ROWS = 2, ADD_BLOCKS = 3 };
 
-extern "C" __global__ void __launch_bounds__(BLOCK, 1) anynorm(const __grid_constant__ Task task) {
-    constexpr Choice choice = {RULE, WEIGHT, BIAS, OFFSET, ALIGNED, IS_ADDED};
+#if CLUSTER > 1
+#define CLUSTERED __cluster_dims__(CLUSTER, 1, 1)
+#else
+#define CLUSTERED
+#endif
+
+extern "C" __global__ void CLUSTERED __launch_bounds__(BLOCK, LEAST_BLOCKS) anynorm(const __grid_constant__ Task task) {
+    constexpr Choice choice = {RULE, WEIGHT, BIAS, OFFSET, ALIGNED, IS_ADDED, THREADS, NEIGHBOURS, IS_FULL, CLUSTER};
     if constexpr (STEP == NORMALIZE) normalize_rows<ELEMENT, MODE, HELD_SLOTS>(task, choice);
     if constexpr (STEP == DERIVE) derive_rows<ELEMENT, MODE, HELD_SLOTS>(task, choice);
     if constexpr (STEP == ADD_ROWS) add_rows<ELEMENT, MODE>(task, choice);

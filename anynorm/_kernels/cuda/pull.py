@@ -30,6 +30,7 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
         dx = access.empty_like(x)
         arrays = x, dy, dx, dx if dtotal is None else dtotal
         rows = lay_out(access, call, arrays)
+        how = rows.settings()
         held, task, choice = describe(access, call, rows, arrays, dtotal is not None)
         choice = choice._replace(paired=False)  # all of it is formed in float64
         dweight = _gradient_of(access, call.weight, x) if wanted else None
@@ -37,9 +38,9 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
         room = None
         if dweight is not None or dbias is not None:
             room = _prepare_sums(access, x, task, dweight, dbias)
-        how = rows.settings()
+        choice = choice.started(how, rows)
         ordinal, stream = access.ordinal(x), access.stream(x)
-        function = kernel(choice._replace(step=DERIVE, held=how.held_by_derivative), how.block, ordinal)
+        function = kernel(choice._replace(step=DERIVE, held=how.held_by_derivative, full=False), how.block, ordinal)
         launch(function, (how.blocks(rows.total), 1), how.block, task, stream)
         if room is not None:
             _add_up(choice._replace(held=0), ordinal, task, stream)
