@@ -1,12 +1,15 @@
 """What only a GPU can show of the CUDA kernels: streams, devices, graphs, threads, the same bits in both libraries."""
 
 import threading
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import anynorm
-from anynorm._kernels.cuda import device
+from anynorm import _norms
+from anynorm._kernels import cuda
+from anynorm._kernels.cuda import device, repeat
 from tests.backends import needs_cupy, needs_gpu
 from tests.emulated import needs_compiler, normalize
 
@@ -146,6 +149,55 @@ def test_a_new_thread_of_cupy(monkeypatch):
     in_a_new_thread(*given, out)
     cupy.cuda.Device().synchronize()
     assert out.get().tobytes() == expected.get().tobytes()
+
+
+@pytest.fixture
+def repeated(monkeypatch):
+    """Kernels are chosen by themselves, and what is called in a `with` block of this must be a call like one before."""
+    monkeypatch.setenv(cuda.SWITCH, "1")
+    repeat.forget()
+    return mock.patch.object(_norms, "check", side_effect=AssertionError("the full way"))
+
+
+@needs_gpu
+def test_calls_like_one_before(repeated):
+    import torch
+
+    x, weight, bias = (torch.from_numpy(one).cuda() for one in inputs((64, 1024)))
+    out, odd = torch.empty_like(x), torch.empty(x.numel() + 1, device="cuda")[1:].view(x.shape).copy_(x)
+    given = ((x, weight, bias), (odd, weight, bias), (x[:, ::2], weight[::2].contiguous()))
+    expected = [anynorm.layer_norm(*one) for one in given]
+    anynorm.layer_norm(*given[0], out=out)
+    with repeated, torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda.current_stream().wait_stream(torch.cuda.default_stream())
+        assert all(torch.equal(anynorm.layer_norm(*one), y) for one, y in zip(given, expected, strict=True))
+        assert torch.equal(anynorm.layer_norm(*given[0], out=out.zero_()), expected[0])
+        torch.cuda.current_stream().synchronize()
+    in_a_new_thread(*given[0], out.zero_())
+    torch.cuda.synchronize()
+    assert torch.equal(out, expected[0])
+
+
+@needs_cupy
+def test_calls_of_cupy_like_one_before(repeated):
+    import cupy
+
+    x, weight, bias = map(cupy.asarray, inputs((64, 1024)))
+    out, odd = cupy.empty_like(x), cupy.empty(x.size + 1, x.dtype)[1:].reshape(x.shape)
+    odd[...] = x
+    given = ((x, weight, bias), (odd, weight, bias), (x[:, ::2], weight[::2].copy()))
+    expected = [anynorm.layer_norm(*one).get().tobytes() for one in given]
+    anynorm.layer_norm(*given[0], out=out)
+    cupy.cuda.Device().synchronize()
+    with repeated, cupy.cuda.Stream(non_blocking=True) as stream:
+        assert [anynorm.layer_norm(*one).get().tobytes() for one in given] == expected
+        out.fill(0)
+        assert anynorm.layer_norm(*given[0], out=out).get().tobytes() == expected[0]
+        out.fill(0)
+        stream.synchronize()
+    in_a_new_thread(*given[0], out)
+    cupy.cuda.Device().synchronize()
+    assert out.get().tobytes() == expected[0]
 
 
 @needs_gpu

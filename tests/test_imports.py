@@ -73,7 +73,7 @@ ORDER = [
     "_gradients", "_residual", "_moments_vjp", "_norms",
     "_explain", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_given",
     "_kernels.blocks_pull", "_kernels.blocks",
-    "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda", "_kernels.cuda.arrays",
+    "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda.repeat", "_kernels.cuda", "_kernels.cuda.arrays",
     "_kernels.cuda.device", "_kernels.cuda.compile", "_kernels.cuda.kept", "_kernels.cuda.task", "_kernels.cuda.launch",
     "_kernels.cpu.autograd", "_kernels.cpu.autograd_given", "_kernels.cpu.pull_given",
     "_kernels.cpu.pull", "_kernels.cpu.given", "_kernels.cpu.call", "_kernels.cpu.rescue",

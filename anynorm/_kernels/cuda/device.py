@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from anynorm._kernels.cuda.compile import compiled, lacking
@@ -124,6 +124,21 @@ def _context(ordinal: int) -> Any:
     from cuda.bindings import driver
 
     return _checked(driver, driver.cuDevicePrimaryCtxRetain(_checked(driver, driver.cuDeviceGet(ordinal))))
+
+
+def starter(loaded: Loaded, grid: tuple[int, int], block: int) -> Callable[[int, int], bool]:
+    """What starts a kernel on a stream, given the address of the address of a task; it says whether that went well."""
+    from cuda.bindings import driver
+
+    run, success, function, (across, down) = driver.cuLaunchKernel, driver.CUresult.CUDA_SUCCESS, loaded.function, grid
+
+    def start(argument: int, stream: int) -> bool:
+        started: bool = (
+            run(function, across, down, 1, block, 1, 1, 0, stream or _LEGACY_STREAM, argument, 0)[0] == success
+        )
+        return started
+
+    return start
 
 
 def launch(loaded: Loaded, grid: tuple[int, int], block: int, task: Task, stream: int) -> None:
