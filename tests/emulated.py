@@ -113,7 +113,6 @@ def emulation(paired=False, backwards=False, held=None, clusters=True):
         def start(argument, stream):
             task = tasks.Task.from_address(ctypes.c_void_p.from_address(argument).value)
             launch(choice, grid, block, task, stream)
-            return True
 
         return start
 

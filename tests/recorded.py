@@ -13,7 +13,7 @@ class Driver:
 
     CUresult = types.SimpleNamespace(CUDA_SUCCESS=SUCCESS)
     CUstreamCaptureMode = types.SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=RELAXED)
-    CUfunction = int
+    CUfunction = CUdevice = int
     PRIMARY, LIBRARY, KERNEL = 100, 200, 300
 
     def __init__(self, context=PRIMARY, attributes=(9, 0, 2)):
@@ -38,11 +38,14 @@ class Driver:
         """The arguments of each call of a function."""
         return [given for called, given in self.calls if called == name]
 
+    def _failed(self, status, name):
+        return (status,) if name in ("cuInit", "cuLaunchKernel") else (status, None)
+
     def _answer(self, name, given):
         if name == self.failing:
-            return OUT_OF_MEMORY, None
+            return self._failed(OUT_OF_MEMORY, name)
         if name in ("cuKernelGetFunction", "cuLaunchKernel") and not self.context:
-            return INVALID_CONTEXT, None
+            return self._failed(INVALID_CONTEXT, name)
         if name == "cuCtxSetCurrent":
             (self.context,) = given
         if name == "cuThreadExchangeStreamCaptureMode":

@@ -15,7 +15,7 @@ from anynorm._kernels.cuda import arrays, device, repeat
 from anynorm._kernels.cuda.task import Task
 from tests import strict_cupy
 from tests.emulated import emulation, needs_compiler
-from tests.recorded import Driver
+from tests.recorded import INVALID_CONTEXT, Driver
 
 RNG = np.random.default_rng(0)
 X, OTHER = (RNG.standard_normal((4, 8)).astype("float32") for _ in range(2))
@@ -191,7 +191,7 @@ def test_a_kernel_that_cannot_be_started_goes_the_full_way(cupy, full):
     x = cupy.asarray(X)
     expected = anynorm.rms_norm(x).get().tobytes()
     (key,) = repeat._plans
-    repeat._plans[key] = repeat._plans[key]._replace(start=lambda *given: False)
+    repeat._plans[key] = repeat._plans[key]._replace(start=lambda *given: "failed")
     full.reset_mock()
     assert anynorm.rms_norm(x).get().tobytes() == expected
     assert full.called
@@ -203,7 +203,7 @@ def test_a_kernel_that_cannot_be_started_goes_the_full_way(cupy, full):
 def test_the_driver_is_given_the_task():
     driver, template = Driver(), Task(rows=5, eps=0.25)
     with mock.patch.dict("sys.modules", {"cuda.bindings": mock.Mock(driver=driver)}):
-        start = device.starter(device.Loaded(7, 0), (3, 2), 128)
+        start = device.starter(device.Loaded(7, 0, 64), (3, 2), 128)
     seen = []
 
     def watch(self, name, given):
@@ -213,12 +213,12 @@ def test_the_driver_is_given_the_task():
 
     answer = Driver._answer
     with mock.patch.object(Driver, "_answer", watch):
-        assert repeat._filled(start, template)(1, 2, 3, 0, 0)
+        assert repeat._filled(start, template)(1, 2, 3, 0, 0) is None
     assert seen == [(5, 0.25, [1, 1, 2, 2], 3, None)]
     ((*given, _, extra),) = driver.named("cuLaunchKernel")
-    assert (given, extra) == ([7, 3, 2, 1, 128, 1, 1, 0, 1], 0)
+    assert (given, extra) == ([7, 3, 2, 1, 128, 1, 1, 64, 1], 0)
     driver.context = 0
-    assert not repeat._filled(start, template)(1, 2, 3, 0, 0)
+    assert repeat._filled(start, template)(1, 2, 3, 0, 0) is INVALID_CONTEXT
 
 
 def test_threads_fill_in_tasks_of_their_own():
@@ -228,7 +228,6 @@ def test_threads_fill_in_tasks_of_their_own():
         task = Task.from_address(ctypes.c_void_p.from_address(argument).value)
         both.wait(timeout=60)  # until the other thread is here too
         seen.add((stream, *task.arrays, task.weight, task.bias))
-        return True
 
     run = repeat._filled(start, Task())
 

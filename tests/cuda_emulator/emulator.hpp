@@ -135,6 +135,7 @@ inline void run_cluster(unsigned blocks, unsigned first, Index& block, Index& th
 inline Index threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { emulator::wait(emulator::AT_BARRIER); }
+inline void arrive_at_cluster() {}
 inline void wait_for_cluster() { emulator::wait(emulator::AT_CLUSTER); }
 
 template <class S>

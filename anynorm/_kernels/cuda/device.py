@@ -64,6 +64,7 @@ class Loaded(NamedTuple):
 
     function: Any
     ordinal: int  # of the device that it is for
+    shared_nbytes: int  # that a block is given
 
 
 _kernels: dict[tuple[Choice, int, int], Loaded] = {}
@@ -79,11 +80,12 @@ def kernel(choice: Choice, block: int, ordinal: int) -> Loaded:
             found = _kernels.get(key)
             if found is None:
                 code = compiled(choice, block, device(ordinal).architecture)
-                found = _kernels[key] = Loaded(_load(code, ordinal), ordinal)
+                shared_nbytes = 16 * choice.held * block if choice.in_shared else 0
+                found = _kernels[key] = Loaded(_load(code, ordinal, shared_nbytes), ordinal, shared_nbytes)
     return found
 
 
-def _load(code: bytes, ordinal: int) -> Any:
+def _load(code: bytes, ordinal: int, shared_nbytes: int) -> Any:
     from cuda.bindings import driver
 
     with _beside_capture(driver):
@@ -92,7 +94,11 @@ def _load(code: bytes, ordinal: int) -> Any:
         found = _checked(driver, driver.cuLibraryGetKernel(library, b"anynorm"))
         # The driver loads into a context what is first used there, which it may not while a graph is captured.
         _checked(driver, driver.cuKernelGetFunction(found))
-    return driver.CUfunction(int(found))
+    function = driver.CUfunction(int(found))
+    if shared_nbytes:
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _checked(driver, driver.cuKernelSetAttribute(attribute, shared_nbytes, found, driver.CUdevice(ordinal)))
+    return function
 
 
 @contextlib.contextmanager
@@ -126,17 +132,18 @@ def _context(ordinal: int) -> Any:
     return _checked(driver, driver.cuDevicePrimaryCtxRetain(_checked(driver, driver.cuDeviceGet(ordinal))))
 
 
-def starter(loaded: Loaded, grid: tuple[int, int], block: int) -> Callable[[int, int], bool]:
-    """What starts a kernel on a stream, given the address of the address of a task; it says whether that went well."""
+def starter(loaded: Loaded, grid: tuple[int, int], block: int) -> Callable[[int, int], Any]:
+    """What starts a kernel on a stream, given the address of the address of a task; it returns what failed, or None."""
     from cuda.bindings import driver
 
-    run, success, function, (across, down) = driver.cuLaunchKernel, driver.CUresult.CUDA_SUCCESS, loaded.function, grid
+    run, success, (function, _, shared_nbytes) = driver.cuLaunchKernel, driver.CUresult.CUDA_SUCCESS, loaded
+    across, down = grid
 
-    def start(argument: int, stream: int) -> bool:
-        started: bool = (
-            run(function, across, down, 1, block, 1, 1, 0, stream or _LEGACY_STREAM, argument, 0)[0] == success
-        )
-        return started
+    def start(argument: int, stream: int) -> Any:
+        (status,) = run(
+            function, across, down, 1, block, 1, 1, shared_nbytes, stream or _LEGACY_STREAM, argument, 0
+        )  # fmt: skip
+        return None if status == success else status
 
     return start
 
@@ -145,15 +152,14 @@ def launch(loaded: Loaded, grid: tuple[int, int], block: int, task: Task, stream
     """Start a kernel on a stream of its device, which must be the current one."""
     from cuda.bindings import driver
 
+    start = starter(loaded, grid, block)
     argument = (ctypes.c_void_p * 1)(ctypes.addressof(task))
     # The driver copies the task before it returns.
-    given = (
-        loaded.function, *grid, 1, block, 1, 1, 0, stream or _LEGACY_STREAM, ctypes.addressof(argument), 0
-    )  # fmt: skip
-    returned = driver.cuLaunchKernel(*given)
-    if returned[0] != driver.CUresult.CUDA_SUCCESS and _bind(driver, loaded.ordinal):
-        returned = driver.cuLaunchKernel(*given)
-    _checked(driver, returned)
+    failed = start(ctypes.addressof(argument), stream)
+    if failed is not None and _bind(driver, loaded.ordinal):
+        failed = start(ctypes.addressof(argument), stream)
+    if failed is not None:
+        _checked(driver, (failed,))
 
 
 def _checked(driver: Any, returned: tuple[Any, ...]) -> Any:

@@ -23,7 +23,7 @@ from anynorm._profiled import profiler_of
 
 Array = Any
 Key = tuple[Any, ...]
-Start = Callable[[int, int], bool]  # the address of the address of a task, and a stream -> whether that went well
+Start = Callable[[int, int], Any]  # as `starter` returns it
 
 _MOST_PLANS = 1000
 _UNALIGNED = SLOT_NBYTES - 1
@@ -47,7 +47,7 @@ class _Plan(NamedTuple):
     """What calls of one key have in common."""
 
     device: int
-    start: Callable[..., bool]  # addresses of x, y, weight and bias, and a stream -> whether the kernel was started
+    start: Callable[..., Any]  # addresses of x, y, weight and bias, and a stream -> what failed, or None
     is_in_order: bool  # whether a new result is in C order
     is_apart: Callable[..., bool]  # addresses of x, out, weight and bias -> whether out may be written
 
@@ -90,11 +90,11 @@ def forget() -> None:
     REPEATS.clear()
 
 
-def _filled(start: Start, template: Task) -> Callable[..., bool]:
+def _filled(start: Start, template: Task) -> Callable[..., Any]:
     """What starts a kernel with a copy of a task in which the addresses are others."""
     idle: list[tuple[Any, int, Any]] = []  # copies that no call is using; a call in another thread takes another one
 
-    def run(x: int, y: int, weight: int, bias: int, stream: int) -> bool:
+    def run(x: int, y: int, weight: int, bias: int, stream: int) -> Any:
         try:
             copy = idle.pop()
         except IndexError:
@@ -103,9 +103,9 @@ def _filled(start: Start, template: Task) -> Callable[..., bool]:
         words[_X] = words[_ADDED] = x
         words[_Y] = words[_SUM] = y
         words[_WEIGHT], words[_BIAS] = weight, bias
-        is_started = start(argument, stream)  # the driver has copied the task when it returns
+        failed = start(argument, stream)  # the driver has copied the task when it returns
         idle.append(copy)
-        return is_started
+        return failed
 
     return run
 
@@ -174,7 +174,7 @@ def _run_by(
             y = out
         else:
             return None
-        if not start(of_x, of_y, of_weight, of_bias, stream(device)):
+        if start(of_x, of_y, of_weight, of_bias, stream(device)) is not None:
             return None
         if out is not None:
             written(out)
