@@ -1,5 +1,6 @@
 """Calls like one before, on CuPy's arrays and CUDA tensors: what the full way gives, or the full way itself."""
 
+import contextlib
 import ctypes
 import threading
 from unittest import mock
@@ -10,8 +11,10 @@ import torch
 
 import anynorm
 from anynorm import _norms
+from anynorm._check import check
+from anynorm._definition.norms import LAYER_NORM
 from anynorm._kernels import cuda
-from anynorm._kernels.cuda import arrays, device, repeat
+from anynorm._kernels.cuda import arrays, device, repeat, run
 from anynorm._kernels.cuda.task import Task
 from tests import strict_cupy
 from tests.emulated import emulation, needs_compiler
@@ -229,11 +232,11 @@ def test_threads_fill_in_tasks_of_their_own():
         both.wait(timeout=60)  # until the other thread is here too
         seen.add((stream, *task.arrays, task.weight, task.bias))
 
-    run = repeat._filled(start, Task())
+    fill_in = repeat._filled(start, Task())
 
     def work(one):
         for _ in range(2):  # the second time there are tasks to be taken
-            run(one, one, one, one, one)
+            fill_in(one, one, one, one, one)
             both.wait(timeout=60)
 
     threads = [threading.Thread(target=work, args=(one,)) for one in (3, 5)]
@@ -250,6 +253,18 @@ class OnCPU(arrays.Tensors):
     @staticmethod
     def current_ordinal():
         return -1
+
+    @staticmethod
+    def current(tensor):
+        return contextlib.nullcontext()
+
+    @staticmethod
+    def streams():
+        return lambda ordinal: 0
+
+    @staticmethod
+    def stream(tensor):
+        return 0
 
 
 @pytest.fixture
@@ -293,10 +308,38 @@ def test_what_torch_follows_goes_the_full_way(ask):
     assert ask(x) is not None
 
 
+@needs_compiler
+def test_tensors_are_normalized_as_before(monkeypatch):
+    monkeypatch.setenv(cuda.SWITCH, "1")
+    with emulation(), mock.patch.dict(repeat._by_library, clear=True), torch.no_grad():
+        monkeypatch.setitem(run.ACCESS, "torch", OnCPU)
+        monkeypatch.setattr(repeat, "ACCESS", {"torch": OnCPU})
+        x, other, weight = map(torch.from_numpy, (X, OTHER, WEIGHT))
+        for out in (None, torch.zeros(4, 8)):
+            first = run.run(check(LAYER_NORM, x, weight, None, -1, 1e-5, out=out)).clone()
+            given = weight, None, 1e-5, 0.0, out
+            again = repeat._by_library["torch"].run
+            version = None if out is None else out._version
+            assert not torch.equal(again(LAYER_NORM, other, *given), first)
+            y = again(LAYER_NORM, x, *given)
+            assert torch.equal(y, first)
+            assert out is None or (y is out and out._version == version + 2)
+            assert again(LAYER_NORM, x, weight, None, 0.5, 0.0, out) is None
+        assert set(repeat.REPEATS) == {torch.Tensor}
+
+
+def test_the_stream_of_torch(monkeypatch):
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda ordinal: 70 + ordinal, raising=False)
+    assert arrays.Tensors.streams()(3) == 73
+    monkeypatch.delattr(torch._C, "_cuda_getCurrentRawStream")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda ordinal: mock.Mock(cuda_stream=80 + ordinal))
+    assert arrays.Tensors.streams()(3) == 83
+
+
 def test_tensors_on_the_cpu_are_no_matter_of_cuda(ask):
     x = torch.randn(4, 8)
     expected = anynorm.layer_norm(x)
-    with mock.patch.dict(repeat.REPEATS, {torch.Tensor: repeat._by_torch().run}):
+    with mock.patch.dict(repeat.REPEATS, {torch.Tensor: repeat._by_device(repeat._by_torch().run)}):
         with mock.patch.object(repeat, "repeat_on_cpu", return_value="repeated") as on_cpu:
             assert anynorm.layer_norm(x) == "repeated"
         assert on_cpu.called

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -43,16 +44,16 @@ class Tensors(Torch):
     @staticmethod
     def stream(tensor: Array) -> int:
         """The handle of torch's current stream on the tensor's device."""
-        return Tensors.current_stream(tensor.get_device())
+        return Tensors.streams()(Tensors.ordinal(tensor))
 
     @staticmethod
-    def current_stream(ordinal: int) -> int:
-        """The handle of torch's current stream on a device."""
+    def streams() -> Callable[[int], int]:
+        """The question for the handle of torch's current stream on a device of some number."""
         import torch
 
         # What Triton and the code of torch.compile call: a twentieth of the time, but no public name.
-        raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)
-        return int(torch.cuda.current_stream(ordinal).cuda_stream if raw is None else raw(ordinal))
+        raw: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+        return raw or (lambda ordinal: int(torch.cuda.current_stream(ordinal).cuda_stream))
 
     @staticmethod
     def numbers(tensor: Array, count: int) -> Array:

@@ -94,11 +94,10 @@ def _load(code: bytes, ordinal: int, shared_nbytes: int) -> Any:
         found = _checked(driver, driver.cuLibraryGetKernel(library, b"anynorm"))
         # The driver loads into a context what is first used there, which it may not while a graph is captured.
         _checked(driver, driver.cuKernelGetFunction(found))
-    function = driver.CUfunction(int(found))
-    if shared_nbytes:
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _checked(driver, driver.cuKernelSetAttribute(attribute, shared_nbytes, found, driver.CUdevice(ordinal)))
-    return function
+        if shared_nbytes:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _checked(driver, driver.cuKernelSetAttribute(attribute, shared_nbytes, found, driver.CUdevice(ordinal)))
+    return driver.CUfunction(int(found))
 
 
 @contextlib.contextmanager

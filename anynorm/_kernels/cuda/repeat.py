@@ -81,7 +81,7 @@ def remember(call: Call, y: Array, start: Start, task: Task) -> None:
     is_apart = _apart(access, call.x, y, weight, call.bias)
     plan = _Plan(access.ordinal(call.x), _filled(start, task), access.is_contiguous(y), is_apart)
     _plans[asked[0]] = plan
-    REPEATS[type(call.x)] = found.run
+    REPEATS[type(call.x)] = _by_device(found.run) if name == "torch" else found.run
 
 
 def forget() -> None:
@@ -183,6 +183,17 @@ def _run_by(
     return run
 
 
+def _by_device(on_gpu: Callable[..., Array | None]) -> Callable[..., Array | None]:
+    """The same for tensors wherever they are."""
+
+    def run(
+        rule: Any, x: Array, weight: Any, bias: Array | None, eps: float, offset: float, out: Array | None
+    ) -> Array | None:
+        return (on_gpu if x.is_cuda else repeat_on_cpu)(rule, x, weight, bias, eps, offset, out)
+
+    return run
+
+
 def _by_cupy() -> _Repeat:
     import cupy
 
@@ -275,14 +286,7 @@ def _by_torch() -> _Repeat:
     def empty(x: Array, is_in_order: bool) -> Array:
         return torch.empty_like(x)
 
-    on_gpu = _run_by(ask, empty, access.address, access.current_stream, access.written)
-
-    def run(
-        rule: Any, x: Array, weight: Any, bias: Array | None, eps: float, offset: float, out: Array | None
-    ) -> Array | None:
-        return (on_gpu if x.is_cuda else repeat_on_cpu)(rule, x, weight, bias, eps, offset, out)
-
-    return _Repeat(ask, run)
+    return _Repeat(ask, _run_by(ask, empty, torch.Tensor.data_ptr, access.streams(), access.written))
 
 
 _MAKERS = {"cupy": _by_cupy, "torch": _by_torch}
