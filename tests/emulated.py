@@ -39,7 +39,7 @@ HELD = (0, 1, 2, 4, 8)
 
 
 class _Choice(ctypes.Structure):
-    names = ("rule", "weight", "bias", "offset", "aligned", "added", "threads", "neighbours", "full", "cluster")
+    names = ("rule", "weight", "bias", "offset", "aligned", "added", "threads", "neighbours", "in_shared", "full", "cluster")
     _fields_ = tuple((name, ctypes.c_int) for name in names)
 
 
@@ -98,7 +98,7 @@ def emulation(paired=False, backwards=False, held=None, clusters=True):
 
     def launch(choice, grid, block, task, stream):
         if held is not None:
-            choice = choice._replace(held=held, full=False)
+            choice = choice._replace(held=held, full=False, in_shared=False)
         how = _Launch(tasks.STEPS.index(choice.step), choice.held)
         how.grid[:], how.block[:], how.reversed = grid, (block, 1), backwards
         given = _Choice(*(getattr(choice, name) for name in _Choice.names))
