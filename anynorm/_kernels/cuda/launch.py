@@ -31,6 +31,7 @@ _MOST_THREADS_OF_DERIVATIVE = 256
 
 
 import os
+
 TUNE = os.environ.get("ANYNORM_TUNE", "")
 
 
