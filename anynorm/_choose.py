@@ -33,7 +33,6 @@ class Kernel(NamedTuple):
     pull: Callable[[Gradient], tuple[Any, ...]]  # dx, dweight, dbias; of given moments their gradient too
     moments: Callable[[Call], Moments] = definition.run_moments
     pull_moments: Callable[[Call, Moments, MomentsGradient], Any] = by_moments.pull_moments  # dx by way of x's own
-    is_off: Callable[[], str | None] = lambda: None  # why it is not chosen unless it is forced
 
 
 def _run_on_cpu(call: Call) -> Any:
@@ -178,7 +177,6 @@ KERNELS = (
         _run_on_cuda,
         cuda.refuses_to_pull,
         _pull_on_cuda,
-        is_off=cuda.is_off,
     ),
     Kernel(
         "blocks",
@@ -246,7 +244,7 @@ def _choose(call: Call, refusal: Callable[[Kernel], str | None]) -> Kernel:
 
 def _first(refusal: Callable[[Kernel], str | None]) -> Kernel:
     for kernel in KERNELS:
-        if kernel.is_off() is None and kernel.missing() is None and refusal(kernel) is None:
+        if kernel.missing() is None and refusal(kernel) is None:
             return kernel
     raise AssertionError("the definition takes every call")
 

@@ -1,12 +1,10 @@
 """Fused kernels for CuPy arrays and CUDA tensors, compiled by NVRTC: which calls they take.
 
-No GPU has run them yet, so they are switched off: ``ANYNORM_CUDA=1`` or ``use_kernel("cuda")`` switches them on.
 Nothing here imports a library of CUDA's.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from anynorm._check import Call, Gradient
@@ -14,7 +12,6 @@ from anynorm._kernels.cpu import is_installed, wants_gradient
 from anynorm._kernels.cpu.torch_state import is_followed
 from anynorm._overlap import lacks_memory
 
-SWITCH = "ANYNORM_CUDA"
 _ADVICE = (
     "cuda-bindings is not installed, which launches it; pip install cuda-bindings nvidia-cuda-nvrtc, "
     "or for CUDA 12 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12"
@@ -27,13 +24,6 @@ _MISSING = None if is_installed("cuda.bindings") else _ADVICE
 def missing() -> str | None:
     """What to install before the kernels can run."""
     return _MISSING
-
-
-def is_off() -> str | None:
-    """Why the kernels are not chosen unless they are forced."""
-    if os.environ.get(SWITCH) == "1":
-        return None
-    return f"it is switched off, as no GPU has run it yet; set {SWITCH}=1, or force it, to try it"
 
 
 def refuses(call: Call) -> str | None:
