@@ -87,7 +87,10 @@ def _pull_moments_on_cpu(call: Call, moments: Moments, gradient: MomentsGradient
 
 
 def _run_on_cuda(call: Call) -> Any:
-    from anynorm._kernels.cuda.run import run
+    if call.library.name == "torch" and cpu.wants_gradient(call):
+        from anynorm._kernels.cuda.autograd import run
+    else:
+        from anynorm._kernels.cuda.run import run
 
     return run(call)
 
@@ -254,7 +257,8 @@ class use_kernel:  # noqa: N801  # called as a function is, with or without `wit
 
     It takes effect when it is called. As a context manager it ends with the block, as a decorator it holds while the
     function runs; called alone it holds until the next call, in the thread (or the asyncio task) that called it. The
-    environment variable ``ANYNORM_KERNEL`` does the same for a whole process.
+    environment variable ``ANYNORM_KERNEL`` does the same for a whole process. On a GPU torch goes back in a thread of
+    its own, in which holds what was forced where the norm was called.
 
     Parameters
     ----------

@@ -67,8 +67,8 @@ def _refuses_torch(call: Call) -> str | None:
             return f"it takes plain tensors, got {type(tensor).__name__}"
         if tensor.is_neg():
             return "a tensor is a negated view, whose memory holds other numbers"
-    if wants_gradient(call, *(call.out or ())):
-        return "torch is to follow the call back, which goes through the definition"
+    if call.out is not None and wants_gradient(call, *call.out):
+        return "a gradient is wanted of what is written in place, which goes through the definition"
     if is_followed(torch):
         return "torch follows each operation (torch.func, forward-mode derivatives, a dispatch mode, tracing)"
     if any(map(lacks_memory, [one for one in given if isinstance(one, torch.Tensor)])):
@@ -82,6 +82,10 @@ def _refuses_layout(call: Call) -> str | None:
 
     access = ACCESS[call.library.name]
     given = [one for one in (call.x, call.residual, *(call.out or ())) if one is not None]
+    if call.library.name == "torch" and not call.x.is_contiguous():
+        import torch
+
+        given.append(torch.empty_like(call.x, device="meta"))  # a result, or dx, may be laid out otherwise
     strides = [access.strides(one) for one in given]
     found = as_rows(tuple(call.x.shape), strides, call.axes, call.x.dtype.itemsize)
     return found if isinstance(found, str) else None
