@@ -56,7 +56,7 @@ def pulled():
     with (
         emulation(),
         mock.patch.dict(run.ACCESS, torch=Tensors),
-        mock.patch.object(run, "remember", create=True),
+        mock.patch.object(run, "remember"),
         mock.patch.object(autograd, "_KERNELS", kernels._replace(pull=pull)),
         mock.patch.object(cuda, "_MISSING", None),
         mock.patch.object(torch.Tensor, "is_cuda", True),

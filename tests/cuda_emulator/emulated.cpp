@@ -20,6 +20,8 @@ template <class E, class Mode, int HELD>
 void run_held(const Launch& how, const Task& task, const Choice& choice) {
     if constexpr (std::is_same_v<Mode, Paired<float>>) {
         launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
+    } else if (how.step == NORMALIZE && choice.in_shared) {
+        launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD, true>(task, choice); });
     } else if (how.step == NORMALIZE) {
         launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
     } else {

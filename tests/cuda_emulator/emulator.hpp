@@ -157,6 +157,19 @@ template <class S>
 void write_slot(S* to, const S& slot) {
     *to = slot;
 }
+inline unsigned char rooms[emulator::MOST_BLOCKS][227 << 10];
+
+template <class S>
+S* own_room() {
+    return (S*)rooms[emulator::rank()] + threadIdx.x;
+}
+template <class S>
+void copy_to_room(S* to, const S* from, bool is_there) {
+    *to = is_there ? *from : S{};
+}
+template <int LAST>
+void wait_for_copies() {}
+
 template <class S>
 S unconverted(const S& slot) {
     return slot;
@@ -209,6 +222,7 @@ using std::fmax;
 using std::fmin;
 using std::scalbn;
 using std::sqrt;
+inline double rsqrt(double value) { return 1.0 / std::sqrt(value); }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline int min(int a, int b) { return a < b ? a : b; }
 

@@ -39,7 +39,7 @@ def refuses(call: Call) -> str | None:
         return "it forms statistics of its own, and these are given"
     if 0 in call.x.shape:
         return "x is empty"
-    return _refuses_layout(call)
+    return _refuses_layout(call) or _refuses_device(call)
 
 
 def refuses_to_pull(gradient: Gradient) -> str | None:
@@ -89,3 +89,11 @@ def _refuses_layout(call: Call) -> str | None:
     strides = [access.strides(one) for one in given]
     found = as_rows(tuple(call.x.shape), strides, call.axes, call.x.dtype.itemsize)
     return found if isinstance(found, str) else None
+
+
+def _refuses_device(call: Call) -> str | None:
+    """What is missing for the device; asked last, since it takes NVRTC to be loaded."""
+    from anynorm._kernels.cuda import device
+    from anynorm._kernels.cuda.arrays import ACCESS
+
+    return device.unfit(ACCESS[call.library.name].ordinal(call.x))
