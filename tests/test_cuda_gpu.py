@@ -8,7 +8,6 @@ import pytest
 
 import anynorm
 from anynorm import _norms
-from anynorm._kernels import cuda
 from anynorm._kernels.cuda import device, repeat
 from tests.backends import CUPY, TORCH_CUDA, needs_cupy, needs_gpu
 from tests.emulated import needs_compiler, normalize
@@ -161,9 +160,8 @@ def test_a_new_thread_of_cupy(monkeypatch):
 
 
 @pytest.fixture
-def repeated(monkeypatch):
-    """Kernels are chosen by themselves, and what is called in a `with` block of this must be a call like one before."""
-    monkeypatch.setenv(cuda.SWITCH, "1")
+def repeated():
+    """What is called in a `with` block of this must be a call like one before."""
     repeat.forget()
     return mock.patch.object(_norms, "check", side_effect=AssertionError("the full way"))
 

@@ -10,7 +10,6 @@ import torch
 import anynorm
 from anynorm._check import check
 from anynorm._definition.norms import LAYER_NORM
-from anynorm._kernels import cuda
 from anynorm._kernels.cuda import arrays, repeat, run
 from tests.emulated import emulation, needs_compiler
 
@@ -81,7 +80,6 @@ def test_what_torch_follows_goes_the_full_way(ask):
 
 @needs_compiler
 def test_tensors_are_normalized_as_before(monkeypatch):
-    monkeypatch.setenv(cuda.SWITCH, "1")
     with emulation(), mock.patch.dict(repeat._by_library, clear=True), torch.no_grad():
         monkeypatch.setitem(run.ACCESS, "torch", OnCPU)
         monkeypatch.setattr(repeat, "ACCESS", {"torch": OnCPU})

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from anynorm._check import Call
 from anynorm._kernels.cpu.repeat import repeat as repeat_on_cpu
 from anynorm._kernels.cpu.torch_state import is_followed
-from anynorm._kernels.cuda import is_off
 from anynorm._kernels.cuda.arrays import ACCESS
 from anynorm._kernels.cuda.launch import SLOT_NBYTES
 from anynorm._kernels.cuda.task import Task
@@ -162,7 +161,7 @@ def _run_by(
             return None
         key, of_x, of_weight, of_bias, of_y = asked
         plan = plans.get(key)
-        if plan is None or is_off() is not None:
+        if plan is None:
             return None
         device, start, is_in_order, is_apart = plan
         if out is None:
