@@ -39,7 +39,8 @@ HELD = (0, 1, 2, 4, 8)
 
 
 class _Choice(ctypes.Structure):
-    names = ("rule", "weight", "bias", "offset", "aligned", "added", "threads", "neighbours", "full", "cluster")
+    names = ("rule", "weight", "bias", "offset", "aligned", "added", "threads", "neighbours")
+    names += ("in_shared", "full", "cluster", "abreast")
     _fields_ = tuple((name, ctypes.c_int) for name in names)
 
 
@@ -97,7 +98,7 @@ def emulation(paired=False, backwards=False, held=None, clusters=True):
     """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it."""
 
     def launch(choice, grid, block, task, stream):
-        if held is not None:
+        if held is not None and choice.abreast == 1:
             choice = choice._replace(held=held, full=False)
         how = _Launch(tasks.STEPS.index(choice.step), choice.held)
         how.grid[:], how.block[:], how.reversed = grid, (block, 1), backwards

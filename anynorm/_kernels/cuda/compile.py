@@ -47,6 +47,7 @@ def options(choice: Choice, block: int, architecture: str) -> tuple[str, ...]:
         "SLOTS_IN_SHARED": int(choice.in_shared),
         "IS_FULL": int(choice.full),
         "CLUSTER": choice.cluster,
+        "ABREAST": choice.abreast,
         "BLOCK": block,
         "STORE": os.environ.get("STORE", ""),
         "LOAD": os.environ.get("LOAD", ""),
@@ -61,6 +62,9 @@ def blocks_at_once(choice: Choice, block: int) -> int:
         return 1
     if choice.least:
         return choice.least
+    if choice.abreast > 1:
+        slots = choice.held * choice.abreast
+        return max(1, (_THREADS if slots <= 4 else _THREADS * 3 // 4 if slots <= 8 else _THREADS // 2) // block)
     return max(1, (_THREADS if choice.held <= 4 and choice.aligned else _THREADS // 2) // block)
 
 

@@ -34,11 +34,11 @@ __device__ __forceinline__ S unconverted(const S& slot) {
     return *(S*)&words;
 }
 
-// Shared memory of which each thread has slots of its own, one every `threads`; so nobody has to wait for others.
+// Shared memory of the size that the block was started with.
 template <class S>
-__device__ __forceinline__ S* own_room() {
+__device__ __forceinline__ S* block_room() {
     extern __shared__ uint4 room[];
-    return (S*)room + threadIdx.x;
+    return (S*)room;
 }
 
 // Copy a slot to shared memory past the registers, or zeros; all copies are done when they have been waited for.
@@ -65,3 +65,9 @@ __device__ __forceinline__ void write_to_block(unsigned block, S* place, const S
 __device__ __forceinline__ void arrive_at_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 #endif
+
+// That of which each thread has slots of its own, one every `threads`; so nobody has to wait for others.
+template <class S>
+__device__ __forceinline__ S* own_room() {
+    return block_room<S>() + threadIdx.x;
+}

@@ -13,7 +13,7 @@ constexpr int MODERATE_FACTOR = 100;
 // A weight up to here leaves nothing of what an x_hat below the normal numbers of float32 has lost.
 constexpr float MODERATE_WEIGHT = 256.0f;
 
-struct PlainSums {
+struct alignas(16) PlainSums {
     static constexpr int SIZE = 2;
     double of[SIZE];  // of deviations from the shift, and of their squares
 
@@ -32,7 +32,7 @@ struct Plain {
     double shift, factor, constant;
     Pair<float> mean;       // of rows of 16 bits
     bool is_moderate;       // whether they can be applied in float32
-    bool is_short = false;  // whether eps is the divisor of scale_norm
+    bool is_short;          // whether eps is the divisor of scale_norm
 
     template <class Row>
     __device__ Plain(const Task& task, const Choice& choice, const Team& team, const Row& row) {
@@ -41,8 +41,15 @@ struct Plain {
         shift = choice.rule == LAYER ? (double)widen(row.at_first()) : 0.0;
         PlainSums sums = {};
         row.each_element([&](auto element) { sums.add((double)widen(element) - shift); });
-        sums = team.merge(sums);
+        finish(task, choice, team.merge(sums));
+    }
+
+    Plain() = default;
+    __device__ explicit Plain(double shift) : shift(shift) {}
+
+    __device__ __forceinline__ void finish(const Task& task, const Choice& choice, const PlainSums& sums) {
         double squares = sums.of[1], count = (double)task.features;
+        is_short = false;
         constant = 0.0;
         double between = choice.rule == LAYER ? sums.of[0] / count : 0.0;
         if (choice.rule == SCALE) {
@@ -84,19 +91,21 @@ struct Plain {
         Parameters<double, N> parameters(task, choice, start, 0);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            double value = widen(slot.of[i]);
-            if (sizeof(E) == 2) {  // for which the mean of float32 will do, so that nothing else has to be kept
-                value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * factor;
-            } else {
-                value = choice.rule == LAYER ? fma(value - shift, factor, constant) : value * factor;
-            }
-            if (choice.rule != SCALE && choice.weight != NOTHING) {
-                value = fma(value, parameters.weight[i], parameters.bias[i]);
-            } else if (choice.bias != NOTHING) {
-                value += parameters.bias[i];
-            }
-            narrow(value, result.of[i]);
+            E element = slot.of[i];
+            narrow(carefully(choice, element, parameters.weight[i], parameters.bias[i]), result.of[i]);
         }
+    }
+
+    template <class E>
+    __device__ __forceinline__ double carefully(const Choice& choice, E element, double weight, double bias) const {
+        double value = widen(element);
+        if (sizeof(E) == 2) {  // for which the mean of float32 will do, so that nothing else has to be kept
+            value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * factor;
+        } else {
+            value = choice.rule == LAYER ? fma(value - shift, factor, constant) : value * factor;
+        }
+        if (choice.rule != SCALE && choice.weight != NOTHING) return fma(value, weight, bias);
+        return choice.bias != NOTHING ? value + bias : value;
     }
 
     // A slot of 16 bits in float32; false where a parameter is too wide or too large for that.
@@ -104,23 +113,31 @@ struct Plain {
     __device__ __forceinline__ bool apply_in_float(
         const Task& task, const Choice& choice, long long start, const Slot<E>& slot, Slot<E>& result) const {
         constexpr int N = Slot<E>::SIZE;
-        if (choice.bias == DOUBLE || (choice.weight == DOUBLE && choice.rule != SCALE)) return false;
         FloatParameters<N> parameters(task, choice, start);
-        bool is_weighted = choice.rule != SCALE && choice.weight != NOTHING;
-        // An error of layer_norm counts beside an x_hat of 1.
-        if (is_weighted && choice.rule == RMS && HAS_RANGE_OF_FLOAT<E> && !(parameters.largest_weight() <= MODERATE_WEIGHT))
-            return false;
-        float of[N], times = (float)factor;
+        if (!will_float_do<E>(choice, parameters)) return false;
+        float of[N];
 #pragma unroll
-        for (int i = 0; i < N; i++) {
-            float value = widen(slot.of[i]);
-            value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * times;
-            of[i] = is_weighted ? fma(value, parameters.weight[i], parameters.bias[i])
-                    : choice.bias != NOTHING ? value + parameters.bias[i] : value;
-        }
+        for (int i = 0; i < N; i++) of[i] = in_float<E>(choice, slot.of[i], parameters.weight[i], parameters.bias[i]);
 #pragma unroll
         for (int i = 0; i < N; i += 2) result.of.words[i / 2] = two_narrowed(of[i], of[i + 1], E());
         return true;
+    }
+
+    // Whether no parameter of a slot is too wide or too large for float32.
+    template <class E, int N>
+    __device__ static __forceinline__ bool will_float_do(const Choice& choice, const FloatParameters<N>& parameters) {
+        if (choice.bias == DOUBLE || (choice.weight == DOUBLE && choice.rule != SCALE)) return false;
+        // An error of layer_norm counts beside an x_hat of 1.
+        if (choice.rule != RMS || choice.weight == NOTHING || !HAS_RANGE_OF_FLOAT<E>) return true;
+        return parameters.largest_weight() <= MODERATE_WEIGHT;
+    }
+
+    template <class E>
+    __device__ __forceinline__ float in_float(const Choice& choice, E element, float weight, float bias) const {
+        float value = widen(element);
+        value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * (float)factor;
+        if (choice.rule != SCALE && choice.weight != NOTHING) return fma(value, weight, bias);
+        return choice.bias != NOTHING ? value + bias : value;
     }
 
     __device__ __forceinline__ double x_hat(double value, const Choice& choice) const {

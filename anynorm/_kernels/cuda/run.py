@@ -18,6 +18,7 @@ from anynorm._kernels.cuda.task import (
     as_rows,
     fill,
     is_aligned,
+    is_aligned_across,
 )
 from anynorm._libraries import dtype_name
 
@@ -35,8 +36,10 @@ def run(call: Call) -> Any:
             y, added = call.out if len(call.out) == 2 else (call.out[0], None)
         arrays = x, x if residual is None else residual, y, y if added is None else added
         rows = lay_out(access, call, arrays)
-        how = rows.settings(device(access.ordinal(x)).clusters)
         held, task, choice = describe(access, call, rows, arrays, residual is not None)
+        addresses = (*task.arrays, task.weight, task.bias)
+        abreast = not choice.paired and choice.dtype != "float64" and is_aligned_across(rows, addresses)
+        how = rows.settings(device(access.ordinal(x)).clusters, abreast)
         function = kernel(choice.started(how, rows), how.block, access.ordinal(x))
         # Whatever is freed here is freed on the same stream, so it may be before the kernel has run.
         launch(function, (how.blocks(rows.total), 1), how.block, task, access.stream(x))

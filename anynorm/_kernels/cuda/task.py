@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from anynorm._kernels.axes import Axis, merged
-from anynorm._kernels.cuda.launch import SLOT_NBYTES, Settings, settings
+from anynorm._kernels.cuda.launch import SLOT_NBYTES, Settings, settings, settings_abreast
 
 FREE_AXES = 6
 ARRAYS = 4  # x, the residual or dy, y or dx, the sum or dtotal
@@ -64,11 +64,12 @@ class Choice(NamedTuple):
     cluster: int = 1
     in_shared: bool = False  # whether the held slots lie in shared memory, and not in registers
     least: int = 0
+    abreast: int = 1
     full: bool = False  # whether rows are aligned and fill the held slots of their threads to the last
 
     def started(self, how: Settings, rows: Rows) -> Choice:
         """The same with how a kernel is started for these rows."""
-        full = self.aligned and how.is_filled(rows.normalized.length, rows.itemsize)
+        full = (self.aligned or how.abreast > 1) and how.is_filled(rows.normalized.length, rows.itemsize)
         return self._replace(
             threads=how.threads,
             neighbours=how.neighbours,
@@ -76,6 +77,8 @@ class Choice(NamedTuple):
             cluster=how.cluster,
             in_shared=how.in_shared,
             least=how.least,
+            abreast=how.abreast,
+            aligned=self.aligned or how.abreast > 1,
             full=full,
         )
 
@@ -98,9 +101,10 @@ class Rows(NamedTuple):
         contiguous = self.normalized.length == 1 or set(self.normalized.strides) == {1}
         return not contiguous and bool(self.free) and set(self.free[-1].strides) == {1}
 
-    def settings(self, clusters: bool = False) -> Settings:
-        """How a kernel for these is started."""
-        return settings(self.normalized.length, self.itemsize, self.side_by_side, clusters)
+    def settings(self, clusters: bool = False, abreast: bool = False) -> Settings:
+        """How a kernel for these is started; ``abreast``: whether slots may lie across neighbouring rows."""
+        across = settings_abreast(self.normalized.length, self.itemsize) if abreast else None
+        return across or settings(self.normalized.length, self.itemsize, self.side_by_side, clusters)
 
 
 def as_rows(shape: Sequence[int], strides: Sequence[Sequence[int]], axes: Sequence[int], itemsize: int) -> Rows | str:
@@ -141,4 +145,14 @@ def is_aligned(rows: Rows, addresses: Sequence[int | None]) -> bool:
         set(rows.normalized.strides) == {1}
         and all((address or 0) % SLOT_NBYTES == 0 for address in addresses)
         and all(length * rows.itemsize % SLOT_NBYTES == 0 for length in (rows.normalized.length, *strides))
+    )
+
+
+def is_aligned_across(rows: Rows, addresses: Sequence[int | None]) -> bool:
+    """Whether neighbouring rows are whole slots, each at a multiple of its size, and so are the parameters."""
+    if not rows.side_by_side:
+        return False
+    strides = [stride for axis in (*rows.free[:-1], rows.normalized) for stride in axis.strides]
+    return all((address or 0) % SLOT_NBYTES == 0 for address in addresses) and all(
+        length * rows.itemsize % SLOT_NBYTES == 0 for length in (rows.normalized.length, rows.free[-1].length, *strides)
     )

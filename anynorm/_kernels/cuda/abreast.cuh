@@ -1,0 +1,191 @@
+// The norm of rows side by side, whose slots lie across them: a slot holds one feature of SIZE neighbouring rows. A thread
+// takes the features that are its own where rows lie one after the other, in the same order; so the bits are the same.
+#pragma once
+
+#include "plain.cuh"
+
+// The slots of a thread, SIZE of them for each that it would hold of a row.
+template <class E, int HELD, bool IN_SHARED>
+struct Abreast {
+    static constexpr int SIZE = Slot<E>::SIZE;
+    Line<E> x, other;
+    int first, distance;
+    bool added;
+    Slot<E> held[IN_SHARED ? 1 : HELD * SIZE];
+
+    __device__ Abreast(const Task& task, const Choice& choice, const Team& team)
+        : x(task, choice, X, team), other(task, choice, choice.added ? OTHER : X, team) {
+        first = team.thread * SIZE, distance = team.count * SIZE, added = choice.added;
+#pragma unroll
+        for (int k = 0; k < HELD; k++) {
+#pragma unroll
+            for (int i = 0; i < SIZE; i++) {
+                int feature = first + k * distance + i;
+                if constexpr (IN_SHARED) {
+                    Slot<E>* place = own_room<Slot<E>>() + (k * SIZE + i) * blockDim.x;
+                    if (!x.holds(feature)) continue;
+                    if (added) *place = read(feature);
+                    else copy_to_room(place, x.across(feature), true);
+                } else {
+                    held[k * SIZE + i] = x.holds(feature) ? read(feature) : Slot<E>{};
+                }
+            }
+        }
+        if constexpr (IN_SHARED) wait_for_copies();
+    }
+
+    __device__ __forceinline__ Slot<E> read(long long feature) const {
+        Slot<E> slot = read_slot(x.across(feature));
+        if (!added) return slot;
+        Slot<E> more = read_slot(other.across(feature));
+#pragma unroll
+        for (int j = 0; j < SIZE; j++) slot.of[j] = add_rounded<E>(slot.of[j], more.of[j]);
+        return slot;
+    }
+
+    __device__ __forceinline__ Slot<E> at(int k) const {
+        if constexpr (IN_SHARED) return own_room<Slot<E>>()[k * blockDim.x];
+        else return unconverted(held[k]);
+    }
+
+    // Call f(k, start) for each run of SIZE features that is this thread's; the first of its slots is at(k).
+    template <class F>
+    __device__ __forceinline__ void each(F f) const {
+#pragma unroll
+        for (int k = 0; k < HELD; k++)
+            if (x.holds(first + k * distance)) f(k * SIZE, first + k * distance);
+    }
+};
+
+// What the threads of a row have, merged as in Team::merge; `count` is a power of two and at most N.
+template <int N, class S>
+__device__ __forceinline__ S merge_tree(const S* from, int count, int distance) {
+    if constexpr (N == 1) {
+        return *from;
+    } else {
+        S sums = merge_tree<N / 2>(from, count, distance);
+        if (count >= N) sums.merge(merge_tree<N / 2>(from + N / 2 * distance, count, distance));
+        return sums;
+    }
+}
+
+template <class E>
+__device__ __forceinline__ Slot<E> narrowed(const float* of) {
+    Slot<E> slot;
+#pragma unroll
+    for (int j = 0; j < Slot<E>::SIZE; j += 2) slot.of.words[j / 2] = two_narrowed(of[j], of[j + 1], E());
+    return slot;
+}
+
+template <class E, int HELD, bool IN_SHARED>
+__device__ void normalize_abreast(const Task& task, const Choice& choice) {
+    constexpr int SIZE = Slot<E>::SIZE;
+    Team team(task, choice);
+    Abreast<E, HELD, IN_SHARED> rows(task, choice, team);
+    // Of each thread and each row; then of each row. Neighbouring threads write side by side.
+    int count = choice.neighbours, lanes = count / SIZE, lane = team.neighbour / SIZE;
+    PlainSums* sums = (PlainSums*)(block_room<Slot<E>>() + (IN_SHARED ? HELD * SIZE * blockDim.x : 0));
+    Plain* finished = (Plain*)(sums + team.count * count);
+    {
+        Slot<E> at_first = {};
+        if (choice.rule == LAYER && team.active) at_first = rows.read(0);
+        double shifts[SIZE];
+        PlainSums own[SIZE] = {};
+#pragma unroll
+        for (int j = 0; j < SIZE; j++) shifts[j] = choice.rule == LAYER ? (double)widen(at_first.of[j]) : 0.0;
+        rows.each([&](int k, int) {
+#pragma unroll
+            for (int i = 0; i < SIZE; i++) {
+                Slot<E> slot = rows.at(k + i);
+#pragma unroll
+                for (int j = 0; j < SIZE; j++) own[j].add((double)widen(slot.of[j]) - shifts[j]);
+            }
+        });
+#pragma unroll
+        for (int j = 0; j < SIZE; j++) {
+            sums[team.thread * count + j * lanes + lane] = own[j];
+            if (team.thread == 0) finished[j * lanes + lane].shift = shifts[j];
+        }
+    }
+    __syncthreads();
+    // All threads merge first, few of each row; then one for each row.
+    int few = team.count < SIZE ? team.count : SIZE, of_group = (team.count < GROUP ? team.count : GROUP) / few;
+    for (int k = threadIdx.x; k < team.count / few * count; k += blockDim.x) {
+        PlainSums* from = sums + k / count * few * count + k % count;
+        *from = merge_tree<SIZE>(from, few, count);
+    }
+    __syncthreads();
+    for (int k = threadIdx.x; k < count; k += blockDim.x) {
+        PlainSums whole = merge_tree<GROUP / SIZE>(sums + k, of_group, few * count);
+        for (int group = GROUP; group < team.count; group += GROUP)
+            whole.merge(merge_tree<GROUP / SIZE>(sums + group * count + k, of_group, few * count));
+        Plain mode(finished[k].shift);
+        mode.finish(task, choice, whole);
+        finished[k] = mode;
+    }
+    __syncthreads();
+    Line<E> y(task, choice, Y, team), total(task, choice, choice.added ? ADDED : Y, team);
+    Plain modes[SIZE];
+    bool is_moderate = true, all_done = true;
+#pragma unroll
+    for (int j = 0; j < SIZE; j++) {
+        modes[j] = finished[j * lanes + lane];
+        is_moderate = is_moderate && modes[j].is_moderate;
+    }
+    auto write = [&](int feature, const Slot<E>& slot, const Slot<E>& result) {
+        if (choice.added) write_slot(total.across(feature), slot);
+        write_slot(y.across(feature), result);
+    };
+    rows.each([&](int k, int start) {
+        if constexpr (sizeof(E) == 2) {
+            FloatParameters<SIZE> parameters(task, choice, start);
+            if (!is_moderate || !Plain::will_float_do<E>(choice, parameters)) {
+                all_done = false;
+                return;
+            }
+#pragma unroll
+            for (int i = 0; i < SIZE; i++) {
+                Slot<E> slot = rows.at(k + i);
+                float of[SIZE];
+#pragma unroll
+                for (int j = 0; j < SIZE; j++) of[j] = modes[j].in_float(choice, slot.of[j], parameters.weight[i], parameters.bias[i]);
+                write(start + i, slot, narrowed<E>(of));
+            }
+        } else {
+            Parameters<double, SIZE> parameters(task, choice, start, 0);
+#pragma unroll
+            for (int i = 0; i < SIZE; i++) {
+                Slot<E> slot = rows.at(k + i), result;
+#pragma unroll
+                for (int j = 0; j < SIZE; j++)
+                    narrow(modes[j].carefully(choice, slot.of[j], parameters.weight[i], parameters.bias[i]), result.of[j]);
+                write(start + i, slot, result);
+            }
+        }
+    });
+    if constexpr (sizeof(E) == 2) {
+        if (all_done) return;
+        // What is left is read again, where nothing has been written yet.
+#pragma unroll 1
+        for (int start = rows.first; start < rows.x.features; start += rows.distance) {
+            bool will_float_do = Plain::will_float_do<E>(choice, FloatParameters<SIZE>(task, choice, start));
+            if (is_moderate && will_float_do) continue;
+#pragma unroll 1
+            for (int i = 0; i < SIZE; i++) {
+                Slot<E> slot = rows.read(start + i), result;
+                FloatParameters<1> narrowed(task, choice, start + i);
+                Parameters<double, 1> parameters(task, choice, start + i, 0);
+#pragma unroll
+                for (int j = 0; j < SIZE; j++) {
+                    const Plain& mode = finished[j * lanes + lane];
+                    if (will_float_do && mode.is_moderate) {
+                        narrow(mode.in_float(choice, slot.of[j], narrowed.weight[0], narrowed.bias[0]), result.of[j]);
+                    } else {
+                        narrow(mode.carefully(choice, slot.of[j], parameters.weight[0], parameters.bias[0]), result.of[j]);
+                    }
+                }
+                write(start + i, slot, result);
+            }
+        }
+    }
+}
