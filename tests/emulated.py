@@ -116,7 +116,7 @@ def emulation(paired=False, backwards=False, held=None, clusters=True):
         "launch": launch,
     }
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(run, "device", return_value=Device("sm_90", paired, clusters)))
+        stack.enter_context(mock.patch.object(run, "device", return_value=Device("sm_90", paired, clusters, 227 << 10)))
         for module in (run, pull):
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))

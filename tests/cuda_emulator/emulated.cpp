@@ -24,7 +24,7 @@ void run_held(const Launch& how, const Task& task, const Choice& choice) {
     } else if (how.step == NORMALIZE && choice.abreast > 1) {
         if constexpr (!std::is_same_v<E, double> && HELD > 0) {
             // Where registers would not do they lie in shared memory.
-            constexpr bool IN_SHARED = HELD * Slot<E>::SIZE > 16;
+            constexpr bool IN_SHARED = HELD * Slot<E>::SIZE * Slot<E>::SIZE > 64;
             launch(how.grid, how.block, choice.cluster, [&] { normalize_abreast<E, HELD, IN_SHARED>(task, choice); });
         }
     } else if (how.step == NORMALIZE) {

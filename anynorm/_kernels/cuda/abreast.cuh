@@ -86,26 +86,19 @@ __device__ void normalize_abreast(const Task& task, const Choice& choice) {
     int count = choice.neighbours, lanes = count / SIZE, lane = team.neighbour / SIZE;
     PlainSums* sums = (PlainSums*)(block_room<Slot<E>>() + (IN_SHARED ? HELD * SIZE * blockDim.x : 0));
     Plain* finished = (Plain*)(sums + team.count * count);
-    {
-        Slot<E> at_first = {};
-        if (choice.rule == LAYER && team.active) at_first = rows.read(0);
-        double shifts[SIZE];
-        PlainSums own[SIZE] = {};
+    Slot<E> at_first = {};
+    if (choice.rule == LAYER && team.active) at_first = rows.read(0);
+    // One row after the other, as registers do not do for the sums of all.
 #pragma unroll
-        for (int j = 0; j < SIZE; j++) shifts[j] = choice.rule == LAYER ? (double)widen(at_first.of[j]) : 0.0;
+    for (int j = 0; j < SIZE; j++) {
+        double shift = choice.rule == LAYER ? (double)widen(at_first.of[j]) : 0.0;
+        PlainSums own = {};
         rows.each([&](int k, int) {
 #pragma unroll
-            for (int i = 0; i < SIZE; i++) {
-                Slot<E> slot = rows.at(k + i);
-#pragma unroll
-                for (int j = 0; j < SIZE; j++) own[j].add((double)widen(slot.of[j]) - shifts[j]);
-            }
+            for (int i = 0; i < SIZE; i++) own.add((double)widen(rows.at(k + i).of[j]) - shift);
         });
-#pragma unroll
-        for (int j = 0; j < SIZE; j++) {
-            sums[team.thread * count + j * lanes + lane] = own[j];
-            if (team.thread == 0) finished[j * lanes + lane].shift = shifts[j];
-        }
+        sums[team.thread * count + j * lanes + lane] = own;
+        if (team.thread == 0) finished[j * lanes + lane].shift = shift;
     }
     __syncthreads();
     // All threads merge first, few of each row; then one for each row.
@@ -117,6 +110,7 @@ __device__ void normalize_abreast(const Task& task, const Choice& choice) {
     __syncthreads();
     for (int k = threadIdx.x; k < count; k += blockDim.x) {
         PlainSums whole = merge_tree<GROUP / SIZE>(sums + k, of_group, few * count);
+#pragma unroll 1
         for (int group = GROUP; group < team.count; group += GROUP)
             whole.merge(merge_tree<GROUP / SIZE>(sums + group * count + k, of_group, few * count));
         Plain mode(finished[k].shift);

@@ -64,7 +64,7 @@ def blocks_at_once(choice: Choice, block: int) -> int:
         return choice.least
     if choice.abreast > 1:
         slots = choice.held * choice.abreast
-        return max(1, (_THREADS if slots <= 4 else _THREADS * 3 // 4 if slots <= 8 else _THREADS // 2) // block)
+        return max(1, (_THREADS * 3 // 4 if slots * choice.abreast <= 32 else _THREADS // 2) // block)
     return max(1, (_THREADS if choice.held <= 4 and choice.aligned else _THREADS // 2) // block)
 
 

@@ -27,6 +27,7 @@ class Device(NamedTuple):
     architecture: str  # such as sm_90
     slow_float64: bool
     clusters: bool  # whether blocks can reach each other's shared memory
+    shared_nbytes: int  # the most shared memory of a block
 
 
 @functools.cache
@@ -44,7 +45,8 @@ def device(ordinal: int) -> Device:
     major = read("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR")
     minor = read("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
     ratio = read("CU_DEVICE_ATTRIBUTE_SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO")
-    return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64, major >= 9)
+    most = read("CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+    return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64, major >= 9, most)
 
 
 class Loaded(NamedTuple):

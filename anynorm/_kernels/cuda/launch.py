@@ -27,9 +27,9 @@ _COLUMNS_BLOCK = 256
 # Neighbouring rows in slots across them: eight slots are 128 bytes, a line of the cache; two are a sector.
 _LANES = 8
 _LEAST_LANES = 2
-# Slots of a thread that stay in registers.
-_MOST_ABREAST = 16
-_MOST_SHARED_NBYTES = 160 << 10
+# Elements of a thread that stay in registers; with more of 16 bits ptxas spills (sm_90, NVRTC 12.9).
+_MOST_ABREAST = 64
+_MOST_SHARED_NBYTES = 100 << 10
 _FINISHED_NBYTES = 48  # of a row, for `Plain`
 
 
@@ -102,18 +102,18 @@ def settings(features: int, itemsize: int, side_by_side: bool = False, clusters:
     return Settings(threads, max(1, _BLOCK // threads) if threads <= WARP else 1, held)
 
 
-def settings_abreast(features: int, itemsize: int) -> Settings | None:
-    """The same for slots across neighbouring rows, or None where too few of them would fit into a block."""
+def settings_abreast(features: int, itemsize: int, most_nbytes: int) -> Settings | None:
+    """The same for slots across neighbouring rows, or None where too few of them would fit into a block's shared memory."""
     threads, held = _shared(-(-features * itemsize // SLOT_NBYTES))
     size = SLOT_NBYTES // itemsize
-    lanes, in_shared, least = max(_LANES, 128 // threads), held * size > _MOST_ABREAST, 0
+    lanes, in_shared, least = max(_LANES, 128 // threads), held * size**2 > _MOST_ABREAST, 0
     if ABREAST:
         lanes, in_shared, least = (int(one) for one in ABREAST.split("x"))
         lanes = max(lanes, 128 // threads)
     lanes = min(lanes, MOST_THREADS // threads)
     while lanes >= _LEAST_LANES:
         how = Settings(threads, lanes * size, held, lanes * size, in_shared=bool(in_shared), abreast=size, least=least)
-        if how.shared_nbytes <= _MOST_SHARED_NBYTES:
+        if how.shared_nbytes <= min(most_nbytes, _MOST_SHARED_NBYTES):
             return how
         lanes //= 2
     return None

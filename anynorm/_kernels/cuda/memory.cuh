@@ -44,11 +44,19 @@ __device__ __forceinline__ S* block_room() {
 // Copy a slot to shared memory past the registers, or zeros; all copies are done when they have been waited for.
 template <class S>
 __device__ __forceinline__ void copy_to_room(S* to, const S* from, bool is_there) {
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
                  "r"(is_there ? 16 : 0));
+#else
+    *to = is_there ? read_slot(from) : S{};
+#endif
 }
 
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
 
 // Write to the shared memory of another block of the cluster, at the place that `place` is in this one's.
 template <class S>

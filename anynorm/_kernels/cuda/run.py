@@ -7,6 +7,7 @@ from typing import Any
 from anynorm._check import Call
 from anynorm._kernels.cuda.arrays import ACCESS
 from anynorm._kernels.cuda.device import device, kernel, launch
+from anynorm._kernels.cuda.launch import settings_abreast
 from anynorm._kernels.cuda.task import (
     CODES,
     NOTHING,
@@ -38,8 +39,11 @@ def run(call: Call) -> Any:
         rows = lay_out(access, call, arrays)
         held, task, choice = describe(access, call, rows, arrays, residual is not None)
         addresses = (*task.arrays, task.weight, task.bias)
-        abreast = not choice.paired and choice.dtype != "float64" and is_aligned_across(rows, addresses)
-        how = rows.settings(device(access.ordinal(x)).clusters, abreast)
+        on = device(access.ordinal(x))
+        how = None
+        if not choice.paired and choice.dtype != "float64" and is_aligned_across(rows, addresses):
+            how = settings_abreast(rows.normalized.length, rows.itemsize, on.shared_nbytes)
+        how = how or rows.settings(on.clusters)
         function = kernel(choice.started(how, rows), how.block, access.ordinal(x))
         # Whatever is freed here is freed on the same stream, so it may be before the kernel has run.
         launch(function, (how.blocks(rows.total), 1), how.block, task, access.stream(x))

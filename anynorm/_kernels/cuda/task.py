@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from anynorm._kernels.axes import Axis, merged
-from anynorm._kernels.cuda.launch import SLOT_NBYTES, Settings, settings, settings_abreast
+from anynorm._kernels.cuda.launch import SLOT_NBYTES, Settings, settings
 
 FREE_AXES = 6
 ARRAYS = 4  # x, the residual or dy, y or dx, the sum or dtotal
@@ -101,10 +101,9 @@ class Rows(NamedTuple):
         contiguous = self.normalized.length == 1 or set(self.normalized.strides) == {1}
         return not contiguous and bool(self.free) and set(self.free[-1].strides) == {1}
 
-    def settings(self, clusters: bool = False, abreast: bool = False) -> Settings:
-        """How a kernel for these is started; ``abreast``: whether slots may lie across neighbouring rows."""
-        across = settings_abreast(self.normalized.length, self.itemsize) if abreast else None
-        return across or settings(self.normalized.length, self.itemsize, self.side_by_side, clusters)
+    def settings(self, clusters: bool = False) -> Settings:
+        """How a kernel for these is started."""
+        return settings(self.normalized.length, self.itemsize, self.side_by_side, clusters)
 
 
 def as_rows(shape: Sequence[int], strides: Sequence[Sequence[int]], axes: Sequence[int], itemsize: int) -> Rows | str:
