@@ -27,6 +27,8 @@ void run_held(const Launch& how, const Task& task, const Choice& choice) {
             constexpr bool IN_SHARED = HELD * Slot<E>::SIZE * Slot<E>::SIZE > 64;
             launch(how.grid, how.block, choice.cluster, [&] { normalize_abreast<E, HELD, IN_SHARED>(task, choice); });
         }
+    } else if (how.step == NORMALIZE && choice.in_shared) {
+        launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD, true>(task, choice); });
     } else if (how.step == NORMALIZE) {
         launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
     } else {

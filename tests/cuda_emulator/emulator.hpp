@@ -54,7 +54,7 @@ inline bool reversed = false;
 inline unsigned char exchanged[8192][16];
 inline std::map<void*, size_t> sizes;  // of a block's share of what is shared, by where the first block's begins
 
-inline unsigned char rooms[MOST_BLOCKS][160 << 10];  // shared memory of which the kernel does not know the size
+inline unsigned char rooms[MOST_BLOCKS][227 << 10];  // shared memory of which the kernel does not know the size
 
 inline unsigned rank() { return current / threads; }
 
@@ -159,7 +159,8 @@ template <class S>
 void copy_to_room(S* to, const S* from, bool is_there) {
     *to = is_there ? *from : S{};
 }
-inline void wait_for_copies() {}
+template <int LAST>
+void wait_for_copies() {}
 
 template <class S>
 S read_slot(const S* from) {
@@ -221,6 +222,7 @@ using std::fmax;
 using std::fmin;
 using std::scalbn;
 using std::sqrt;
+inline double rsqrt(double value) { return 1.0 / std::sqrt(value); }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline int min(int a, int b) { return a < b ? a : b; }
 

@@ -31,7 +31,7 @@ struct Abreast {
                 }
             }
         }
-        if constexpr (IN_SHARED) wait_for_copies();
+        if constexpr (IN_SHARED) wait_for_copies<0>();
     }
 
     __device__ __forceinline__ Slot<E> read(long long feature) const {
@@ -113,9 +113,7 @@ __device__ void normalize_abreast(const Task& task, const Choice& choice) {
 #pragma unroll 1
         for (int group = GROUP; group < team.count; group += GROUP)
             whole.merge(merge_tree<GROUP / SIZE>(sums + group * count + k, of_group, few * count));
-        Plain mode(finished[k].shift);
-        mode.finish(task, choice, whole);
-        finished[k] = mode;
+        finished[k] = Plain::finished(task, choice, whole, finished[k].shift);
     }
     __syncthreads();
     Line<E> y(task, choice, Y, team), total(task, choice, choice.added ? ADDED : Y, team);
