@@ -24,10 +24,8 @@ _BLOCK = 128
 _SECTOR_NBYTES = 32
 _COLUMNS_NBYTES = 64
 _COLUMNS_BLOCK = 256
-# Neighbouring rows in slots across them: eight slots are 128 bytes, a line of the cache; two are a sector.
-_LANES = 8
-_LEAST_LANES = 2
-# Elements of a thread that stay in registers; with more of 16 bits ptxas spills (sm_90, NVRTC 12.9).
+# Of rows whose slots lie across them, as many elements of a thread stay in registers: with more of 16 bits ptxas spills
+# (sm_90, NVRTC 12.9). Of shared memory two blocks fit on a multiprocessor.
 _MOST_ABREAST = 64
 _MOST_SHARED_NBYTES = 100 << 10
 _FINISHED_NBYTES = 48  # of a row, for `Plain`
@@ -79,7 +77,7 @@ class Settings(NamedTuple):
 
 
 def shared_nbytes(block: int, held: int, in_shared: bool, neighbours: int, abreast: int) -> int:
-    """Shared memory of a block whose size the kernel does not know: held slots, and where rows are abreast their sums."""
+    """Shared memory of a block whose size the kernel does not know: held slots, and sums of rows abreast."""
     slots = block * abreast * (held * in_shared + (abreast > 1))
     return slots * SLOT_NBYTES + (neighbours * _FINISHED_NBYTES if abreast > 1 else 0)
 
@@ -103,16 +101,16 @@ def settings(features: int, itemsize: int, side_by_side: bool = False, clusters:
 
 
 def settings_abreast(features: int, itemsize: int, most_nbytes: int) -> Settings | None:
-    """The same for slots across neighbouring rows, or None where too few of them would fit into a block's shared memory."""
+    """The same for slots across neighbouring rows; None where too few would fit into a block or its shared memory."""
     threads, held = _shared(-(-features * itemsize // SLOT_NBYTES))
     size = SLOT_NBYTES // itemsize
-    lanes, in_shared, least = max(_LANES, 128 // threads), held * size**2 > _MOST_ABREAST, 0
+    lanes, in_shared, least = _COLUMNS_BLOCK // threads, held * size**2 > _MOST_ABREAST, 0
     if ABREAST:
-        lanes, in_shared, least = (int(one) for one in ABREAST.split("x"))
+        lanes, in_shared, least = int(ABREAST.split("x")[0]), ABREAST.split("x")[1] == "1", int(ABREAST.split("x")[2])
         lanes = max(lanes, 128 // threads)
-    lanes = min(lanes, MOST_THREADS // threads)
-    while lanes >= _LEAST_LANES:
-        how = Settings(threads, lanes * size, held, lanes * size, in_shared=bool(in_shared), abreast=size, least=least)
+    lanes = min(max(lanes, _COLUMNS_NBYTES // SLOT_NBYTES), MOST_THREADS // threads)
+    while lanes * SLOT_NBYTES >= _SECTOR_NBYTES:
+        how = Settings(threads, lanes * size, held, lanes * size, in_shared=in_shared, abreast=size, least=least)
         if how.shared_nbytes <= min(most_nbytes, _MOST_SHARED_NBYTES):
             return how
         lanes //= 2
