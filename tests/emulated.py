@@ -94,8 +94,11 @@ class NumPy(CPUAccess):
 
 
 @contextlib.contextmanager
-def emulation(paired=False, backwards=False, held=None, clusters=True):
-    """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it."""
+def emulation(paired=False, backwards=False, held=None, clusters=True, chosen=None):
+    """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it.
+
+    The choices are also put into the list ``chosen``.
+    """
 
     def launch(choice, grid, block, task, stream):
         if held is not None and choice.abreast == 1:
@@ -108,6 +111,8 @@ def emulation(paired=False, backwards=False, held=None, clusters=True):
         assert found, f"no kernel that holds {how.held} slots has been compiled"
 
     def kernel(choice, block, ordinal):
+        if chosen is not None:
+            chosen.append(choice)
         return choice
 
     replaced = {

@@ -29,7 +29,7 @@ def source() -> dict[str, str]:
 
 
 def options(choice: Choice, block: int, architecture: str) -> tuple[str, ...]:
-    """What NVRTC is asked for; ``architecture`` is one such as sm_90."""
+    """What NVRTC is asked for; ``architecture`` is a card's, such as sm_90, or compute_90 for PTX."""
     mode = "Paired<double>" if choice.dtype == "float64" else "Paired<float>" if choice.paired else "Plain"
     defined = {
         "STEP": STEPS.index(choice.step),
@@ -67,7 +67,7 @@ def blocks_at_once(choice: Choice, block: int) -> int:
 
 
 def build(given: tuple[str, ...]) -> tuple[bytes, str]:
-    """Compile with these options; return the machine code and what the compiler had to say."""
+    """Compile with these options; return the machine code, or PTX, and what the compiler had to say."""
     from cuda.bindings import nvrtc
 
     files = source()
@@ -86,8 +86,9 @@ def build(given: tuple[str, ...]) -> tuple[bytes, str]:
         said = log.decode().rstrip("\0 \n")
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise RuntimeError(f"NVRTC could not compile the CUDA kernels ({status.name}): {said}")
-        code = bytearray(_checked(nvrtc, nvrtc.nvrtcGetCUBINSize(program)))
-        _checked(nvrtc, nvrtc.nvrtcGetCUBIN(program, code))
+        kind = "PTX" if "compute_" in given[0] else "CUBIN"
+        code = bytearray(_checked(nvrtc, getattr(nvrtc, f"nvrtcGet{kind}Size")(program)))
+        _checked(nvrtc, getattr(nvrtc, f"nvrtcGet{kind}")(program, code))
         return bytes(code), said
     finally:
         nvrtc.nvrtcDestroyProgram(program)
