@@ -1,6 +1,7 @@
 // The kernels on a CPU, chosen when they are called.
 #include "emulator.hpp"
 
+#include "abreast.cuh"
 #include "derive.cuh"
 #include "normalize.cuh"
 
@@ -20,6 +21,12 @@ template <class E, class Mode, int HELD>
 void run_held(const Launch& how, const Task& task, const Choice& choice) {
     if constexpr (std::is_same_v<Mode, Paired<float>>) {
         launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
+    } else if (how.step == NORMALIZE && choice.abreast > 1) {
+        if constexpr (!std::is_same_v<E, double> && HELD > 0) {
+            // Where registers would not do they lie in shared memory.
+            constexpr bool IN_SHARED = HELD * Slot<E>::SIZE * Slot<E>::SIZE > 64;
+            launch(how.grid, how.block, choice.cluster, [&] { normalize_abreast<E, HELD, IN_SHARED>(task, choice); });
+        }
     } else if (how.step == NORMALIZE && choice.in_shared) {
         launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD, true>(task, choice); });
     } else if (how.step == NORMALIZE) {

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from anynorm._kernels.cuda.compile import compiled, lacking
+from anynorm._kernels.cuda.launch import shared_nbytes
 from anynorm._kernels.cuda.task import Choice, Task
 
 # So many times as fast as float64 is float32: 2 on cards with full float64, 32 or 64 on others. Below this float64 is
@@ -26,6 +27,7 @@ class Device(NamedTuple):
     architecture: str  # such as sm_90
     slow_float64: bool
     clusters: bool  # whether blocks can reach each other's shared memory
+    shared_nbytes: int  # the most shared memory of a block
 
 
 @functools.cache
@@ -43,7 +45,8 @@ def device(ordinal: int) -> Device:
     major = read("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR")
     minor = read("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
     ratio = read("CU_DEVICE_ATTRIBUTE_SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO")
-    return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64, major >= 9)
+    most = read("CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+    return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64, major >= 9, most)
 
 
 @functools.cache
@@ -80,12 +83,12 @@ def kernel(choice: Choice, block: int, ordinal: int) -> Loaded:
             found = _kernels.get(key)
             if found is None:
                 code = compiled(choice, block, device(ordinal).architecture)
-                shared_nbytes = 16 * choice.held * block if choice.in_shared else 0
-                found = _kernels[key] = Loaded(_load(code, ordinal, shared_nbytes), ordinal, shared_nbytes)
+                shared = shared_nbytes(block, choice.held, choice.in_shared, choice.neighbours, choice.abreast)
+                found = _kernels[key] = Loaded(_load(code, ordinal, shared), ordinal, shared)
     return found
 
 
-def _load(code: bytes, ordinal: int, shared_nbytes: int) -> Any:
+def _load(code: bytes, ordinal: int, shared: int) -> Any:
     from cuda.bindings import driver
 
     with _beside_capture(driver):
@@ -94,9 +97,9 @@ def _load(code: bytes, ordinal: int, shared_nbytes: int) -> Any:
         found = _checked(driver, driver.cuLibraryGetKernel(library, b"anynorm"))
         # The driver loads into a context what is first used there, which it may not while a graph is captured.
         _checked(driver, driver.cuKernelGetFunction(found))
-        if shared_nbytes:
+        if shared:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _checked(driver, driver.cuKernelSetAttribute(attribute, shared_nbytes, found, driver.CUdevice(ordinal)))
+            _checked(driver, driver.cuKernelSetAttribute(attribute, shared, found, driver.CUdevice(ordinal)))
     return driver.CUfunction(int(found))
 
 
