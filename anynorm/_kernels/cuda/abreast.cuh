@@ -137,7 +137,7 @@ __device__ void normalize_abreast(const Task& task, const Choice& choice) {
             }
 #pragma unroll
             for (int i = 0; i < SIZE; i++) {
-                Slot<E> slot = rows.at(k + i);
+                const Slot<E> slot = rows.at(k + i);
                 float of[SIZE];
 #pragma unroll
                 for (int j = 0; j < SIZE; j++) of[j] = modes[j].in_float(choice, slot.of[j], parameters.weight[i], parameters.bias[i]);
@@ -147,7 +147,8 @@ __device__ void normalize_abreast(const Task& task, const Choice& choice) {
             Parameters<double, SIZE> parameters(task, choice, start, 0);
 #pragma unroll
             for (int i = 0; i < SIZE; i++) {
-                Slot<E> slot = rows.at(k + i), result;
+                const Slot<E> slot = rows.at(k + i);
+                Slot<E> result;
 #pragma unroll
                 for (int j = 0; j < SIZE; j++)
                     narrow(modes[j].carefully(choice, slot.of[j], parameters.weight[i], parameters.bias[i]), result.of[j]);
@@ -164,7 +165,8 @@ __device__ void normalize_abreast(const Task& task, const Choice& choice) {
             if (is_moderate && will_float_do) continue;
 #pragma unroll 1
             for (int i = 0; i < SIZE; i++) {
-                Slot<E> slot = rows.read(start + i), result;
+                const Slot<E> slot = rows.read(start + i);
+                Slot<E> result;
                 FloatParameters<1> narrowed(task, choice, start + i);
                 Parameters<double, 1> parameters(task, choice, start + i, 0);
 #pragma unroll

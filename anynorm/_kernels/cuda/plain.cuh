@@ -90,13 +90,13 @@ struct Plain {
         Parameters<double, N> parameters(task, choice, start, 0);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            E element = slot.of[i];
-            narrow(carefully(choice, element, parameters.weight[i], parameters.bias[i]), result.of[i]);
+            narrow(carefully(choice, slot.of[i], parameters.weight[i], parameters.bias[i]), result.of[i]);
         }
     }
 
     template <class E>
     __device__ __forceinline__ double carefully(const Choice& choice, E element, double weight, double bias) const {
+        static_assert(sizeof(E) <= sizeof(double), "an element, and not its place in a slot");
         double value = widen(element);
         if (sizeof(E) == 2) {  // for which the mean of float32 will do, so that nothing else has to be kept
             value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * factor;
@@ -116,7 +116,7 @@ struct Plain {
         if (!will_float_do<E>(choice, parameters)) return false;
         float of[N];
 #pragma unroll
-        for (int i = 0; i < N; i++) of[i] = in_float<E>(choice, slot.of[i], parameters.weight[i], parameters.bias[i]);
+        for (int i = 0; i < N; i++) of[i] = in_float(choice, slot.of[i], parameters.weight[i], parameters.bias[i]);
 #pragma unroll
         for (int i = 0; i < N; i += 2) result.of.words[i / 2] = two_narrowed(of[i], of[i + 1], E());
         return true;
