@@ -62,14 +62,14 @@ def extreme(features, dtype):
     rng = np.random.default_rng(features)
     x = rng.standard_normal((48, features)) + 1
     if dtype != "float16":
-        x[5], x[6] = x[5] * 2.0**110, x[6] * 2.0**-120
+        x[6::8] *= 2.0**-130
     weight = rng.standard_normal(features) * np.where(np.arange(features) % 40 == 9, 1000, 1)
     return [shifted(as_dtype(one, dtype), 0) for one in (x, rng.standard_normal(x.shape), weight)]
 
 
 # Of one thread and of several, in registers and in shared memory, not all of them held, of several groups of threads.
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize(("features", "norm"), [(8, "rms_norm"), (304, "layer_norm"), (304, "rms_norm"), (1200, "scale_norm")])
+@pytest.mark.parametrize(("features", "norm"), [(8, "rms_norm"), (304, "scale_norm"), (304, "rms_norm"), (1200, "layer_norm")])
 def test_slots_across_rows(features, norm, dtype):
     x, residual, weight = extreme(features, dtype)
     given = {"weight": 3.7 if norm == "scale_norm" else weight, "bias": weight if norm == "layer_norm" else None, "eps": 0.0}
