@@ -109,16 +109,26 @@ inline Index threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { emulator::wait(emulator::AT_BARRIER); }
 
+// What another thread of the warp has.
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int distance) {
+T exchange(T value, unsigned other) {
     unsigned self = emulator::current;
     std::memcpy(emulator::exchanged[self], &value, sizeof value);
     emulator::wait(emulator::AT_SHUFFLE);
-    unsigned other = self ^ distance;
     if (other >= blockDim.x || other / emulator::WARP != self / emulator::WARP) emulator::fail("no such lane");
     std::memcpy(&value, emulator::exchanged[other], sizeof value);
     emulator::wait(emulator::AT_SHUFFLE);
     return value;
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int distance) {
+    return exchange(value, emulator::current ^ distance);
+}
+
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+    return exchange(value, emulator::current / emulator::WARP * emulator::WARP + lane);
 }
 
 template <class To, class From>

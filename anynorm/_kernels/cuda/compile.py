@@ -11,7 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from anynorm._kernels.cuda.task import STEPS, Choice
+from anynorm._kernels.cuda.launch_derivative import STREAM_THREADS
+from anynorm._kernels.cuda.task import STEPS, STREAM, STREAM_AND_ADD, Choice
 
 _MAIN = "kernel.cu"
 _ELEMENTS = {"float16": "Half", "bfloat16": "Bfloat16", "float32": "float", "float64": "double"}
@@ -41,6 +42,7 @@ def options(choice: Choice, block: int, architecture: str) -> tuple[str, ...]:
         "ALIGNED": int(choice.aligned),
         "IS_ADDED": int(choice.added),
         "BLOCK": block,
+        "BLOCKS_AT_ONCE": max(1, STREAM_THREADS // block) if choice.step in (STREAM, STREAM_AND_ADD) else 1,
     }
     return (f"--gpu-architecture={architecture}", *_OPTIONS, *(f"-D{name}={value}" for name, value in defined.items()))
 

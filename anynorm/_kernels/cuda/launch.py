@@ -24,10 +24,6 @@ _COLUMNS_NBYTES = 64
 _COLUMNS_BLOCK = 256
 
 
-# The derivative needs more registers: with four slots of 16 bits and 512 threads ptxas spills (sm_80, NVRTC 12.9).
-_MOST_THREADS_OF_DERIVATIVE = 256
-
-
 class Settings(NamedTuple):
     """How a kernel is started."""
 
@@ -40,11 +36,6 @@ class Settings(NamedTuple):
     def block(self) -> int:
         """Threads of a block."""
         return self.threads * self.rows
-
-    @property
-    def held_by_derivative(self) -> int:
-        """The same of slots where the derivative is formed."""
-        return self.held if self.block <= _MOST_THREADS_OF_DERIVATIVE else 0
 
     def blocks(self, rows: int) -> int:
         """How many blocks there are for so many rows."""
@@ -64,15 +55,15 @@ def settings(features: int, itemsize: int, side_by_side: bool = False) -> Settin
 def _shared(slots: int) -> tuple[int, int]:
     """How many threads share so many slots, and how many each of them holds."""
     if slots <= WARP:
-        return _power_of_two(slots), 1
+        return power_of_two(slots), 1
     if slots <= WARP * _MOST_HELD:  # a warp needs no barrier
-        return WARP, _power_of_two(-(-slots // WARP))
-    threads = _power_of_two(-(-slots // _HELD))
+        return WARP, power_of_two(-(-slots // WARP))
+    threads = power_of_two(-(-slots // _HELD))
     if threads <= MOST_THREADS:
         return threads, _HELD
     return MOST_THREADS, _MOST_HELD if slots <= MOST_THREADS * _MOST_HELD else 0
 
 
-def _power_of_two(count: int) -> int:
+def power_of_two(count: int) -> int:
     """The least power of two that is not below."""
     return 1 << (count - 1).bit_length()

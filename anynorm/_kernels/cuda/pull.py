@@ -1,4 +1,4 @@
-"""The derivative of a checked call -> three kernels, one after the other on the array's own stream."""
+"""The derivative of a checked call -> kernels, one after the other on the array's own stream."""
 
 from __future__ import annotations
 
@@ -7,19 +7,28 @@ from typing import Any
 from anynorm._check import Gradient
 from anynorm._kernels.cuda.arrays import ACCESS
 from anynorm._kernels.cuda.device import device, kernel, launch
+from anynorm._kernels.cuda.launch_derivative import DerivativeSettings
 from anynorm._kernels.cuda.run import describe, lay_out
-from anynorm._kernels.cuda.task import ADD_BLOCKS, ADD_ROWS, CODES, DERIVE, Choice, Task
+from anynorm._kernels.cuda.task import (
+    ADD_BLOCKS,
+    ADD_ROWS,
+    CODES,
+    DERIVE,
+    NOTHING,
+    RULES,
+    STREAM,
+    STREAM_AND_ADD,
+    Choice,
+    Task,
+)
 from anynorm._libraries import dtype_name
 
 Array = Any
+Step = tuple[str, tuple[int, int], int]  # what a kernel does, its blocks, and the threads of each
 
-_STATISTICS = 5  # float64 numbers for each row, as in derive.cuh
-# Rows whose shares are added up in one go, and how many such sums there are at most. They depend on the shape alone,
-# and so do the bits of the whole sum.
-_LEAST_BLOCK = 64
-_MOST_BLOCKS = 256
-_THREADS = 128  # of the kernels that add up; a thread takes a feature
-_MOST_GRID = 65535  # in the second direction
+_STATISTICS = 5  # float64 numbers for each row, as in gradient.cuh
+_THREADS = 128  # of the kernel that adds up rows; a thread takes a feature
+_ADD_THREADS, _ADD_FEATURES = 1024, 32  # of a block of that which adds up blocks, as in add_blocks.cuh
 
 
 def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
@@ -31,20 +40,34 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
         arrays = x, dy, dx, dx if dtotal is None else dtotal
         rows = lay_out(access, call, arrays)
         held, task, choice = describe(access, call, rows, arrays, dtotal is not None)
-        choice = choice._replace(paired=False)  # all of it is formed in float64
         dweight = _gradient_of(access, call.weight, x) if wanted else None
         dbias = _gradient_of(access, call.bias, x) if wanted else None
+        how = rows.derivative_settings()
+        task.threads, task.neighbours = how.threads, how.neighbours
+        task.teams, task.blocks = how.teams, how.blocks(rows.total)
+        choice = choice._replace(paired=False, held=how.held)  # all of it is formed in float64
         room = None
         if dweight is not None or dbias is not None:
-            room = _prepare_sums(access, x, task, dweight, dbias)
-        how = rows.settings()
+            room = _prepare_sums(access, x, task, choice, how, dweight, dbias)
         architecture, stream = device(access.ordinal(x)).architecture, access.stream(x)
-        function = kernel(choice._replace(step=DERIVE, held=how.held_by_derivative), how.block, architecture)
-        launch(function, (how.blocks(rows.total), 1), how.block, task, stream)
-        if room is not None:
-            _add_up(choice._replace(held=0), architecture, task, stream)
+        for step, grid, block in _steps(task, choice, how, room is not None):
+            launch(kernel(choice._replace(step=step), block, architecture), grid, block, task, stream)
     del held, room
     return dx, dweight, dbias
+
+
+def _steps(task: Task, choice: Choice, how: DerivativeSettings, are_wanted: bool) -> list[Step]:
+    """The kernels, in order; ``are_wanted``: the gradients of the parameters."""
+    is_scale = choice.rule == RULES["scale_norm"]
+    rows: list[Step] = [(DERIVE, (-(-task.rows // how.rows), 1), how.block)]
+    if how.is_streamed:
+        rows = [(STREAM_AND_ADD if are_wanted else STREAM, (task.blocks, 1), how.block)]
+    elif are_wanted:
+        across = task.blocks if is_scale else task.features
+        rows.append((ADD_ROWS, (-(-across // _THREADS), 1 if is_scale else task.blocks), _THREADS))
+    if not are_wanted:
+        return rows
+    return [*rows, (ADD_BLOCKS, (1 if is_scale else -(-task.features // _ADD_FEATURES), 1), _ADD_THREADS)]
 
 
 def _gradient_of(access: Any, parameter: Array | float | None, x: Array) -> Array | None:
@@ -55,22 +78,18 @@ def _gradient_of(access: Any, parameter: Array | float | None, x: Array) -> Arra
     return access.empty_like(like if access.is_contiguous(like) else access.contiguous(like))
 
 
-def _prepare_sums(access: Any, x: Array, task: Task, dweight: Array | None, dbias: Array | None) -> Array:
+def _prepare_sums(
+    access: Any, x: Array, task: Task, choice: Choice, how: DerivativeSettings, dweight: Array | None, dbias: Array | None
+) -> Array:
     """Room for statistics and sums, and where all of it lies; it must live until the kernels are started."""
-    task.rows_of_block = max(_LEAST_BLOCK, -(-task.rows // _MOST_BLOCKS))
-    task.blocks = -(-task.rows // task.rows_of_block)
-    count = _STATISTICS * task.rows
-    room = access.numbers(x, count + 2 * task.blocks * task.features)
-    task.statistics = access.address(room)
-    task.sums = access.address(room) + 8 * count
+    features = 1 if choice.rule == RULES["scale_norm"] else task.features
+    count = task.blocks * features * ((choice.weight != NOTHING) + (choice.bias != NOTHING))
+    room = access.numbers(x, count + (0 if how.is_streamed else _STATISTICS * task.rows))
+    task.sums = access.address(room)
+    if not how.is_streamed:
+        task.statistics = access.address(room) + 8 * count
     if dweight is not None:
         task.dweight, task.dweight_code = access.address(dweight), CODES[dtype_name(dweight.dtype)]
     if dbias is not None:
         task.dbias, task.dbias_code = access.address(dbias), CODES[dtype_name(dbias.dtype)]
     return room
-
-
-def _add_up(choice: Choice, architecture: str, task: Task, stream: int) -> None:
-    across = -(-task.features // _THREADS)
-    for step, down in ((ADD_ROWS, min(task.blocks, _MOST_GRID)), (ADD_BLOCKS, 1)):
-        launch(kernel(choice._replace(step=step), _THREADS, architecture), (across, down), _THREADS, task, stream)

@@ -23,7 +23,7 @@ struct Task {
     double* sums;        // of blocks of rows, for each feature
     void* dweight;
     void* dbias;
-    long long rows_of_block, blocks;
+    long long blocks;  // of rows, whose sums are formed one by one
     long long lengths[FREE_AXES];
     long long strides[ARRAYS][FREE_AXES];
     long long steps[ARRAYS];
@@ -31,6 +31,7 @@ struct Task {
     int threads;     // that share a row
     int dweight_code, dbias_code;
     int neighbours;  // rows side by side in a block whose neighbouring threads take neighbouring rows; 0: one by one
+    int teams;       // rows that a block of the derivative takes at a time
 };
 
 // What the compiler is to know; in tests on a CPU it does not.

@@ -1,0 +1,73 @@
+"""How the kernels of the derivative are started, which hold more of a row and sums over rows as well.
+
+As in `launch`, all of it follows from the shape and the size of an element: the order in which a row and the rows are
+summed up must never depend on the device, nor on strides.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from anynorm._kernels.cuda.launch import MOST_THREADS, SLOT_NBYTES, WARP, power_of_two, settings
+
+# Elements of 16 and 32 bits that a thread takes: the sums of so many features take 32 registers of the 128 that each of
+# STREAM_THREADS threads of a multiprocessor may have.
+OF_THREAD = 8
+STREAM_THREADS = 512
+_BLOCK = 128  # threads of a block where rows of a warp or less share it
+# Float64: with more threads of four slots ptxas spills (sm_80, NVRTC 12.9).
+_MOST_THREADS_OF_DOUBLE = 256
+# Blocks of rows are as many as an H100 has multiprocessors, or a multiple where each still has rows enough: what is
+# written of their sums is to be little beside the rows.
+_MULTIPROCESSORS = 132
+_ROWS_ENOUGH = 64
+_MOST_WAVES = 4
+# Neighbouring rows, as in `launch`.
+_SECTOR_NBYTES = 32
+_COLUMNS_NBYTES = 64
+_COLUMNS_BLOCK = 256
+
+
+class DerivativeSettings(NamedTuple):
+    """How the kernels are started."""
+
+    threads: int  # that share a row, or a part of one
+    rows: int  # of a block at a time
+    teams: int  # of which the sums over rows are formed apart
+    parts: int = 1  # of a row, that the same threads take one after the other
+    neighbours: int = 0  # rows whose elements lie side by side, taken by neighbouring threads; 0: none do
+    held: int = 0  # slots of float64 that stay in registers
+    is_streamed: bool = False  # whether a block goes over many rows and adds them up
+
+    @property
+    def block(self) -> int:
+        """Threads of a block."""
+        return self.threads * self.rows
+
+    def blocks(self, rows: int) -> int:
+        """How many blocks of rows there are whose sums are formed one by one."""
+        at_once = max(1, _MULTIPROCESSORS * (STREAM_THREADS // (self.threads * self.teams)) // self.parts)
+        waves = min(max(1, rows // (self.teams * at_once * _ROWS_ENOUGH)), _MOST_WAVES)
+        return min(at_once * waves, -(-rows // self.teams))
+
+
+def derivative_settings(features: int, itemsize: int, side_by_side: bool = False) -> DerivativeSettings:
+    """Return the settings for rows of so many features; a row must not be empty."""
+    if itemsize == 8:
+        how = settings(features, itemsize, side_by_side)
+        held = how.held if how.block <= _MOST_THREADS_OF_DOUBLE else 0
+        return DerivativeSettings(how.threads, how.rows, _teams(how.threads), 1, how.neighbours, held)
+    held = OF_THREAD * itemsize // SLOT_NBYTES
+    slots = -(-features * itemsize // SLOT_NBYTES)
+    parts = -(-slots // (MOST_THREADS * held))
+    threads = -(-slots // (parts * held))
+    threads = power_of_two(threads) if threads <= WARP else -(-threads // WARP) * WARP
+    teams = _teams(threads)
+    neighbours = min(MOST_THREADS // threads, max(_COLUMNS_BLOCK // threads, _COLUMNS_NBYTES // itemsize))
+    if side_by_side and parts == 1 and neighbours * itemsize >= _SECTOR_NBYTES:
+        return DerivativeSettings(threads, neighbours, teams, parts, neighbours)
+    return DerivativeSettings(threads, teams, teams, parts, is_streamed=parts == 1)
+
+
+def _teams(threads: int) -> int:
+    return _BLOCK // threads if threads <= WARP else 1
