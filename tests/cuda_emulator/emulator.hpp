@@ -163,6 +163,7 @@ using std::fabs;
 using std::fma;
 using std::fmax;
 using std::fmin;
+using std::memcpy;
 using std::scalbn;
 using std::sqrt;
 inline int max(int a, int b) { return a > b ? a : b; }

@@ -49,7 +49,7 @@ __device__ inline int common_exponent(const Exponents& found) {
 // Rows of 16 and 32 bits.
 template <class E>
 __device__ void derive_again(const Task& task, const Choice& choice) {
-    constexpr int N = Slot<E>::SIZE;
+    constexpr int N = Slot<E>::SIZE, OF_THREAD = of_thread<E>();
     Team team(task);
     Line<E> x(task, choice, X, team), dy(task, choice, OTHER, team), dx(task, choice, Y, team);
     Line<E> dtotal(task, choice, choice.added ? ADDED : Y, team);

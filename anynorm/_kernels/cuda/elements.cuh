@@ -27,9 +27,14 @@ __device__ __forceinline__ unsigned short float_to_half(float value) {
 }
 
 __device__ __forceinline__ unsigned short float_to_bfloat16(float value) {
+#if __CUDA_ARCH__ >= 800
     unsigned short bits;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
     return bits;
+#else  // which have no such instruction
+    unsigned bits = __float_as_int(value);
+    return value != value ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+#endif
 }
 #endif
 

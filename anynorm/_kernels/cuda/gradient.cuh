@@ -7,7 +7,10 @@
 #include "parameters.cuh"
 #include "plain.cuh"
 
-constexpr int OF_THREAD = 8;   // elements of a part that a thread takes
+// Elements of a part that a thread takes.
+template <class E>
+constexpr int of_thread() { return sizeof(E) == sizeof(float) ? 8 : 16; }
+
 constexpr int STATISTICS = 5;  // of a row: four from which x_hat follows, and the sum of dy * x_hat
 
 template <int N>

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from anynorm._kernels.cuda.launch import MOST_THREADS, SLOT_NBYTES, WARP, power_of_two, settings
 
-# Elements of 16 and 32 bits that a thread takes: the sums of so many features take 32 registers of the 128 that each of
-# STREAM_THREADS threads of a multiprocessor may have.
-OF_THREAD = 8
+# Threads of a multiprocessor that may have 128 registers each. A thread takes two slots, 8 elements of float32 or 16 of 16
+# bits, and the sums over rows of their features take 32 registers: with 16 elements those of dy are in shared memory.
 STREAM_THREADS = 512
+_SLOTS = 2
+_PART = 4096  # features of a row that the threads of a block share
 _BLOCK = 128  # threads of a block where rows of a warp or less share it
 # Float64: with more threads of four slots ptxas spills (sm_80, NVRTC 12.9).
 _MOST_THREADS_OF_DOUBLE = 256
@@ -57,10 +58,9 @@ def derivative_settings(features: int, itemsize: int, side_by_side: bool = False
         how = settings(features, itemsize, side_by_side)
         held = how.held if how.block <= _MOST_THREADS_OF_DOUBLE else 0
         return DerivativeSettings(how.threads, how.rows, _teams(how.threads), 1, how.neighbours, held)
-    held = OF_THREAD * itemsize // SLOT_NBYTES
     slots = -(-features * itemsize // SLOT_NBYTES)
-    parts = -(-slots // (MOST_THREADS * held))
-    threads = -(-slots // (parts * held))
+    parts = -(-features // _PART)
+    threads = -(-slots // (parts * _SLOTS))
     threads = power_of_two(threads) if threads <= WARP else -(-threads // WARP) * WARP
     teams = _teams(threads)
     neighbours = min(MOST_THREADS // threads, max(_COLUMNS_BLOCK // threads, _COLUMNS_NBYTES // itemsize))

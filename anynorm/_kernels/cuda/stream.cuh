@@ -1,89 +1,155 @@
 // The derivative of blocks of rows one after the other, whose sums over rows stay in registers: x and dy are read once.
 //
-// While the gradient of a row is formed, the deviations of the next one are summed up, so that both wait for the same
-// merging; the dy of the next row and the x of the one after that are on their way meanwhile.
+// The next row is on its way while a row is worked on.
 #pragma once
 
 #include "gradient.cuh"
 
-constexpr int STREAM_WARPS = 16;  // of a block
+constexpr int STREAM_WARPS = 16;   // of a block at most
+constexpr int MOST_OF_SHARED = 256;  // threads of a block of 16 bits
+constexpr int SHARED_BLOCK = 128;  // threads of a block where several teams share it
 
-// Merge what the threads of a team have, in the order of Team in task.cuh. `turn` is one that no team merged in before.
-__device__ __forceinline__ Sums<4> merge_team(Sums<4> sums, int threads, int turn) {
+// Merge what the threads of a team have, in the order of Team in task.cuh. `turn` is another one each time, 0 or 1.
+__device__ __forceinline__ Sums<2> merge_team(Sums<2> sums, int threads, int turn) {
     if (threads <= GROUP) {
         for (int distance = 1; distance < threads; distance *= 2)
 #pragma unroll
-            for (int i = 0; i < 4; i++) sums.of[i] += __shfl_xor_sync(0xffffffffu, sums.of[i], distance);
+            for (int i = 0; i < 2; i++) sums.of[i] += __shfl_xor_sync(0xffffffffu, sums.of[i], distance);
         return sums;
     }
-    __shared__ double groups[2][STREAM_WARPS][4];
-    int lane = threadIdx.x % GROUP;
-    // Of the four sums a lane and its neighbours keep fewer and fewer, each another one.
-    bool second = lane & 1, fourth = lane & 2;
-    double pair[2];
+    __shared__ double groups[2][STREAM_WARPS][2];
+    // Of neighbouring lanes each goes on with one of the sums.
+    int which = threadIdx.x % 2;
+    double passed = __shfl_xor_sync(0xffffffffu, which ? sums.of[0] : sums.of[1], 1);
+    double sum = (which ? sums.of[1] : sums.of[0]) + passed;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        double passed = second ? sums.of[i] : sums.of[i + 2];
-        pair[i] = (second ? sums.of[i + 2] : sums.of[i]) + __shfl_xor_sync(0xffffffffu, passed, 1);
-    }
-    double passed = fourth ? pair[0] : pair[1];
-    double sum = (fourth ? pair[1] : pair[0]) + __shfl_xor_sync(0xffffffffu, passed, 2);
-#pragma unroll
-    for (int distance = 4; distance < GROUP; distance *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-    int which = lane % 4;  // sums 0, 2, 1 and 3
-    if (lane < 4) groups[turn % 2][threadIdx.x / GROUP][which] = sum;
+    for (int distance = 2; distance < GROUP; distance *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+    if (threadIdx.x % GROUP < 2) groups[turn][threadIdx.x / GROUP][which] = sum;
     __syncthreads();
-    sum = groups[turn % 2][0][which];
-#pragma unroll
-    for (int group = 1; group < STREAM_WARPS; group++)
-        if (group < threads / GROUP) sum += groups[turn % 2][group][which];
-#pragma unroll
-    for (int i = 0; i < 4; i++) sums.of[i] = __shfl_sync(0xffffffffu, sum, (i % 2) * 2 + i / 2);
-    return sums;
+    sum = groups[turn][0][which];
+#pragma unroll 4
+    for (int group = 1; group < threads / GROUP; group++) sum += groups[turn][group][which];
+    return {{__shfl_sync(0xffffffffu, sum, 0), __shfl_sync(0xffffffffu, sum, 1)}};
 }
 
-// Keep the compiler from holding on to what it has made of a slot.
+// A slot as it is kept: the compiler takes apart what has elements of 16 bits, each for a register of its own.
 template <class E>
-__device__ __forceinline__ void forget([[maybe_unused]] Slot<E>& slot) {
+struct alignas(SLOT_NBYTES) Packed {
+    int of[SLOT_NBYTES / sizeof(int)];
+
+    // Nor may it hold on to what was made of the slot before.
+    __device__ __forceinline__ Slot<E> slot() {
 #ifndef ANYNORM_EMULATED
-    int* bits = (int*)&slot;
-    asm volatile("" : "+r"(bits[0]), "+r"(bits[1]), "+r"(bits[2]), "+r"(bits[3]));
+        asm volatile("" : "+r"(of[0]), "+r"(of[1]), "+r"(of[2]), "+r"(of[3]));
 #endif
-}
-
-// One of the arrays.
-template <class E>
-struct Lines {
-    E* first;
-    long long step, features, last;  // last: the row behind those of the block
-    bool aligned;
-
-    __device__ Lines(const Task& task, const Choice& choice, int array, long long last) : last(last) {
-        first = (E*)task.arrays[array], step = task.steps[array], features = task.features;
-        aligned = choice.aligned;
-    }
-
-    // Zeros stand for what lies behind the row, and for rows behind the last.
-    template <int HELD>
-    __device__ __forceinline__ void read(const Task& task, int array, long long row, const int* starts, Slot<E>* to) const {
-        const E* from = first + (row < last ? offset_of(task, array, row) : 0);
-#pragma unroll
-        for (int k = 0; k < HELD; k++) {
-            to[k] = Slot<E>{};
-            if (aligned) {
-                if (row < last && starts[k] < features) to[k] = *(const Slot<E>*)(from + starts[k]);
-                continue;
-            }
-#pragma unroll
-            for (int i = 0; i < Slot<E>::SIZE; i++)
-                if (row < last && starts[k] + i < features) to[k].of[i] = from[(starts[k] + i) * step];
-        }
+        Slot<E> slot;
+        memcpy(&slot, of, sizeof slot);
+        return slot;
     }
 };
 
+// As in task.cuh; most often there is one axis and nothing to divide.
+__device__ __forceinline__ long long row_offset(const Task& task, int array, long long row) {
+    long long offset = 0;
+#pragma unroll 1
+    for (int axis = task.free_axes - 1; axis > 0; axis--) {
+        long long before = row / task.lengths[axis];
+        offset += (row - before * task.lengths[axis]) * task.strides[array][axis];
+        row = before;
+    }
+    return offset + row * task.strides[array][0];
+}
+
+// The rows of one of the arrays.
+template <class E>
+struct Lines {
+    E* first;
+    long long step;
+    int features;
+    bool aligned;
+
+    __device__ Lines(const Task& task, const Choice& choice, int array) {
+        first = (E*)task.arrays[array], step = task.steps[array], features = (int)task.features;
+        aligned = choice.aligned;
+    }
+
+    __device__ __forceinline__ E* row(const Task& task, int array, long long row) const {
+        return first + row_offset(task, array, row);
+    }
+
+    // Zeros stand for what lies behind the row, and for rows that are not there.
+    template <int HELD>
+    __device__ __forceinline__ void read(const E* from, bool is_there, const int* starts, Packed<E>* to) const {
+#pragma unroll
+        for (int k = 0; k < HELD; k++) {
+            to[k] = Packed<E>{};
+            if (aligned) {
+                if (is_there && starts[k] < features) to[k] = *(const Packed<E>*)(from + starts[k]);
+                continue;
+            }
+            Slot<E> slot = {};
+#pragma unroll
+            for (int i = 0; i < Slot<E>::SIZE; i++)
+                if (is_there && starts[k] + i < features) slot.of[i] = from[(starts[k] + i) * step];
+            memcpy(to[k].of, &slot, sizeof slot);
+        }
+    }
+
+    // A slot that begins in the row.
+    __device__ __forceinline__ void write(E* to, int start, const Slot<E>& slot) const {
+        if (aligned) {
+            *(Slot<E>*)(to + start) = slot;
+            return;
+        }
+#pragma unroll
+        for (int i = 0; i < Slot<E>::SIZE; i++)
+            if (start + i < features) to[(start + i) * step] = slot.of[i];
+    }
+};
+
+// The sums of dy of a thread's features: in registers for float32, and in shared memory for 16 bits, of whose sixteen
+// features the other sums alone fill half of the registers.
+template <class E>
+struct BiasSums {
+    double of[of_thread<E>()];
+
+    __device__ void clear() {
+        for (double& sum : of) sum = 0.0;
+    }
+    __device__ void add(int j, double first, double second) { of[j] += first, of[j + 1] += second; }
+    __device__ double at(int j) const { return of[j]; }
+};
+
+struct alignas(16) Two {
+    double of[2];
+};
+
+template <class E>
+struct SharedBiasSums {
+    Two* own;
+
+    __device__ SharedBiasSums() {
+        __shared__ Two room[of_thread<E>() / 2 * MOST_OF_SHARED];
+        own = room + threadIdx.x;
+    }
+    __device__ void clear() {
+        for (int j = 0; j < of_thread<E>() / 2; j++) own[j * MOST_OF_SHARED] = Two{};
+    }
+    __device__ __forceinline__ void add(int j, double first, double second) {
+        Two sums = own[j / 2 * MOST_OF_SHARED];
+        own[j / 2 * MOST_OF_SHARED] = {sums.of[0] + first, sums.of[1] + second};
+    }
+    __device__ double at(int j) const { return own[j / 2 * MOST_OF_SHARED].of[j % 2]; }
+};
+
+template <>
+struct BiasSums<Half> : SharedBiasSums<Half> {};
+template <>
+struct BiasSums<Bfloat16> : SharedBiasSums<Bfloat16> {};
+
 template <class E, bool HAS_SUMS>
 __device__ void stream_rows(const Task& task, const Choice& choice) {
-    constexpr int N = Slot<E>::SIZE, HELD = OF_THREAD / N;
+    constexpr int N = Slot<E>::SIZE, HELD = of_thread<E>() / N, OF_THREAD = of_thread<E>();
     bool is_layer = choice.rule == LAYER, is_scale = choice.rule == SCALE;
     bool sums_weight = HAS_SUMS && !is_scale && choice.weight != NOTHING, sums_bias = HAS_SUMS && choice.bias != NOTHING;
     int thread = threadIdx.x % task.threads, team = threadIdx.x / task.threads, features = (int)task.features;
@@ -91,112 +157,107 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
 #pragma unroll
     for (int k = 0; k < HELD; k++) starts[k] = (k * task.threads + thread) * N;
     BlockSums block(task, choice, blockIdx.x);
-    Lines<E> x(task, choice, X, block.last), dy(task, choice, OTHER, block.last), dx(task, choice, Y, block.last);
-    Lines<E> dtotal(task, choice, choice.added ? ADDED : Y, block.last);
+    Lines<E> x(task, choice, X), dy(task, choice, OTHER), dx(task, choice, Y), dtotal(task, choice, choice.added ? ADDED : Y);
     double inverse_count = 1.0 / (double)features, scale_sum = 0.0;
-    double weight_sums[OF_THREAD] = {}, bias_sums[OF_THREAD] = {};
+    double weight_sums[OF_THREAD] = {};
+    BiasSums<E> bias_sums;
+    if (sums_bias) bias_sums.clear();
 
-    auto read_shift = [&](long long row) {
-        return is_layer && row < block.last ? x.first[offset_of(task, X, row)] : E{};
+    Packed<E> kept[HELD], kept_gradients[HELD], next[HELD], next_gradients[HELD];
+    E shift = {}, next_shift = {};
+    auto read = [&](long long row) {
+        bool is_there = row < block.last;
+        const E* first = x.row(task, X, is_there ? row : 0);
+        x.template read<HELD>(first, is_there, starts, next);
+        if (is_layer && is_there) next_shift = *first;
+        dy.template read<HELD>(dy.row(task, OTHER, is_there ? row : 0), is_there, starts, next_gradients);
     };
-    auto sum_deviations = [&](const Derived& of, const Slot<E>* slots, double* sums) {
+    read(block.first + team);
+    int turns = (int)((block.last - block.first + task.teams - 1) / task.teams);
+    for (int turn = 0; turn < turns; turn++) {
+        long long row = block.first + team + (long long)turn * task.teams;
+        shift = next_shift;
 #pragma unroll
-        for (int k = 0; k < HELD; k++)
+        for (int k = 0; k < HELD; k++) kept[k] = next[k], kept_gradients[k] = next_gradients[k];
+        read(row + task.teams);
+        Derived of;
+        of.shift = widen(shift);
+        Sums<2> sums = {};
+#pragma unroll
+        for (int k = 0; k < HELD; k++) {
+            Slot<E> slot = kept[k].slot();
 #pragma unroll
             for (int i = 0; i < N; i++)
                 if (!is_layer || starts[k] + (choice.aligned ? 0 : i) < features)
-                    add_deviation(of, widen(slots[k].of[i]), choice, sums);
-    };
-
-    // x of this row, the next and the one after it.
-    Slot<E> here[HELD], next[HELD], after[HELD], gradients[HELD], next_gradients[HELD];
-    long long row = block.first + team;
-    x.template read<HELD>(task, X, row, starts, here);
-    E shift = read_shift(row);
-    dy.template read<HELD>(task, OTHER, row, starts, gradients);
-    x.template read<HELD>(task, X, row + task.teams, starts, next);
-    E next_shift = read_shift(row + task.teams);
-    Derived of;
-    of.shift = widen(shift);
-    Sums<4> sums = {};
-    sum_deviations(of, here, sums.of + 2);
-    sums = merge_team(sums, task.threads, 1);
-    of.finish(task, choice, inverse_count, sums.of[2], sums.of[3]);
-    int turns = (int)((block.last - block.first + task.teams - 1) / task.teams);
-    for (int turn = 0; turn < turns; turn++, row += task.teams) {
-        dy.template read<HELD>(task, OTHER, row + task.teams, starts, next_gradients);
-        x.template read<HELD>(task, X, row + 2 * task.teams, starts, after);
-        E after_shift = read_shift(row + 2 * task.teams);
-        double g[HELD][N], x_hat[HELD][N];
-        sums = Sums<4>{};
+                    add_deviation(of, widen(slot.of[i]), choice, sums.of);
+        }
+        sums = merge_team(sums, task.threads, 0);
+        of.finish(task, choice, inverse_count, sums.of[0], sums.of[1]);
+        sums = Sums<2>{};
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
-            weigh<E>(task, choice, of, starts[k], here[k], gradients[k], g[k], x_hat[k]);
+            double g[N], x_hat[N];
+            Slot<E> gradients = kept_gradients[k].slot();
+            weigh<E>(task, choice, of, starts[k], kept[k].slot(), gradients, g, x_hat);
 #pragma unroll
             for (int i = 0; i < N; i++) {
-                add_gradient(g[k][i], x_hat[k][i], choice, sums.of);
-                double gradient = widen(gradients[k].of[i]);
-                if (sums_weight) weight_sums[k * N + i] = fma(gradient, x_hat[k][i], weight_sums[k * N + i]);
-                if (sums_bias) bias_sums[k * N + i] += gradient;
+                add_gradient(g[i], x_hat[i], choice, sums.of);
+                double gradient = widen(gradients.of[i]);
+                if (sums_weight) weight_sums[k * N + i] = fma(gradient, x_hat[i], weight_sums[k * N + i]);
             }
+            if (sums_bias)
+#pragma unroll
+                for (int i = 0; i < N; i += 2) bias_sums.add(k * N + i, widen(gradients.of[i]), widen(gradients.of[i + 1]));
         }
-        Derived of_next;
-        of_next.shift = widen(next_shift);
-        sum_deviations(of_next, next, sums.of + 2);
-        sums = merge_team(sums, task.threads, turn);
+        sums = merge_team(sums, task.threads, 1);
         if (is_scale) scale_sum += sums.of[1];
         of.finish_gradient(task, choice, inverse_count, sums.of[0], sums.of[1]);
-        of_next.finish(task, choice, inverse_count, sums.of[2], sums.of[3]);
-        E* to = dx.first + (row < block.last ? offset_of(task, Y, row) : 0);
-        Slot<E> more[HELD] = {};
-        if (choice.added) dtotal.template read<HELD>(task, ADDED, row, starts, more);
+        if (row >= block.last) continue;
+        E* to = dx.row(task, Y, row);
+        Packed<E> more[HELD] = {};
+        if (choice.added) dtotal.template read<HELD>(dtotal.row(task, ADDED, row), true, starts, more);
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
-            if (row >= block.last || starts[k] >= features) continue;
-            if (sizeof(E) == sizeof(float)) {
-                forget(here[k]), forget(gradients[k]);
-                weigh<E>(task, choice, of, starts[k], here[k], gradients[k], g[k], x_hat[k]);
-            }
-            Slot<E> result;
+            if (starts[k] >= features) continue;
+            Slot<E> result, added = more[k].slot();
+            double g[N], x_hat[N];
+            weigh<E>(task, choice, of, starts[k], kept[k].slot(), kept_gradients[k].slot(), g, x_hat);
 #pragma unroll
-            for (int i = 0; i < N; i++) result.of[i] = dx_of(of, g[k][i], x_hat[k][i], more[k].of[i], choice);
-            if (choice.aligned) {
-                *(Slot<E>*)(to + starts[k]) = result;
-                continue;
-            }
-#pragma unroll
-            for (int i = 0; i < N; i++)
-                if (starts[k] + i < features) to[(starts[k] + i) * dx.step] = result.of[i];
+            for (int i = 0; i < N; i++) result.of[i] = dx_of(of, g[i], x_hat[i], added.of[i], choice);
+            dx.write(to, starts[k], result);
         }
-        of = of_next, next_shift = after_shift;
-#pragma unroll
-        for (int k = 0; k < HELD; k++) here[k] = next[k], next[k] = after[k], gradients[k] = next_gradients[k];
     }
     if constexpr (HAS_SUMS) {
-        __shared__ double room[STREAM_WARPS * GROUP * OF_THREAD / 4];
-        // Teams one after the other.
-        auto add_teams = [&](auto of_feature, long long count, double* to, double* of_thread) {
-            if (task.teams == 1) {
-                for (int j = 0; j < OF_THREAD; j++)
-                    if (of_feature(j) < count) to[of_feature(j)] = of_thread[j];
-                return;
-            }
-            __syncthreads();
-            for (int j = 0; j < OF_THREAD; j++)
-                if (of_feature(j) < count) room[team * count + of_feature(j)] = of_thread[j];
-            __syncthreads();
-            for (int i = threadIdx.x; i < count; i += blockDim.x) {
-                double sum = 0.0;
-                for (int k = 0; k < task.teams; k++) sum += room[k * count + i];
-                to[i] = sum;
+        __shared__ double room[SHARED_BLOCK * N];
+        // Write the sums of the block's teams, one after the other.
+        auto write = [&](double* to, auto of_thread) {
+#pragma unroll
+            for (int k = 0; k < HELD; k++) {
+                if (task.teams == 1) {
+#pragma unroll
+                    for (int i = 0; i < N; i++)
+                        if (starts[k] + i < features) to[starts[k] + i] = of_thread(k * N + i);
+                    continue;
+                }
+                __syncthreads();
+                for (int i = 0; i < N; i++) room[threadIdx.x * N + i] = of_thread(k * N + i);
+                __syncthreads();
+                int count = task.threads * N, first = k * count;
+                for (int i = threadIdx.x; i < count && first + i < features; i += blockDim.x) {
+                    double sum = 0.0;
+                    for (int j = 0; j < task.teams; j++) sum += room[j * count + i];
+                    to[first + i] = sum;
+                }
             }
         };
-        auto feature_of = [&](int j) { return starts[j / N] + j % N; };
-        if (is_scale) {
-            double only[OF_THREAD] = {scale_sum};
-            add_teams([&](int j) { return j || thread ? 1 : 0; }, 1, block.weight(0), only);
-        }
-        if (sums_weight) add_teams(feature_of, features, block.weight(0), weight_sums);
-        if (sums_bias) add_teams(feature_of, features, block.bias(0), bias_sums);
+        if (sums_weight) write(block.weight(0), [&](int j) { return weight_sums[j]; });
+        if (sums_bias) write(block.bias(0), [&](int j) { return bias_sums.at(j); });
+        if (!is_scale) return;
+        if (thread == 0) room[team] = scale_sum;
+        __syncthreads();
+        if (threadIdx.x) return;
+        double sum = 0.0;
+        for (int j = 0; j < task.teams; j++) sum += room[j];
+        *block.weight(0) = sum;
     }
 }
