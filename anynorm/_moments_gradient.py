@@ -82,7 +82,7 @@ class MomentsGradient:
 
 def _multiplied(values: Array, *factors: Array) -> Array:
     xp = library_of(values).namespace
-    with quietly(xp):
+    with quietly(xp, values):
         return product(xp, values, list(factors))
 
 

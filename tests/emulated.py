@@ -16,7 +16,7 @@ import pytest
 from anynorm._check import check, check_gradient
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._kernels.cpu.memory import NumPy as CPUAccess
-from anynorm._kernels.cuda import pull, run
+from anynorm._kernels.cuda import arrays, pull, run
 from anynorm._kernels.cuda import task as tasks
 from anynorm._kernels.cuda.device import Device
 from tests import compiled
@@ -39,7 +39,8 @@ HELD = (0, 1, 2, 4, 8)
 
 
 class _Choice(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int) for name in ("rule", "weight", "bias", "offset", "aligned", "added"))
+    names = ("rule", "weight", "bias", "offset", "aligned", "added", "threads", "neighbours", "full", "cluster")
+    _fields_ = tuple((name, ctypes.c_int) for name in names)
 
 
 class _Launch(ctypes.Structure):
@@ -92,28 +93,30 @@ class NumPy(CPUAccess):
 
 
 @contextlib.contextmanager
-def emulation(paired=False, backwards=False, held=None):
+def emulation(paired=False, backwards=False, held=None, clusters=True):
     """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it."""
 
     def launch(choice, grid, block, task, stream):
-        how = _Launch(tasks.STEPS.index(choice.step), choice.held if held is None else held)
+        if held is not None:
+            choice = choice._replace(held=held, full=False)
+        how = _Launch(tasks.STEPS.index(choice.step), choice.held)
         how.grid[:], how.block[:], how.reversed = grid, (block, 1), backwards
-        given = _Choice(choice.rule, choice.weight, choice.bias, choice.offset, choice.aligned, choice.added)
+        given = _Choice(*(getattr(choice, name) for name in _Choice.names))
         code = tasks.CODES[choice.dtype]
         found = library().emulate(code, choice.paired, *map(ctypes.byref, (how, task, given)))
         assert found, f"no kernel that holds {how.held} slots has been compiled"
 
-    def kernel(choice, block, architecture):
+    def kernel(choice, block, ordinal):
         return choice
 
     replaced = {
-        "ACCESS": {"numpy": NumPy},
-        "device": lambda ordinal: Device("sm_90", paired),
+        "ACCESS": {"numpy": NumPy, "cupy": arrays.CuPy},
         "kernel": kernel,
         "launch": launch,
     }
     with contextlib.ExitStack() as stack:
         for module in (run, pull):
+            stack.enter_context(mock.patch.object(module, "device", return_value=Device("sm_90", paired, clusters)))
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))
         yield

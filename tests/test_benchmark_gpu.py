@@ -1,45 +1,167 @@
-"""The pure parts of the GPU benchmark, and what it says where there is no GPU."""
+"""The arithmetic of the GPU benchmark, its check of results, and what it says where there is no GPU."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks import gpu
+import anynorm
+import benchmarks
+from anynorm._bench.cases import Case
+from anynorm._bench.inputs import derivative, formula
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import calls, check, timing, work
 from tests.backends import has_cuda
 
+pytestmark = pytest.mark.usefixtures("by_the_definition")
+SMALL = Case("layer_norm", "float32", (64, 1024))
 
-def test_cases_are_large_but_for_one_of_each_kind():
-    found = list(gpu.cases())
-    assert len(set(map(str, found))) == len(found)
-    small = [case for case in found if case.rows == 64 and case.features == 1024]
-    assert len(small) == 6
-    assert all(case.nbytes >= 2 * gpu.NBYTES for case in found if case not in small)
+
+@pytest.fixture
+def by_the_definition():
+    """As no GPU's kernels are there; those of the CPU would have to be compiled."""
+    with anynorm.use_kernel("definition"):
+        yield
+
+
+def run(*arguments):
+    folder = Path(benchmarks.__file__).parent.parent
+    command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_every_length_of_rows_is_timed_in_two_dtypes():
+    full = work.once(work.everything())
+    assert len(set(map(str, full))) == len(full)
+    for norm in ("layer_norm", "rms_norm"):
+        for dtype in ("float32", "bfloat16"):
+            of_rows = [one.case for one in full if (one.case.norm, one.case.dtype, one.what) == (norm, dtype, "y")]
+            assert set(work.FEATURES) <= {case.features for case in of_rows if case.nbytes == work.NBYTES}
+    assert {one.what for one in full} == set(work.ARRAYS_MOVED)
+    assert all(one.case.nbytes >= work.NBYTES for one in full if one.what != "call" and one.case.axis == -1)
+
+
+def test_the_quick_selection_is_a_part_of_the_full_one():
+    quick, full = (work.once(of()) for of in (work.quick, work.everything))
+    assert {str(one) for one in quick} <= {str(one) for one in full}
+    assert {one.what for one in quick} == {one.what for one in full}
+
+
+@pytest.mark.parametrize(("what", "arrays"), [("y", 2), ("dx", 3), ("gradients", 3), ("step", 5), ("add", 4)])
+def test_what_has_to_be_moved(what, arrays):
+    assert work.Work(SMALL, what).nbytes == arrays * 64 * 1024 * 4
 
 
 def test_buffers_exceed_the_cache():
-    case = gpu.Case("rms_norm", "float32", 64, 1024)
-    assert case.nbytes == 2 * 64 * 1024 * 4
-    assert gpu.buffers(case, 50 << 20) * case.nbytes >= gpu.ROTATED * (50 << 20)
-    assert gpu.buffers(gpu.Case("rms_norm", "float32", 1 << 16, 4096), 1) == 2
-    assert gpu.Case("rms_norm", "float32", 64, 1024, backward=True).nbytes == 3 * 64 * 1024 * 4
+    one = work.Work(SMALL)
+    assert work.buffers(one, 50 << 20) * one.nbytes >= work.ROTATED * (50 << 20)
+    assert work.buffers(work.rows_of("rms_norm", "float32", 4096), 1) == 2
 
 
 def test_summary():
-    assert gpu.summary([3.0, 1.0, 2.0], 4_000_000, 4.0) == {"ms": 2.0, "GB/s": 2.0, "of copy": 0.5}
+    assert timing.summary([3.0, 1.0, 2.0], 4_000_000, 4.0) == {"ms": 2.0, "GB/s": 2.0, "of copy": 0.5}
 
 
-def test_buffers_take_turns():
-    call = gpu.rotating(lambda x, dy: (x, dy), [1, 2], [3, 4])
-    assert [call() for _ in range(3)] == [(1, 3), (2, 4), (1, 3)]
+def test_short_calls_share_two_events_and_the_host_is_ahead():
+    assert timing.pace(1e-4, 2e-4).calls == 5
+    assert timing.pace(1e-4, 1.0).calls == 1
+    assert timing.pace(1e-6, 1e-6).calls == timing.MOST_CALLS
+    assert timing.pace(1e-4, 2e-4).delay > 5 * 1e-4
+
+
+def test_arrays_take_turns_and_results_are_kept_for_one():
+    alive = set()
+
+    class Result:
+        def __init__(self, *given):
+            self.given = given
+            alive.add(given)
+
+        def __del__(self):
+            alive.discard(self.given)
+
+    call = timing.rotating(Result, [1, 2], [3, 4])
+    assert call().given == (1, 3)
+    assert call().given == (2, 4)
+    assert alive == {(1, 3), (2, 4)}
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "scale_norm"])
+def test_the_formula_is_that_of_the_other_benchmarks(norm):
+    import torch
+
+    case = Case(norm, "float64", (6, 5))
+    rng = np.random.default_rng(0)
+    x, dy, (weight, bias) = rng.standard_normal((6, 5)), rng.standard_normal((6, 5)), rng.standard_normal((2, 5))
+    given = [torch.from_numpy(one) for one in (x, dy, weight, bias)]
+    (y,) = check.expected(work.Work(case), *given)
+    np.testing.assert_allclose(y, formula(case, x, weight, bias), rtol=1e-13)
+    if norm == "scale_norm":
+        return
+    dx, dweight, *dbias = check.expected(work.Work(case, "gradients"), *given)
+    right, share = derivative(case, x, weight, dy)
+    np.testing.assert_allclose(dx, right, atol=1e-13)
+    np.testing.assert_allclose(dweight, share.sum(0), atol=1e-13)
+    assert len(dbias) == (norm == "layer_norm")
+
+
+@pytest.mark.parametrize("what", ["y", "dx", "gradients", "step", "add"])
+def test_every_call_does_the_work_and_a_wrong_one_is_found(what):
+    import torch
+
+    norm = "rms_norm" if what == "add" else "layer_norm"
+    one = work.Work(Case(norm, "float32", (32, 64)), what)
+    torch.manual_seed(0)
+    weight, bias = (torch.randn(64).requires_grad_(what in ("gradients", "step")) for _ in range(2))
+    x, other = torch.randn(2, 32, 64)
+    wanted = check.expected(one, x, other, weight, bias)
+    found = calls.calls(one, weight, bias)
+    assert {"anynorm", "torch"} <= set(found)
+    for call in found.values():
+        got = call(x, other)
+        assert check.wrong(one, got, wanted) is None
+        got = got if isinstance(got, tuple) else (got,)
+        assert "is off by" in check.wrong(one, tuple(array * 1.001 for array in got), wanted)
+        assert "is off by nan" in check.wrong(one, tuple(array * torch.nan for array in got), wanted)
+        assert check.wrong(one, (*got, x), wanted) == f"{len(wanted) + 1} results for {len(wanted)}"
+
+
+def test_channels_first_is_checked_along_its_axis():
+    import torch
+
+    one = work.Work(Case("layer_norm", "float32", (2, 16, 3, 5), axis=1))
+    x, (weight, bias) = torch.randn(2, 16, 3, 5), torch.randn(2, 16)
+    wanted = check.expected(one, x, None, weight, bias)
+    found = calls.calls(one, weight, bias)
+    assert list(found) == ["anynorm", "torch", "torch contiguous"]
+    assert [check.wrong(one, call(x, None), wanted) for call in found.values()] == [None] * 3
+    assert found["torch contiguous"](x, None).is_contiguous()
+
+
+def test_a_line_says_how_many_times_as_long_a_rival_takes():
+    ours, torchs = (timing.summary([ms], 2 * SMALL.nbytes, 100.0) for ms in (0.01, 0.015))
+    results = {"anynorm": ours, "torch": torchs, "Liger": {"wrong": "result 0 is off by 1"}}
+    assert command.line(work.Work(SMALL), results) == (
+        "layer_norm float32 64x1024: 10.0 us 52 GB/s 52%, torch 1.50x, Liger result 0 is off by 1"
+    )
+    results = {"anynorm": {"failed": "TypeError: no"}, "torch": torchs}
+    assert command.line(work.Work(SMALL), results) == "layer_norm float32 64x1024: anynorm TypeError: no, torch 35%"
+    results = {"anynorm CuPy": {"ms": 0.02, "synchronized ms": 0.03}, "torch": {"ms": 0.01, "synchronized ms": 0.025}}
+    assert command.line(work.Work(SMALL, "call"), results) == (
+        "layer_norm float32 64x1024 call: anynorm CuPy 20.0/30.0 us, torch 10.0/25.0 us"
+    )
 
 
 @pytest.mark.skipif(has_cuda(), reason="there is a GPU")
 def test_it_ends_with_a_sentence_where_there_is_no_gpu():
-    folder = Path(gpu.__file__).parent.parent
-    ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu"], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert ended.returncode != 0
-    assert "the GPU benchmark cannot run: torch sees no NVIDIA GPU" in ended.stderr
+    ended = run("--quick")
+    assert ended.returncode == 1
+    assert ended.stderr == "the GPU benchmark cannot run: torch sees no NVIDIA GPU\n"
+
+
+def test_a_name_that_no_case_has():
+    ended = run("--only", "batch_norm")
+    assert ended.returncode == 1
+    assert ended.stderr == "no case has 'batch_norm' in its name; names are like layer_norm float32 16384x1024\n"

@@ -92,7 +92,7 @@ def test_the_emulator_ends_where_threads_part(threads):
     source = f"""
     #include "emulator.hpp"
     int main() {{
-        launch({{1, 1}}, {{{threads}, 1}}, [] {{
+        launch({{1, 1}}, {{{threads}, 1}}, 1, [] {{
             if (threadIdx.x >= {threads // 2}) __shfl_xor_sync(0xffffffffu, 1.0, 1);
         }});
     }}"""

@@ -102,7 +102,7 @@ def test_alignment():
 def test_strides_are_counted_in_elements():
     x = np.zeros((4, 6, 8), np.float32)[:, ::2]
     rows = as_rows(x.shape, [x.strides] * 4, (2,), 4)
-    task = fill(rows, rows.settings(), [1, 2, 3, 4])
+    task = fill(rows, [1, 2, 3, 4])
     assert (task.rows, task.features, task.free_axes) == (12, 8, 1)
     assert list(task.lengths)[:1] == [12]
     assert [task.strides[3][0], task.steps[3], task.arrays[3]] == [16, 1, 4]

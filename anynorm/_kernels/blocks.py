@@ -213,5 +213,5 @@ def _part_of(moments: Moments, part: str) -> Array:
     """One of the arrays of moments; zeros where it is None."""
     found = statistics_of(moments)
     array = getattr(found, part)
-    with quietly(moments.namespace):
+    with quietly(moments.namespace, found.squares):
         return found.squares * 0.0 if array is None else array

@@ -31,7 +31,7 @@ class Pulled(NamedTuple):
 def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None, MomentsGradient]:
     """Return dx, dweight, dbias and the gradient by the moments that the call gives."""
     call = gradient.call
-    with quietly(call.library.namespace):
+    with quietly(call.library.namespace, call.x):
         step = step_of(call)
         found = (_pull_blocks if call.library.name == "numpy" else pull_whole)(gradient, step)
         return (*found[:3], by_moments(call, step, found.of_g, found.along))
@@ -94,7 +94,7 @@ def _pull(gradient: Gradient, step: Step) -> Pulled:
 def pull_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Array:
     """Return dx, where the moments are those of the call's array."""
     xp, precision = call.library.namespace, call.precision
-    with quietly(xp):
+    with quietly(xp, call.x):
         zero = xp.zeros_like(statistics_of(moments).squares)
         *by, factor, unit = parts_of(gradient)
         mean, variance = (zero if one is None else xp.astype(one, precision.dtype, copy=False) for one in by)

@@ -36,7 +36,7 @@ def refuses(call: Call | Gradient) -> str | None:
 
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
-    with quietly(call.library.namespace):
+    with quietly(call.library.namespace, call.x):
         if call.library.refuses_to_fill:
             return sparse.run(call, run_whole)
         return _run_blocks(call) if call.library.name == "numpy" else run_whole(call)
@@ -54,7 +54,7 @@ def run_whole(call: Call, by: Steps | None = None) -> Any:
 
 def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """Return dx, dweight and dbias; a parameter that is not there has no gradient."""
-    with quietly(gradient.call.library.namespace):
+    with quietly(gradient.call.library.namespace, gradient.dy):
         if gradient.call.library.refuses_to_fill:
             return sparse.pull(gradient, pull_whole)
         return _pull_blocks(gradient) if gradient.call.library.name == "numpy" else pull_whole(*gradient)
@@ -137,7 +137,7 @@ def _as_parameter(call: Call, parameter: Array | float | None, found: Array | No
 def run_moments(call: Call) -> Moments:
     """Return the moments of the call's array."""
     xp = call.library.namespace
-    with quietly(xp):
+    with quietly(xp, call.x):
         if 0 in call.x.shape:
             return _no_moments(call)
         if call.library.name != "numpy":

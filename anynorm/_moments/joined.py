@@ -36,7 +36,7 @@ def merged(a: Held, b: Held) -> Held:
     if is_lazy(xp):
         require_blocks_alike("other", theirs.squares, mine.squares)
         return xp, blocks.statistics(merging.merge, "moments-merge", mine, theirs)
-    with quietly(xp):
+    with quietly(xp, mine.squares):
         return xp, merging.merge(xp, mine, theirs)
 
 
@@ -98,7 +98,8 @@ def picked(xp: Any, found: Statistics, index: Any) -> Statistics:
             array = xp.take(array, _as_index(xp, places, array), axis=axis)
         return array
 
-    return mapped(pick, found)
+    with quietly(xp, found.squares):
+        return mapped(pick, found)
 
 
 def _as_index(xp: Any, places: Any, array: Array) -> Any:
@@ -146,9 +147,14 @@ def joined(several: Sequence[Held], axis: Any) -> Held:
     if not others or any(len(shape) != ndim for shape in shapes) or len(set(others)) > 1:
         must = f"be an axis along which shapes may be joined, {' and '.join(map(str, shapes))}"
         raise ValueError(sentence("axis", must, describe(axis), "pass one along which alone they differ"))
-    counted = any(by_row(found.elements) for _, found in several)
+    with quietly(xp, first.squares):
+        return xp, _side_by_side(xp, [found for _, found in several], along % ndim)
+
+
+def _side_by_side(xp: Any, several: Sequence[Statistics], axis: int) -> Statistics:
+    counted = any(by_row(found.elements) for found in several)
     lists = []
-    for _, found in several:
+    for found in several:
         parts = leaves_of(found)
         if counted and parts[-1] is None:
             parts = (*parts[:-1], xp.full_like(found.squares, found.elements, dtype=dtype_of_counts(xp)))
@@ -156,6 +162,6 @@ def joined(several: Sequence[Held], axis: Any) -> Held:
     leaves = []
     for column in zip(*lists, strict=True):
         there = any(one is not None for one in column)
-        zeros = [found.squares * 0.0 if one is None else one for one, (_, found) in zip(column, several, strict=True)]
-        leaves.append(xp.concat(zeros, axis=along % ndim) if there else None)
-    return xp, of_leaves(None if counted else first.elements, tuple(leaves))
+        zeros = [found.squares * 0.0 if one is None else one for one, found in zip(column, several, strict=True)]
+        leaves.append(xp.concat(zeros, axis=axis) if there else None)
+    return of_leaves(None if counted else several[0].elements, tuple(leaves))

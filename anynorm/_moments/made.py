@@ -48,7 +48,7 @@ def made(mean: Array, variance: Array, count: Any, axis: Any) -> tuple[Any, Stat
     if is_lazy(xp):
         require_blocks_alike("variance", variance, mean)
         return xp, blocks.statistics(partial(_in_units, digits=digits), "moments-made", raw)
-    with quietly(xp):
+    with quietly(xp, mean):
         return xp, _in_units(xp, raw, digits)
 
 
@@ -90,7 +90,8 @@ def _has_negative(variance: Array, xp: Any) -> bool:
         if torch.compiler.is_compiling():
             return False
     try:
-        return bool(xp.any(variance < 0.0))
+        with quietly(xp, variance):
+            return bool(xp.any(variance < 0.0))
     except Exception:  # whatever a library raises for values that are not known
         return False
 

@@ -39,7 +39,7 @@ def widened(xp: Any, found: Statistics, digits: int) -> Statistics:
         return found
     if is_lazy(xp):
         return blocks.statistics(partial(_converted, digits=digits), "moments-width", found)
-    with quietly(xp):
+    with quietly(xp, found.squares):
         return _converted(xp, found, digits)
 
 

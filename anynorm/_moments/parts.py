@@ -39,10 +39,19 @@ def mapped(function: Callable[[Array], Array], found: Statistics) -> Statistics:
     return of_leaves(one_count(found), tuple(None if one is None else function(one) for one in leaves_of(found)))
 
 
-def quietly(xp: Any) -> AbstractContextManager[Any]:
-    """Silence NumPy's warnings, which other libraries compute with too: NaN, Inf and overflow are results here."""
+def quietly(xp: Any, like: Array) -> AbstractContextManager[Any]:
+    """A block to compute in with arrays such as this one.
+
+    It silences NumPy's warnings, which other libraries compute with too: NaN, Inf and overflow are results here. CuPy
+    computes on the device that is current, whichever the arrays are on.
+    """
     # torch.compile cannot trace numpy.errstate.
-    return nullcontext() if xp.__name__ == "array_api_compat.torch" else numpy.errstate(all="ignore")
+    if xp.__name__ == "array_api_compat.torch":
+        return nullcontext()
+    if xp.__name__ == "array_api_compat.cupy":
+        on_device: AbstractContextManager[Any] = like.device
+        return on_device
+    return numpy.errstate(all="ignore")
 
 
 def is_lazy(xp: Any) -> bool:

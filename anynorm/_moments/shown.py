@@ -107,5 +107,5 @@ def _of_rows(function: Callable[[Any, Statistics], Array], xp: Any, found: Stati
     """Return function(namespace, statistics), for Dask block by block."""
     if is_lazy(xp):
         return each(function, f"moments{function.__name__}", found, meta=found.squares._meta)
-    with quietly(xp):
+    with quietly(xp, found.squares):
         return function(xp, found)

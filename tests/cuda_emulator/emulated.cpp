@@ -22,23 +22,30 @@ template <class E, class Mode, int HELD>
 void run_held(const Launch& how, const Task& task, const Choice& choice) {
     if constexpr (std::is_same_v<Mode, Paired<double>>) {
         if (how.step == DERIVE) {
-            launch(how.grid, how.block, [&] { derive_rows<E, Mode, HELD>(task, choice); });
+            launch(how.grid, how.block, choice.cluster, [&] { derive_rows<E, Mode, HELD>(task, choice); });
             return;
         }
     }
-    launch(how.grid, how.block, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
+    launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
+}
+
+template <class E>
+bool differentiate(const Launch& how, const Task& task, const Choice& choice) {
+    return launch(how.grid, how.block, choice.cluster, [&] {
+        if (how.step == DERIVE) derive_again<E>(task, choice);
+        if (how.step == STREAM) stream_rows<E, false>(task, choice);
+        if (how.step == STREAM_AND_ADD) stream_rows<E, true>(task, choice);
+    });
 }
 
 template <class E, class Mode>
 bool run(const Launch& how, const Task& task, const Choice& choice) {
-    if (how.step == ADD_BLOCKS) return launch(how.grid, how.block, [&] { add_blocks(task, choice); });
+    if (how.step == ADD_BLOCKS) return launch(how.grid, how.block, choice.cluster, [&] { add_blocks(task, choice); });
     if constexpr (!std::is_same_v<Mode, Paired<float>>) {
-        if (how.step == ADD_ROWS) return launch(how.grid, how.block, [&] { add_rows<E, Mode>(task, choice); });
+        if (how.step == ADD_ROWS) return launch(how.grid, how.block, choice.cluster, [&] { add_rows<E, Mode>(task, choice); });
     }
     if constexpr (std::is_same_v<Mode, Plain>) {
-        if (how.step == DERIVE) return launch(how.grid, how.block, [&] { derive_again<E>(task, choice); });
-        if (how.step == STREAM) return launch(how.grid, how.block, [&] { stream_rows<E, false>(task, choice); });
-        if (how.step == STREAM_AND_ADD) return launch(how.grid, how.block, [&] { stream_rows<E, true>(task, choice); });
+        if (how.step == DERIVE || how.step >= STREAM) return differentiate<E>(how, task, choice);
     }
     bool found = false;
     [&]<int... HELD>(std::integer_sequence<int, HELD...>) {

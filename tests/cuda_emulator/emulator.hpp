@@ -1,7 +1,8 @@
 // Just enough of CUDA C++ to run the kernels on a CPU, one thread after the other, as fibers.
 //
 // The threads of a warp take turns at its shuffles, and warps at the barriers of their block: each warp runs as far as
-// it gets before the next one starts, so that a barrier that is missing shows. `reversed` turns the order round.
+// it gets before the next one starts, so that a barrier that is missing shows; so do the blocks of a cluster. `reversed`
+// turns the order round.
 #pragma once
 
 #include <ucontext.h>
@@ -11,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <vector>
 
 #define ANYNORM_EMULATED
@@ -19,8 +21,11 @@
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define __forceinline__ inline
-// One for all blocks, which run one after the other; what is left of an earlier block is no number.
-#define __shared__ static
+// One for each block of a cluster; clusters run one after the other, and what is left of an earlier one is no number.
+#define SHARED(type, name, count)                            \
+    static type name##_of_blocks[emulator::MOST_BLOCKS][count]; \
+    type* name = name##_of_blocks[emulator::rank()];            \
+    emulator::sizes[name##_of_blocks[0]] = sizeof name##_of_blocks[0]
 
 struct Index {
     unsigned x, y;
@@ -29,9 +34,10 @@ struct Index {
 namespace emulator {
 
 constexpr int WARP = 32;
+constexpr int MOST_BLOCKS = 16;  // of a cluster
 constexpr size_t STACK_NBYTES = 64 << 10;
 
-enum Waiting { RUNS, AT_SHUFFLE, AT_BARRIER, ENDED };
+enum Waiting { RUNS, AT_SHUFFLE, AT_BARRIER, AT_CLUSTER, ENDED };
 
 struct Fiber {
     ucontext_t context;
@@ -42,9 +48,13 @@ struct Fiber {
 inline std::vector<Fiber> fibers;
 inline ucontext_t scheduler;
 inline std::function<void()> body;
-inline unsigned current;
+inline unsigned current;  // fiber; those of a cluster's blocks follow one another
+inline unsigned threads;  // of a block
 inline bool reversed = false;
-inline unsigned char exchanged[1024][16];
+inline unsigned char exchanged[8192][16];
+inline std::map<void*, size_t> sizes;  // of a block's share of what is shared, by where the first block's begins
+
+inline unsigned rank() { return current / threads; }
 
 inline void fail(const char* message) {
     std::fprintf(stderr, "emulator: %s\n", message);
@@ -63,11 +73,12 @@ inline void enter() {
     swapcontext(&fibers[current].context, &scheduler);
 }
 
-// Run the threads of a warp until all of them wait for the block, or have ended.
-inline Waiting run_warp(unsigned first, unsigned last, Index& index) {
+// Run the threads of a warp until all of them wait for the block or the cluster, or have ended.
+inline Waiting run_warp(unsigned first, unsigned last, Index& thread) {
     for (;;) {
         for (unsigned k = first; k < last; k++) {
-            current = index.x = reversed ? first + last - 1 - k : k;
+            current = reversed ? first + last - 1 - k : k;
+            thread.x = current % threads;
             if (fibers[current].waiting != ENDED) swapcontext(&scheduler, &fibers[current].context);
         }
         Waiting waiting = fibers[first].waiting;
@@ -77,10 +88,27 @@ inline Waiting run_warp(unsigned first, unsigned last, Index& index) {
     }
 }
 
-inline void run_block(unsigned threads, Index& index, const std::function<void()>& kernel) {
+// Run the warps of a block until all of them wait for the cluster, or have ended.
+inline Waiting run_block(unsigned block, Index& thread) {
+    unsigned warps = (threads + WARP - 1) / WARP;
+    for (;;) {
+        unsigned count[ENDED + 1] = {};
+        for (unsigned k = 0; k < warps; k++) {
+            unsigned warp = reversed ? warps - 1 - k : k;
+            unsigned first = warp * WARP, last = first + WARP < threads ? first + WARP : threads;
+            count[run_warp(block * threads + first, block * threads + last, thread)]++;
+        }
+        for (Waiting waiting : {AT_CLUSTER, ENDED})
+            if (count[waiting] == warps) return waiting;
+        if (count[AT_BARRIER] != warps) fail("some warps have ended and others wait for them");
+    }
+}
+
+// Run the blocks that share rows, the first of them this one.
+inline void run_cluster(unsigned blocks, unsigned first, Index& block, Index& thread, const std::function<void()>& kernel) {
     body = kernel;
-    if (fibers.size() < threads) fibers.resize(threads);
-    for (unsigned k = 0; k < threads; k++) {
+    if (fibers.size() < blocks * threads) fibers.resize(blocks * threads);
+    for (unsigned k = 0; k < blocks * threads; k++) {
         Fiber& fiber = fibers[k];
         fiber.stack.resize(STACK_NBYTES);
         getcontext(&fiber.context);
@@ -90,16 +118,15 @@ inline void run_block(unsigned threads, Index& index, const std::function<void()
         fiber.waiting = RUNS;
         makecontext(&fiber.context, enter, 0);
     }
-    unsigned warps = (threads + WARP - 1) / WARP;
     for (;;) {
         unsigned ended = 0;
-        for (unsigned k = 0; k < warps; k++) {
-            unsigned warp = reversed ? warps - 1 - k : k;
-            unsigned first = warp * WARP, last = first + WARP < threads ? first + WARP : threads;
-            ended += run_warp(first, last, index) == ENDED;
+        for (unsigned k = 0; k < blocks; k++) {
+            unsigned rank = reversed ? blocks - 1 - k : k;
+            block.x = first + rank;
+            ended += run_block(rank, thread) == ENDED;
         }
-        if (ended == warps) return;
-        if (ended) fail("some warps have ended and others wait for them");
+        if (ended == blocks) return;
+        if (ended) fail("some blocks have ended and others wait for them");
     }
 }
 
@@ -108,6 +135,31 @@ inline void run_block(unsigned threads, Index& index, const std::function<void()
 inline Index threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { emulator::wait(emulator::AT_BARRIER); }
+inline void wait_for_cluster() { emulator::wait(emulator::AT_CLUSTER); }
+
+template <class S>
+void write_to_block(unsigned block, S* place, const S& value) {
+    for (auto& [shared, nbytes] : emulator::sizes) {
+        char *here = (char*)place, *first = (char*)shared;
+        if (here < first || here >= first + nbytes * emulator::MOST_BLOCKS) continue;
+        *(S*)(first + nbytes * block + (here - first) % nbytes) = value;
+        return;
+    }
+    emulator::fail("no such shared memory");
+}
+
+template <class S>
+S read_slot(const S* from) {
+    return *from;
+}
+template <class S>
+void write_slot(S* to, const S& slot) {
+    *to = slot;
+}
+template <class S>
+S unconverted(const S& slot) {
+    return slot;
+}
 
 // What another thread of the warp has.
 template <class T>
@@ -115,7 +167,8 @@ T exchange(T value, unsigned other) {
     unsigned self = emulator::current;
     std::memcpy(emulator::exchanged[self], &value, sizeof value);
     emulator::wait(emulator::AT_SHUFFLE);
-    if (other >= blockDim.x || other / emulator::WARP != self / emulator::WARP) emulator::fail("no such lane");
+    if (other / emulator::threads != self / emulator::threads || other / emulator::WARP != self / emulator::WARP)
+        emulator::fail("no such lane");
     std::memcpy(&value, emulator::exchanged[other], sizeof value);
     emulator::wait(emulator::AT_SHUFFLE);
     return value;
@@ -163,20 +216,21 @@ using std::fabs;
 using std::fma;
 using std::fmax;
 using std::fmin;
-using std::memcpy;
 using std::scalbn;
 using std::sqrt;
 inline int max(int a, int b) { return a > b ? a : b; }
 inline int min(int a, int b) { return a < b ? a : b; }
 
 template <class Kernel>
-bool launch(Index grid, Index block, const Kernel& kernel) {
+bool launch(Index grid, Index block, unsigned cluster, const Kernel& kernel) {
     blockDim = block;
     gridDim = grid;
-    for (unsigned k = 0; k < grid.x * grid.y; k++) {
-        unsigned index = emulator::reversed ? grid.x * grid.y - 1 - k : k;
+    emulator::threads = block.x;
+    unsigned clusters = grid.x / cluster * grid.y;
+    for (unsigned k = 0; k < clusters; k++) {
+        unsigned index = (emulator::reversed ? clusters - 1 - k : k) * cluster;
         blockIdx = {index % grid.x, index / grid.x};
-        emulator::run_block(block.x, threadIdx, kernel);
+        emulator::run_cluster(cluster, blockIdx.x, blockIdx, threadIdx, kernel);
     }
     return true;
 }

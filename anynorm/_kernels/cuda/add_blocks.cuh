@@ -17,7 +17,7 @@ __device__ inline void put_parameter(void* to, int code, long long i, double val
 // Neighbouring threads take neighbouring features, and the others every so many-th block; what they have is added in a
 // tree. For scale_norm all threads share the one scale.
 __device__ inline void add_blocks(const Task& task, const Choice& choice) {
-    __shared__ double room[2][ADD_THREADS];
+    SHARED(double, room, 2 * ADD_THREADS);
     bool is_scale = choice.rule == SCALE;
     int thread = threadIdx.x, across = is_scale ? 1 : ADD_FEATURES, down = ADD_THREADS / across;
     long long feature = (long long)blockIdx.x * across + thread % across, features = is_scale ? 1 : task.features;
@@ -30,13 +30,13 @@ __device__ inline void add_blocks(const Task& task, const Choice& choice) {
             if (choice.bias != NOTHING) of_bias += *from.bias(feature);
         }
     }
-    room[0][thread] = of_weight, room[1][thread] = of_bias;
+    room[thread] = of_weight, room[ADD_THREADS + thread] = of_bias;
     for (int count = ADD_THREADS / 2; count >= across; count /= 2) {
         __syncthreads();
         if (thread >= count) continue;
-        for (int k = 0; k < 2; k++) room[k][thread] += room[k][thread + count];
+        for (int k = 0; k < 2; k++) room[k * ADD_THREADS + thread] += room[k * ADD_THREADS + thread + count];
     }
     if (thread >= across || feature >= features) return;
-    if (task.dweight) put_parameter(task.dweight, task.dweight_code, feature, room[0][thread]);
-    if (task.dbias) put_parameter(task.dbias, task.dbias_code, feature, room[1][thread]);
+    if (task.dweight) put_parameter(task.dweight, task.dweight_code, feature, room[thread]);
+    if (task.dbias) put_parameter(task.dbias, task.dbias_code, feature, room[ADD_THREADS + thread]);
 }

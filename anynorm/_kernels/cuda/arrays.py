@@ -76,7 +76,7 @@ class CuPy:
         """Fresh memory."""
         import cupy
 
-        return cupy.empty_like(array, subok=False)
+        return cupy.empty_like(array)
 
     @staticmethod
     def written(array: Array) -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from anynorm._kernels.cuda.launch_derivative import STREAM_THREADS
-from anynorm._kernels.cuda.task import STEPS, STREAM, STREAM_AND_ADD, Choice
+from anynorm._kernels.cuda.task import NORMALIZE, STEPS, STREAM, STREAM_AND_ADD, Choice
 
 _MAIN = "kernel.cu"
 _ELEMENTS = {"float16": "Half", "bfloat16": "Bfloat16", "float32": "float", "float64": "double"}
+# Of a multiprocessor, with 64 registers each: while some blocks load, others store. Twice the slots take twice the registers.
+_THREADS = 1024
 # Products and sums are fused where the source says so and nowhere else: pairs of numbers depend on it.
 _OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")
 
@@ -41,10 +43,23 @@ def options(choice: Choice, block: int, architecture: str) -> tuple[str, ...]:
         "OFFSET": int(choice.offset),
         "ALIGNED": int(choice.aligned),
         "IS_ADDED": int(choice.added),
+        "THREADS": choice.threads,
+        "NEIGHBOURS": choice.neighbours,
+        "IS_FULL": int(choice.full),
+        "CLUSTER": choice.cluster,
         "BLOCK": block,
-        "BLOCKS_AT_ONCE": max(1, STREAM_THREADS // block) if choice.step in (STREAM, STREAM_AND_ADD) else 1,
+        "LEAST_BLOCKS": blocks_at_once(choice, block),
     }
     return (f"--gpu-architecture={architecture}", *_OPTIONS, *(f"-D{name}={value}" for name, value in defined.items()))
+
+
+def blocks_at_once(choice: Choice, block: int) -> int:
+    """How many blocks a multiprocessor is to have room for; the more, the fewer registers each thread has."""
+    if choice.step in (STREAM, STREAM_AND_ADD):
+        return max(1, STREAM_THREADS // block)
+    if choice.dtype == "float64" or choice.paired or choice.step != NORMALIZE or not choice.held:
+        return 1
+    return max(1, (_THREADS if choice.held <= 4 and choice.aligned else _THREADS // 2) // block)
 
 
 def build(given: tuple[str, ...]) -> tuple[bytes, str]:

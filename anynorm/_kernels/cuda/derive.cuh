@@ -50,7 +50,7 @@ __device__ inline int common_exponent(const Exponents& found) {
 template <class E>
 __device__ void derive_again(const Task& task, const Choice& choice) {
     constexpr int N = Slot<E>::SIZE, OF_THREAD = of_thread<E>();
-    Team team(task);
+    Team team(task, choice);
     Line<E> x(task, choice, X, team), dy(task, choice, OTHER, team), dx(task, choice, Y, team);
     Line<E> dtotal(task, choice, choice.added ? ADDED : Y, team);
     long long of_part = (long long)team.count * OF_THREAD, features = x.features;
@@ -95,7 +95,7 @@ __device__ void derive_again(const Task& task, const Choice& choice) {
             Slot<E> result, more = {};
             weigh<E>(task, choice, row, start, x.read(start), dy.read(start), g, x_hat);
             if (choice.added) more = dtotal.read(start);
-            for (int i = 0; i < N; i++) result.of[i] = dx_of(row, g[i], x_hat[i], more.of[i], choice);
+            for (int i = 0; i < N; i++) result.of[i] = dx_of<E>(row, g[i], x_hat[i], more.of[i], choice);
             dx.write(start, result);
         });
 }
@@ -107,7 +107,7 @@ __device__ void derive_rows(const Task& task, Choice choice) {
     bool is_added = choice.added, is_scale = choice.rule == SCALE, centred = choice.rule == LAYER;
     Choice of_row = choice;
     of_row.weight = NOTHING, of_row.added = 0;
-    Team team(task);
+    Team team(task, choice);
     Row<E, HELD> row(task, of_row, team);
     Mode mode(task, of_row, team, row);
     Line<E> dy(task, choice, OTHER, team), dx(task, choice, Y, team), dtotal(task, choice, is_added ? ADDED : Y, team);

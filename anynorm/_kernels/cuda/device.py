@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import threading
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from anynorm._kernels.cuda.compile import compiled
@@ -13,6 +15,12 @@ from anynorm._kernels.cuda.task import Choice, Task
 # So many times as fast as float64 is float32: 2 on cards with full float64, 32 or 64 on others. Below this float64 is
 # taken to cost less than the pairs of float32 that replace it, some ten operations for each of its own.
 _SLOW_FLOAT64 = 16
+# The default stream's own handle, which libraries mean by 0. The driver's bindings may mean by it the default stream of
+# each thread (CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM).
+_LEGACY_STREAM = 1
+# How many blocks can reach each other's shared memory: on every card that has clusters, and on these if asked for.
+_PORTABLE_CLUSTER = 8
+_LARGER_CLUSTER, _LARGER = 16, ("sm_90", "sm_100")
 
 
 class Device(NamedTuple):
@@ -20,6 +28,14 @@ class Device(NamedTuple):
 
     architecture: str  # such as sm_90
     slow_float64: bool
+    clusters: bool  # whether blocks can reach each other's shared memory
+
+    @property
+    def most_cluster(self) -> int:
+        """How many blocks can."""
+        if not self.clusters:
+            return 1
+        return _LARGER_CLUSTER if self.architecture in _LARGER else _PORTABLE_CLUSTER
 
 
 @functools.cache
@@ -37,45 +53,92 @@ def device(ordinal: int) -> Device:
     major = read("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR")
     minor = read("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
     ratio = read("CU_DEVICE_ATTRIBUTE_SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO")
-    return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64)
+    return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64, major >= 9)
 
 
-_kernels: dict[tuple[Choice, int, str], Any] = {}
+class Loaded(NamedTuple):
+    """A kernel that is ready to be started."""
+
+    function: Any
+    ordinal: int  # of the device that it is for
+
+
+_kernels: dict[tuple[Choice, int, int], Loaded] = {}
 _lock = threading.Lock()
 
 
-def kernel(choice: Choice, block: int, architecture: str) -> Any:
-    """A kernel, compiled and loaded when first asked for; for all devices of an architecture."""
-    key = choice, block, architecture
+def kernel(choice: Choice, block: int, ordinal: int) -> Loaded:
+    """A kernel for a device, which must be the current one; compiled and loaded when first asked for."""
+    key = choice, block, ordinal
     found = _kernels.get(key)
     if found is None:
         with _lock:
             found = _kernels.get(key)
             if found is None:
-                found = _kernels[key] = _load(compiled(choice, block, architecture))
+                code = compiled(choice, block, device(ordinal).architecture)
+                found = _kernels[key] = Loaded(_load(code, ordinal, choice.cluster), ordinal)
     return found
 
 
-def _load(code: bytes) -> Any:
+def _load(code: bytes, ordinal: int, cluster: int) -> Any:
     from cuda.bindings import driver
 
-    library = _checked(driver, driver.cuLibraryLoadData(code, [], [], 0, [], [], 0))
-    return _checked(driver, driver.cuLibraryGetKernel(library, b"anynorm"))
+    with _beside_capture(driver):
+        _bind(driver, ordinal)
+        library = _checked(driver, driver.cuLibraryLoadData(code, [], [], 0, [], [], 0))
+        found = _checked(driver, driver.cuLibraryGetKernel(library, b"anynorm"))
+        if cluster > _PORTABLE_CLUSTER:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+            _checked(driver, driver.cuKernelSetAttribute(attribute, 1, found, _checked(driver, driver.cuDeviceGet(ordinal))))
+        # The driver loads into a context what is first used there, which it may not while a graph is captured.
+        _checked(driver, driver.cuKernelGetFunction(found))
+    return driver.CUfunction(int(found))
 
 
-def launch(function: Any, grid: tuple[int, int], block: int, task: Task, stream: int) -> None:
-    """Start a kernel on a stream of the device whose context is the current one."""
+@contextlib.contextmanager
+def _beside_capture(driver: Any) -> Iterator[None]:
+    """A block in which the driver lets this thread load kernels, although it may be capturing a graph."""
+    relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    before = _checked(driver, driver.cuThreadExchangeStreamCaptureMode(relaxed))
+    try:
+        yield
+    finally:
+        _checked(driver, driver.cuThreadExchangeStreamCaptureMode(before))
+
+
+def _bind(driver: Any, ordinal: int) -> bool:
+    """Make the context that all libraries share the current one, if this thread has none; say whether it had none.
+
+    A new thread has none until something is called that needs one, as torch and CuPy need not for what they have
+    cached.
+    """
+    if int(_checked(driver, driver.cuCtxGetCurrent())):
+        return False
+    _checked(driver, driver.cuCtxSetCurrent(_context(ordinal)))
+    return True
+
+
+@functools.cache
+def _context(ordinal: int) -> Any:
+    """The primary context of a device, which is never given back: kernels stay loaded in it."""
+    from cuda.bindings import driver
+
+    return _checked(driver, driver.cuDevicePrimaryCtxRetain(_checked(driver, driver.cuDeviceGet(ordinal))))
+
+
+def launch(loaded: Loaded, grid: tuple[int, int], block: int, task: Task, stream: int) -> None:
+    """Start a kernel on a stream of its device, which must be the current one."""
     from cuda.bindings import driver
 
     argument = (ctypes.c_void_p * 1)(ctypes.addressof(task))
     # The driver copies the task before it returns.
-    _checked(
-        driver,
-        driver.cuLaunchKernel(
-            driver.CUfunction(int(function)), *grid, 1, block, 1, 1, 0, stream,
-            ctypes.addressof(argument), 0,
-        ),
+    given = (
+        loaded.function, *grid, 1, block, 1, 1, 0, stream or _LEGACY_STREAM, ctypes.addressof(argument), 0
     )  # fmt: skip
+    returned = driver.cuLaunchKernel(*given)
+    if returned[0] != driver.CUresult.CUDA_SUCCESS and _bind(driver, loaded.ordinal):
+        returned = driver.cuLaunchKernel(*given)
+    _checked(driver, returned)
 
 
 def _checked(driver: Any, returned: tuple[Any, ...]) -> Any:

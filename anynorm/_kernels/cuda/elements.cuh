@@ -13,6 +13,11 @@ struct Bfloat16 {
     unsigned short bits;
 };
 
+template <class E>
+constexpr bool HAS_RANGE_OF_FLOAT = true;
+template <>
+constexpr bool HAS_RANGE_OF_FLOAT<Half> = false;
+
 #ifndef ANYNORM_EMULATED  // which brings its own for the processor at hand
 __device__ __forceinline__ float half_to_float(unsigned short bits) {
     float value;
@@ -31,12 +36,34 @@ __device__ __forceinline__ unsigned short float_to_bfloat16(float value) {
     unsigned short bits;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
     return bits;
-#else  // which have no such instruction
-    unsigned bits = __float_as_int(value);
-    return value != value ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+#else
+    unsigned bits = __float_as_uint(value);
+    if (value != value) return (unsigned short)(bits >> 16 | 64);
+    return (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 #endif
 }
 #endif
+
+// Two numbers at once, the first in the lower half; below sm_80 one after the other.
+__device__ __forceinline__ unsigned two_narrowed(float first, float second, Half) {
+#if !defined(ANYNORM_EMULATED) && __CUDA_ARCH__ >= 800
+    unsigned both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+#else
+    return float_to_half(first) | (unsigned)float_to_half(second) << 16;
+#endif
+}
+
+__device__ __forceinline__ unsigned two_narrowed(float first, float second, Bfloat16) {
+#if !defined(ANYNORM_EMULATED) && __CUDA_ARCH__ >= 800
+    unsigned both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+    return both;
+#else
+    return float_to_bfloat16(first) | (unsigned)float_to_bfloat16(second) << 16;
+#endif
+}
 
 __device__ __forceinline__ float widen(Half value) { return half_to_float(value.bits); }
 __device__ __forceinline__ float widen(Bfloat16 value) { return __int_as_float((int)value.bits << 16); }

@@ -117,8 +117,8 @@ __device__ __forceinline__ void weigh(
     if (has_weight && start < task.features) read_weights<N>(task, choice, start, weights);
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        x_hat[i] = row.x_hat(widen(x.of[i]), choice);
-        g[i] = widen(dy.of[i]);
+        x_hat[i] = row.x_hat(widen((E)x.of[i]), choice);
+        g[i] = widen((E)dy.of[i]);
         if (has_weight) g[i] *= weights[i];
     }
 }

@@ -6,12 +6,17 @@
 
 enum { NORMALIZE = 0, DERIVE = 1, ADD_ROWS = 2, ADD_BLOCKS = 3, STREAM = 4, STREAM_AND_ADD = 5 };
 
-extern "C" __global__ void __launch_bounds__(BLOCK, BLOCKS_AT_ONCE) anynorm(const __grid_constant__ Task task) {
-    constexpr Choice choice = {RULE, WEIGHT, BIAS, OFFSET, ALIGNED, IS_ADDED};
-    constexpr bool is_double = sizeof(ELEMENT) == sizeof(double);
+#if CLUSTER > 1
+#define CLUSTERED __cluster_dims__(CLUSTER, 1, 1)
+#else
+#define CLUSTERED
+#endif
+
+extern "C" __global__ void CLUSTERED __launch_bounds__(BLOCK, LEAST_BLOCKS) anynorm(const __grid_constant__ Task task) {
+    constexpr Choice choice = {RULE, WEIGHT, BIAS, OFFSET, ALIGNED, IS_ADDED, THREADS, NEIGHBOURS, IS_FULL, CLUSTER};
     if constexpr (STEP == NORMALIZE) normalize_rows<ELEMENT, MODE, HELD_SLOTS>(task, choice);
-    if constexpr (STEP == DERIVE && is_double) derive_rows<ELEMENT, MODE, HELD_SLOTS>(task, choice);
-    if constexpr (STEP == DERIVE && !is_double) derive_again<ELEMENT>(task, choice);
+    if constexpr (STEP == DERIVE && sizeof(ELEMENT) == sizeof(double)) derive_rows<ELEMENT, MODE, HELD_SLOTS>(task, choice);
+    if constexpr (STEP == DERIVE && sizeof(ELEMENT) < sizeof(double)) derive_again<ELEMENT>(task, choice);
     if constexpr (STEP == ADD_ROWS) add_rows<ELEMENT, MODE>(task, choice);
     if constexpr (STEP == ADD_BLOCKS) add_blocks(task, choice);
     if constexpr (STEP == STREAM) stream_rows<ELEMENT, false>(task, choice);

@@ -16,6 +16,8 @@ MOST_THREADS = 512
 _MOST_HELD = 8
 # Short of that four slots a thread, so that more warps wait for memory at a time.
 _HELD = 4
+# Blocks that share a row, which reach each other's shared memory (from sm_90 on); more do not run on every card.
+_MOST_CLUSTER = 8
 # Rows of a warp or less share blocks, as more than 16 to 32 blocks would not fit on a multiprocessor.
 _BLOCK = 128
 # Neighbouring rows: memory is read in sectors of 32 bytes.
@@ -31,20 +33,28 @@ class Settings(NamedTuple):
     rows: int  # of a block
     held: int  # slots of a thread that stay in registers; 0: a row is read again for every pass over it
     neighbours: int = 0  # rows whose elements lie side by side, taken by neighbouring threads; 0: none do
+    cluster: int = 1  # blocks that share a row
 
     @property
     def block(self) -> int:
         """Threads of a block."""
-        return self.threads * self.rows
+        return self.threads * self.rows // self.cluster
 
     def blocks(self, rows: int) -> int:
         """How many blocks there are for so many rows."""
-        return -(-rows // self.rows)
+        return -(-rows // self.rows) * self.cluster
+
+    def is_filled(self, features: int, itemsize: int) -> bool:
+        """Whether rows of so many features fill the held slots of their threads to the last."""
+        return features * itemsize == self.threads * self.held * SLOT_NBYTES
 
 
-def settings(features: int, itemsize: int, side_by_side: bool = False) -> Settings:
-    """Return the settings for rows of so many features; a row must not be empty."""
-    threads, held = _shared(-(-features * itemsize // SLOT_NBYTES))
+def settings(features: int, itemsize: int, side_by_side: bool = False, clusters: bool = False) -> Settings:
+    """Return the settings for rows of so many features, which must not be 0; ``clusters``: whether the device has them."""
+    slots = -(-features * itemsize // SLOT_NBYTES)
+    if clusters and slots > MOST_THREADS * _HELD:
+        return _clustered(slots)
+    threads, held = _shared(slots)
     if side_by_side:
         rows = min(MOST_THREADS // threads, max(_COLUMNS_BLOCK // threads, _COLUMNS_NBYTES // itemsize))
         if rows * itemsize >= _SECTOR_NBYTES:
@@ -52,18 +62,26 @@ def settings(features: int, itemsize: int, side_by_side: bool = False) -> Settin
     return Settings(threads, max(1, _BLOCK // threads) if threads <= WARP else 1, held)
 
 
+def _clustered(slots: int) -> Settings:
+    """Settings for blocks of one row each, several to a row."""
+    blocks = min(_power_of_two(-(-slots // (MOST_THREADS * _HELD))), _MOST_CLUSTER)
+    threads = blocks * MOST_THREADS
+    held = next((held for held in (_HELD, _MOST_HELD) if slots <= threads * held), 0)
+    return Settings(threads, 1, held, cluster=blocks)
+
+
 def _shared(slots: int) -> tuple[int, int]:
     """How many threads share so many slots, and how many each of them holds."""
     if slots <= WARP:
-        return power_of_two(slots), 1
+        return _power_of_two(slots), 1
     if slots <= WARP * _MOST_HELD:  # a warp needs no barrier
-        return WARP, power_of_two(-(-slots // WARP))
-    threads = power_of_two(-(-slots // _HELD))
+        return WARP, _power_of_two(-(-slots // WARP))
+    threads = _power_of_two(-(-slots // _HELD))
     if threads <= MOST_THREADS:
         return threads, _HELD
     return MOST_THREADS, _MOST_HELD if slots <= MOST_THREADS * _MOST_HELD else 0
 
 
-def power_of_two(count: int) -> int:
+def _power_of_two(count: int) -> int:
     """The least power of two that is not below."""
     return 1 << (count - 1).bit_length()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from anynorm._kernels.cuda.launch import MOST_THREADS, SLOT_NBYTES, WARP, power_of_two, settings
+from anynorm._kernels.cuda.launch import MOST_THREADS, SLOT_NBYTES, WARP, _power_of_two, settings
 
 # Threads of a multiprocessor that may have 128 registers each. A thread takes two slots, 8 elements of float32 or 16 of 16
 # bits, and the sums over rows of their features take 32 registers: with 16 elements those of dy are in shared memory.
 STREAM_THREADS = 512
-_SLOTS = 2
+SLOTS = 2
 _PART = 4096  # features of a row that the threads of a block share
 _BLOCK = 128  # threads of a block where rows of a warp or less share it
 # Float64: with more threads of four slots ptxas spills (sm_80, NVRTC 12.9).
@@ -21,6 +21,7 @@ _MOST_THREADS_OF_DOUBLE = 256
 # Blocks of rows are as many as an H100 has multiprocessors, or a multiple where each still has rows enough: what is
 # written of their sums is to be little beside the rows.
 _MULTIPROCESSORS = 132
+_CLUSTERED = 128  # of those, as clusters of 16 fill them
 _ROWS_ENOUGH = 64
 _MOST_WAVES = 4
 # Neighbouring rows, as in `launch`.
@@ -35,7 +36,7 @@ class DerivativeSettings(NamedTuple):
     threads: int  # that share a row, or a part of one
     rows: int  # of a block at a time
     teams: int  # of which the sums over rows are formed apart
-    parts: int = 1  # of a row, that the same threads take one after the other
+    parts: int = 1  # of a row, of blocks side by side or taken by the same threads one after the other
     neighbours: int = 0  # rows whose elements lie side by side, taken by neighbouring threads; 0: none do
     held: int = 0  # slots of float64 that stay in registers
     is_streamed: bool = False  # whether a block goes over many rows and adds them up
@@ -47,26 +48,29 @@ class DerivativeSettings(NamedTuple):
 
     def blocks(self, rows: int) -> int:
         """How many blocks of rows there are whose sums are formed one by one."""
-        at_once = max(1, _MULTIPROCESSORS * (STREAM_THREADS // (self.threads * self.teams)) // self.parts)
+        multiprocessors = _MULTIPROCESSORS if self.parts == 1 else _CLUSTERED
+        at_once = max(1, multiprocessors * (STREAM_THREADS // (self.threads * self.teams)) // self.parts)
         waves = min(max(1, rows // (self.teams * at_once * _ROWS_ENOUGH)), _MOST_WAVES)
         return min(at_once * waves, -(-rows // self.teams))
 
 
-def derivative_settings(features: int, itemsize: int, side_by_side: bool = False) -> DerivativeSettings:
-    """Return the settings for rows of so many features; a row must not be empty."""
+def derivative_settings(
+    features: int, itemsize: int, side_by_side: bool = False, most_cluster: int = 1
+) -> DerivativeSettings:
+    """Return the settings for rows of so many features, which must not be 0, on a device of such clusters."""
     if itemsize == 8:
         how = settings(features, itemsize, side_by_side)
         held = how.held if how.block <= _MOST_THREADS_OF_DOUBLE else 0
         return DerivativeSettings(how.threads, how.rows, _teams(how.threads), 1, how.neighbours, held)
     slots = -(-features * itemsize // SLOT_NBYTES)
-    parts = -(-features // _PART)
-    threads = -(-slots // (parts * _SLOTS))
-    threads = power_of_two(threads) if threads <= WARP else -(-threads // WARP) * WARP
+    parts = _power_of_two(-(-features // _PART))
+    threads = -(-slots // (parts * SLOTS))
+    threads = _power_of_two(threads) if threads <= WARP else -(-threads // WARP) * WARP
     teams = _teams(threads)
     neighbours = min(MOST_THREADS // threads, max(_COLUMNS_BLOCK // threads, _COLUMNS_NBYTES // itemsize))
     if side_by_side and parts == 1 and neighbours * itemsize >= _SECTOR_NBYTES:
         return DerivativeSettings(threads, neighbours, teams, parts, neighbours)
-    return DerivativeSettings(threads, teams, teams, parts, is_streamed=parts == 1)
+    return DerivativeSettings(threads, teams, teams, parts, is_streamed=parts <= most_cluster)
 
 
 def _teams(threads: int) -> int:

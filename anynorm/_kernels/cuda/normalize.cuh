@@ -6,14 +6,14 @@
 
 template <class E, class Mode, int HELD>
 __device__ void normalize_rows(const Task& task, const Choice& choice) {
-    Team team(task);
+    Team team(task, choice);
     Row<E, HELD> row(task, choice, team);
     Mode mode(task, choice, team, row);
     Line<E> y(task, choice, Y, team), added(task, choice, choice.added ? ADDED : Y, team);
     bool all_done = true;
     row.each([&](long long start, const Slot<E>& slot) {
         Slot<E> result;
-        if (start >= row.features) return;
+        if (!y.holds(start)) return;
         if (!mode.apply(task, choice, start, slot, result)) {
             all_done = false;
             return;
@@ -23,14 +23,12 @@ __device__ void normalize_rows(const Task& task, const Choice& choice) {
     });
     if (all_done) return;
     // What is left is read again, where nothing has been written yet.
+#pragma unroll 1
     for (long long start = row.first; start < row.features; start += row.distance) {
-        Slot<E> result;
-        if (mode.apply(task, choice, start, Slot<E>{}, result)) continue;
-        for (long long i = start; i < row.features && i < start + Slot<E>::SIZE; i++) {
-            E element = row.at(i), of_y;
-            narrow((decltype(widen(element)))mode.apply_carefully(task, choice, i, widen(element)), of_y);
-            if (choice.added) added.put(i, element);
-            y.put(i, of_y);
-        }
+        Slot<E> result, slot = row.read(start);
+        if (mode.apply(task, choice, start, slot, result)) continue;
+        mode.apply_carefully(task, choice, start, slot, result);
+        if (choice.added) added.write(start, slot);
+        y.write(start, result);
     }
 }

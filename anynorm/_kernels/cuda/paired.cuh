@@ -191,8 +191,17 @@ struct Paired {
         return true;
     }
 
-    // Normalize an element whatever its magnitude, with exponents apart.
-    __device__ double apply_carefully(const Task& task, const Choice& choice, long long i, double value) const {
+    // Normalize a slot whatever its magnitudes, one element after the other.
+    template <class E>
+    __device__ void apply_carefully(
+        const Task& task, const Choice& choice, long long start, const Slot<E>& slot, Slot<E>& result) const {
+#pragma unroll
+        for (int i = 0; i < Slot<E>::SIZE; i++)
+            if (start + i < task.features) narrow((B)with_exponents(task, choice, start + i, widen(slot.of[i])), result.of[i]);
+    }
+
+    // An element with exponents apart.
+    __device__ double with_exponents(const Task& task, const Choice& choice, long long i, double value) const {
         Pair<double> weight = weight_of(task, choice, i);
         double bias = bias_of(task, choice, i), factor = moved.whole;
         if (choice.rule == LAYER) {

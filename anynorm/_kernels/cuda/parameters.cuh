@@ -59,6 +59,37 @@ __device__ __forceinline__ double bias_of(const Task& task, const Choice& choice
     return choice.bias == NOTHING ? -0.0 : read_parameter(task.bias, choice.bias, i);
 }
 
+// The weights and biases of a slot for rows of 16 bits, whose parameters have at most 32.
+template <int N>
+struct FloatParameters {
+    float weight[N], bias[N];
+
+    __device__ FloatParameters(const Task& task, const Choice& choice, long long start) {
+        long long count = task.features - start;
+        bool aligned = choice.aligned;
+        if (choice.rule != SCALE && choice.weight != NOTHING) {
+            read_parameters<N>(task.weight, choice.weight, start, count, aligned, weight);
+            if (choice.offset) {
+                // Where a weight and the high half cancel, their sum is exact.
+                float high = (float)task.number, low = (float)(task.number - high);
+#pragma unroll
+                for (int i = 0; i < N; i++) weight[i] = (weight[i] + high) + low;
+            }
+        }
+        // -0.0 leaves a result of -0.0 as it is.
+#pragma unroll
+        for (int i = 0; i < N; i++) bias[i] = -0.0f;
+        if (choice.bias != NOTHING) read_parameters<N>(task.bias, choice.bias, start, count, aligned, bias);
+    }
+
+    __device__ float largest_weight() const {
+        float largest = 0.0f;
+#pragma unroll
+        for (int i = 0; i < N; i++) largest = fmaxf(largest, fabs(weight[i]));
+        return largest;
+    }
+};
+
 // The weights and biases of a slot, the weights as pairs.
 template <class B, int N>
 struct Parameters {

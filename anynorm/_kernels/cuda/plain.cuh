@@ -1,4 +1,5 @@
-// Rows of 16 and 32 bits in float64, which has bits and range to spare.
+// Rows of 16 and 32 bits in float64, which has bits and range to spare. Rows of 16 bits are reduced in it and applied in
+// float32 where nothing is of extreme magnitude: there are few conversions between the two in a clock cycle.
 #pragma once
 
 #include "parameters.cuh"
@@ -6,6 +7,11 @@
 // Below the first, a mean square is that of a row of zeros and of an eps too small to divide by; so is a norm below the
 // second.
 constexpr double EMPTY_SQUARE = 0x1p-960, EMPTY_NORM = 1e-300;
+
+// Exponents of factors of which products in float32 stay in range.
+constexpr int MODERATE_FACTOR = 100;
+// A weight up to here leaves nothing of what an x_hat below the normal numbers of float32 has lost.
+constexpr float MODERATE_WEIGHT = 256.0f;
 
 struct PlainSums {
     static constexpr int SIZE = 2;
@@ -24,6 +30,8 @@ struct PlainSums {
 struct Plain {
     using Number = double;
     double shift, factor, constant;
+    Pair<float> mean;       // of rows of 16 bits
+    bool is_moderate;       // whether they can be applied in float32
     bool is_short = false;  // whether eps is the divisor of scale_norm
 
     template <class Row>
@@ -36,6 +44,7 @@ struct Plain {
         sums = team.merge(sums);
         double squares = sums.of[1], count = (double)task.features;
         constant = 0.0;
+        double between = choice.rule == LAYER ? sums.of[0] / count : 0.0;
         if (choice.rule == SCALE) {
             is_short = sqrt(squares) <= task.eps;
             double norm = fmax(sqrt(squares), task.eps);
@@ -44,7 +53,6 @@ struct Plain {
             // Infinity times a zero of the row would be NaN.
             if (fabs(scale) <= LARGEST) factor = fmax(fmin(factor, LARGEST), -LARGEST);
         } else {
-            double between = choice.rule == LAYER ? sums.of[0] / count : 0.0;
             double variance = (squares - sums.of[0] * between) / count;
             double mean_square = (variance > 0.0 ? variance : 0.0) + task.eps;
             factor = mean_square < EMPTY_SQUARE ? 0.0 : 1.0 / sqrt(mean_square);
@@ -52,18 +60,36 @@ struct Plain {
         }
         // Squares of finite numbers are finite here, so a row that holds NaN or Inf is one whose squares are not.
         if (!(squares <= LARGEST)) factor = not_a_number();
+        double whole = shift + between;
+        mean.high = (float)whole, mean.low = (float)(whole - mean.high);
+        is_moderate = abs(exponent_of(factor)) < MODERATE_FACTOR;
     }
 
-    // Normalize a slot; whether that could be done, which it always can.
+    // Normalize a slot; false where it takes more care.
     template <class E>
     __device__ __forceinline__ bool apply(
+        const Task& task, const Choice& choice, long long start, const Slot<E>& slot, Slot<E>& result) const {
+        if constexpr (sizeof(E) == 2) {
+            return is_moderate && apply_in_float(task, choice, start, slot, result);
+        } else {
+            apply_carefully(task, choice, start, slot, result);
+            return true;
+        }
+    }
+
+    template <class E>
+    __device__ __forceinline__ void apply_carefully(
         const Task& task, const Choice& choice, long long start, const Slot<E>& slot, Slot<E>& result) const {
         constexpr int N = Slot<E>::SIZE;
         Parameters<double, N> parameters(task, choice, start, 0);
 #pragma unroll
         for (int i = 0; i < N; i++) {
             double value = widen(slot.of[i]);
-            value = choice.rule == LAYER ? fma(value - shift, factor, constant) : value * factor;
+            if (sizeof(E) == 2) {  // for which the mean of float32 will do, so that nothing else has to be kept
+                value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * factor;
+            } else {
+                value = choice.rule == LAYER ? fma(value - shift, factor, constant) : value * factor;
+            }
             if (choice.rule != SCALE && choice.weight != NOTHING) {
                 value = fma(value, parameters.weight[i], parameters.bias[i]);
             } else if (choice.bias != NOTHING) {
@@ -71,10 +97,31 @@ struct Plain {
             }
             narrow(value, result.of[i]);
         }
-        return true;
     }
 
-    __device__ double apply_carefully(const Task&, const Choice&, long long, double) const { return 0.0; }
+    // A slot of 16 bits in float32; false where a parameter is too wide or too large for that.
+    template <class E>
+    __device__ __forceinline__ bool apply_in_float(
+        const Task& task, const Choice& choice, long long start, const Slot<E>& slot, Slot<E>& result) const {
+        constexpr int N = Slot<E>::SIZE;
+        if (choice.bias == DOUBLE || (choice.weight == DOUBLE && choice.rule != SCALE)) return false;
+        FloatParameters<N> parameters(task, choice, start);
+        bool is_weighted = choice.rule != SCALE && choice.weight != NOTHING;
+        // An error of layer_norm counts beside an x_hat of 1.
+        if (is_weighted && choice.rule == RMS && HAS_RANGE_OF_FLOAT<E> && !(parameters.largest_weight() <= MODERATE_WEIGHT))
+            return false;
+        float of[N], times = (float)factor;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            float value = widen(slot.of[i]);
+            value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * times;
+            of[i] = is_weighted ? fma(value, parameters.weight[i], parameters.bias[i])
+                    : choice.bias != NOTHING ? value + parameters.bias[i] : value;
+        }
+#pragma unroll
+        for (int i = 0; i < N; i += 2) result.of.words[i / 2] = two_narrowed(of[i], of[i + 1], E());
+        return true;
+    }
 
     __device__ __forceinline__ double x_hat(double value, const Choice& choice) const {
         return choice.rule == LAYER ? fma(value - shift, factor, constant) : value * factor;

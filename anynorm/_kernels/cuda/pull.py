@@ -24,7 +24,8 @@ from anynorm._kernels.cuda.task import (
 from anynorm._libraries import dtype_name
 
 Array = Any
-Step = tuple[str, tuple[int, int], int]  # what a kernel does, its blocks, and the threads of each
+# What a kernel does, how many of its blocks share a row, how many there are, and the threads of each.
+Step = tuple[str, int, tuple[int, int], int]
 
 _STATISTICS = 5  # float64 numbers for each row, as in gradient.cuh
 _THREADS = 128  # of the kernel that adds up rows; a thread takes a feature
@@ -42,16 +43,16 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
         held, task, choice = describe(access, call, rows, arrays, dtotal is not None)
         dweight = _gradient_of(access, call.weight, x) if wanted else None
         dbias = _gradient_of(access, call.bias, x) if wanted else None
-        how = rows.derivative_settings()
-        task.threads, task.neighbours = how.threads, how.neighbours
+        ordinal, stream = access.ordinal(x), access.stream(x)
+        how = rows.derivative_settings(device(ordinal).most_cluster)
         task.teams, task.blocks = how.teams, how.blocks(rows.total)
-        choice = choice._replace(paired=False, held=how.held)  # all of it is formed in float64
+        choice = choice._replace(threads=how.threads, neighbours=how.neighbours, held=how.held)
+        choice = choice._replace(paired=False)  # all of it is formed in float64
         room = None
         if dweight is not None or dbias is not None:
             room = _prepare_sums(access, x, task, choice, how, dweight, dbias)
-        architecture, stream = device(access.ordinal(x)).architecture, access.stream(x)
-        for step, grid, block in _steps(task, choice, how, room is not None):
-            launch(kernel(choice._replace(step=step), block, architecture), grid, block, task, stream)
+        for step, cluster, grid, block in _steps(task, choice, how, room is not None):
+            launch(kernel(choice._replace(step=step, cluster=cluster), block, ordinal), grid, block, task, stream)
     del held, room
     return dx, dweight, dbias
 
@@ -59,15 +60,16 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
 def _steps(task: Task, choice: Choice, how: DerivativeSettings, are_wanted: bool) -> list[Step]:
     """The kernels, in order; ``are_wanted``: the gradients of the parameters."""
     is_scale = choice.rule == RULES["scale_norm"]
-    rows: list[Step] = [(DERIVE, (-(-task.rows // how.rows), 1), how.block)]
+    rows: list[Step] = [(DERIVE, 1, (-(-task.rows // how.rows), 1), how.block)]
     if how.is_streamed:
-        rows = [(STREAM_AND_ADD if are_wanted else STREAM, (task.blocks, 1), how.block)]
+        step = STREAM_AND_ADD if are_wanted else STREAM
+        rows = [(step, how.parts, (task.blocks * how.parts, 1), how.block)]
     elif are_wanted:
         across = task.blocks if is_scale else task.features
-        rows.append((ADD_ROWS, (-(-across // _THREADS), 1 if is_scale else task.blocks), _THREADS))
+        rows.append((ADD_ROWS, 1, (-(-across // _THREADS), 1 if is_scale else task.blocks), _THREADS))
     if not are_wanted:
         return rows
-    return [*rows, (ADD_BLOCKS, (1 if is_scale else -(-task.features // _ADD_FEATURES), 1), _ADD_THREADS)]
+    return [*rows, (ADD_BLOCKS, 1, (1 if is_scale else -(-task.features // _ADD_FEATURES), 1), _ADD_THREADS)]
 
 
 def _gradient_of(access: Any, parameter: Array | float | None, x: Array) -> Array | None:

@@ -35,10 +35,9 @@ def run(call: Call) -> Any:
             y, added = call.out if len(call.out) == 2 else (call.out[0], None)
         arrays = x, x if residual is None else residual, y, y if added is None else added
         rows = lay_out(access, call, arrays)
+        how = rows.settings(device(access.ordinal(x)).clusters)
         held, task, choice = describe(access, call, rows, arrays, residual is not None)
-        how = rows.settings()
-        choice = choice._replace(held=how.held)
-        function = kernel(choice, how.block, device(access.ordinal(x)).architecture)
+        function = kernel(choice.started(how, rows), how.block, access.ordinal(x))
         # Whatever is freed here is freed on the same stream, so it may be before the kernel has run.
         launch(function, (how.blocks(rows.total), 1), how.block, task, access.stream(x))
     del held
@@ -66,7 +65,7 @@ def describe(
     if call.bias is not None:
         bias, bias_code = _contiguous(access, call.bias), CODES[dtype_name(call.bias.dtype)]
     addresses = [access.address(one) for one in arrays]
-    task = fill(rows, rows.settings(), addresses)
+    task = fill(rows, addresses)
     task.eps, task.number = call.eps, number
     task.weight, task.bias = (None if one is None else access.address(one) for one in (weight, bias))
     dtype = dtype_name(call.x.dtype)

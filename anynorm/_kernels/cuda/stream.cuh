@@ -5,46 +5,66 @@
 
 #include "gradient.cuh"
 
-constexpr int STREAM_WARPS = 16;   // of a block at most
-constexpr int MOST_OF_SHARED = 256;  // threads of a block of 16 bits
+#ifdef ANYNORM_EMULATED
+constexpr int STREAM_BLOCK = 512;    // threads
+#else
+constexpr int STREAM_BLOCK = BLOCK;
+#endif
+constexpr int STREAM_WARPS = 16;     // of a block at most
+constexpr int STREAM_CLUSTER = 16;   // blocks of a row at most
 constexpr int SHARED_BLOCK = 128;  // threads of a block where several teams share it
 
-// Merge what the threads of a team have, in the order of Team in task.cuh. `turn` is another one each time, 0 or 1.
-__device__ __forceinline__ Sums<2> merge_team(Sums<2> sums, int threads, int turn) {
-    if (threads <= GROUP) {
-        for (int distance = 1; distance < threads; distance *= 2)
-#pragma unroll
-            for (int i = 0; i < 2; i++) sums.of[i] += __shfl_xor_sync(0xffffffffu, sums.of[i], distance);
-        return sums;
+// The threads that share a row of a block: a team of them, of as many teams as take rows at a time, or all threads of the
+// blocks of a cluster, each with a part of the row.
+struct StreamTeam {
+    int count, thread, team;  // count: in a block
+    int parts, part;
+    int turn = 0;  // of merging, 0 and 1 in turns, each with room of its own
+
+    __device__ StreamTeam(const Choice& choice) {
+        count = choice.threads, parts = choice.cluster;
+        thread = threadIdx.x % count, team = threadIdx.x / count;
+        part = parts > 1 ? blockIdx.x % parts : 0;
+        // Nobody may write into a block that has not begun.
+        if (parts > 1) wait_for_cluster();
     }
-    __shared__ double groups[2][STREAM_WARPS][2];
-    // Of neighbouring lanes each goes on with one of the sums.
-    int which = threadIdx.x % 2;
-    double passed = __shfl_xor_sync(0xffffffffu, which ? sums.of[0] : sums.of[1], 1);
-    double sum = (which ? sums.of[1] : sums.of[0]) + passed;
+
+    // Merge what the threads of a row have, in the order of Team in task.cuh, and then the parts in theirs.
+    __device__ __forceinline__ Sums<2> merge(Sums<2> sums) {
+        if (count <= GROUP) {
+            for (int distance = 1; distance < count; distance *= 2)
 #pragma unroll
-    for (int distance = 2; distance < GROUP; distance *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-    if (threadIdx.x % GROUP < 2) groups[turn][threadIdx.x / GROUP][which] = sum;
-    __syncthreads();
-    sum = groups[turn][0][which];
-#pragma unroll 4
-    for (int group = 1; group < threads / GROUP; group++) sum += groups[turn][group][which];
-    return {{__shfl_sync(0xffffffffu, sum, 0), __shfl_sync(0xffffffffu, sum, 1)}};
-}
+                for (int i = 0; i < 2; i++) sums.of[i] += __shfl_xor_sync(0xffffffffu, sums.of[i], distance);
+            return sums;
+        }
+        SHARED(Sums<2>, room, 2 * STREAM_WARPS);
+        Sums<2>* groups = room + turn * STREAM_WARPS;
+        // Of neighbouring lanes each goes on with one of the sums.
+        int which = threadIdx.x % 2;
+        double passed = __shfl_xor_sync(0xffffffffu, which ? sums.of[0] : sums.of[1], 1);
+        double sum = (which ? sums.of[1] : sums.of[0]) + passed;
+#pragma unroll
+        for (int distance = 2; distance < GROUP; distance *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+        if (threadIdx.x % GROUP < 2) groups[threadIdx.x / GROUP].of[which] = sum;
+        __syncthreads();
+        sum = groups[0].of[which];
+#pragma unroll
+        for (int group = 1; group < count / GROUP; group++) sum += groups[group].of[which];
+        if (parts > 1) sum = merge_parts(sum, which);
+        turn ^= 1;
+        return {{__shfl_sync(0xffffffffu, sum, 0), __shfl_sync(0xffffffffu, sum, 1)}};
+    }
 
-// A slot as it is kept: the compiler takes apart what has elements of 16 bits, each for a register of its own.
-template <class E>
-struct alignas(SLOT_NBYTES) Packed {
-    int of[SLOT_NBYTES / sizeof(int)];
-
-    // Nor may it hold on to what was made of the slot before.
-    __device__ __forceinline__ Slot<E> slot() {
-#ifndef ANYNORM_EMULATED
-        asm volatile("" : "+r"(of[0]), "+r"(of[1]), "+r"(of[2]), "+r"(of[3]));
-#endif
-        Slot<E> slot;
-        memcpy(&slot, of, sizeof slot);
-        return slot;
+    // Each warp has the sums of its block, of which the first one tells all others.
+    __device__ __forceinline__ double merge_parts(double sum, int which) {
+        SHARED(Sums<2>, room, 2 * STREAM_CLUSTER);
+        Sums<2>* blocks = room + turn * STREAM_CLUSTER;
+        if ((int)threadIdx.x < 2 * parts) write_to_block(threadIdx.x / 2, &blocks[part].of[which], sum);
+        wait_for_cluster();
+        sum = blocks[0].of[which];
+#pragma unroll
+        for (int block = 1; block < parts; block++) sum += blocks[block].of[which];
+        return sum;
     }
 };
 
@@ -79,26 +99,24 @@ struct Lines {
 
     // Zeros stand for what lies behind the row, and for rows that are not there.
     template <int HELD>
-    __device__ __forceinline__ void read(const E* from, bool is_there, const int* starts, Packed<E>* to) const {
+    __device__ __forceinline__ void read(const E* from, bool is_there, const int* starts, Slot<E>* to) const {
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
-            to[k] = Packed<E>{};
+            to[k] = Slot<E>{};
             if (aligned) {
-                if (is_there && starts[k] < features) to[k] = *(const Packed<E>*)(from + starts[k]);
+                if (is_there && starts[k] < features) to[k] = read_slot((const Slot<E>*)(from + starts[k]));
                 continue;
             }
-            Slot<E> slot = {};
 #pragma unroll
             for (int i = 0; i < Slot<E>::SIZE; i++)
-                if (is_there && starts[k] + i < features) slot.of[i] = from[(starts[k] + i) * step];
-            memcpy(to[k].of, &slot, sizeof slot);
+                if (is_there && starts[k] + i < features) to[k].of[i] = from[(starts[k] + i) * step];
         }
     }
 
     // A slot that begins in the row.
     __device__ __forceinline__ void write(E* to, int start, const Slot<E>& slot) const {
         if (aligned) {
-            *(Slot<E>*)(to + start) = slot;
+            write_slot((Slot<E>*)(to + start), slot);
             return;
         }
 #pragma unroll
@@ -129,17 +147,17 @@ struct SharedBiasSums {
     Two* own;
 
     __device__ SharedBiasSums() {
-        __shared__ Two room[of_thread<E>() / 2 * MOST_OF_SHARED];
+        SHARED(Two, room, of_thread<E>() / 2 * STREAM_BLOCK);
         own = room + threadIdx.x;
     }
     __device__ void clear() {
-        for (int j = 0; j < of_thread<E>() / 2; j++) own[j * MOST_OF_SHARED] = Two{};
+        for (int j = 0; j < of_thread<E>() / 2; j++) own[j * STREAM_BLOCK] = Two{};
     }
     __device__ __forceinline__ void add(int j, double first, double second) {
-        Two sums = own[j / 2 * MOST_OF_SHARED];
-        own[j / 2 * MOST_OF_SHARED] = {sums.of[0] + first, sums.of[1] + second};
+        Two sums = own[j / 2 * STREAM_BLOCK];
+        own[j / 2 * STREAM_BLOCK] = {sums.of[0] + first, sums.of[1] + second};
     }
-    __device__ double at(int j) const { return own[j / 2 * MOST_OF_SHARED].of[j % 2]; }
+    __device__ double at(int j) const { return own[j / 2 * STREAM_BLOCK].of[j % 2]; }
 };
 
 template <>
@@ -152,18 +170,18 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
     constexpr int N = Slot<E>::SIZE, HELD = of_thread<E>() / N, OF_THREAD = of_thread<E>();
     bool is_layer = choice.rule == LAYER, is_scale = choice.rule == SCALE;
     bool sums_weight = HAS_SUMS && !is_scale && choice.weight != NOTHING, sums_bias = HAS_SUMS && choice.bias != NOTHING;
-    int thread = threadIdx.x % task.threads, team = threadIdx.x / task.threads, features = (int)task.features;
-    int starts[HELD];
+    int features = (int)task.features, starts[HELD];
+    StreamTeam team(choice);
 #pragma unroll
-    for (int k = 0; k < HELD; k++) starts[k] = (k * task.threads + thread) * N;
-    BlockSums block(task, choice, blockIdx.x);
+    for (int k = 0; k < HELD; k++) starts[k] = ((team.part * HELD + k) * team.count + team.thread) * N;
+    BlockSums block(task, choice, blockIdx.x / team.parts);
     Lines<E> x(task, choice, X), dy(task, choice, OTHER), dx(task, choice, Y), dtotal(task, choice, choice.added ? ADDED : Y);
     double inverse_count = 1.0 / (double)features, scale_sum = 0.0;
     double weight_sums[OF_THREAD] = {};
     BiasSums<E> bias_sums;
     if (sums_bias) bias_sums.clear();
 
-    Packed<E> kept[HELD], kept_gradients[HELD], next[HELD], next_gradients[HELD];
+    Slot<E> kept[HELD], kept_gradients[HELD], next[HELD], next_gradients[HELD];
     E shift = {}, next_shift = {};
     auto read = [&](long long row) {
         bool is_there = row < block.last;
@@ -172,10 +190,10 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
         if (is_layer && is_there) next_shift = *first;
         dy.template read<HELD>(dy.row(task, OTHER, is_there ? row : 0), is_there, starts, next_gradients);
     };
-    read(block.first + team);
+    read(block.first + team.team);
     int turns = (int)((block.last - block.first + task.teams - 1) / task.teams);
     for (int turn = 0; turn < turns; turn++) {
-        long long row = block.first + team + (long long)turn * task.teams;
+        long long row = block.first + team.team + (long long)turn * task.teams;
         shift = next_shift;
 #pragma unroll
         for (int k = 0; k < HELD; k++) kept[k] = next[k], kept_gradients[k] = next_gradients[k];
@@ -185,20 +203,20 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
         Sums<2> sums = {};
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
-            Slot<E> slot = kept[k].slot();
+            Slot<E> slot = unconverted(kept[k]);
 #pragma unroll
             for (int i = 0; i < N; i++)
                 if (!is_layer || starts[k] + (choice.aligned ? 0 : i) < features)
                     add_deviation(of, widen(slot.of[i]), choice, sums.of);
         }
-        sums = merge_team(sums, task.threads, 0);
+        sums = team.merge(sums);
         of.finish(task, choice, inverse_count, sums.of[0], sums.of[1]);
         sums = Sums<2>{};
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
             double g[N], x_hat[N];
-            Slot<E> gradients = kept_gradients[k].slot();
-            weigh<E>(task, choice, of, starts[k], kept[k].slot(), gradients, g, x_hat);
+            Slot<E> gradients = unconverted(kept_gradients[k]);
+            weigh<E>(task, choice, of, starts[k], unconverted(kept[k]), gradients, g, x_hat);
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 add_gradient(g[i], x_hat[i], choice, sums.of);
@@ -209,31 +227,31 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
 #pragma unroll
                 for (int i = 0; i < N; i += 2) bias_sums.add(k * N + i, widen(gradients.of[i]), widen(gradients.of[i + 1]));
         }
-        sums = merge_team(sums, task.threads, 1);
+        sums = team.merge(sums);
         if (is_scale) scale_sum += sums.of[1];
         of.finish_gradient(task, choice, inverse_count, sums.of[0], sums.of[1]);
         if (row >= block.last) continue;
         E* to = dx.row(task, Y, row);
-        Packed<E> more[HELD] = {};
+        Slot<E> more[HELD] = {};
         if (choice.added) dtotal.template read<HELD>(dtotal.row(task, ADDED, row), true, starts, more);
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
             if (starts[k] >= features) continue;
-            Slot<E> result, added = more[k].slot();
+            Slot<E> result, added = more[k];
             double g[N], x_hat[N];
-            weigh<E>(task, choice, of, starts[k], kept[k].slot(), kept_gradients[k].slot(), g, x_hat);
+            weigh<E>(task, choice, of, starts[k], unconverted(kept[k]), unconverted(kept_gradients[k]), g, x_hat);
 #pragma unroll
-            for (int i = 0; i < N; i++) result.of[i] = dx_of(of, g[i], x_hat[i], added.of[i], choice);
+            for (int i = 0; i < N; i++) result.of[i] = dx_of<E>(of, g[i], x_hat[i], added.of[i], choice);
             dx.write(to, starts[k], result);
         }
     }
     if constexpr (HAS_SUMS) {
-        __shared__ double room[SHARED_BLOCK * N];
+        SHARED(double, room, SHARED_BLOCK * N);
         // Write the sums of the block's teams, one after the other.
         auto write = [&](double* to, auto of_thread) {
 #pragma unroll
             for (int k = 0; k < HELD; k++) {
-                if (task.teams == 1) {
+                if (team.count > GROUP) {
 #pragma unroll
                     for (int i = 0; i < N; i++)
                         if (starts[k] + i < features) to[starts[k] + i] = of_thread(k * N + i);
@@ -242,7 +260,7 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
                 __syncthreads();
                 for (int i = 0; i < N; i++) room[threadIdx.x * N + i] = of_thread(k * N + i);
                 __syncthreads();
-                int count = task.threads * N, first = k * count;
+                int count = team.count * N, first = k * count;
                 for (int i = threadIdx.x; i < count && first + i < features; i += blockDim.x) {
                     double sum = 0.0;
                     for (int j = 0; j < task.teams; j++) sum += room[j * count + i];
@@ -253,9 +271,9 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
         if (sums_weight) write(block.weight(0), [&](int j) { return weight_sums[j]; });
         if (sums_bias) write(block.bias(0), [&](int j) { return bias_sums.at(j); });
         if (!is_scale) return;
-        if (thread == 0) room[team] = scale_sum;
+        if (team.thread == 0) room[team.team] = scale_sum;
         __syncthreads();
-        if (threadIdx.x) return;
+        if (threadIdx.x || team.part) return;
         double sum = 0.0;
         for (int j = 0; j < task.teams; j++) sum += room[j];
         *block.weight(0) = sum;

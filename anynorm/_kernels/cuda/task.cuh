@@ -2,12 +2,14 @@
 #pragma once
 
 #include "elements.cuh"
+#include "memory.cuh"
 
 constexpr int FREE_AXES = 6;
 constexpr int ARRAYS = 4;
 constexpr int GROUP = 32;  // threads of a row whose numbers are merged in a tree; of those the groups follow in order
 constexpr int SLOT_NBYTES = 16;
 constexpr int MOST_THREADS = 512;  // of a block
+constexpr int MOST_CLUSTER = 8;    // blocks of a row
 
 enum { LAYER = 0, RMS = 1, SCALE = 2 };
 enum { X = 0, OTHER = 1, Y = 2, ADDED = 3 };  // OTHER: the residual, or dy; Y: or dx; ADDED: their sum, or dtotal
@@ -28,10 +30,8 @@ struct Task {
     long long strides[ARRAYS][FREE_AXES];
     long long steps[ARRAYS];
     int free_axes;
-    int threads;     // that share a row
     int dweight_code, dbias_code;
-    int neighbours;  // rows side by side in a block whose neighbouring threads take neighbouring rows; 0: one by one
-    int teams;       // rows that a block of the derivative takes at a time
+    int teams;  // rows that a block of the derivative takes at a time, with sums of their own
 };
 
 // What the compiler is to know; in tests on a CPU it does not.
@@ -42,35 +42,80 @@ struct Choice {
     int offset;  // whether a number is added to the weight
     int aligned;  // whether every array is whole slots, each at a multiple of its size, and so are the parameters
     int added;  // whether there is a residual and a sum, or a dtotal
+    int threads;     // that share a row
+    int neighbours;  // rows side by side in a block whose neighbouring threads take neighbouring rows; 0: one by one
+    int full;  // whether rows are aligned and fill the held slots of their threads to the last
+    int cluster;  // how many blocks share a row
+};
+
+// The elements of a slot. Those of 16 bits stay two to a word, or the compiler takes a register for each.
+template <class E, bool IN_PAIRS = sizeof(E) == 2>
+struct Elements {
+    E of[SLOT_NBYTES / sizeof(E)];
+
+    __device__ __forceinline__ E operator[](int i) const { return of[i]; }
+    __device__ __forceinline__ E& operator[](int i) { return of[i]; }
+};
+
+template <class E>
+struct Elements<E, true> {
+    unsigned words[SLOT_NBYTES / 4];
+
+    struct Place {
+        using Element = E;
+        unsigned& word;
+        int shift;
+        __device__ __forceinline__ operator E() const { return {(unsigned short)(word >> shift)}; }
+        __device__ __forceinline__ void operator=(E element) const {
+            word = (word & ~(0xffffu << shift)) | (unsigned)element.bits << shift;
+        }
+    };
+    __device__ __forceinline__ E operator[](int i) const { return {(unsigned short)(words[i / 2] >> i % 2 * 16)}; }
+    __device__ __forceinline__ Place operator[](int i) { return {words[i / 2], i % 2 * 16}; }
 };
 
 template <class E>
 struct alignas(SLOT_NBYTES) Slot {
     static constexpr int SIZE = SLOT_NBYTES / sizeof(E);
-    E of[SIZE];
+    Elements<E> of;
 };
 
-// The threads of a row. Which elements each takes, and the order in which sums are merged, follow from `count` alone.
+template <class T, class Place, class Element = typename Place::Element>
+__device__ __forceinline__ void narrow(T value, const Place& place) {
+    Element element;
+    narrow(value, element);
+    place = element;
+}
+
+// The threads of a row. Which elements each takes, and the order in which sums are merged, follow from `count` and
+// `cluster` alone.
 struct Team {
-    int count, thread;
+    int count, cluster, thread;
     int neighbours, neighbour;  // 0 where a warp, or a whole block, holds rows one after the other
     long long row;
     bool active;
 
-    __device__ Team(const Task& task) {
-        count = task.threads;
-        neighbours = task.neighbours;
-        long long rows_of_block = blockDim.x / count;
-        neighbour = neighbours ? threadIdx.x % neighbours : threadIdx.x / count;
-        thread = neighbours ? threadIdx.x / neighbours : threadIdx.x % count;
-        row = (long long)blockIdx.x * rows_of_block + neighbour;
+    __device__ Team(const Task& task, const Choice& choice) {
+        count = choice.threads;
+        cluster = choice.cluster;
+        neighbours = choice.neighbours;
+        if (cluster > 1) {
+            neighbour = 0;
+            thread = blockIdx.x % cluster * (count / cluster) + threadIdx.x;
+            row = blockIdx.x / cluster;
+        } else {
+            long long rows_of_block = blockDim.x / count;
+            neighbour = neighbours ? threadIdx.x % neighbours : threadIdx.x / count;
+            thread = neighbours ? threadIdx.x / neighbours : threadIdx.x % count;
+            row = (long long)blockIdx.x * rows_of_block + neighbour;
+        }
         active = row < task.rows;
     }
 
     template <class B>
     __device__ B exchange(B value, int distance) const {
         if (!neighbours) return __shfl_xor_sync(0xffffffffu, value, distance);
-        __shared__ B room[MOST_THREADS];
+        SHARED(B, room, MOST_THREADS);
         room[threadIdx.x] = value;
         __syncthreads();
         B other = room[(thread ^ distance) * neighbours + neighbour];
@@ -87,13 +132,25 @@ struct Team {
             sums.merge(other);
         }
         if (count <= GROUP) return sums;
-        __shared__ S groups[MOST_THREADS / GROUP];
-        int places = neighbours ? neighbours : 1, place = neighbours ? neighbour : 0;
-        if (thread % GROUP == 0) groups[thread / GROUP * places + place] = sums;
+        SHARED(S, groups, MOST_THREADS / GROUP);
+        int places = neighbours ? neighbours : 1, place = neighbours ? neighbour : 0, of_block = count / cluster;
+        if (thread % GROUP == 0) groups[thread % of_block / GROUP * places + place] = sums;
         __syncthreads();
         S whole = groups[place];
-        for (int group = 1; group < count / GROUP; group++) whole.merge(groups[group * places + place]);
+        for (int group = 1; group < of_block / GROUP; group++) whole.merge(groups[group * places + place]);
         __syncthreads();
+        return cluster > 1 ? merge_blocks(whole) : whole;
+    }
+
+    // The same of the blocks of a row, in their order. A kernel merges sums of one kind once, so nobody writes here while
+    // another block still reads.
+    template <class S>
+    __device__ S merge_blocks(const S& sums) const {
+        SHARED(S, blocks, MOST_CLUSTER);
+        if ((int)threadIdx.x < cluster) write_to_block(threadIdx.x, &blocks[blockIdx.x % cluster], sums);
+        wait_for_cluster();
+        S whole = blocks[0];
+        for (int block = 1; block < cluster; block++) whole.merge(blocks[block]);
         return whole;
     }
 };
@@ -114,19 +171,21 @@ template <class E>
 struct Line {
     E* first;
     long long step, features;
-    bool aligned;
+    bool aligned, full;
 
     __device__ Line(const Task& task, const Choice& choice, int array, const Team& team) {
         first = (E*)task.arrays[array] + (team.active ? offset_of(task, array, team.row) : 0);
         step = task.steps[array];
         features = team.active ? task.features : 0;
-        aligned = choice.aligned;
+        aligned = choice.aligned, full = choice.full;
     }
+
+    __device__ bool holds(long long start) const { return full ? features != 0 : start < features; }
 
     // Zeros stand for what lies behind the row.
     __device__ Slot<E> read(long long start) const {
         Slot<E> slot = {};
-        if (aligned) return start < features ? *(const Slot<E>*)(first + start) : slot;
+        if (aligned) return holds(start) ? read_slot((const Slot<E>*)(first + start)) : slot;
 #pragma unroll
         for (int i = 0; i < Slot<E>::SIZE; i++)
             if (start + i < features) slot.of[i] = first[(start + i) * step];
@@ -138,7 +197,7 @@ struct Line {
     // A slot that begins in the row.
     __device__ void write(long long start, const Slot<E>& slot) const {
         if (aligned) {
-            *(Slot<E>*)(first + start) = slot;
+            write_slot((Slot<E>*)(first + start), slot);
             return;
         }
 #pragma unroll
@@ -171,7 +230,7 @@ struct Row {
         if (!added) return slot;
         Slot<E> more = other.read(start);
 #pragma unroll
-        for (int i = 0; i < Slot<E>::SIZE; i++) slot.of[i] = add_rounded(slot.of[i], more.of[i]);
+        for (int i = 0; i < Slot<E>::SIZE; i++) slot.of[i] = add_rounded<E>(slot.of[i], more.of[i]);
         return slot;
     }
 
@@ -189,7 +248,7 @@ struct Row {
     __device__ __forceinline__ void each(F f) const {
         if constexpr (HELD) {
 #pragma unroll
-            for (int k = 0; k < HELD; k++) f(first + k * distance, held[k]);
+            for (int k = 0; k < HELD; k++) f(first + k * distance, unconverted(held[k]));
         } else {
             for (long long start = first; start < features; start += distance) f(start, read(start));
         }
@@ -201,7 +260,7 @@ struct Row {
         each([&](long long start, const Slot<E>& slot) {
 #pragma unroll
             for (int i = 0; i < Slot<E>::SIZE; i++)
-                if (start + (x.aligned ? 0 : i) < features) f(slot.of[i]);
+                if (x.aligned ? x.holds(start) : start + i < features) f(slot.of[i]);
         });
     }
 };

@@ -42,10 +42,8 @@ class Task(ctypes.Structure):
         ("strides", ctypes.c_longlong * FREE_AXES * ARRAYS),
         ("steps", ctypes.c_longlong * ARRAYS),
         ("free_axes", ctypes.c_int),
-        ("threads", ctypes.c_int),
         ("dweight_code", ctypes.c_int),
         ("dbias_code", ctypes.c_int),
-        ("neighbours", ctypes.c_int),
         ("teams", ctypes.c_int),
     )
 
@@ -61,8 +59,20 @@ class Choice(NamedTuple):
     aligned: bool  # whether every array is whole slots, each at a multiple of its size, and so are the parameters
     added: bool  # whether there is a residual and a sum, or a dtotal
     paired: bool = False  # float32 and narrower in pairs of float32, for cards that are slow at float64
-    held: int = 1
     step: str = NORMALIZE
+    # As launch.py has them.
+    threads: int = 1
+    neighbours: int = 0
+    held: int = 1
+    cluster: int = 1
+    full: bool = False  # whether rows are aligned and fill the held slots of their threads to the last
+
+    def started(self, how: Settings, rows: Rows) -> Choice:
+        """The same with how a kernel is started for these rows."""
+        full = self.aligned and how.is_filled(rows.normalized.length, rows.itemsize)
+        return self._replace(
+            threads=how.threads, neighbours=how.neighbours, held=how.held, cluster=how.cluster, full=full
+        )
 
 
 class Rows(NamedTuple):
@@ -83,13 +93,13 @@ class Rows(NamedTuple):
         contiguous = self.normalized.length == 1 or set(self.normalized.strides) == {1}
         return not contiguous and bool(self.free) and set(self.free[-1].strides) == {1}
 
-    def settings(self) -> Settings:
+    def settings(self, clusters: bool = False) -> Settings:
         """How a kernel for these is started."""
-        return settings(self.normalized.length, self.itemsize, self.side_by_side)
+        return settings(self.normalized.length, self.itemsize, self.side_by_side, clusters)
 
-    def derivative_settings(self) -> DerivativeSettings:
+    def derivative_settings(self, most_cluster: int) -> DerivativeSettings:
         """How the kernels of the derivative are started."""
-        return derivative_settings(self.normalized.length, self.itemsize, self.side_by_side)
+        return derivative_settings(self.normalized.length, self.itemsize, self.side_by_side, most_cluster)
 
 
 def as_rows(shape: Sequence[int], strides: Sequence[Sequence[int]], axes: Sequence[int], itemsize: int) -> Rows | str:
@@ -110,10 +120,9 @@ def as_rows(shape: Sequence[int], strides: Sequence[Sequence[int]], axes: Sequen
     return Rows(tuple(free), normalized[0] if normalized else Axis(1, none), itemsize)
 
 
-def fill(rows: Rows, how: Settings, addresses: Sequence[int]) -> Task:
+def fill(rows: Rows, addresses: Sequence[int]) -> Task:
     """Describe rows in arrays at these addresses; parameters, eps and statistics are left to be filled in."""
     task = Task(rows=rows.total, features=rows.normalized.length, free_axes=len(rows.free))
-    task.threads, task.neighbours = how.threads, how.neighbours
     for axis, (length, _) in enumerate(rows.free):
         task.lengths[axis] = length
     for array, address in enumerate(addresses):

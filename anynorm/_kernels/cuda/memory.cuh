@@ -1,0 +1,50 @@
+// How a thread reads and writes a slot, and how the blocks that share a row reach one another. The compiler makes one wide
+// load of a slot, and narrow stores of all but its first; so both are spelled out. What a kernel writes it never reads, so
+// neither keeps the compiler from loading parameters early.
+#pragma once
+
+#ifndef ANYNORM_EMULATED  // which brings its own
+#define SHARED(type, name, count) __shared__ type name[count]
+
+template <class S>
+__device__ __forceinline__ S read_slot(const S* from) {
+    static_assert(sizeof(S) == 16, "a slot is 16 bytes");
+    uint4 words;
+    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+                 : "l"(from));
+    return *(S*)&words;
+}
+
+template <class S>
+__device__ __forceinline__ void write_slot(S* to, const S& slot) {
+    static_assert(sizeof(S) == 16, "a slot is 16 bytes");
+    const uint4& words = *(const uint4*)&slot;
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w));
+}
+
+// The same slot, of which the compiler knows nothing: it stays as it is in four registers from one pass over the row to
+// the next, where its elements, converted or in a register each, would take up to four times as many.
+template <class S>
+__device__ __forceinline__ S unconverted(const S& slot) {
+    uint4 words = *(const uint4*)&slot;
+    asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w));
+    return *(S*)&words;
+}
+
+// Write to the shared memory of another block of the cluster, at the place that `place` is in this one's.
+template <class S>
+__device__ __forceinline__ void write_to_block(unsigned block, S* place, const S& value) {
+    static_assert(sizeof(S) % 4 == 0, "it is written in words");
+    unsigned here = (unsigned)__cvta_generic_to_shared(place), there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(block));
+    const unsigned* words = (const unsigned*)&value;
+#pragma unroll
+    for (int i = 0; i < sizeof(S) / 4; i++)
+        asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(there + 4 * i), "r"(words[i]) : "memory");
+}
+
+__device__ __forceinline__ void wait_for_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+#endif
