@@ -56,7 +56,7 @@ def options(choice: Choice, block: int, architecture: str) -> tuple[str, ...]:
 def blocks_at_once(choice: Choice, block: int) -> int:
     """How many blocks a multiprocessor is to have room for; the more, the fewer registers each thread has."""
     if choice.step in (STREAM, STREAM_AND_ADD):
-        return max(1, STREAM_THREADS // block)
+        return max(1, STREAM_THREADS // block // (1 if choice.aligned else 2))
     if choice.dtype == "float64" or choice.paired or choice.step != NORMALIZE or not choice.held:
         return 1
     return max(1, (_THREADS if choice.held <= 4 and choice.aligned else _THREADS // 2) // block)

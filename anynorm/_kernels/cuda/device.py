@@ -89,7 +89,9 @@ def _load(code: bytes, ordinal: int, cluster: int) -> Any:
         found = _checked(driver, driver.cuLibraryGetKernel(library, b"anynorm"))
         if cluster > _PORTABLE_CLUSTER:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-            _checked(driver, driver.cuKernelSetAttribute(attribute, 1, found, _checked(driver, driver.cuDeviceGet(ordinal))))
+            _checked(
+                driver, driver.cuKernelSetAttribute(attribute, 1, found, _checked(driver, driver.cuDeviceGet(ordinal)))
+            )
         # The driver loads into a context what is first used there, which it may not while a graph is captured.
         _checked(driver, driver.cuKernelGetFunction(found))
     return driver.CUfunction(int(found))

@@ -81,7 +81,13 @@ def _gradient_of(access: Any, parameter: Array | float | None, x: Array) -> Arra
 
 
 def _prepare_sums(
-    access: Any, x: Array, task: Task, choice: Choice, how: DerivativeSettings, dweight: Array | None, dbias: Array | None
+    access: Any,
+    x: Array,
+    task: Task,
+    choice: Choice,
+    how: DerivativeSettings,
+    dweight: Array | None,
+    dbias: Array | None,
 ) -> Array:
     """Room for statistics and sums, and where all of it lies; it must live until the kernels are started."""
     features = 1 if choice.rule == RULES["scale_norm"] else task.features
