@@ -2,16 +2,19 @@
 
 import contextlib
 import importlib.util
+import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import anynorm
+from anynorm._kernels import cuda
 
 ALL = ("float16", "bfloat16", "float32", "float64")
 
@@ -124,7 +127,8 @@ def _definition():
 
 
 def _cuda():
-    return anynorm.use_kernel("cuda")
+    """The CUDA kernels are on, and what they refuse goes through the definition."""
+    return mock.patch.dict(os.environ, {cuda.SWITCH: "1"})
 
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
@@ -196,12 +200,14 @@ def some(test: str, place: int, *dtypes: str) -> list[Backend]:
 
 
 _OF_CUPY = ("float16", "float32", "float64")
-# What runs where nobody asks for more, and the CUDA kernels, which are off until they are forced.
+# By the CUDA kernels, and by the definition; test_cuda_gpu.py makes sure of it.
+TORCH_CUDA = Backend("torch-cuda", _torch_make("cuda"), _torch_read, ALL, writable=True, context=_cuda)
+CUPY = Backend("cupy", _cupy_make, _cupy_read, _OF_CUPY, writable=True, context=_cuda)
 _ON_GPU = (
-    (Backend("torch-cuda", _torch_make("cuda"), _torch_read, ALL, writable=True), needs_gpu),
-    (Backend("torch, cuda kernel", _torch_make("cuda"), _torch_read, ALL, writable=True, context=_cuda), needs_gpu),
-    (Backend("cupy", _cupy_make, _cupy_read, _OF_CUPY, writable=True), needs_cupy),
-    (Backend("cupy, cuda kernel", _cupy_make, _cupy_read, _OF_CUPY, writable=True, context=_cuda), needs_cupy),
+    (TORCH_CUDA, needs_gpu),
+    (replace(TORCH_CUDA, name="torch-cuda, definition", context=_definition), needs_gpu),
+    (CUPY, needs_cupy),
+    (replace(CUPY, name="cupy, definition", context=_definition), needs_cupy),
 )
 GPU_BACKENDS = tuple(
     pytest.param(backend, marks=[pytest.mark.gpu, needs], id=backend.name) for backend, needs in _ON_GPU

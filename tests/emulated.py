@@ -39,7 +39,7 @@ HELD = (0, 1, 2, 4, 8)
 
 
 class _Choice(ctypes.Structure):
-    names = ("rule", "weight", "bias", "offset", "aligned", "added", "threads", "neighbours", "full", "cluster")
+    names = ("rule", "weight", "bias", "offset", "aligned", "added", "threads", "neighbours", "in_shared", "full", "cluster")
     _fields_ = tuple((name, ctypes.c_int) for name in names)
 
 

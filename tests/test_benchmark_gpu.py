@@ -12,7 +12,7 @@ import benchmarks
 from anynorm._bench.cases import Case
 from anynorm._bench.inputs import derivative, formula
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import calls, check, timing, work
+from benchmarks.gpu import calls, check, table, timing, work
 from tests.backends import has_cuda
 
 pytestmark = pytest.mark.usefixtures("by_the_definition")
@@ -58,6 +58,7 @@ def test_buffers_exceed_the_cache():
     one = work.Work(SMALL)
     assert work.buffers(one, 50 << 20) * one.nbytes >= work.ROTATED * (50 << 20)
     assert work.buffers(work.rows_of("rms_norm", "float32", 4096), 1) == 2
+    assert work.buffers(work.Work(SMALL, "call"), 50 << 20) == 2
 
 
 def test_summary():
@@ -154,6 +155,64 @@ def test_a_line_says_how_many_times_as_long_a_rival_takes():
     )
 
 
+def record(case, what, **results):
+    return case._asdict() | {"what": what, "results": results}
+
+
+def took(ms, part=1.0):
+    return {"ms": ms, "GB/s": 100.0, "of copy": part}
+
+
+@pytest.mark.parametrize(
+    ("case", "what", "results", "short"),
+    [
+        (SMALL, "y", {"anynorm": took(1.0, 0.9), "torch": took(0.98)}, 0),
+        (SMALL, "y", {"anynorm": took(1.0, 0.89)}, 1),
+        (SMALL, "y", {"anynorm": took(1.0), "quack": took(0.97)}, 1),
+        (SMALL, "dx", {"anynorm": took(1.0, 0.8)}, 0),
+        (SMALL, "dx", {"anynorm": took(1.0, 0.79)}, 1),
+        (SMALL, "step", {"anynorm": took(1.0, 0.1), "torch": took(1.0)}, 0),
+        (SMALL, "y", {"anynorm": {"failed": "TypeError: no"}, "torch": took(1.0)}, 1),
+        (SMALL._replace(norm="scale_norm"), "y", {"anynorm": took(1.0), "torch": took(3.0), "compiled": took(1.0)}, 0),
+        (SMALL._replace(norm="scale_norm"), "y", {"anynorm": took(1.0), "torch": took(2.9)}, 1),
+        (SMALL._replace(shape=(8, 64, 5), axis=1), "y", {"anynorm": took(1.0, 0.1), "torch": took(2.0)}, 0),
+        (SMALL._replace(shape=(8, 64, 5), axis=1), "y", {"anynorm": took(1.0, 0.1), "torch": took(1.9)}, 1),
+        (SMALL, "call", {"anynorm CuPy": {"ms": 1.0}, "torch": {"ms": 1.0}, "compiled": {"ms": 0.1}}, 0),
+        (SMALL, "call", {"anynorm CuPy": {"ms": 1.0}, "torch": {"ms": 0.97}}, 1),
+    ],
+)
+def test_what_is_short_of_what_is_aimed_at(case, what, results, short):
+    assert len(list(table.shortfalls(record(case, what, **results)))) == short
+
+
+def test_the_table():
+    document = {"card": "A card", "driver": "1", "cuda": "13.0", "versions": {"torch": "2"}, "copy GB/s": {}}
+    on_host = {"ms": 0.01, "synchronized ms": 0.02}
+    document["copy GB/s"] = {str(64 << 20): {"copy_": 2800.0, "neg": 2700.0}}
+    document["cases"] = [
+        record(SMALL, "y", anynorm=took(0.05, 0.95), torch=took(0.06), quack={"wrong": "result 0 is off by 1"}),
+        record(SMALL, "step", anynorm={"failed": "TypeError"}, torch=took(0.06)),
+        record(SMALL, "call", anynorm=on_host, torch=on_host),
+    ]
+    assert "\n".join(table.table(document)).split("\n") == [
+        "- A card, driver 1, CUDA 13.0, torch 2",
+        "- a copy of 64 MiB moves 2800 GB/s",
+        "",
+        "| | us | GB/s | of a copy | torch | quack |",
+        "|---|---|---|---|---|---|",
+        "| layer_norm float32 64x1024 | 50.0 | 100 | 95% | 1.20 | wrong |",
+        "| layer_norm float32 64x1024 step | failed |  |  |  |  |",
+        "",
+        "layer_norm float32 64x1024 call: us until it returns, and until its result is there",
+        "",
+        "- anynorm: 10.0, 20.0",
+        "- torch: 10.0, 20.0",
+        "",
+        "Short of what is aimed at:",
+        "- layer_norm float32 64x1024 step: failed",
+    ]
+
+
 @pytest.mark.skipif(has_cuda(), reason="there is a GPU")
 def test_it_ends_with_a_sentence_where_there_is_no_gpu():
     ended = run("--quick")
@@ -164,4 +223,4 @@ def test_it_ends_with_a_sentence_where_there_is_no_gpu():
 def test_a_name_that_no_case_has():
     ended = run("--only", "batch_norm")
     assert ended.returncode == 1
-    assert ended.stderr == "no case has 'batch_norm' in its name; names are like layer_norm float32 16384x1024\n"
+    assert ended.stderr == "no case has 'batch_norm' in its name; names are like layer_norm float32 64x1024 call\n"

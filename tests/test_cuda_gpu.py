@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.backends import needs_cupy, needs_gpu
+from tests.backends import CUPY, TORCH_CUDA, needs_cupy, needs_gpu
 from tests.emulated import needs_compiler, normalize
 
 pytestmark = pytest.mark.gpu
@@ -16,6 +16,15 @@ SHAPES = ((3, 1), (5, 33), (64, 1024), (4, 4096), (3, 16384), (2, 70000), (1, 26
 def inputs(shape, dtype="float32"):
     rng = np.random.default_rng(shape[1])
     return [rng.standard_normal(one).astype(dtype) for one in (shape, shape[-1:], shape[-1:])]
+
+
+@pytest.mark.parametrize(
+    "backend", [pytest.param(TORCH_CUDA, marks=needs_gpu), pytest.param(CUPY, marks=needs_cupy)], ids=str
+)
+def test_the_backends_of_other_tests_run_the_kernels(backend):
+    with backend.context():
+        assert anynorm.explain(backend.make(np.ones((2, 3), np.float32))).kernel == "cuda"
+        assert anynorm.explain(backend.make(np.ones((0, 3), np.float32))).kernel == "definition"
 
 
 @needs_gpu

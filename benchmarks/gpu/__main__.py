@@ -119,7 +119,7 @@ def line(work: Work, results: dict[str, Any]) -> str:
     ours, said = results[first], []
     for name, found in results.items():
         if "ms" not in found:
-            said.append(f"{name} {found.get('wrong') or found['failed']}"[:100])
+            said.append(" ".join(f"{name} {found.get('wrong') or found['failed']}".split())[:60])
         elif "GB/s" in found and name == first:
             said.append(f"{found['ms'] * 1e3:.1f} us {found['GB/s']:.0f} GB/s {found['of copy']:.0%}")
         elif "GB/s" in found:

@@ -94,7 +94,7 @@ def _torch(work: Work, weight: Any, bias: Any, compiled: bool) -> Call:
 
     if compiled:
         # For this shape alone, as nobody would want one program for shapes as different as those of this benchmark.
-        torch._dynamo.reset()
+        torch.compiler.reset()
         norm, add = (torch.compile(one, dynamic=False, fullgraph=True) for one in (norm, add))
     return add if work.what == "add" else _of_torch(work, norm, weight, bias)
 

@@ -22,8 +22,9 @@ def copies(document: dict[str, Any], nbytes: int) -> float:
 def run(work: Work, count: int, bandwidth: float) -> dict[str, Any]:
     """Results by name of who did it: times, or what was wrong."""
     import torch
+    import torch._functorch.config as functorch
 
-    torch._functorch.config.donated_buffer = False  # or compiled derivatives cannot be taken twice
+    functorch.donated_buffer = False  # or compiled derivatives cannot be taken twice
     torch.manual_seed(0)
     case, dtype = work.case, getattr(torch, work.case.dtype)
     weight, bias = ((1 - k + 0.1 * torch.randn(case.features, device="cuda")).to(dtype) for k in range(2))

@@ -135,6 +135,17 @@ inline void run_cluster(unsigned blocks, unsigned first, Index& block, Index& th
 inline Index threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { emulator::wait(emulator::AT_BARRIER); }
+inline void arrive_at_cluster() {}
+inline void wait_for_copies() {}
+template <class S>
+S* own_room() {
+    emulator::fail("no dynamic shared memory");
+    return nullptr;
+}
+template <class S>
+void copy_to_room(S* to, const S* from, bool is_there) {
+    *to = is_there ? *from : S{};
+}
 inline void wait_for_cluster() { emulator::wait(emulator::AT_CLUSTER); }
 
 template <class S>

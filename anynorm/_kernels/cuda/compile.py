@@ -45,9 +45,12 @@ def options(choice: Choice, block: int, architecture: str) -> tuple[str, ...]:
         "IS_ADDED": int(choice.added),
         "THREADS": choice.threads,
         "NEIGHBOURS": choice.neighbours,
+        "SLOTS_IN_SHARED": int(choice.in_shared),
         "IS_FULL": int(choice.full),
         "CLUSTER": choice.cluster,
         "BLOCK": block,
+        "STORE": os.environ.get("STORE", ""),
+        "LOAD": os.environ.get("LOAD", ""),
         "LEAST_BLOCKS": blocks_at_once(choice, block),
     }
     return (f"--gpu-architecture={architecture}", *_OPTIONS, *(f"-D{name}={value}" for name, value in defined.items()))
@@ -59,6 +62,8 @@ def blocks_at_once(choice: Choice, block: int) -> int:
         return max(1, STREAM_THREADS // block // (1 if choice.aligned else 2))
     if choice.dtype == "float64" or choice.paired or choice.step != NORMALIZE or not choice.held:
         return 1
+    if choice.least:
+        return choice.least
     return max(1, (_THREADS if choice.held <= 4 and choice.aligned else _THREADS // 2) // block)
 
 

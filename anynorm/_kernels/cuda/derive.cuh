@@ -109,6 +109,7 @@ __device__ void derive_rows(const Task& task, Choice choice) {
     of_row.weight = NOTHING, of_row.added = 0;
     Team team(task, choice);
     Row<E, HELD> row(task, of_row, team);
+    team.wait_for_others();
     Mode mode(task, of_row, team, row);
     Line<E> dy(task, choice, OTHER, team), dx(task, choice, Y, team), dtotal(task, choice, is_added ? ADDED : Y, team);
     Exponents largest = {-4000, -4000, -4000};

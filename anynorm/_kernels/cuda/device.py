@@ -61,6 +61,7 @@ class Loaded(NamedTuple):
 
     function: Any
     ordinal: int  # of the device that it is for
+    shared_nbytes: int  # that a block is given
 
 
 _kernels: dict[tuple[Choice, int, int], Loaded] = {}
@@ -76,11 +77,12 @@ def kernel(choice: Choice, block: int, ordinal: int) -> Loaded:
             found = _kernels.get(key)
             if found is None:
                 code = compiled(choice, block, device(ordinal).architecture)
-                found = _kernels[key] = Loaded(_load(code, ordinal, choice.cluster), ordinal)
+                shared_nbytes = 16 * choice.held * block if choice.in_shared else 0
+                found = _kernels[key] = Loaded(_load(code, ordinal, shared_nbytes, choice.cluster), ordinal, shared_nbytes)
     return found
 
 
-def _load(code: bytes, ordinal: int, cluster: int) -> Any:
+def _load(code: bytes, ordinal: int, shared_nbytes: int, cluster: int) -> Any:
     from cuda.bindings import driver
 
     with _beside_capture(driver):
@@ -89,12 +91,14 @@ def _load(code: bytes, ordinal: int, cluster: int) -> Any:
         found = _checked(driver, driver.cuLibraryGetKernel(library, b"anynorm"))
         if cluster > _PORTABLE_CLUSTER:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-            _checked(
-                driver, driver.cuKernelSetAttribute(attribute, 1, found, _checked(driver, driver.cuDeviceGet(ordinal)))
-            )
+            _checked(driver, driver.cuKernelSetAttribute(attribute, 1, found, driver.CUdevice(ordinal)))
         # The driver loads into a context what is first used there, which it may not while a graph is captured.
         _checked(driver, driver.cuKernelGetFunction(found))
-    return driver.CUfunction(int(found))
+    function = driver.CUfunction(int(found))
+    if shared_nbytes:
+        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        _checked(driver, driver.cuKernelSetAttribute(attribute, shared_nbytes, found, driver.CUdevice(ordinal)))
+    return function
 
 
 @contextlib.contextmanager
@@ -135,7 +139,7 @@ def launch(loaded: Loaded, grid: tuple[int, int], block: int, task: Task, stream
     argument = (ctypes.c_void_p * 1)(ctypes.addressof(task))
     # The driver copies the task before it returns.
     given = (
-        loaded.function, *grid, 1, block, 1, 1, 0, stream or _LEGACY_STREAM, ctypes.addressof(argument), 0
+        loaded.function, *grid, 1, block, 1, 1, loaded.shared_nbytes, stream or _LEGACY_STREAM, ctypes.addressof(argument), 0
     )  # fmt: skip
     returned = driver.cuLaunchKernel(*given)
     if returned[0] != driver.CUresult.CUDA_SUCCESS and _bind(driver, loaded.ordinal):

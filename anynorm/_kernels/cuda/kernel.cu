@@ -13,8 +13,8 @@ enum { NORMALIZE = 0, DERIVE = 1, ADD_ROWS = 2, ADD_BLOCKS = 3, STREAM = 4, STRE
 #endif
 
 extern "C" __global__ void CLUSTERED __launch_bounds__(BLOCK, LEAST_BLOCKS) anynorm(const __grid_constant__ Task task) {
-    constexpr Choice choice = {RULE, WEIGHT, BIAS, OFFSET, ALIGNED, IS_ADDED, THREADS, NEIGHBOURS, IS_FULL, CLUSTER};
-    if constexpr (STEP == NORMALIZE) normalize_rows<ELEMENT, MODE, HELD_SLOTS>(task, choice);
+    constexpr Choice choice = {RULE, WEIGHT, BIAS, OFFSET, ALIGNED, IS_ADDED, THREADS, NEIGHBOURS, SLOTS_IN_SHARED, IS_FULL, CLUSTER};
+    if constexpr (STEP == NORMALIZE) normalize_rows<ELEMENT, MODE, HELD_SLOTS, SLOTS_IN_SHARED>(task, choice);
     if constexpr (STEP == DERIVE && sizeof(ELEMENT) == sizeof(double)) derive_rows<ELEMENT, MODE, HELD_SLOTS>(task, choice);
     if constexpr (STEP == DERIVE && sizeof(ELEMENT) < sizeof(double)) derive_again<ELEMENT>(task, choice);
     if constexpr (STEP == ADD_ROWS) add_rows<ELEMENT, MODE>(task, choice);

@@ -26,6 +26,10 @@ _COLUMNS_NBYTES = 64
 _COLUMNS_BLOCK = 256
 
 
+import os
+TUNE = os.environ.get("ANYNORM_TUNE", "")
+
+
 class Settings(NamedTuple):
     """How a kernel is started."""
 
@@ -34,6 +38,8 @@ class Settings(NamedTuple):
     held: int  # slots of a thread that stay in registers; 0: a row is read again for every pass over it
     neighbours: int = 0  # rows whose elements lie side by side, taken by neighbouring threads; 0: none do
     cluster: int = 1  # blocks that share a row
+    in_shared: bool = False  # whether the held slots lie in shared memory, and not in registers
+    least: int = 0
 
     @property
     def block(self) -> int:
@@ -52,6 +58,11 @@ class Settings(NamedTuple):
 def settings(features: int, itemsize: int, side_by_side: bool = False, clusters: bool = False) -> Settings:
     """Return the settings for rows of so many features, which must not be 0; ``clusters``: whether the device has them."""
     slots = -(-features * itemsize // SLOT_NBYTES)
+    if TUNE and not side_by_side:
+        kind, size, held, least = TUNE.split(":")[0], *map(int, TUNE.split(":")[1].split("x"))
+        if slots % (size * held) == 0 and slots // (size * held) <= 16:
+            blocks = slots // (size * held)
+            return Settings(size * blocks, 1, held, cluster=blocks, in_shared=kind == "s", least=least)
     if clusters and slots > MOST_THREADS * _HELD:
         return _clustered(slots)
     threads, held = _shared(slots)

@@ -4,13 +4,15 @@
 #pragma once
 
 #ifndef ANYNORM_EMULATED  // which brings its own
+#define TEXT2(x) #x
+#define TEXT(x) TEXT2(x)
 #define SHARED(type, name, count) __shared__ type name[count]
 
 template <class S>
 __device__ __forceinline__ S read_slot(const S* from) {
     static_assert(sizeof(S) == 16, "a slot is 16 bytes");
     uint4 words;
-    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global" TEXT(LOAD) ".v4.b32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
                  : "l"(from));
     return *(S*)&words;
@@ -20,7 +22,7 @@ template <class S>
 __device__ __forceinline__ void write_slot(S* to, const S& slot) {
     static_assert(sizeof(S) == 16, "a slot is 16 bytes");
     const uint4& words = *(const uint4*)&slot;
-    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w));
+    asm volatile("st.global" TEXT(STORE) ".v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w));
 }
 
 // The same slot, of which the compiler knows nothing: it stays as it is in four registers from one pass over the row to
@@ -31,6 +33,22 @@ __device__ __forceinline__ S unconverted(const S& slot) {
     asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w));
     return *(S*)&words;
 }
+
+// Shared memory of which each thread has slots of its own, one every `threads`; so nobody has to wait for others.
+template <class S>
+__device__ __forceinline__ S* own_room() {
+    extern __shared__ uint4 room[];
+    return (S*)room + threadIdx.x;
+}
+
+// Copy a slot to shared memory past the registers, or zeros; all copies are done when they have been waited for.
+template <class S>
+__device__ __forceinline__ void copy_to_room(S* to, const S* from, bool is_there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
+                 "r"(is_there ? 16 : 0));
+}
+
+__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Write to the shared memory of another block of the cluster, at the place that `place` is in this one's.
 template <class S>
@@ -44,7 +62,6 @@ __device__ __forceinline__ void write_to_block(unsigned block, S* place, const S
         asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(there + 4 * i), "r"(words[i]) : "memory");
 }
 
-__device__ __forceinline__ void wait_for_cluster() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
+__device__ __forceinline__ void arrive_at_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 #endif

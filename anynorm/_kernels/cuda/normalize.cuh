@@ -4,10 +4,11 @@
 #include "paired.cuh"
 #include "plain.cuh"
 
-template <class E, class Mode, int HELD>
+template <class E, class Mode, int HELD, bool IN_SHARED = false>
 __device__ void normalize_rows(const Task& task, const Choice& choice) {
     Team team(task, choice);
-    Row<E, HELD> row(task, choice, team);
+    Row<E, HELD, IN_SHARED> row(task, choice, team);
+    team.wait_for_others();
     Mode mode(task, choice, team, row);
     Line<E> y(task, choice, Y, team), added(task, choice, choice.added ? ADDED : Y, team);
     bool all_done = true;

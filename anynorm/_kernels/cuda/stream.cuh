@@ -26,7 +26,7 @@ struct StreamTeam {
         thread = threadIdx.x % count, team = threadIdx.x / count;
         part = parts > 1 ? blockIdx.x % parts : 0;
         // Nobody may write into a block that has not begun.
-        if (parts > 1) wait_for_cluster();
+        if (parts > 1) arrive_at_cluster(), wait_for_cluster();
     }
 
     // Merge what the threads of a row have, in the order of Team in task.cuh, and then the parts in theirs.
@@ -60,6 +60,7 @@ struct StreamTeam {
         SHARED(Sums<2>, room, 2 * STREAM_CLUSTER);
         Sums<2>* blocks = room + turn * STREAM_CLUSTER;
         if ((int)threadIdx.x < 2 * parts) write_to_block(threadIdx.x / 2, &blocks[part].of[which], sum);
+        arrive_at_cluster();
         wait_for_cluster();
         sum = blocks[0].of[which];
 #pragma unroll

@@ -44,6 +44,7 @@ struct Choice {
     int added;  // whether there is a residual and a sum, or a dtotal
     int threads;     // that share a row
     int neighbours;  // rows side by side in a block whose neighbouring threads take neighbouring rows; 0: one by one
+    int in_shared;   // whether the held slots of a thread lie in shared memory, and not in registers
     int full;  // whether rows are aligned and fill the held slots of their threads to the last
     int cluster;  // how many blocks share a row
 };
@@ -110,6 +111,12 @@ struct Team {
             row = (long long)blockIdx.x * rows_of_block + neighbour;
         }
         active = row < task.rows;
+        if (cluster > 1) arrive_at_cluster();
+    }
+
+    // Nobody may write into a block that has not begun.
+    __device__ void wait_for_others() const {
+        if (cluster > 1) wait_for_cluster();
     }
 
     template <class B>
@@ -148,6 +155,7 @@ struct Team {
     __device__ S merge_blocks(const S& sums) const {
         SHARED(S, blocks, MOST_CLUSTER);
         if ((int)threadIdx.x < cluster) write_to_block(threadIdx.x, &blocks[blockIdx.x % cluster], sums);
+        arrive_at_cluster();
         wait_for_cluster();
         S whole = blocks[0];
         for (int block = 1; block < cluster; block++) whole.merge(blocks[block]);
@@ -206,14 +214,16 @@ struct Line {
     }
 };
 
-// A row of x, or of x and a residual, whose sum is rounded as it is returned. HELD slots of it stay in registers; with
-// HELD = 0 they are read again whenever they are asked for.
-template <class E, int HELD>
+// A row of x, or of x and a residual, whose sum is rounded as it is returned. HELD slots of it stay in registers or shared
+// memory; with HELD = 0 they are read again whenever they are asked for.
+template <class E, int HELD, bool IN_SHARED = false>
 struct Row {
     Line<E> x, other;
     long long first, distance, features;
     bool added;
-    Slot<E> held[HELD ? HELD : 1];
+    Slot<E> held[HELD && !IN_SHARED ? HELD : 1];
+    Slot<E>* room;
+    int room_of_block;
 
     __device__ Row(const Task& task, const Choice& choice, const Team& team)
         : x(task, choice, X, team), other(task, choice, choice.added ? OTHER : X, team) {
@@ -221,8 +231,23 @@ struct Row {
         added = choice.added;
         first = (long long)team.thread * Slot<E>::SIZE;
         distance = (long long)team.count * Slot<E>::SIZE;
+        if constexpr (IN_SHARED) {
+            room = own_room<Slot<E>>(), room_of_block = team.count / team.cluster;
+#pragma unroll 4
+            for (int k = 0; k < HELD; k++) hold_in_shared(first + k * distance, room + k * room_of_block);
+            wait_for_copies();
+        } else {
 #pragma unroll
-        for (int k = 0; k < HELD; k++) held[k] = read(first + k * distance);
+            for (int k = 0; k < HELD; k++) held[k] = read(first + k * distance);
+        }
+    }
+
+    __device__ void hold_in_shared(long long start, Slot<E>* place) const {
+        if (added || !x.aligned) {
+            *place = read(start);
+        } else {
+            copy_to_room(place, (const Slot<E>*)(x.first + (x.holds(start) ? start : 0)), x.holds(start));
+        }
     }
 
     __device__ Slot<E> read(long long start) const {
@@ -246,7 +271,10 @@ struct Row {
     // Call f(start, slot) for each slot that is this thread's.
     template <class F>
     __device__ __forceinline__ void each(F f) const {
-        if constexpr (HELD) {
+        if constexpr (IN_SHARED) {
+#pragma unroll 4
+            for (int k = 0; k < HELD; k++) f(first + k * distance, room[k * room_of_block]);
+        } else if constexpr (HELD) {
 #pragma unroll
             for (int k = 0; k < HELD; k++) f(first + k * distance, unconverted(held[k]));
         } else {

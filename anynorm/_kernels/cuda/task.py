@@ -65,13 +65,21 @@ class Choice(NamedTuple):
     neighbours: int = 0
     held: int = 1
     cluster: int = 1
+    in_shared: bool = False  # whether the held slots lie in shared memory, and not in registers
+    least: int = 0
     full: bool = False  # whether rows are aligned and fill the held slots of their threads to the last
 
     def started(self, how: Settings, rows: Rows) -> Choice:
         """The same with how a kernel is started for these rows."""
         full = self.aligned and how.is_filled(rows.normalized.length, rows.itemsize)
         return self._replace(
-            threads=how.threads, neighbours=how.neighbours, held=how.held, cluster=how.cluster, full=full
+            threads=how.threads,
+            neighbours=how.neighbours,
+            held=how.held,
+            cluster=how.cluster,
+            in_shared=how.in_shared,
+            least=how.least,
+            full=full,
         )
 
 
