@@ -78,7 +78,7 @@ __device__ void derive_again(const Task& task, const Choice& choice) {
     Sums<2> sums = sum_up([&](long long start, double* of) {
         Slot<E> slot = x.read(start);
         for (int i = 0; i < N; i++)
-            if (start + i < features) add_deviation(row, widen(slot.of[i]), choice, of);
+            if (start + i < features) add_deviation(row.deviation(widen((E)slot.of[i]), choice), choice, of);
     });
     row.finish(task, choice, inverse_count, sums.of[0], sums.of[1]);
     double* kept = task.statistics && team.active && team.thread == 0 ? task.statistics + team.row * STATISTICS : nullptr;
@@ -164,7 +164,7 @@ __device__ __forceinline__ double x_hat_from(const double* kept, double x, const
     if constexpr (sizeof(E) == sizeof(double)) return Mode::x_hat_from(kept, x, choice);
     Derived row;
     row.shift = kept[0], row.factor = kept[1], row.constant = kept[2];
-    return row.x_hat(x, choice);
+    return row.x_hat(row.deviation(x, choice), choice);
 }
 
 // The sums of dy * x_hat and of dy over the rows of a block, a thread for each feature; for scale_norm for each block.

@@ -31,6 +31,11 @@ class Device(NamedTuple):
     clusters: bool  # whether blocks can reach each other's shared memory
 
     @property
+    def most_shared_nbytes(self) -> int:
+        """How much shared memory a block may be given, of the cards that are compiled for at least."""
+        return (62 if self.architecture == "sm_75" else 96) << 10
+
+    @property
     def most_cluster(self) -> int:
         """How many blocks can."""
         if not self.clusters:

@@ -30,8 +30,12 @@ struct Derived {
     double middle = 0.0, across = 0.0;  // what is taken away from g, and how much of x_hat
     double times = 0.0;  // and what the rest is multiplied by
 
-    __device__ __forceinline__ double x_hat(double x, const Choice& choice) const {
-        return choice.rule == LAYER ? fma(x - shift, factor, constant) : x * factor;
+    __device__ __forceinline__ double deviation(double x, const Choice& choice) const {
+        return choice.rule == LAYER ? x - shift : x;
+    }
+
+    __device__ __forceinline__ double x_hat(double deviation, const Choice& choice) const {
+        return choice.rule == LAYER ? fma(deviation, factor, constant) : deviation * factor;
     }
 
     // From the sums of deviations from the shift and of their squares.
@@ -69,9 +73,7 @@ struct Derived {
     }
 };
 
-template <class T>
-__device__ __forceinline__ void add_deviation(const Derived& row, T x, const Choice& choice, double* sums) {
-    double deviation = choice.rule == LAYER ? (double)x - row.shift : (double)x;
+__device__ __forceinline__ void add_deviation(double deviation, const Choice& choice, double* sums) {
     if (choice.rule == LAYER) sums[0] += deviation;
     sums[1] = fma(deviation, deviation, sums[1]);
 }
@@ -117,7 +119,7 @@ __device__ __forceinline__ void weigh(
     if (has_weight && start < task.features) read_weights<N>(task, choice, start, weights);
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        x_hat[i] = row.x_hat(widen((E)x.of[i]), choice);
+        x_hat[i] = row.x_hat(row.deviation(widen((E)x.of[i]), choice), choice);
         g[i] = widen((E)dy.of[i]);
         if (has_weight) g[i] *= weights[i];
     }

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from anynorm._kernels.cuda.launch import MOST_THREADS, SLOT_NBYTES, WARP, _power_of_two, settings
 
-# Threads of a multiprocessor that may have 128 registers each. A thread takes two slots, 8 elements of float32 or 16 of 16
-# bits, and the sums over rows of their features take 32 registers: with 16 elements those of dy are in shared memory.
+# Threads of a multiprocessor that may have 128 registers each. A thread takes two slots, 8 elements of float32 or 16 of
+# 16 bits, and what is made of them stays in registers; the sums over rows of their features lie in shared memory.
 STREAM_THREADS = 512
 SLOTS = 2
 _PART = 4096  # features of a row that the threads of a block share
@@ -71,6 +71,11 @@ def derivative_settings(
     if side_by_side and parts == 1 and neighbours * itemsize >= _SECTOR_NBYTES:
         return DerivativeSettings(threads, neighbours, teams, parts, neighbours)
     return DerivativeSettings(threads, teams, teams, parts, is_streamed=parts <= most_cluster)
+
+
+def slots_of_sums(itemsize: int) -> int:
+    """Slots of shared memory for a thread's sums of float64, where one parameter wants a gradient."""
+    return SLOTS * 8 // itemsize
 
 
 def _teams(threads: int) -> int:

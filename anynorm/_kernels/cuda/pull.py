@@ -7,7 +7,8 @@ from typing import Any
 from anynorm._check import Gradient
 from anynorm._kernels.cuda.arrays import ACCESS
 from anynorm._kernels.cuda.device import device, kernel, launch
-from anynorm._kernels.cuda.launch_derivative import DerivativeSettings
+from anynorm._kernels.cuda.launch import SLOT_NBYTES
+from anynorm._kernels.cuda.launch_derivative import DerivativeSettings, slots_of_sums
 from anynorm._kernels.cuda.run import describe, lay_out
 from anynorm._kernels.cuda.task import (
     ADD_BLOCKS,
@@ -24,8 +25,7 @@ from anynorm._kernels.cuda.task import (
 from anynorm._libraries import dtype_name
 
 Array = Any
-# What a kernel does, how many of its blocks share a row, how many there are, and the threads of each.
-Step = tuple[str, int, tuple[int, int], int]
+Step = tuple[Choice, tuple[int, int], int]  # a kernel, its blocks, and the threads of each
 
 _STATISTICS = 5  # float64 numbers for each row, as in gradient.cuh
 _THREADS = 128  # of the kernel that adds up rows; a thread takes a feature
@@ -48,28 +48,40 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
         task.teams, task.blocks = how.teams, how.blocks(rows.total)
         choice = choice._replace(threads=how.threads, neighbours=how.neighbours, held=how.held)
         choice = choice._replace(paired=False)  # all of it is formed in float64
-        room = None
-        if dweight is not None or dbias is not None:
-            room = _prepare_sums(access, x, task, choice, how, dweight, dbias)
-        for step, cluster, grid, block in _steps(task, choice, how, room is not None):
-            launch(kernel(choice._replace(step=step, cluster=cluster), block, ordinal), grid, block, task, stream)
+        are_wanted = dweight is not None or dbias is not None
+        steps = _steps(task, choice, how, rows.itemsize, are_wanted, device(ordinal).most_shared_nbytes)
+        room = _prepare_sums(access, x, task, steps, dweight, dbias) if are_wanted else None
+        for step, grid, block in steps:
+            launch(kernel(step, block, ordinal), grid, block, task, stream)
     del held, room
     return dx, dweight, dbias
 
 
-def _steps(task: Task, choice: Choice, how: DerivativeSettings, are_wanted: bool) -> list[Step]:
+def _steps(
+    task: Task, choice: Choice, how: DerivativeSettings, itemsize: int, are_wanted: bool, most_shared_nbytes: int
+) -> list[Step]:
     """The kernels, in order; ``are_wanted``: the gradients of the parameters."""
     is_scale = choice.rule == RULES["scale_norm"]
-    rows: list[Step] = [(DERIVE, 1, (-(-task.rows // how.rows), 1), how.block)]
-    if how.is_streamed:
+    steps: list[Step] = []
+    slots = 0 if is_scale or not are_wanted else _sums(choice) * slots_of_sums(itemsize)
+    if how.is_streamed and slots * SLOT_NBYTES * how.block <= most_shared_nbytes:
         step = STREAM_AND_ADD if are_wanted else STREAM
-        rows = [(step, how.parts, (task.blocks * how.parts, 1), how.block)]
-    elif are_wanted:
-        across = task.blocks if is_scale else task.features
-        rows.append((ADD_ROWS, 1, (-(-across // _THREADS), 1 if is_scale else task.blocks), _THREADS))
-    if not are_wanted:
-        return rows
-    return [*rows, (ADD_BLOCKS, 1, (1 if is_scale else -(-task.features // _ADD_FEATURES), 1), _ADD_THREADS)]
+        streamed = choice._replace(step=step, cluster=how.parts, held=slots, in_shared=slots > 0)
+        steps.append((streamed, (task.blocks * how.parts, 1), how.block))
+    else:
+        steps.append((choice._replace(step=DERIVE), (-(-task.rows // how.rows), 1), how.block))
+        if are_wanted:
+            across, down = (task.blocks, 1) if is_scale else (task.features, task.blocks)
+            steps.append((choice._replace(step=ADD_ROWS), (-(-across // _THREADS), down), _THREADS))
+    if are_wanted:
+        across = 1 if is_scale else -(-task.features // _ADD_FEATURES)
+        steps.append((choice._replace(step=ADD_BLOCKS), (across, 1), _ADD_THREADS))
+    return steps
+
+
+def _sums(choice: Choice) -> int:
+    """How many sums there are for each feature, or for the scale."""
+    return (choice.weight != NOTHING) + (choice.bias != NOTHING)
 
 
 def _gradient_of(access: Any, parameter: Array | float | None, x: Array) -> Array | None:
@@ -81,20 +93,16 @@ def _gradient_of(access: Any, parameter: Array | float | None, x: Array) -> Arra
 
 
 def _prepare_sums(
-    access: Any,
-    x: Array,
-    task: Task,
-    choice: Choice,
-    how: DerivativeSettings,
-    dweight: Array | None,
-    dbias: Array | None,
+    access: Any, x: Array, task: Task, steps: list[Step], dweight: Array | None, dbias: Array | None
 ) -> Array:
     """Room for statistics and sums, and where all of it lies; it must live until the kernels are started."""
+    choice = steps[0][0]
     features = 1 if choice.rule == RULES["scale_norm"] else task.features
-    count = task.blocks * features * ((choice.weight != NOTHING) + (choice.bias != NOTHING))
-    room = access.numbers(x, count + (0 if how.is_streamed else _STATISTICS * task.rows))
+    count = task.blocks * features * _sums(choice)
+    statistics = _STATISTICS * task.rows if choice.step == DERIVE else 0
+    room = access.numbers(x, count + statistics)
     task.sums = access.address(room)
-    if not how.is_streamed:
+    if statistics:
         task.statistics = access.address(room) + 8 * count
     if dweight is not None:
         task.dweight, task.dweight_code = access.address(dweight), CODES[dtype_name(dweight.dtype)]

@@ -1,4 +1,5 @@
-// The derivative of blocks of rows one after the other, whose sums over rows stay in registers: x and dy are read once.
+// The derivative of blocks of rows one after the other, whose sums over rows stay in shared memory: x and dy are read
+// once.
 //
 // The next row is on its way while a row is worked on.
 #pragma once
@@ -6,13 +7,14 @@
 #include "gradient.cuh"
 
 #ifdef ANYNORM_EMULATED
-constexpr int STREAM_BLOCK = 512;    // threads
+inline int block_threads() { return blockDim.x; }
 #else
-constexpr int STREAM_BLOCK = BLOCK;
+__device__ constexpr int block_threads() { return BLOCK; }
 #endif
+
 constexpr int STREAM_WARPS = 16;     // of a block at most
 constexpr int STREAM_CLUSTER = 16;   // blocks of a row at most
-constexpr int SHARED_BLOCK = 128;  // threads of a block where several teams share it
+constexpr int SHARED_BLOCK = 128;    // threads of a block where several teams share it
 
 // The threads that share a row of a block: a team of them, of as many teams as take rows at a time, or all threads of the
 // blocks of a cluster, each with a part of the row.
@@ -126,51 +128,55 @@ struct Lines {
     }
 };
 
-// The sums of dy of a thread's features: in registers for float32, and in shared memory for 16 bits, of whose sixteen
-// features the other sums alone fill half of the registers.
-template <class E>
-struct BiasSums {
-    double of[of_thread<E>()];
-
-    __device__ void clear() {
-        for (double& sum : of) sum = 0.0;
-    }
-    __device__ void add(int j, double first, double second) { of[j] += first, of[j + 1] += second; }
-    __device__ double at(int j) const { return of[j]; }
-};
-
 struct alignas(16) Two {
     double of[2];
 };
 
-template <class E>
-struct SharedBiasSums {
+// The sums over rows of a thread's features, in shared memory: in registers they would take half of those there are.
+// Those of two features lie side by side, as do the threads.
+struct OverRows {
     Two* own;
 
-    __device__ SharedBiasSums() {
-        SHARED(Two, room, of_thread<E>() / 2 * STREAM_BLOCK);
-        own = room + threadIdx.x;
-    }
-    __device__ void clear() {
-        for (int j = 0; j < of_thread<E>() / 2; j++) own[j * STREAM_BLOCK] = Two{};
-    }
-    __device__ __forceinline__ void add(int j, double first, double second) {
-        Two sums = own[j / 2 * STREAM_BLOCK];
-        own[j / 2 * STREAM_BLOCK] = {sums.of[0] + first, sums.of[1] + second};
-    }
-    __device__ double at(int j) const { return own[j / 2 * STREAM_BLOCK].of[j % 2]; }
-};
+    // The place of sums j and j + 1.
+    __device__ __forceinline__ Two& operator[](int j) const { return own[j / 2 * block_threads()]; }
 
-template <>
-struct BiasSums<Half> : SharedBiasSums<Half> {};
-template <>
-struct BiasSums<Bfloat16> : SharedBiasSums<Bfloat16> {};
+    template <int COUNT>
+    __device__ void clear() const {
+#pragma unroll
+        for (int j = 0; j < COUNT; j += 2) (*this)[j] = Two{};
+    }
+
+    // Write the sums of the block's features, those of its teams added one after the other.
+    template <class E>
+    __device__ void write(const StreamTeam& team, const int* starts, int features, bool aligned, double* to) const {
+        constexpr int N = Slot<E>::SIZE, HELD = of_thread<E>() / N;
+        int teams = block_threads() / team.count;
+        if (team.count <= GROUP) {
+            if (team.team) return;
+            for (int j = 0; j < HELD * N; j += 2)
+                for (int other = 1; other < teams; other++)
+                    for (int i = 0; i < 2; i++) (*this)[j].of[i] += (&(*this)[j])[other * team.count].of[i];
+        }
+#pragma unroll
+        for (int j = 0; j < HELD * N; j += 2) {
+            int start = starts[j / N] + j % N;
+            Two sums = (*this)[j];
+            if (aligned) {
+                if (start < features) write_slot((Two*)(to + start), sums);
+                continue;
+            }
+            for (int i = 0; i < 2; i++)
+                if (start + i < features) to[start + i] = sums.of[i];
+        }
+    }
+};
 
 template <class E, bool HAS_SUMS>
 __device__ void stream_rows(const Task& task, const Choice& choice) {
     constexpr int N = Slot<E>::SIZE, HELD = of_thread<E>() / N, OF_THREAD = of_thread<E>();
     bool is_layer = choice.rule == LAYER, is_scale = choice.rule == SCALE;
-    bool sums_weight = HAS_SUMS && !is_scale && choice.weight != NOTHING, sums_bias = HAS_SUMS && choice.bias != NOTHING;
+    bool has_weight = !is_scale && choice.weight != NOTHING;
+    bool sums_weight = HAS_SUMS && has_weight, sums_bias = HAS_SUMS && choice.bias != NOTHING;
     int features = (int)task.features, starts[HELD];
     StreamTeam team(choice);
 #pragma unroll
@@ -178,12 +184,12 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
     BlockSums block(task, choice, blockIdx.x / team.parts);
     Lines<E> x(task, choice, X), dy(task, choice, OTHER), dx(task, choice, Y), dtotal(task, choice, choice.added ? ADDED : Y);
     double inverse_count = 1.0 / (double)features, scale_sum = 0.0;
-    double weight_sums[OF_THREAD] = {};
-    BiasSums<E> bias_sums;
-    if (sums_bias) bias_sums.clear();
+    OverRows weight_sums = {own_room<Two>()}, bias_sums = weight_sums;
+    if (sums_weight) weight_sums.clear<OF_THREAD>(), bias_sums.own += OF_THREAD / 2 * block_threads();
+    if (sums_bias) bias_sums.clear<OF_THREAD>();
 
-    Slot<E> kept[HELD], kept_gradients[HELD], next[HELD], next_gradients[HELD];
-    E shift = {}, next_shift = {};
+    Slot<E> next[HELD], next_gradients[HELD];
+    E next_shift = {};
     auto read = [&](long long row) {
         bool is_there = row < block.last;
         const E* first = x.row(task, X, is_there ? row : 0);
@@ -193,40 +199,58 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
     };
     read(block.first + team.team);
     int turns = (int)((block.last - block.first + task.teams - 1) / task.teams);
+#pragma unroll 1
     for (int turn = 0; turn < turns; turn++) {
         long long row = block.first + team.team + (long long)turn * task.teams;
-        shift = next_shift;
-#pragma unroll
-        for (int k = 0; k < HELD; k++) kept[k] = next[k], kept_gradients[k] = next_gradients[k];
-        read(row + task.teams);
         Derived of;
-        of.shift = widen(shift);
+        of.shift = widen(next_shift);
+        Slot<E> slots[HELD], gradients[HELD];
+#pragma unroll
+        for (int k = 0; k < HELD; k++) slots[k] = next[k], gradients[k] = next_gradients[k];
+        read(row + task.teams);
+        // From here on each element is converted once: x becomes its deviation, then x_hat, and dy becomes g.
+        double x_hat[HELD][N] = {}, g[HELD][N];
         Sums<2> sums = {};
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
-            Slot<E> slot = unconverted(kept[k]);
+            slots[k] = unconverted(slots[k]);
+            if (is_layer && choice.aligned && starts[k] >= features) continue;
 #pragma unroll
-            for (int i = 0; i < N; i++)
-                if (!is_layer || starts[k] + (choice.aligned ? 0 : i) < features)
-                    add_deviation(of, widen(slot.of[i]), choice, sums.of);
+            for (int i = 0; i < N; i++) {
+                if (is_layer && !choice.aligned && starts[k] + i >= features) continue;
+                x_hat[k][i] = of.deviation(widen((E)slots[k].of[i]), choice);
+                add_deviation(x_hat[k][i], choice, sums.of);
+            }
         }
         sums = team.merge(sums);
         of.finish(task, choice, inverse_count, sums.of[0], sums.of[1]);
         sums = Sums<2>{};
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
-            double g[N], x_hat[N];
-            Slot<E> gradients = unconverted(kept_gradients[k]);
-            weigh<E>(task, choice, of, starts[k], unconverted(kept[k]), gradients, g, x_hat);
+            gradients[k] = unconverted(gradients[k]);
+            double weights[N] = {};
+            if (has_weight && starts[k] < features) read_weights<N>(task, choice, starts[k], weights);
 #pragma unroll
-            for (int i = 0; i < N; i++) {
-                add_gradient(g[i], x_hat[i], choice, sums.of);
-                double gradient = widen(gradients.of[i]);
-                if (sums_weight) weight_sums[k * N + i] = fma(gradient, x_hat[i], weight_sums[k * N + i]);
+            for (int i = 0; i < N; i += 2) {
+                double first = widen((E)gradients[k].of[i]), second = widen((E)gradients[k].of[i + 1]);
+#pragma unroll
+                for (int j = i; j < i + 2; j++) {
+                    x_hat[k][j] = of.x_hat(x_hat[k][j], choice);
+                    g[k][j] = j == i ? first : second;
+                    if (has_weight) g[k][j] *= weights[j];
+                    add_gradient(g[k][j], x_hat[k][j], choice, sums.of);
+                }
+                if (sums_weight) {
+                    Two& place = weight_sums[k * N + i];
+                    Two of_two = place;
+                    place = {fma(first, x_hat[k][i], of_two.of[0]), fma(second, x_hat[k][i + 1], of_two.of[1])};
+                }
+                if (sums_bias) {
+                    Two& place = bias_sums[k * N + i];
+                    Two of_two = place;
+                    place = {of_two.of[0] + first, of_two.of[1] + second};
+                }
             }
-            if (sums_bias)
-#pragma unroll
-                for (int i = 0; i < N; i += 2) bias_sums.add(k * N + i, widen(gradients.of[i]), widen(gradients.of[i + 1]));
         }
         sums = team.merge(sums);
         if (is_scale) scale_sum += sums.of[1];
@@ -238,40 +262,18 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
             if (starts[k] >= features) continue;
-            Slot<E> result, added = more[k];
-            double g[N], x_hat[N];
-            weigh<E>(task, choice, of, starts[k], unconverted(kept[k]), unconverted(kept_gradients[k]), g, x_hat);
+            Slot<E> result;
 #pragma unroll
-            for (int i = 0; i < N; i++) result.of[i] = dx_of<E>(of, g[i], x_hat[i], added.of[i], choice);
+            for (int i = 0; i < N; i++) result.of[i] = dx_of<E>(of, g[k][i], x_hat[k][i], more[k].of[i], choice);
             dx.write(to, starts[k], result);
         }
     }
     if constexpr (HAS_SUMS) {
-        SHARED(double, room, SHARED_BLOCK * N);
-        // Write the sums of the block's teams, one after the other.
-        auto write = [&](double* to, auto of_thread) {
-#pragma unroll
-            for (int k = 0; k < HELD; k++) {
-                if (team.count > GROUP) {
-#pragma unroll
-                    for (int i = 0; i < N; i++)
-                        if (starts[k] + i < features) to[starts[k] + i] = of_thread(k * N + i);
-                    continue;
-                }
-                __syncthreads();
-                for (int i = 0; i < N; i++) room[threadIdx.x * N + i] = of_thread(k * N + i);
-                __syncthreads();
-                int count = team.count * N, first = k * count;
-                for (int i = threadIdx.x; i < count && first + i < features; i += blockDim.x) {
-                    double sum = 0.0;
-                    for (int j = 0; j < task.teams; j++) sum += room[j * count + i];
-                    to[first + i] = sum;
-                }
-            }
-        };
-        if (sums_weight) write(block.weight(0), [&](int j) { return weight_sums[j]; });
-        if (sums_bias) write(block.bias(0), [&](int j) { return bias_sums.at(j); });
+        if (team.count <= GROUP) __syncthreads();
+        if (sums_weight) weight_sums.write<E>(team, starts, features, choice.aligned, block.weight(0));
+        if (sums_bias) bias_sums.write<E>(team, starts, features, choice.aligned, block.bias(0));
         if (!is_scale) return;
+        SHARED(double, room, SHARED_BLOCK);
         if (team.thread == 0) room[team.team] = scale_sum;
         __syncthreads();
         if (threadIdx.x || team.part) return;
