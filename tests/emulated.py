@@ -93,7 +93,7 @@ class NumPy(CPUAccess):
 
 
 @contextlib.contextmanager
-def emulation(paired=False, backwards=False, held=None, clusters=True):
+def emulation(paired=False, backwards=False, held=None, clusters=True, architecture="sm_90"):
     """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it."""
 
     def launch(choice, grid, block, task, stream):
@@ -116,7 +116,7 @@ def emulation(paired=False, backwards=False, held=None, clusters=True):
     }
     with contextlib.ExitStack() as stack:
         for module in (run, pull):
-            stack.enter_context(mock.patch.object(module, "device", return_value=Device("sm_90", paired, clusters)))
+            stack.enter_context(mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters)))
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))
         yield

@@ -63,7 +63,7 @@ def build(name, architecture):
     """Machine code, what the compiler says, and the threads of a block."""
     features, step, choice = CHOICES[name]
     how = derivative_settings(features, ITEMSIZE[choice.dtype], most_cluster=16)
-    block = {ADD_ROWS: 128, ADD_BLOCKS: 1024}.get(step, how.block)
+    block = {DERIVE: how.single_block, ADD_ROWS: 128, ADD_BLOCKS: 1024}.get(step, how.block)
     cluster = how.parts if step in (STREAM, STREAM_AND_ADD) else 1
     choice = choice._replace(step=step, threads=how.threads, held=how.held, cluster=cluster)
     code, said = compiling.build((*compiling.options(choice, block, architecture), "--ptxas-options=-v"))

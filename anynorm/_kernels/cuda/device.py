@@ -23,6 +23,10 @@ _PORTABLE_CLUSTER = 8
 _LARGER_CLUSTER, _LARGER = 16, ("sm_90", "sm_100")
 
 
+# Shared memory of a block, in KiB: on cards for data centres, and on all others.
+_SHARED, _LEAST_SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227}, 64
+
+
 class Device(NamedTuple):
     """What the kernels have to know of a device."""
 
@@ -32,8 +36,8 @@ class Device(NamedTuple):
 
     @property
     def most_shared_nbytes(self) -> int:
-        """How much shared memory a block may be given, of the cards that are compiled for at least."""
-        return (62 if self.architecture == "sm_75" else 96) << 10
+        """How much shared memory a block may be given."""
+        return (_SHARED.get(self.architecture, _LEAST_SHARED) - 2) << 10  # 2: for what a kernel shares besides
 
     @property
     def most_cluster(self) -> int:

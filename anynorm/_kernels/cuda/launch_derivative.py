@@ -18,8 +18,8 @@ _PART = 4096  # features of a row that the threads of a block share
 _BLOCK = 128  # threads of a block where rows of a warp or less share it
 # Float64: with more threads of four slots ptxas spills (sm_80, NVRTC 12.9).
 _MOST_THREADS_OF_DOUBLE = 256
-# Blocks of rows are as many as an H100 has multiprocessors, or a multiple where each still has rows enough: what is
-# written of their sums is to be little beside the rows.
+# What is written of the sums of blocks is to be little beside the rows. So a block has all the threads there may be on
+# a multiprocessor, and blocks are as many as an H100 has of those, or a multiple where each still has rows enough.
 _MULTIPROCESSORS = 132
 _CLUSTERED = 128  # of those, as clusters of 16 fill them
 _ROWS_ENOUGH = 64
@@ -34,8 +34,8 @@ class DerivativeSettings(NamedTuple):
     """How the kernels are started."""
 
     threads: int  # that share a row, or a part of one
-    rows: int  # of a block at a time
-    teams: int  # of which the sums over rows are formed apart
+    rows: int  # of a block that takes no others
+    teams: int  # or that a block takes at a time, and whose sums over rows are formed apart
     parts: int = 1  # of a row, of blocks side by side or taken by the same threads one after the other
     neighbours: int = 0  # rows whose elements lie side by side, taken by neighbouring threads; 0: none do
     held: int = 0  # slots of float64 that stay in registers
@@ -43,7 +43,12 @@ class DerivativeSettings(NamedTuple):
 
     @property
     def block(self) -> int:
-        """Threads of a block."""
+        """Threads of a block that takes rows one after the other."""
+        return self.threads * self.teams
+
+    @property
+    def single_block(self) -> int:
+        """Threads of a block that takes ``rows`` rows alone."""
         return self.threads * self.rows
 
     def blocks(self, rows: int) -> int:
@@ -66,11 +71,11 @@ def derivative_settings(
     parts = _power_of_two(-(-features // _PART))
     threads = -(-slots // (parts * SLOTS))
     threads = _power_of_two(threads) if threads <= WARP else -(-threads // WARP) * WARP
-    teams = _teams(threads)
+    teams = _teams(threads) if parts == 1 else 1
     neighbours = min(MOST_THREADS // threads, max(_COLUMNS_BLOCK // threads, _COLUMNS_NBYTES // itemsize))
     if side_by_side and parts == 1 and neighbours * itemsize >= _SECTOR_NBYTES:
         return DerivativeSettings(threads, neighbours, teams, parts, neighbours)
-    return DerivativeSettings(threads, teams, teams, parts, is_streamed=parts <= most_cluster)
+    return DerivativeSettings(threads, teams if threads <= WARP else 1, teams, parts, is_streamed=parts <= most_cluster)
 
 
 def slots_of_sums(itemsize: int) -> int:
@@ -79,4 +84,4 @@ def slots_of_sums(itemsize: int) -> int:
 
 
 def _teams(threads: int) -> int:
-    return _BLOCK // threads if threads <= WARP else 1
+    return max(1, (_BLOCK if threads <= WARP else STREAM_THREADS) // threads)

@@ -69,7 +69,7 @@ def _steps(
         streamed = choice._replace(step=step, cluster=how.parts, held=slots, in_shared=slots > 0)
         steps.append((streamed, (task.blocks * how.parts, 1), how.block))
     else:
-        steps.append((choice._replace(step=DERIVE), (-(-task.rows // how.rows), 1), how.block))
+        steps.append((choice._replace(step=DERIVE), (-(-task.rows // how.rows), 1), how.single_block))
         if are_wanted:
             across, down = (task.blocks, 1) if is_scale else (task.features, task.blocks)
             steps.append((choice._replace(step=ADD_ROWS), (-(-across // _THREADS), down), _THREADS))

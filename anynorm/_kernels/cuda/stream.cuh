@@ -31,6 +31,15 @@ struct StreamTeam {
         if (parts > 1) arrive_at_cluster(), wait_for_cluster();
     }
 
+    // Teams do not wait for each other.
+    __device__ __forceinline__ void wait_for_team() const {
+#ifdef ANYNORM_EMULATED
+        __syncthreads();
+#else
+        asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "r"(count) : "memory");
+#endif
+    }
+
     // Merge what the threads of a row have, in the order of Team in task.cuh, and then the parts in theirs.
     __device__ __forceinline__ Sums<2> merge(Sums<2> sums) {
         if (count <= GROUP) {
@@ -40,15 +49,15 @@ struct StreamTeam {
             return sums;
         }
         SHARED(Sums<2>, room, 2 * STREAM_WARPS);
-        Sums<2>* groups = room + turn * STREAM_WARPS;
+        Sums<2>* groups = room + turn * STREAM_WARPS + team * (count / GROUP);
         // Of neighbouring lanes each goes on with one of the sums.
         int which = threadIdx.x % 2;
         double passed = __shfl_xor_sync(0xffffffffu, which ? sums.of[0] : sums.of[1], 1);
         double sum = (which ? sums.of[1] : sums.of[0]) + passed;
 #pragma unroll
         for (int distance = 2; distance < GROUP; distance *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-        if (threadIdx.x % GROUP < 2) groups[threadIdx.x / GROUP].of[which] = sum;
-        __syncthreads();
+        if (threadIdx.x % GROUP < 2) groups[thread / GROUP].of[which] = sum;
+        wait_for_team();
         sum = groups[0].of[which];
 #pragma unroll
         for (int group = 1; group < count / GROUP; group++) sum += groups[group].of[which];
@@ -151,7 +160,7 @@ struct OverRows {
     __device__ void write(const StreamTeam& team, const int* starts, int features, bool aligned, double* to) const {
         constexpr int N = Slot<E>::SIZE, HELD = of_thread<E>() / N;
         int teams = block_threads() / team.count;
-        if (team.count <= GROUP) {
+        if (teams > 1) {
             if (team.team) return;
             for (int j = 0; j < HELD * N; j += 2)
                 for (int other = 1; other < teams; other++)
@@ -269,7 +278,7 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
         }
     }
     if constexpr (HAS_SUMS) {
-        if (team.count <= GROUP) __syncthreads();
+        if (block_threads() > team.count) __syncthreads();
         if (sums_weight) weight_sums.write<E>(team, starts, features, choice.aligned, block.weight(0));
         if (sums_bias) bias_sums.write<E>(team, starts, features, choice.aligned, block.bias(0));
         if (!is_scale) return;
