@@ -56,6 +56,7 @@ __device__ void derive_again(const Task& task, const Choice& choice) {
     long long of_part = (long long)team.count * OF_THREAD, features = x.features;
     // Call f(start) for each slot of a part that is this thread's.
     auto each = [&](long long part, auto f) {
+#pragma unroll 1
         for (int k = 0; k < OF_THREAD / N; k++) {
             long long start = part * of_part + ((long long)k * team.count + team.thread) * N;
             if (start < features) f(start);
@@ -76,7 +77,7 @@ __device__ void derive_again(const Task& task, const Choice& choice) {
     Derived row;
     if (choice.rule == LAYER && features) row.shift = widen(x.first[0]);
     Sums<2> sums = sum_up([&](long long start, double* of) {
-        Slot<E> slot = x.read(start);
+        Slot<E> slot = unconverted(x.read(start));
         for (int i = 0; i < N; i++)
             if (start + i < features) add_deviation(row.deviation(widen((E)slot.of[i]), choice), choice, of);
     });
@@ -85,7 +86,8 @@ __device__ void derive_again(const Task& task, const Choice& choice) {
     if (kept) kept[0] = row.shift, kept[1] = row.factor, kept[2] = row.constant;
     double g[N], x_hat[N];
     sums = sum_up([&](long long start, double* of) {
-        weigh<E>(task, choice, row, start, x.read(start), dy.read(start), g, x_hat);
+        Slot<E> slot = unconverted(x.read(start)), gradients = unconverted(dy.read(start));
+        weigh<E>(task, choice, row, start, slot, gradients, g, x_hat);
         for (int i = 0; i < N; i++) add_gradient(g[i], x_hat[i], choice, of);
     });
     if (kept) kept[4] = sums.of[1];
@@ -93,7 +95,8 @@ __device__ void derive_again(const Task& task, const Choice& choice) {
     for (long long part = 0; part * of_part < features; part++)
         each(part, [&](long long start) {
             Slot<E> result, more = {};
-            weigh<E>(task, choice, row, start, x.read(start), dy.read(start), g, x_hat);
+            Slot<E> slot = unconverted(x.read(start)), gradients = unconverted(dy.read(start));
+            weigh<E>(task, choice, row, start, slot, gradients, g, x_hat);
             if (choice.added) more = dtotal.read(start);
             for (int i = 0; i < N; i++) result.of[i] = dx_of<E>(row, g[i], x_hat[i], more.of[i], choice);
             dx.write(start, result);

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from anynorm._kernels.cuda.launch import MOST_THREADS, SLOT_NBYTES, WARP, _power_of_two, settings
+from anynorm._kernels.cuda.launch import SLOT_NBYTES, WARP, _power_of_two, settings
 
 # Threads of a multiprocessor that may have 128 registers each. A thread takes two slots, 8 elements of float32 or 16 of
 # 16 bits, and what is made of them stays in registers; the sums over rows of their features lie in shared memory.
@@ -28,6 +28,7 @@ _MOST_WAVES = 4
 _SECTOR_NBYTES = 32
 _COLUMNS_NBYTES = 64
 _COLUMNS_BLOCK = 256
+_MOST_OF_COLUMNS = 1024
 
 
 class DerivativeSettings(NamedTuple):
@@ -72,7 +73,7 @@ def derivative_settings(
     threads = -(-slots // (parts * SLOTS))
     threads = _power_of_two(threads) if threads <= WARP else -(-threads // WARP) * WARP
     teams = _teams(threads) if parts == 1 else 1
-    neighbours = min(MOST_THREADS // threads, max(_COLUMNS_BLOCK // threads, _COLUMNS_NBYTES // itemsize))
+    neighbours = min(_MOST_OF_COLUMNS // threads, max(_COLUMNS_BLOCK // threads, _COLUMNS_NBYTES // itemsize))
     if side_by_side and parts == 1 and neighbours * itemsize >= _SECTOR_NBYTES:
         return DerivativeSettings(threads, neighbours, teams, parts, neighbours)
     return DerivativeSettings(threads, teams if threads <= WARP else 1, teams, parts, is_streamed=parts <= most_cluster)

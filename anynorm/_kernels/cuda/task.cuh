@@ -8,7 +8,7 @@ constexpr int FREE_AXES = 6;
 constexpr int ARRAYS = 4;
 constexpr int GROUP = 32;  // threads of a row whose numbers are merged in a tree; of those the groups follow in order
 constexpr int SLOT_NBYTES = 16;
-constexpr int MOST_THREADS = 512;  // of a block
+constexpr int MOST_THREADS = 1024;  // of a block
 constexpr int MOST_CLUSTER = 8;    // blocks of a row
 
 enum { LAYER = 0, RMS = 1, SCALE = 2 };
