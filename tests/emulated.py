@@ -98,7 +98,7 @@ def emulation(paired=False, backwards=False, held=None, clusters=True, architect
 
     def launch(choice, grid, block, task, stream):
         if held is not None:
-            choice = choice._replace(held=held, full=False)
+            choice = choice._replace(held=held, full=False, in_shared=False)
         how = _Launch(tasks.STEPS.index(choice.step), choice.held)
         how.grid[:], how.block[:], how.reversed = grid, (block, 1), backwards
         given = _Choice(*(getattr(choice, name) for name in _Choice.names))

@@ -26,6 +26,12 @@ void run_held(const Launch& how, const Task& task, const Choice& choice) {
             return;
         }
     }
+    if constexpr (!std::is_same_v<Mode, Paired<float>>) {
+        if (choice.in_shared) {
+            launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD, true>(task, choice); });
+            return;
+        }
+    }
     launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
 }
 

@@ -136,16 +136,6 @@ inline Index threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { emulator::wait(emulator::AT_BARRIER); }
 inline void arrive_at_cluster() {}
-inline void wait_for_copies() {}
-template <class S>
-S* own_room() {
-    SHARED(S, room, 8192);
-    return room + threadIdx.x;
-}
-template <class S>
-void copy_to_room(S* to, const S* from, bool is_there) {
-    *to = is_there ? *from : S{};
-}
 inline void wait_for_cluster() { emulator::wait(emulator::AT_CLUSTER); }
 
 template <class S>
@@ -167,6 +157,19 @@ template <class S>
 void write_slot(S* to, const S& slot) {
     *to = slot;
 }
+inline unsigned char rooms[emulator::MOST_BLOCKS][227 << 10];
+
+template <class S>
+S* own_room() {
+    return (S*)rooms[emulator::rank()] + threadIdx.x;
+}
+template <class S>
+void copy_to_room(S* to, const S* from, bool is_there) {
+    *to = is_there ? *from : S{};
+}
+template <int LAST>
+void wait_for_copies() {}
+
 template <class S>
 S unconverted(const S& slot) {
     return slot;
@@ -229,6 +232,7 @@ using std::fmax;
 using std::fmin;
 using std::scalbn;
 using std::sqrt;
+inline double rsqrt(double value) { return 1.0 / std::sqrt(value); }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline int min(int a, int b) { return a < b ? a : b; }
 

@@ -49,8 +49,6 @@ def options(choice: Choice, block: int, architecture: str) -> tuple[str, ...]:
         "IS_FULL": int(choice.full),
         "CLUSTER": choice.cluster,
         "BLOCK": block,
-        "STORE": os.environ.get("STORE", ""),
-        "LOAD": os.environ.get("LOAD", ""),
         "LEAST_BLOCKS": blocks_at_once(choice, block),
     }
     return (f"--gpu-architecture={architecture}", *_OPTIONS, *(f"-D{name}={value}" for name, value in defined.items()))

@@ -73,7 +73,6 @@ __device__ void derive_again(const Task& task, const Choice& choice) {
         }
         return whole;
     };
-    double inverse_count = 1.0 / (double)task.features;
     Derived row;
     if (choice.rule == LAYER && features) row.shift = widen(x.first[0]);
     Sums<2> sums = sum_up([&](long long start, double* of) {
@@ -81,7 +80,7 @@ __device__ void derive_again(const Task& task, const Choice& choice) {
         for (int i = 0; i < N; i++)
             if (start + i < features) add_deviation(row.deviation(widen((E)slot.of[i]), choice), choice, of);
     });
-    row.finish(task, choice, inverse_count, sums.of[0], sums.of[1]);
+    row.finish(task, choice, sums.of[0], sums.of[1]);
     double* kept = task.statistics && team.active && team.thread == 0 ? task.statistics + team.row * STATISTICS : nullptr;
     if (kept) kept[0] = row.shift, kept[1] = row.factor, kept[2] = row.constant;
     double g[N], x_hat[N];
@@ -91,7 +90,7 @@ __device__ void derive_again(const Task& task, const Choice& choice) {
         for (int i = 0; i < N; i++) add_gradient(g[i], x_hat[i], choice, of);
     });
     if (kept) kept[4] = sums.of[1];
-    row.finish_gradient(task, choice, inverse_count, sums.of[0], sums.of[1]);
+    row.finish_gradient(task, choice, sums.of[0], sums.of[1]);
     for (long long part = 0; part * of_part < features; part++)
         each(part, [&](long long start) {
             Slot<E> result, more = {};

@@ -39,17 +39,17 @@ struct Derived {
     }
 
     // From the sums of deviations from the shift and of their squares.
-    __device__ __forceinline__ void finish(const Task& task, const Choice& choice, double inverse_count, double sum, double squares) {
+    __device__ __forceinline__ void finish(const Task& task, const Choice& choice, double sum, double squares) {
         if (choice.rule == SCALE) {
             double norm = sqrt(squares);
             is_short = norm <= task.eps;
             norm = fmax(norm, task.eps);
             factor = norm < EMPTY_NORM ? 0.0 : fmin(1.0 / norm, LARGEST);
         } else {
-            double between = choice.rule == LAYER ? sum * inverse_count : 0.0;
-            double variance = choice.rule == LAYER ? fma(-sum, between, squares) * inverse_count : squares * inverse_count;
+            double between = choice.rule == LAYER ? sum * task.reciprocal : 0.0;
+            double variance = choice.rule == LAYER ? fma(-sum, between, squares) * task.reciprocal : squares * task.reciprocal;
             double mean_square = (variance > 0.0 ? variance : 0.0) + task.eps;
-            factor = mean_square < EMPTY_SQUARE ? 0.0 : 1.0 / sqrt(mean_square);
+            factor = mean_square < EMPTY_SQUARE ? 0.0 : rsqrt(mean_square);
             constant = 0.0 - between * factor;
             rest = fma(between, factor, constant);
         }
@@ -59,9 +59,9 @@ struct Derived {
 
     // From the sums of g and of g * x_hat; for scale_norm g is dy, and the scale is multiplied to the factor.
     __device__ __forceinline__ void finish_gradient(
-        const Task& task, const Choice& choice, double inverse_count, double sum, double products) {
-        if (choice.rule == LAYER) middle = sum * inverse_count;
-        across = choice.rule == SCALE ? products : fma(-middle, rest, products * inverse_count);
+        const Task& task, const Choice& choice, double sum, double products) {
+        if (choice.rule == LAYER) middle = sum * task.reciprocal;
+        across = choice.rule == SCALE ? products : fma(-middle, rest, products * task.reciprocal);
         bool is_finite = fabs(across) <= LARGEST && fabs(middle) <= LARGEST;
         if (choice.rule == SCALE && is_short) across = 0.0;
         if (!is_finite) across = not_a_number();

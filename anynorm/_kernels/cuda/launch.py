@@ -85,7 +85,7 @@ def _shared(slots: int) -> tuple[int, int]:
     """How many threads share so many slots, and how many each of them holds."""
     if slots <= WARP:
         return _power_of_two(slots), 1
-    if slots <= WARP * _MOST_HELD:  # a warp needs no barrier
+    if slots <= WARP * _HELD:  # a warp needs no barrier
         return WARP, _power_of_two(-(-slots // WARP))
     threads = _power_of_two(-(-slots // _HELD))
     if threads <= MOST_THREADS:

@@ -4,15 +4,13 @@
 #pragma once
 
 #ifndef ANYNORM_EMULATED  // which brings its own
-#define TEXT2(x) #x
-#define TEXT(x) TEXT2(x)
 #define SHARED(type, name, count) __shared__ type name[count]
 
 template <class S>
 __device__ __forceinline__ S read_slot(const S* from) {
     static_assert(sizeof(S) == 16, "a slot is 16 bytes");
     uint4 words;
-    asm volatile("ld.global" TEXT(LOAD) ".v4.b32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
                  : "l"(from));
     return *(S*)&words;
@@ -22,7 +20,7 @@ template <class S>
 __device__ __forceinline__ void write_slot(S* to, const S& slot) {
     static_assert(sizeof(S) == 16, "a slot is 16 bytes");
     const uint4& words = *(const uint4*)&slot;
-    asm volatile("st.global" TEXT(STORE) ".v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w));
+    asm volatile("st.global.L1::no_allocate.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w));
 }
 
 // The same slot, of which the compiler knows nothing: it stays as it is in four registers from one pass over the row to
@@ -41,14 +39,19 @@ __device__ __forceinline__ S* own_room() {
     return (S*)room + threadIdx.x;
 }
 
-// Copy a slot to shared memory past the registers, or zeros; all copies are done when they have been waited for.
+// Copy a slot to shared memory past the registers, or zeros.
 template <class S>
 __device__ __forceinline__ void copy_to_room(S* to, const S* from, bool is_there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
                  "r"(is_there ? 16 : 0));
+    asm volatile("cp.async.commit_group;");
 }
 
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// Wait for this thread's copies but the last so many.
+template <int LAST>
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LAST) : "memory");
+}
 
 // Write to the shared memory of another block of the cluster, at the place that `place` is in this one's.
 template <class S>

@@ -32,37 +32,43 @@ struct Plain {
     double shift, factor, constant;
     Pair<float> mean;       // of rows of 16 bits
     bool is_moderate;       // whether they can be applied in float32
-    bool is_short = false;  // whether eps is the divisor of scale_norm
+    bool is_short;          // whether eps is the divisor of scale_norm
+
+    Plain() = default;
 
     template <class Row>
     __device__ Plain(const Task& task, const Choice& choice, const Team& team, const Row& row) {
         // Any element will do for a shift: none is further from the mean than sqrt(features) standard deviations
         // (Samuelson 1968, "How deviant can you be?"), and float64 has the bits to spare.
-        shift = choice.rule == LAYER ? (double)widen(row.at_first()) : 0.0;
+        double from = choice.rule == LAYER ? (double)widen(row.at_first()) : 0.0;
         PlainSums sums = {};
-        row.each_element([&](auto element) { sums.add((double)widen(element) - shift); });
-        sums = team.merge(sums);
-        double squares = sums.of[1], count = (double)task.features;
-        constant = 0.0;
-        double between = choice.rule == LAYER ? sums.of[0] / count : 0.0;
+        row.each_element([&](auto element) { sums.add((double)widen(element) - from); });
+        *this = team.finish(sums, [&](const PlainSums& whole) { return finished(task, choice, whole, from); });
+    }
+
+    __device__ static Plain finished(const Task& task, const Choice& choice, const PlainSums& sums, double shift) {
+        Plain row = {};
+        double squares = sums.of[1], between = choice.rule == LAYER ? sums.of[0] * task.reciprocal : 0.0;
+        row.shift = shift;
         if (choice.rule == SCALE) {
-            is_short = sqrt(squares) <= task.eps;
-            double norm = fmax(sqrt(squares), task.eps);
             double scale = scale_of(task, choice);
-            factor = norm < EMPTY_NORM ? 0.0 : scale / norm;
+            row.is_short = sqrt(squares) <= task.eps;
+            double norm = fmax(sqrt(squares), task.eps);
+            row.factor = norm < EMPTY_NORM ? 0.0 : scale / norm;
             // Infinity times a zero of the row would be NaN.
-            if (fabs(scale) <= LARGEST) factor = fmax(fmin(factor, LARGEST), -LARGEST);
+            if (fabs(scale) <= LARGEST) row.factor = fmax(fmin(row.factor, LARGEST), -LARGEST);
         } else {
-            double variance = (squares - sums.of[0] * between) / count;
+            double variance = (squares - sums.of[0] * between) * task.reciprocal;
             double mean_square = (variance > 0.0 ? variance : 0.0) + task.eps;
-            factor = mean_square < EMPTY_SQUARE ? 0.0 : 1.0 / sqrt(mean_square);
-            constant = 0.0 - between * factor;
+            row.factor = mean_square < EMPTY_SQUARE ? 0.0 : rsqrt(mean_square);
+            row.constant = 0.0 - between * row.factor;
         }
         // Squares of finite numbers are finite here, so a row that holds NaN or Inf is one whose squares are not.
-        if (!(squares <= LARGEST)) factor = not_a_number();
-        double whole = shift + between;
-        mean.high = (float)whole, mean.low = (float)(whole - mean.high);
-        is_moderate = abs(exponent_of(factor)) < MODERATE_FACTOR;
+        if (!(squares <= LARGEST)) row.factor = not_a_number();
+        double mean = shift + between;
+        row.mean.high = (float)mean, row.mean.low = (float)(mean - row.mean.high);
+        row.is_moderate = abs(exponent_of(row.factor)) < MODERATE_FACTOR;
+        return row;
     }
 
     // Normalize a slot; false where it takes more care.

@@ -192,7 +192,7 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
     for (int k = 0; k < HELD; k++) starts[k] = ((team.part * HELD + k) * team.count + team.thread) * N;
     BlockSums block(task, choice, blockIdx.x / team.parts);
     Lines<E> x(task, choice, X), dy(task, choice, OTHER), dx(task, choice, Y), dtotal(task, choice, choice.added ? ADDED : Y);
-    double inverse_count = 1.0 / (double)features, scale_sum = 0.0;
+    double scale_sum = 0.0;
     OverRows weight_sums = {own_room<Two>()}, bias_sums = weight_sums;
     if (sums_weight) weight_sums.clear<OF_THREAD>(), bias_sums.own += OF_THREAD / 2 * block_threads();
     if (sums_bias) bias_sums.clear<OF_THREAD>();
@@ -232,7 +232,7 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
             }
         }
         sums = team.merge(sums);
-        of.finish(task, choice, inverse_count, sums.of[0], sums.of[1]);
+        of.finish(task, choice, sums.of[0], sums.of[1]);
         sums = Sums<2>{};
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
@@ -263,7 +263,7 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
         }
         sums = team.merge(sums);
         if (is_scale) scale_sum += sums.of[1];
-        of.finish_gradient(task, choice, inverse_count, sums.of[0], sums.of[1]);
+        of.finish_gradient(task, choice, sums.of[0], sums.of[1]);
         if (row >= block.last) continue;
         E* to = dx.row(task, Y, row);
         Slot<E> more[HELD] = {};

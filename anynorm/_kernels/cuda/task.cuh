@@ -18,6 +18,7 @@ enum { X = 0, OTHER = 1, Y = 2, ADDED = 3 };  // OTHER: the residual, or dy; Y: 
 struct Task {
     long long rows, features;
     double eps, number;  // number: weight_offset, or the scale
+    double reciprocal;   // of features
     void* arrays[ARRAYS];
     const void* weight;
     const void* bias;
@@ -132,34 +133,54 @@ struct Team {
 
     // Merge what the threads of a row have; each gets the same whole. Merging must not depend on which of two comes first.
     template <class S>
-    __device__ S merge(S sums) const {
-        for (int distance = 1; distance < (count < GROUP ? count : GROUP); distance *= 2) {
+    __device__ S merge(const S& sums) const {
+        return finish(sums, [](const S& whole) { return whole; });
+    }
+
+    // Merge what the threads of a row have, and call f(whole) in the first of their groups; each gets what that returns.
+    // What else would each thread of a row do in float64 takes more time than the row.
+    template <class S, class F>
+    __device__ auto finish(S sums, F f) const -> decltype(f(sums)) {
+        sums = merge_group(sums, count < GROUP ? count : GROUP);
+        if (count <= GROUP) return f(sums);
+        using Result = decltype(f(sums));
+        SHARED(S, groups, MOST_CLUSTER * MOST_THREADS / GROUP);
+        SHARED(Result, finished, MOST_THREADS / GROUP);
+        int places = neighbours ? neighbours : 1, place = neighbours ? neighbour : 0;
+        if (cluster > 1) {
+            // A block has one row then, and finishes one, so nobody writes here while another block still reads.
+            if ((int)threadIdx.x % GROUP < cluster) write_to_block(threadIdx.x % GROUP, &groups[thread / GROUP], sums);
+            arrive_at_cluster();
+            wait_for_cluster();
+        } else {
+            if (thread % GROUP == 0) groups[thread / GROUP * places + place] = sums;
+            __syncthreads();
+        }
+        if (thread % (count / cluster) < GROUP) {
+            Result result = f(merge_groups(groups + place, places));
+            if (thread % GROUP == 0) finished[place] = result;
+        }
+        __syncthreads();
+        return finished[place];
+    }
+
+    template <class S>
+    __device__ S merge_group(S sums, int size) const {
+        for (int distance = 1; distance < size; distance *= 2) {
             S other;
             for (int i = 0; i < S::SIZE; i++) other.of[i] = exchange(sums.of[i], distance);
             sums.merge(other);
         }
-        if (count <= GROUP) return sums;
-        SHARED(S, groups, MOST_THREADS / GROUP);
-        int places = neighbours ? neighbours : 1, place = neighbours ? neighbour : 0, of_block = count / cluster;
-        if (thread % GROUP == 0) groups[thread % of_block / GROUP * places + place] = sums;
-        __syncthreads();
-        S whole = groups[place];
-        for (int group = 1; group < of_block / GROUP; group++) whole.merge(groups[group * places + place]);
-        __syncthreads();
-        return cluster > 1 ? merge_blocks(whole) : whole;
+        return sums;
     }
 
-    // The same of the blocks of a row, in their order. A kernel merges sums of one kind once, so nobody writes here while
-    // another block still reads.
+    // Few groups in their order, each thread all of them; many, which blocks of a cluster have, in a tree.
     template <class S>
-    __device__ S merge_blocks(const S& sums) const {
-        SHARED(S, blocks, MOST_CLUSTER);
-        if ((int)threadIdx.x < cluster) write_to_block(threadIdx.x, &blocks[blockIdx.x % cluster], sums);
-        arrive_at_cluster();
-        wait_for_cluster();
-        S whole = blocks[0];
-        for (int block = 1; block < cluster; block++) whole.merge(blocks[block]);
-        return whole;
+    __device__ S merge_groups(const S* groups, int places) const {
+        int size = count / GROUP, first = size < GROUP ? 0 : thread % GROUP, step = size < GROUP ? 1 : GROUP;
+        S whole = groups[first * places];
+        for (int group = first + step; group < size; group += step) whole.merge(groups[group * places]);
+        return size < GROUP ? whole : merge_group(whole, GROUP);
     }
 };
 
@@ -233,9 +254,8 @@ struct Row {
         distance = (long long)team.count * Slot<E>::SIZE;
         if constexpr (IN_SHARED) {
             room = own_room<Slot<E>>(), room_of_block = team.count / team.cluster;
-#pragma unroll 4
+#pragma unroll
             for (int k = 0; k < HELD; k++) hold_in_shared(first + k * distance, room + k * room_of_block);
-            wait_for_copies();
         } else {
 #pragma unroll
             for (int k = 0; k < HELD; k++) held[k] = read(first + k * distance);
@@ -272,13 +292,22 @@ struct Row {
     template <class F>
     __device__ __forceinline__ void each(F f) const {
         if constexpr (IN_SHARED) {
-#pragma unroll 4
-            for (int k = 0; k < HELD; k++) f(first + k * distance, room[k * room_of_block]);
+            each_in_shared<0>(f);
         } else if constexpr (HELD) {
 #pragma unroll
             for (int k = 0; k < HELD; k++) f(first + k * distance, unconverted(held[k]));
         } else {
             for (long long start = first; start < features; start += distance) f(start, read(start));
+        }
+    }
+
+    // The first while the others are still being copied.
+    template <int K, class F>
+    __device__ __forceinline__ void each_in_shared(F f) const {
+        if constexpr (K < HELD) {
+            wait_for_copies<HELD - 1 - K>();
+            f(first + K * distance, room[K * room_of_block]);
+            each_in_shared<K + 1>(f);
         }
     }
 

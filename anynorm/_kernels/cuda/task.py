@@ -30,6 +30,7 @@ class Task(ctypes.Structure):
         ("features", ctypes.c_longlong),
         ("eps", ctypes.c_double),
         ("number", ctypes.c_double),
+        ("reciprocal", ctypes.c_double),
         ("arrays", ctypes.c_void_p * ARRAYS),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
@@ -131,6 +132,7 @@ def as_rows(shape: Sequence[int], strides: Sequence[Sequence[int]], axes: Sequen
 def fill(rows: Rows, addresses: Sequence[int]) -> Task:
     """Describe rows in arrays at these addresses; parameters, eps and statistics are left to be filled in."""
     task = Task(rows=rows.total, features=rows.normalized.length, free_axes=len(rows.free))
+    task.reciprocal = 1 / task.features
     for axis, (length, _) in enumerate(rows.free):
         task.lengths[axis] = length
     for array, address in enumerate(addresses):
