@@ -93,7 +93,7 @@ class NumPy(CPUAccess):
 
 
 @contextlib.contextmanager
-def emulation(paired=False, backwards=False, held=None, clusters=True):
+def emulation(paired=False, backwards=False, held=None, clusters=True, architecture="sm_90"):
     """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it."""
 
     def launch(choice, grid, block, task, stream):
@@ -129,8 +129,8 @@ def emulation(paired=False, backwards=False, held=None, clusters=True):
         stack.callback(repeat.forget)
         stack.enter_context(mock.patch.multiple(run, starter=starter, remember=remember))
         stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
-        stack.enter_context(mock.patch.object(run, "device", return_value=Device("sm_90", paired, clusters)))
         for module in (run, pull):
+            stack.enter_context(mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters)))
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))
         yield

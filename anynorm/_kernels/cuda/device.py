@@ -18,6 +18,13 @@ _SLOW_FLOAT64 = 16
 # The default stream's own handle, which libraries mean by 0. The driver's bindings may mean by it the default stream of
 # each thread (CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM).
 _LEGACY_STREAM = 1
+# How many blocks can reach each other's shared memory: on every card that has clusters, and on these if asked for.
+_PORTABLE_CLUSTER = 8
+_LARGER_CLUSTER, _LARGER = 16, ("sm_90", "sm_100")
+
+
+# Shared memory of a block, in KiB: on cards for data centres, and on all others.
+_SHARED, _LEAST_SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227}, 64
 
 
 class Device(NamedTuple):
@@ -26,6 +33,18 @@ class Device(NamedTuple):
     architecture: str  # such as sm_90
     slow_float64: bool
     clusters: bool  # whether blocks can reach each other's shared memory
+
+    @property
+    def most_shared_nbytes(self) -> int:
+        """How much shared memory a block may be given."""
+        return (_SHARED.get(self.architecture, _LEAST_SHARED) - 2) << 10  # 2: for what a kernel shares besides
+
+    @property
+    def most_cluster(self) -> int:
+        """How many blocks can."""
+        if not self.clusters:
+            return 1
+        return _LARGER_CLUSTER if self.architecture in _LARGER else _PORTABLE_CLUSTER
 
 
 @functools.cache
@@ -81,17 +100,20 @@ def kernel(choice: Choice, block: int, ordinal: int) -> Loaded:
             if found is None:
                 code = compiled(choice, block, device(ordinal).architecture)
                 shared_nbytes = 16 * choice.held * block if choice.in_shared else 0
-                found = _kernels[key] = Loaded(_load(code, ordinal, shared_nbytes), ordinal, shared_nbytes)
+                found = _kernels[key] = Loaded(_load(code, ordinal, shared_nbytes, choice.cluster), ordinal, shared_nbytes)
     return found
 
 
-def _load(code: bytes, ordinal: int, shared_nbytes: int) -> Any:
+def _load(code: bytes, ordinal: int, shared_nbytes: int, cluster: int) -> Any:
     from cuda.bindings import driver
 
     with _beside_capture(driver):
         _bind(driver, ordinal)
         library = _checked(driver, driver.cuLibraryLoadData(code, [], [], 0, [], [], 0))
         found = _checked(driver, driver.cuLibraryGetKernel(library, b"anynorm"))
+        if cluster > _PORTABLE_CLUSTER:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+            _checked(driver, driver.cuKernelSetAttribute(attribute, 1, found, driver.CUdevice(ordinal)))
         # The driver loads into a context what is first used there, which it may not while a graph is captured.
         _checked(driver, driver.cuKernelGetFunction(found))
         if shared_nbytes:

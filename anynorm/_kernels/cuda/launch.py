@@ -26,10 +26,6 @@ _COLUMNS_NBYTES = 64
 _COLUMNS_BLOCK = 256
 
 
-# The derivative needs more registers: with four slots of 16 bits and 512 threads ptxas spills (sm_80, NVRTC 12.9).
-_MOST_THREADS_OF_DERIVATIVE = 256
-
-
 import os
 
 TUNE = os.environ.get("ANYNORM_TUNE", "")
@@ -50,11 +46,6 @@ class Settings(NamedTuple):
     def block(self) -> int:
         """Threads of a block."""
         return self.threads * self.rows // self.cluster
-
-    @property
-    def held_by_derivative(self) -> int:
-        """The same of slots where the derivative is formed."""
-        return self.held if self.block <= _MOST_THREADS_OF_DERIVATIVE else 0
 
     def blocks(self, rows: int) -> int:
         """How many blocks there are for so many rows."""
