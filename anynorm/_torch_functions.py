@@ -1,4 +1,4 @@
-"""The norms as functions of torch tensors: kernels on the CPU, operators in a graph, torch's own elsewhere.
+"""The norms as functions of torch tensors: kernels on CPUs and NVIDIA GPUs, operators in a graph, else torch's own.
 
 A graph of torch.fx has them as calls of these functions, as it has those of torch.nn.functional.
 """
@@ -11,7 +11,7 @@ import torch
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
-from anynorm import _norms, _residual, _torch_ops, _torch_own
+from anynorm import _norms, _torch_ops, _torch_own
 from anynorm._check import check
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels.cpu.torch_state import transforms_question
@@ -34,9 +34,11 @@ def layer_norm(
 ) -> Tensor:
     """`anynorm.layer_norm` of a tensor; under torch.compile and torch.export the operator ``anynorm::layer_norm``.
 
-    On the CPU, that is with anynorm's precision and kernels. On another device it is ``torch.nn.functional.layer_norm``
-    with the precision that has, in float32 under autocast. Gradients of any order, torch.func and forward-mode
-    derivatives go through.
+    On the CPU, and on an NVIDIA GPU where its kernels take the call (see `anynorm.explain`), that is with anynorm's
+    precision and kernels, forward and backward; derivatives of derivatives go through the definition. What they do not
+    take on a GPU, as torch.func, forward-mode derivatives and subclasses, is ``torch.nn.functional.layer_norm`` with
+    the precision that has; so is all on another device, and what torch.compile makes for any device but the CPU.
+    Autocast changes nothing: the result has x's dtype.
 
     Examples
     --------
@@ -48,9 +50,7 @@ def layer_norm(
         return _traced(LAYER_NORM, x, weight, bias, axis, eps, weight_offset)
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(layer_norm, (x,), x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
-    if _is_here(x):
-        return _norms.layer_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
-    return _torch_own.norm(LAYER_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
+    return _norms.run(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, choose=_torch_own.choose)
 
 
 def rms_norm(
@@ -74,9 +74,7 @@ def rms_norm(
         return _traced(RMS_NORM, x, weight, bias, axis, eps, weight_offset)
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(rms_norm, (x,), x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
-    if _is_here(x):
-        return _norms.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
-    return _torch_own.norm(RMS_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
+    return _norms.run(RMS_NORM, x, weight, bias, axis, eps, weight_offset, choose=_torch_own.choose)
 
 
 def scale_norm(x: Tensor, scale: Tensor | Number | None = None, *, axis: Axis = -1, eps: float = 1e-12) -> Tensor:
@@ -92,9 +90,7 @@ def scale_norm(x: Tensor, scale: Tensor | Number | None = None, *, axis: Axis = 
         return _traced(SCALE_NORM, x, scale, None, axis, eps, 0.0)
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(scale_norm, (x,), x, scale, axis=axis, eps=eps)
-    if _is_here(x):
-        return _norms.scale_norm(x, scale, axis=axis, eps=eps)
-    return _torch_own.norm(SCALE_NORM, x, scale, axis=axis, eps=eps)
+    return _norms.run(SCALE_NORM, x, scale, None, axis, eps, 0.0, choose=_torch_own.choose)
 
 
 def add_layer_norm(
@@ -121,10 +117,9 @@ def add_layer_norm(
         return handle_torch_function(
             add_layer_norm, (x,), x, residual, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset
         )
-    if _is_here(x) and not _is_compiling():
-        options = {"axis": axis, "eps": eps, "weight_offset": weight_offset}
-        return _residual.add_layer_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
-    check(LAYER_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
+    call = check(LAYER_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
+    if not _is_compiling():
+        return _torch_own.choose(call).run(call)  # type: ignore[no-any-return]
     total = x + residual
     return layer_norm(total, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset), total
 
@@ -151,17 +146,11 @@ def add_rms_norm(
         return handle_torch_function(
             add_rms_norm, (x,), x, residual, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset
         )
-    if _is_here(x) and not _is_compiling():
-        options = {"axis": axis, "eps": eps, "weight_offset": weight_offset}
-        return _residual.add_rms_norm(x, residual, weight, bias, **options)  # type: ignore[arg-type]
-    check(RMS_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
+    call = check(RMS_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
+    if not _is_compiling():
+        return _torch_own.choose(call).run(call)  # type: ignore[no-any-return]
     total = x + residual
     return rms_norm(total, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset), total
-
-
-def _is_here(x: Any) -> bool:
-    """Whether anynorm's functions are to take x: on the CPU; or no tensor, as they say best what is wrong with it."""
-    return getattr(x, "is_cpu", True)
 
 
 def _traced(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: Axis, eps: float, offset: float) -> Tensor:

@@ -16,7 +16,7 @@ import pytest
 from anynorm._check import check, check_gradient
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._kernels.cpu.memory import NumPy as CPUAccess
-from anynorm._kernels.cuda import arrays, pull, run
+from anynorm._kernels.cuda import arrays, device, pull, repeat, run
 from anynorm._kernels.cuda import task as tasks
 from anynorm._kernels.cuda.device import Device
 from tests import compiled
@@ -109,12 +109,26 @@ def emulation(paired=False, backwards=False, held=None, clusters=True, architect
     def kernel(choice, block, ordinal):
         return choice
 
+    def starter(choice, grid, block):
+        def start(argument, stream):
+            task = tasks.Task.from_address(ctypes.c_void_p.from_address(argument).value)
+            launch(choice, grid, block, task, stream)
+
+        return start
+
+    def remember(call, *given):
+        if call.library.name in arrays.ACCESS:
+            repeat.remember(call, *given)
+
     replaced = {
         "ACCESS": {"numpy": NumPy, "cupy": arrays.CuPy},
         "kernel": kernel,
         "launch": launch,
     }
     with contextlib.ExitStack() as stack:
+        stack.callback(repeat.forget)
+        stack.enter_context(mock.patch.multiple(run, starter=starter, remember=remember))
+        stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
         for module in (run, pull):
             stack.enter_context(mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters)))
             for name, value in replaced.items():

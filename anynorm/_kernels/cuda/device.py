@@ -6,10 +6,10 @@ import contextlib
 import ctypes
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from anynorm._kernels.cuda.compile import compiled
+from anynorm._kernels.cuda.compile import compiled, lacking
 from anynorm._kernels.cuda.task import Choice, Task
 
 # So many times as fast as float64 is float32: 2 on cards with full float64, 32 or 64 on others. Below this float64 is
@@ -65,6 +65,19 @@ def device(ordinal: int) -> Device:
     return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64, major >= 9)
 
 
+@functools.cache
+def unfit(ordinal: int) -> str | None:
+    """Why kernels cannot be compiled for a device, and what to install; None: they can."""
+    try:
+        from cuda.bindings import driver
+
+        architecture = device(ordinal).architecture
+        version = int(_checked(driver, driver.cuDriverGetVersion()))
+    except (ImportError, RuntimeError) as error:
+        return f"the CUDA driver cannot be used ({error})"
+    return lacking(architecture, version)
+
+
 class Loaded(NamedTuple):
     """A kernel that is ready to be started."""
 
@@ -103,11 +116,10 @@ def _load(code: bytes, ordinal: int, shared_nbytes: int, cluster: int) -> Any:
             _checked(driver, driver.cuKernelSetAttribute(attribute, 1, found, driver.CUdevice(ordinal)))
         # The driver loads into a context what is first used there, which it may not while a graph is captured.
         _checked(driver, driver.cuKernelGetFunction(found))
-    function = driver.CUfunction(int(found))
-    if shared_nbytes:
-        attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        _checked(driver, driver.cuKernelSetAttribute(attribute, shared_nbytes, found, driver.CUdevice(ordinal)))
-    return function
+        if shared_nbytes:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _checked(driver, driver.cuKernelSetAttribute(attribute, shared_nbytes, found, driver.CUdevice(ordinal)))
+    return driver.CUfunction(int(found))
 
 
 @contextlib.contextmanager
@@ -141,19 +153,34 @@ def _context(ordinal: int) -> Any:
     return _checked(driver, driver.cuDevicePrimaryCtxRetain(_checked(driver, driver.cuDeviceGet(ordinal))))
 
 
+def starter(loaded: Loaded, grid: tuple[int, int], block: int) -> Callable[[int, int], Any]:
+    """What starts a kernel on a stream, given the address of the address of a task; it returns what failed, or None."""
+    from cuda.bindings import driver
+
+    run, success, (function, _, shared_nbytes) = driver.cuLaunchKernel, driver.CUresult.CUDA_SUCCESS, loaded
+    across, down = grid
+
+    def start(argument: int, stream: int) -> Any:
+        (status,) = run(
+            function, across, down, 1, block, 1, 1, shared_nbytes, stream or _LEGACY_STREAM, argument, 0
+        )  # fmt: skip
+        return None if status == success else status
+
+    return start
+
+
 def launch(loaded: Loaded, grid: tuple[int, int], block: int, task: Task, stream: int) -> None:
     """Start a kernel on a stream of its device, which must be the current one."""
     from cuda.bindings import driver
 
+    start = starter(loaded, grid, block)
     argument = (ctypes.c_void_p * 1)(ctypes.addressof(task))
     # The driver copies the task before it returns.
-    given = (
-        loaded.function, *grid, 1, block, 1, 1, loaded.shared_nbytes, stream or _LEGACY_STREAM, ctypes.addressof(argument), 0
-    )  # fmt: skip
-    returned = driver.cuLaunchKernel(*given)
-    if returned[0] != driver.CUresult.CUDA_SUCCESS and _bind(driver, loaded.ordinal):
-        returned = driver.cuLaunchKernel(*given)
-    _checked(driver, returned)
+    failed = start(ctypes.addressof(argument), stream)
+    if failed is not None and _bind(driver, loaded.ordinal):
+        failed = start(ctypes.addressof(argument), stream)
+    if failed is not None:
+        _checked(driver, (failed,))
 
 
 def _checked(driver: Any, returned: tuple[Any, ...]) -> Any:

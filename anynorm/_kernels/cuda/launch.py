@@ -27,6 +27,7 @@ _COLUMNS_BLOCK = 256
 
 
 import os
+
 TUNE = os.environ.get("ANYNORM_TUNE", "")
 
 

@@ -1,5 +1,6 @@
-// Rows of 16 and 32 bits in float64, which has bits and range to spare. Rows of 16 bits are reduced in it and applied in
-// float32 where nothing is of extreme magnitude: there are few conversions between the two in a clock cycle.
+// Rows of 16 and 32 bits, reduced in float64, which has bits and range to spare. Where nothing is of extreme magnitude they
+// are applied in float32, those of 32 bits in pairs of it: there are few conversions between the two in a clock cycle, and
+// in float64 a row would need four or five of them an element.
 #pragma once
 
 #include "parameters.cuh"
@@ -8,10 +9,13 @@
 // second.
 constexpr double EMPTY_SQUARE = 0x1p-960, EMPTY_NORM = 1e-300;
 
-// Exponents of factors of which products in float32 stay in range.
-constexpr int MODERATE_FACTOR = 100;
-// A weight up to here leaves nothing of what an x_hat below the normal numbers of float32 has lost.
+// Exponents of factors of which products in float32 stay in range, and of factors and weights of which pairs do.
+constexpr int MODERATE_FACTOR = 100, MODERATE_OF_PAIR = 40;
+constexpr float LEAST_WEIGHT = 0x1p-40f, MOST_WEIGHT = 0x1p40f;
+// A weight of bfloat16 up to here leaves nothing of what an x_hat below the normal numbers of float32 has lost.
 constexpr float MODERATE_WEIGHT = 256.0f;
+// Sums of squares of bfloat16 that have lost nothing of interest in float32.
+constexpr float LEAST_SQUARES = 0x1p-60f, MOST_SQUARES = 0x1p100f;
 
 struct PlainSums {
     static constexpr int SIZE = 2;
@@ -29,9 +33,9 @@ struct PlainSums {
 // x_hat is (x - shift) * factor + constant, where constant is -factor times what lies between mean and shift.
 struct Plain {
     using Number = double;
-    double shift, factor, constant;
-    Pair<float> mean;       // of rows of 16 bits
-    bool is_moderate;       // whether they can be applied in float32
+    double shift, factor, constant, whole;  // the last is the mean
+    Pair<float> mean, times;  // mean and factor in float32
+    bool is_moderate;         // whether these can be used
     bool is_short;          // whether eps is the divisor of scale_norm
 
     Plain() = default;
@@ -42,8 +46,29 @@ struct Plain {
         // (Samuelson 1968, "How deviant can you be?"), and float64 has the bits to spare.
         double from = choice.rule == LAYER ? (double)widen(row.at_first()) : 0.0;
         PlainSums sums = {};
-        row.each_element([&](auto element) { sums.add((double)widen(element) - from); });
+        row.each([&](long long start, const auto& slot) { add(task, choice, sums, start, slot, from); });
         *this = team.finish(sums, [&](const PlainSums& whole) { return finished(task, choice, whole, from); });
+    }
+
+    template <class E>
+    __device__ __forceinline__ static void add(
+        const Task& task, const Choice& choice, PlainSums& sums, long long start, const Slot<E>& slot, double from) {
+        constexpr int N = Slot<E>::SIZE;
+        if (sizeof(E) == 2 && choice.rule != LAYER) {
+            // Squares of 16 bits are exact in float32, and the sum of a slot is good to 21 bits. Zeros stand for what lies
+            // behind the row.
+            float squares = 0.0f;
+#pragma unroll
+            for (int i = 0; i < N; i++) squares = fma((float)widen(slot.of[i]), (float)widen(slot.of[i]), squares);
+            if (!HAS_RANGE_OF_FLOAT<E> || (squares >= LEAST_SQUARES && squares <= MOST_SQUARES)) {
+                sums.of[1] += squares;
+                return;
+            }
+        }
+        bool all = choice.aligned && start < task.features;
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (all || start + i < task.features) sums.add((double)widen(slot.of[i]) - from);
     }
 
     __device__ static Plain finished(const Task& task, const Choice& choice, const PlainSums& sums, double shift) {
@@ -65,8 +90,9 @@ struct Plain {
         }
         // Squares of finite numbers are finite here, so a row that holds NaN or Inf is one whose squares are not.
         if (!(squares <= LARGEST)) row.factor = not_a_number();
-        double mean = shift + between;
-        row.mean.high = (float)mean, row.mean.low = (float)(mean - row.mean.high);
+        row.whole = shift + between;
+        row.mean.high = (float)row.whole, row.mean.low = (float)(row.whole - row.mean.high);
+        row.times.high = (float)row.factor, row.times.low = (float)(row.factor - row.times.high);
         row.is_moderate = abs(exponent_of(row.factor)) < MODERATE_FACTOR;
         return row;
     }
@@ -75,14 +101,61 @@ struct Plain {
     template <class E>
     __device__ __forceinline__ bool apply(
         const Task& task, const Choice& choice, long long start, const Slot<E>& slot, Slot<E>& result) const {
-        if constexpr (sizeof(E) == 2) {
-            return is_moderate && apply_in_float(task, choice, start, slot, result);
-        } else {
-            apply_carefully(task, choice, start, slot, result);
-            return true;
+        constexpr int N = Slot<E>::SIZE;
+        bool is_weighted = choice.rule != SCALE && choice.weight != NOTHING;
+        if (choice.bias == DOUBLE || (is_weighted && choice.weight == DOUBLE) || !is_moderate) return false;
+        FloatParameters<N> parameters(task, choice, start);
+        if (!are_moderate<E>(choice, parameters, is_weighted)) return false;
+        float of[N];
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            float value = widen(slot.of[i]), bias = parameters.bias[i];
+            float weight = is_weighted ? parameters.weight[i] : 1.0f, low = choice.offset ? parameters.low[i] : 0.0f;
+            of[i] = sizeof(E) == 2 ? applied(choice, value, weight, bias) : applied_in_pairs(choice, value, {weight, low}, bias);
         }
+        if constexpr (sizeof(E) == 2) {
+#pragma unroll
+            for (int i = 0; i < N; i += 2) result.of.words[i / 2] = two_narrowed(of[i], of[i + 1], E());
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; i++) narrow(of[i], result.of[i]);
+        }
+        return true;
     }
 
+    // Whether what x_hat is multiplied by leaves it in range. Of layer_norm an error counts beside an x_hat of 1.
+    template <class E, int N>
+    __device__ __forceinline__ bool are_moderate(
+        const Choice& choice, const FloatParameters<N>& parameters, bool is_weighted) const {
+        if (choice.rule != RMS || !is_weighted || !HAS_RANGE_OF_FLOAT<E>) return true;
+        if (sizeof(E) == 2) return parameters.are_within(0.0f, MODERATE_WEIGHT);
+        return abs(exponent_of(factor)) < MODERATE_OF_PAIR && parameters.are_within(LEAST_WEIGHT, MOST_WEIGHT);
+    }
+
+    // Of 16 bits, for which float32 has enough.
+    __device__ __forceinline__ float applied(const Choice& choice, float value, float weight, float bias) const {
+        value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * times.high;
+        return fma(value, weight, bias);
+    }
+
+    // Of 32 bits: all is rounded once, but for the sum of a bias and what is far below it.
+    __device__ __forceinline__ float applied_in_pairs(
+        const Choice& choice, float value, Pair<float> weight, float bias) const {
+        if (choice.rule == LAYER) {
+            Pair<float> deviation = two_sum(value, -mean.high), x_hat;
+            deviation.low -= mean.low;
+            x_hat.high = deviation.high * times.high;
+            x_hat.low = fma(deviation.high, times.high, -x_hat.high);
+            x_hat.low = fma(deviation.high, times.low, fma(deviation.low, times.high, x_hat.low));
+            return fma(x_hat.high, weight.high, fma(x_hat.low, weight.high, fma(x_hat.high, weight.low, bias)));
+        }
+        // The factor and the weight first: their product is in range where that with the element may not be.
+        float product = times.high * weight.high;
+        float low = fma(times.high, weight.low, fma(times.low, weight.high, fma(times.high, weight.high, -product)));
+        return fma(value, product, fma(value, low, bias));
+    }
+
+    // The same in float64.
     template <class E>
     __device__ __forceinline__ void apply_carefully(
         const Task& task, const Choice& choice, long long start, const Slot<E>& slot, Slot<E>& result) const {
@@ -91,11 +164,7 @@ struct Plain {
 #pragma unroll
         for (int i = 0; i < N; i++) {
             double value = widen(slot.of[i]);
-            if (sizeof(E) == 2) {  // for which the mean of float32 will do, so that nothing else has to be kept
-                value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * factor;
-            } else {
-                value = choice.rule == LAYER ? fma(value - shift, factor, constant) : value * factor;
-            }
+            value = (choice.rule == LAYER ? value - whole : value) * factor;
             if (choice.rule != SCALE && choice.weight != NOTHING) {
                 value = fma(value, parameters.weight[i], parameters.bias[i]);
             } else if (choice.bias != NOTHING) {
@@ -103,30 +172,6 @@ struct Plain {
             }
             narrow(value, result.of[i]);
         }
-    }
-
-    // A slot of 16 bits in float32; false where a parameter is too wide or too large for that.
-    template <class E>
-    __device__ __forceinline__ bool apply_in_float(
-        const Task& task, const Choice& choice, long long start, const Slot<E>& slot, Slot<E>& result) const {
-        constexpr int N = Slot<E>::SIZE;
-        if (choice.bias == DOUBLE || (choice.weight == DOUBLE && choice.rule != SCALE)) return false;
-        FloatParameters<N> parameters(task, choice, start);
-        bool is_weighted = choice.rule != SCALE && choice.weight != NOTHING;
-        // An error of layer_norm counts beside an x_hat of 1.
-        if (is_weighted && choice.rule == RMS && HAS_RANGE_OF_FLOAT<E> && !(parameters.largest_weight() <= MODERATE_WEIGHT))
-            return false;
-        float of[N], times = (float)factor;
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            float value = widen(slot.of[i]);
-            value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * times;
-            of[i] = is_weighted ? fma(value, parameters.weight[i], parameters.bias[i])
-                    : choice.bias != NOTHING ? value + parameters.bias[i] : value;
-        }
-#pragma unroll
-        for (int i = 0; i < N; i += 2) result.of.words[i / 2] = two_narrowed(of[i], of[i + 1], E());
-        return true;
     }
 
     __device__ __forceinline__ double x_hat(double value, const Choice& choice) const {

@@ -6,7 +6,8 @@ from typing import Any
 
 from anynorm._check import Call
 from anynorm._kernels.cuda.arrays import ACCESS
-from anynorm._kernels.cuda.device import device, kernel, launch
+from anynorm._kernels.cuda.device import device, kernel, launch, starter
+from anynorm._kernels.cuda.repeat import remember
 from anynorm._kernels.cuda.task import (
     CODES,
     NOTHING,
@@ -39,7 +40,9 @@ def run(call: Call) -> Any:
         held, task, choice = describe(access, call, rows, arrays, residual is not None)
         function = kernel(choice.started(how, rows), how.block, access.ordinal(x))
         # Whatever is freed here is freed on the same stream, so it may be before the kernel has run.
-        launch(function, (how.blocks(rows.total), 1), how.block, task, access.stream(x))
+        grid = how.blocks(rows.total), 1
+        launch(function, grid, how.block, task, access.stream(x))
+        remember(call, y, starter(function, grid, how.block), task)
     del held
     if call.out is not None:
         for one in call.out:
