@@ -39,7 +39,19 @@ HELD = (0, 1, 2, 4, 8)
 
 
 class _Choice(ctypes.Structure):
-    names = ("rule", "weight", "bias", "offset", "aligned", "added", "threads", "neighbours", "in_shared", "full", "cluster")
+    names = (
+        "rule",
+        "weight",
+        "bias",
+        "offset",
+        "aligned",
+        "added",
+        "threads",
+        "neighbours",
+        "in_shared",
+        "full",
+        "cluster",
+    )
     _fields_ = tuple((name, ctypes.c_int) for name in names)
 
 
@@ -130,7 +142,9 @@ def emulation(paired=False, backwards=False, held=None, clusters=True, architect
         stack.enter_context(mock.patch.multiple(run, starter=starter, remember=remember))
         stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
         for module in (run, pull):
-            stack.enter_context(mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters)))
+            stack.enter_context(
+                mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters))
+            )
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))
         yield

@@ -100,7 +100,9 @@ def kernel(choice: Choice, block: int, ordinal: int) -> Loaded:
             if found is None:
                 code = compiled(choice, block, device(ordinal).architecture)
                 shared_nbytes = 16 * choice.held * block if choice.in_shared else 0
-                found = _kernels[key] = Loaded(_load(code, ordinal, shared_nbytes, choice.cluster), ordinal, shared_nbytes)
+                found = _kernels[key] = Loaded(
+                    _load(code, ordinal, shared_nbytes, choice.cluster), ordinal, shared_nbytes
+                )
     return found
 
 
