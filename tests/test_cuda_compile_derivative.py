@@ -97,13 +97,12 @@ def test_slots_are_read_and_written_at_once_and_conversions_are_few(name, tmp_pa
     path.write_bytes(code)
     text = subprocess.run([disassembler(), "-c", path], capture_output=True, text=True, check=True).stdout
     found = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", text, re.MULTILINE)
-    wide = sum(one.startswith("LDG.E.128") for one in found)
+    wide = {name: sum(bool(re.fullmatch(rf"{name}\.E(\.NA)?\.128", one)) for one in found) for name in ("LDG", "STG")}
+    all_of = {name: sum(one.startswith(name) for one in found) for name in wide}
     # x and dy before the loop and in it, and the weights, two slots of each; the rest is the element to shift by.
-    assert wide == 10
-    assert sum(one.startswith("LDG") for one in found) - wide == 2
+    assert (wide["LDG"], all_of["LDG"]) == (10, 12)
     # dx, and the sums of two features at a time.
     elements = SLOTS * SLOT_NBYTES // ITEMSIZE[CHOICES[name][2].dtype]
-    assert sum(one == "STG.E.128" for one in found) == 2 + elements
-    assert not any(one.startswith("STG") and one != "STG.E.128" for one in found)
+    assert wide["STG"] == all_of["STG"] == 2 + elements
     # Each element of x, dy, the weight and dx once; the shift before the loop and in it.
     assert sum(one.startswith("F2F.") for one in found) <= 4 * elements + 2

@@ -63,17 +63,28 @@ __device__ void derive_again(const Task& task, const Choice& choice) {
         }
     };
     auto sum_up = [&](auto f) {
-        Sums<2> whole = {};
-        for (long long part = 0; part * of_part < task.features; part++) {
-            Sums<2> sums = {};
-            each(part, [&](long long start) { f(start, sums.of); });
-            sums = team.merge(sums);
-            if (part) whole.merge(sums);
-            else whole = sums;
+        SHARED(Sums<2>, room, TREE * MOST_THREADS / GROUP);
+        int places = team.neighbours ? team.neighbours : 1, groups = team.count / GROUP;
+        Sums<2>* columns = room + (team.neighbours ? team.neighbour : 0);
+        if (groups > 1) {
+            if (team.thread < TREE) columns[team.thread * places] = Sums<2>{};
+            __syncthreads();
         }
-        return whole;
+        Sums<2> sums;
+        for (long long part = 0; part * of_part < task.features; part++) {
+            sums = Sums<2>{};
+            each(part, [&](long long start) { f(start, sums.of); });
+            sums = team.merge_group(sums, groups ? GROUP : team.count);
+            if (groups <= 1) continue;
+            if (team.thread % GROUP == 0) columns[(part * groups + team.thread / GROUP) % TREE * places].merge(sums);
+            __syncthreads();
+        }
+        if (groups <= 1) return sums;
+        sums = team.merge_group(columns[team.thread % TREE * places], TREE);
+        __syncthreads();
+        return sums;
     };
-    Derived row;
+    Derived row = {};
     if (choice.rule == LAYER && features) row.shift = widen(x.first[0]);
     Sums<2> sums = sum_up([&](long long start, double* of) {
         Slot<E> slot = unconverted(x.read(start));
@@ -164,7 +175,7 @@ __device__ void derive_rows(const Task& task, Choice choice) {
 template <class E, class Mode>
 __device__ __forceinline__ double x_hat_from(const double* kept, double x, const Choice& choice) {
     if constexpr (sizeof(E) == sizeof(double)) return Mode::x_hat_from(kept, x, choice);
-    Derived row;
+    Derived row = {};
     row.shift = kept[0], row.factor = kept[1], row.constant = kept[2];
     return row.x_hat(row.deviation(x, choice), choice);
 }

@@ -1,7 +1,8 @@
 // The derivative of a row of 16 or 32 bits, in float64: what each way of going over rows has in common.
 //
-// A row is cut into parts, each for the threads of a block. A thread sums up its elements of a part, a team of threads
-// merges what its threads have, and the parts follow in order.
+// A row is cut into parts, each for the threads of a block. A thread sums up its elements of a part, and each group of
+// threads merges what they have in a tree. Of the groups of all parts every TREE-th follow in order, and those sums are
+// merged in a tree.
 #pragma once
 
 #include "parameters.cuh"
@@ -11,6 +12,7 @@
 template <class E>
 constexpr int of_thread() { return sizeof(E) == sizeof(float) ? 8 : 16; }
 
+constexpr int TREE = 16;
 constexpr int STATISTICS = 5;  // of a row: four from which x_hat follows, and the sum of dy * x_hat
 
 template <int N>
@@ -25,10 +27,10 @@ struct Sums {
 
 // x_hat is (x - shift) * factor + constant. `rest` is what the mean of x_hat differs from 0 by, as the constant is rounded.
 struct Derived {
-    double shift = 0.0, factor, constant = 0.0, rest = 0.0;
-    bool is_short = false;  // whether eps is the divisor of scale_norm
-    double middle = 0.0, across = 0.0;  // what is taken away from g, and how much of x_hat
-    double times = 0.0;  // and what the rest is multiplied by
+    double shift, factor, constant, rest;
+    double middle, across;  // what is taken away from g, and how much of x_hat
+    double times;           // and what that leaves is multiplied by
+    bool is_short;          // whether eps is the divisor of scale_norm
 
     __device__ __forceinline__ double deviation(double x, const Choice& choice) const {
         return choice.rule == LAYER ? x - shift : x;

@@ -7,13 +7,14 @@
 #include "gradient.cuh"
 
 #ifdef ANYNORM_EMULATED
+constexpr int STREAM_CLUSTER = 16;  // blocks of a row
 inline int block_threads() { return blockDim.x; }
 #else
+constexpr int STREAM_CLUSTER = CLUSTER;
 __device__ constexpr int block_threads() { return BLOCK; }
 #endif
 
 constexpr int STREAM_WARPS = 16;     // of a block at most
-constexpr int STREAM_CLUSTER = 16;   // blocks of a row at most
 constexpr int SHARED_BLOCK = 128;    // threads of a block where several teams share it
 
 // The threads that share a row of a block: a team of them, of as many teams as take rows at a time, or all threads of the
@@ -40,43 +41,46 @@ struct StreamTeam {
 #endif
     }
 
-    // Merge what the threads of a row have, in the order of Team in task.cuh, and then the parts in theirs.
-    __device__ __forceinline__ Sums<2> merge(Sums<2> sums) {
+    // Merge what the threads of a row have and call f(whole) in its first group; each thread gets what that returns. What
+    // else would each of them do in float64 takes more time than the row.
+    template <class F>
+    __device__ __forceinline__ Derived finish(Sums<2> sums, F f) {
         if (count <= GROUP) {
             for (int distance = 1; distance < count; distance *= 2)
 #pragma unroll
                 for (int i = 0; i < 2; i++) sums.of[i] += __shfl_xor_sync(0xffffffffu, sums.of[i], distance);
-            return sums;
+            return f(sums);
         }
-        SHARED(Sums<2>, room, 2 * STREAM_WARPS);
-        Sums<2>* groups = room + turn * STREAM_WARPS + team * (count / GROUP);
+        SHARED(Sums<2>, room, 2 * STREAM_CLUSTER * STREAM_WARPS);
+        SHARED(Derived, finished, STREAM_WARPS);
+        Sums<2>* groups = room + turn * STREAM_CLUSTER * STREAM_WARPS + team * (count / GROUP);
+        int lane = threadIdx.x % GROUP, which = lane % 2, groups_of_row = parts * (count / GROUP);
         // Of neighbouring lanes each goes on with one of the sums.
-        int which = threadIdx.x % 2;
         double passed = __shfl_xor_sync(0xffffffffu, which ? sums.of[0] : sums.of[1], 1);
         double sum = (which ? sums.of[1] : sums.of[0]) + passed;
 #pragma unroll
         for (int distance = 2; distance < GROUP; distance *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
-        if (threadIdx.x % GROUP < 2) groups[thread / GROUP].of[which] = sum;
-        wait_for_team();
-        sum = groups[0].of[which];
-#pragma unroll
-        for (int group = 1; group < count / GROUP; group++) sum += groups[group].of[which];
-        if (parts > 1) sum = merge_parts(sum, which);
+        double* place = &groups[part * (count / GROUP) + thread / GROUP].of[which];
+        if (parts > 1) {
+            if (lane < 2 * parts) write_to_block(lane / 2, place, sum);
+            arrive_at_cluster();
+            wait_for_cluster();
+        } else {
+            if (lane < 2) *place = sum;
+            wait_for_team();
+        }
         turn ^= 1;
-        return {{__shfl_sync(0xffffffffu, sum, 0), __shfl_sync(0xffffffffu, sum, 1)}};
-    }
-
-    // Each warp has the sums of its block, of which the first one tells all others.
-    __device__ __forceinline__ double merge_parts(double sum, int which) {
-        SHARED(Sums<2>, room, 2 * STREAM_CLUSTER);
-        Sums<2>* blocks = room + turn * STREAM_CLUSTER;
-        if ((int)threadIdx.x < 2 * parts) write_to_block(threadIdx.x / 2, &blocks[part].of[which], sum);
-        arrive_at_cluster();
-        wait_for_cluster();
-        sum = blocks[0].of[which];
+        if (thread < GROUP) {
+            sum = 0.0;
+            for (int group = lane / 2; group < groups_of_row; group += TREE) sum += groups[group].of[which];
 #pragma unroll
-        for (int block = 1; block < parts; block++) sum += blocks[block].of[which];
-        return sum;
+            for (int distance = 2; distance < GROUP; distance *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+            passed = __shfl_xor_sync(0xffffffffu, sum, 1);
+            Derived row = f(Sums<2>{{which ? passed : sum, which ? sum : passed}});
+            if (thread == 0) finished[team] = row;
+        }
+        wait_for_team();
+        return finished[team];
     }
 };
 
@@ -211,7 +215,7 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
 #pragma unroll 1
     for (int turn = 0; turn < turns; turn++) {
         long long row = block.first + team.team + (long long)turn * task.teams;
-        Derived of;
+        Derived of = {};
         of.shift = widen(next_shift);
         Slot<E> slots[HELD], gradients[HELD];
 #pragma unroll
@@ -231,8 +235,11 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
                 add_deviation(x_hat[k][i], choice, sums.of);
             }
         }
-        sums = team.merge(sums);
-        of.finish(task, choice, sums.of[0], sums.of[1]);
+        of = team.finish(sums, [&](const Sums<2>& whole) {
+            Derived row = of;
+            row.finish(task, choice, whole.of[0], whole.of[1]);
+            return row;
+        });
         sums = Sums<2>{};
 #pragma unroll
         for (int k = 0; k < HELD; k++) {
@@ -261,9 +268,12 @@ __device__ void stream_rows(const Task& task, const Choice& choice) {
                 }
             }
         }
-        sums = team.merge(sums);
-        if (is_scale) scale_sum += sums.of[1];
-        of.finish_gradient(task, choice, sums.of[0], sums.of[1]);
+        of = team.finish(sums, [&](const Sums<2>& whole) {
+            Derived row = of;
+            row.finish_gradient(task, choice, whole.of[0], whole.of[1]);
+            if (is_scale) scale_sum += whole.of[1];
+            return row;
+        });
         if (row >= block.last) continue;
         E* to = dx.row(task, Y, row);
         Slot<E> more[HELD] = {};

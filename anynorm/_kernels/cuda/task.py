@@ -15,8 +15,8 @@ FREE_AXES = 6
 ARRAYS = 4  # x, the residual or dy, y or dx, the sum or dtotal
 CODES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 NOTHING, NUMBER = 4, 5  # in place of the code of a weight or bias
-# What a kernel does: the norm; the derivative, sums over blocks of rows, and sums of the blocks; the derivative of whole
-# blocks of rows, without the sums over them and with them.
+# What a kernel does: the norm; the derivative row by row, sums over blocks of rows, and sums of the blocks; the
+# derivative of blocks of rows, without the sums over them and with them.
 STEPS = ("normalize", "derive", "add_rows", "add_blocks", "stream", "stream_and_add")
 NORMALIZE, DERIVE, ADD_ROWS, ADD_BLOCKS, STREAM, STREAM_AND_ADD = STEPS
 RULES = {"layer_norm": 0, "rms_norm": 1, "scale_norm": 2}
