@@ -39,19 +39,8 @@ HELD = (0, 1, 2, 4, 8)
 
 
 class _Choice(ctypes.Structure):
-    names = (
-        "rule",
-        "weight",
-        "bias",
-        "offset",
-        "aligned",
-        "added",
-        "threads",
-        "neighbours",
-        "in_shared",
-        "full",
-        "cluster",
-    )
+    names = ("rule", "weight", "bias", "offset", "aligned", "added", "threads", "neighbours")
+    names += ("in_shared", "full", "cluster", "abreast")
     _fields_ = tuple((name, ctypes.c_int) for name in names)
 
 
@@ -105,11 +94,14 @@ class NumPy(CPUAccess):
 
 
 @contextlib.contextmanager
-def emulation(paired=False, backwards=False, held=None, clusters=True, architecture="sm_90"):
-    """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it."""
+def emulation(paired=False, backwards=False, held=None, clusters=True, chosen=None, shared=227 << 10):
+    """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it.
+
+    The choices are also put into the list ``chosen``.
+    """
 
     def launch(choice, grid, block, task, stream):
-        if held is not None:
+        if held is not None and choice.abreast == 1:
             choice = choice._replace(held=held, full=False, in_shared=False)
         how = _Launch(tasks.STEPS.index(choice.step), choice.held)
         how.grid[:], how.block[:], how.reversed = grid, (block, 1), backwards
@@ -119,6 +111,8 @@ def emulation(paired=False, backwards=False, held=None, clusters=True, architect
         assert found, f"no kernel that holds {how.held} slots has been compiled"
 
     def kernel(choice, block, ordinal):
+        if chosen is not None:
+            chosen.append(choice)
         return choice
 
     def starter(choice, grid, block):
@@ -143,7 +137,7 @@ def emulation(paired=False, backwards=False, held=None, clusters=True, architect
         stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
         for module in (run, pull):
             stack.enter_context(
-                mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters))
+                mock.patch.object(module, "device", return_value=Device("sm_90", paired, clusters, shared))
             )
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from anynorm._kernels.cuda import compile as compiling
-from anynorm._kernels.cuda.launch import settings
-from anynorm._kernels.cuda.task import NOTHING, NUMBER, RULES, Choice
+from anynorm._kernels.cuda.launch import settings, settings_abreast
+from anynorm._kernels.cuda.task import NOTHING, NUMBER, RULES, Choice, as_rows
 
 LAYER, RMS, SCALE = RULES.values()
 
@@ -42,16 +42,39 @@ CASES = [
 ]
 
 
+def assert_nothing_is_spilled(choice, block, architecture):
+    code, said = compiling.build((*compiling.options(choice, block, architecture), "--ptxas-options=-v"))
+    assert code[:4] == b"\x7fELF"
+    assert [int(n) for n in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", said)] == [0, 0, 0]
+    (registers,) = re.findall(r"Used (\d+) registers", said)
+    assert int(registers) * block <= 65536
+
+
 @pytest.mark.parametrize(("name", "architecture"), CASES)
 def test_it_compiles_and_spills_nothing(name, architecture):
     features, choice = CHOICES[name]
     how = settings(features, {"float32": 4, "float64": 8}.get(choice.dtype, 2))
-    given = compiling.options(choice._replace(held=how.held), how.block, architecture)
-    code, said = compiling.build((*given, "--ptxas-options=-v"))
-    assert code[:4] == b"\x7fELF"
-    assert [int(n) for n in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", said)] == [0, 0, 0]
-    (registers,) = re.findall(r"Used (\d+) registers", said)
-    assert int(registers) * how.block <= 65536
+    held = how.held
+    assert_nothing_is_spilled(choice._replace(held=held), how.block, architecture)
+
+
+# In registers, in registers to the last, and in shared memory.
+@pytest.mark.parametrize(("features", "dtype", "architecture"), [
+    (256, "bfloat16", "90"), (512, "float32", "80"), (512, "bfloat16", "90"),
+])  # fmt: skip
+def test_slots_across_rows_are_read_and_written_whole(features, dtype, architecture):
+    itemsize, code = {"bfloat16": (2, 1), "float32": (4, 2)}[dtype]
+    how = settings_abreast(features, itemsize, 227 << 10)
+    row = as_rows((8, features, 64), [(64 * features * itemsize, 64 * itemsize, itemsize)] * 4, (1,), itemsize)
+    choice = Choice(dtype, LAYER, code, code, False, False, False).started(how, row)
+    assert_nothing_is_spilled(choice, how.block, f"sm_{architecture}")
+    ptx, _ = compiling.build(compiling.options(choice, how.block, f"compute_{architecture}"))
+    stores = re.findall(rb"st\.global\S*", ptx)
+    slots = how.held * how.abreast
+    again = dtype == "bfloat16"  # a loop for what cannot be applied in float32
+    assert [b"v4" in one for one in stores] == [True] * (slots + again)
+    loads = re.findall(rb"cp\.async\.cg\S*" if how.in_shared else rb"ld\.global\S*v4\S*", ptx)
+    assert len(loads) >= slots
 
 
 def test_code_is_kept_on_disk(tmp_path, monkeypatch):

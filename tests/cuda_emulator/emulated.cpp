@@ -1,6 +1,7 @@
 // The kernels on a CPU, chosen when they are called.
 #include "emulator.hpp"
 
+#include "abreast.cuh"
 #include "add_blocks.cuh"
 #include "derive.cuh"
 #include "normalize.cuh"
@@ -26,13 +27,19 @@ void run_held(const Launch& how, const Task& task, const Choice& choice) {
             return;
         }
     }
-    if constexpr (!std::is_same_v<Mode, Paired<float>>) {
-        if (choice.in_shared) {
-            launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD, true>(task, choice); });
-            return;
+    if constexpr (std::is_same_v<Mode, Paired<float>>) {
+        launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
+    } else if (choice.abreast > 1) {
+        if constexpr (!std::is_same_v<E, double> && HELD > 0) {
+            // Where registers would not do they lie in shared memory.
+            constexpr bool IN_SHARED = HELD * Slot<E>::SIZE * Slot<E>::SIZE > 64;
+            launch(how.grid, how.block, choice.cluster, [&] { normalize_abreast<E, HELD, IN_SHARED>(task, choice); });
         }
+    } else if (choice.in_shared) {
+        launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD, true>(task, choice); });
+    } else {
+        launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
     }
-    launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
 }
 
 template <class E>

@@ -54,6 +54,8 @@ inline bool reversed = false;
 inline unsigned char exchanged[8192][16];
 inline std::map<void*, size_t> sizes;  // of a block's share of what is shared, by where the first block's begins
 
+inline unsigned char rooms[MOST_BLOCKS][227 << 10];  // shared memory of which the kernel does not know the size
+
 inline unsigned rank() { return current / threads; }
 
 inline void fail(const char* message) {
@@ -150,18 +152,8 @@ void write_to_block(unsigned block, S* place, const S& value) {
 }
 
 template <class S>
-S read_slot(const S* from) {
-    return *from;
-}
-template <class S>
-void write_slot(S* to, const S& slot) {
-    *to = slot;
-}
-inline unsigned char rooms[emulator::MOST_BLOCKS][227 << 10];
-
-template <class S>
-S* own_room() {
-    return (S*)rooms[emulator::rank()] + threadIdx.x;
+S* block_room() {
+    return (S*)emulator::rooms[emulator::rank()];
 }
 template <class S>
 void copy_to_room(S* to, const S* from, bool is_there) {
@@ -170,6 +162,14 @@ void copy_to_room(S* to, const S* from, bool is_there) {
 template <int LAST>
 void wait_for_copies() {}
 
+template <class S>
+S read_slot(const S* from) {
+    return *from;
+}
+template <class S>
+void write_slot(S* to, const S& slot) {
+    *to = slot;
+}
 template <class S>
 S unconverted(const S& slot) {
     return slot;

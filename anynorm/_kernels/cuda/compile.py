@@ -48,6 +48,7 @@ def options(choice: Choice, block: int, architecture: str) -> tuple[str, ...]:
         "SLOTS_IN_SHARED": int(choice.in_shared),
         "IS_FULL": int(choice.full),
         "CLUSTER": choice.cluster,
+        "ABREAST": choice.abreast,
         "BLOCK": block,
         "LEAST_BLOCKS": blocks_at_once(choice, block),
     }
@@ -62,6 +63,9 @@ def blocks_at_once(choice: Choice, block: int) -> int:
         return 1
     if choice.least:
         return choice.least
+    if choice.abreast > 1:
+        slots = choice.held * choice.abreast
+        return max(1, (_THREADS * 3 // 4 if slots * choice.abreast <= 32 else _THREADS // 2) // block)
     return max(1, (_THREADS if choice.held <= 4 and choice.aligned else _THREADS // 2) // block)
 
 

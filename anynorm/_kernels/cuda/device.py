@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from anynorm._kernels.cuda.compile import compiled, lacking
+from anynorm._kernels.cuda.launch import shared_nbytes
 from anynorm._kernels.cuda.task import Choice, Task
 
 # So many times as fast as float64 is float32: 2 on cards with full float64, 32 or 64 on others. Below this float64 is
@@ -23,21 +24,13 @@ _PORTABLE_CLUSTER = 8
 _LARGER_CLUSTER, _LARGER = 16, ("sm_90", "sm_100")
 
 
-# Shared memory of a block, in KiB: on cards for data centres, and on all others.
-_SHARED, _LEAST_SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227}, 64
-
-
 class Device(NamedTuple):
     """What the kernels have to know of a device."""
 
     architecture: str  # such as sm_90
     slow_float64: bool
     clusters: bool  # whether blocks can reach each other's shared memory
-
-    @property
-    def most_shared_nbytes(self) -> int:
-        """How much shared memory a block may be given."""
-        return (_SHARED.get(self.architecture, _LEAST_SHARED) - 2) << 10  # 2: for what a kernel shares besides
+    shared_nbytes: int  # the most shared memory of a block
 
     @property
     def most_cluster(self) -> int:
@@ -62,7 +55,8 @@ def device(ordinal: int) -> Device:
     major = read("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR")
     minor = read("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
     ratio = read("CU_DEVICE_ATTRIBUTE_SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO")
-    return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64, major >= 9)
+    most = read("CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+    return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64, major >= 9, most)
 
 
 @functools.cache
@@ -99,14 +93,12 @@ def kernel(choice: Choice, block: int, ordinal: int) -> Loaded:
             found = _kernels.get(key)
             if found is None:
                 code = compiled(choice, block, device(ordinal).architecture)
-                shared_nbytes = 16 * choice.held * block if choice.in_shared else 0
-                found = _kernels[key] = Loaded(
-                    _load(code, ordinal, shared_nbytes, choice.cluster), ordinal, shared_nbytes
-                )
+                shared = shared_nbytes(block, choice.held, choice.in_shared, choice.neighbours, choice.abreast)
+                found = _kernels[key] = Loaded(_load(code, ordinal, shared, choice.cluster), ordinal, shared)
     return found
 
 
-def _load(code: bytes, ordinal: int, shared_nbytes: int, cluster: int) -> Any:
+def _load(code: bytes, ordinal: int, shared: int, cluster: int) -> Any:
     from cuda.bindings import driver
 
     with _beside_capture(driver):
@@ -118,9 +110,9 @@ def _load(code: bytes, ordinal: int, shared_nbytes: int, cluster: int) -> Any:
             _checked(driver, driver.cuKernelSetAttribute(attribute, 1, found, driver.CUdevice(ordinal)))
         # The driver loads into a context what is first used there, which it may not while a graph is captured.
         _checked(driver, driver.cuKernelGetFunction(found))
-        if shared_nbytes:
+        if shared:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _checked(driver, driver.cuKernelSetAttribute(attribute, shared_nbytes, found, driver.CUdevice(ordinal)))
+            _checked(driver, driver.cuKernelSetAttribute(attribute, shared, found, driver.CUdevice(ordinal)))
     return driver.CUfunction(int(found))
 
 

@@ -24,11 +24,17 @@ _BLOCK = 128
 _SECTOR_NBYTES = 32
 _COLUMNS_NBYTES = 64
 _COLUMNS_BLOCK = 256
+# Of rows whose slots lie across them, as many elements of a thread stay in registers: with more of 16 bits ptxas spills
+# (sm_90, NVRTC 12.9). Of shared memory two blocks fit on a multiprocessor.
+_MOST_ABREAST = 64
+_MOST_SHARED_NBYTES = 100 << 10
+_FINISHED_NBYTES = 48  # of a row, for `Plain`
 
 
 import os
 
 TUNE = os.environ.get("ANYNORM_TUNE", "")
+ABREAST = os.environ.get("ANYNORM_ABREAST", "")
 
 
 class Settings(NamedTuple):
@@ -40,12 +46,18 @@ class Settings(NamedTuple):
     neighbours: int = 0  # rows whose elements lie side by side, taken by neighbouring threads; 0: none do
     cluster: int = 1  # blocks that share a row
     in_shared: bool = False  # whether the held slots lie in shared memory, and not in registers
+    abreast: int = 1  # neighbouring rows that a slot lies across; 1: it lies along a row
     least: int = 0
 
     @property
     def block(self) -> int:
         """Threads of a block."""
-        return self.threads * self.rows // self.cluster
+        return self.threads * self.rows // (self.cluster * self.abreast)
+
+    @property
+    def shared_nbytes(self) -> int:
+        """Shared memory of a block whose size the kernel does not know."""
+        return shared_nbytes(self.block, self.held, self.in_shared, self.neighbours, self.abreast)
 
     def blocks(self, rows: int) -> int:
         """How many blocks there are for so many rows."""
@@ -54,6 +66,12 @@ class Settings(NamedTuple):
     def is_filled(self, features: int, itemsize: int) -> bool:
         """Whether rows of so many features fill the held slots of their threads to the last."""
         return features * itemsize == self.threads * self.held * SLOT_NBYTES
+
+
+def shared_nbytes(block: int, held: int, in_shared: bool, neighbours: int, abreast: int) -> int:
+    """Shared memory of a block whose size the kernel does not know: held slots, and sums of rows abreast."""
+    slots = block * abreast * (held * in_shared + (abreast > 1))
+    return slots * SLOT_NBYTES + (neighbours * _FINISHED_NBYTES if abreast > 1 else 0)
 
 
 def settings(features: int, itemsize: int, side_by_side: bool = False, clusters: bool = False) -> Settings:
@@ -72,6 +90,23 @@ def settings(features: int, itemsize: int, side_by_side: bool = False, clusters:
         if rows * itemsize >= _SECTOR_NBYTES:
             return Settings(threads, rows, held, rows)
     return Settings(threads, max(1, _BLOCK // threads) if threads <= WARP else 1, held)
+
+
+def settings_abreast(features: int, itemsize: int, most_nbytes: int) -> Settings | None:
+    """The same for slots across neighbouring rows; None where too few would fit into a block or its shared memory."""
+    threads, held = _shared(-(-features * itemsize // SLOT_NBYTES))
+    size = SLOT_NBYTES // itemsize
+    lanes, in_shared, least = _COLUMNS_BLOCK // threads, held * size**2 > _MOST_ABREAST, 0
+    if ABREAST:
+        lanes, in_shared, least = int(ABREAST.split("x")[0]), ABREAST.split("x")[1] == "1", int(ABREAST.split("x")[2])
+        lanes = max(lanes, 128 // threads)
+    lanes = min(max(lanes, _COLUMNS_NBYTES // SLOT_NBYTES), MOST_THREADS // threads)
+    while lanes * SLOT_NBYTES >= _SECTOR_NBYTES:
+        how = Settings(threads, lanes * size, held, lanes * size, in_shared=in_shared, abreast=size, least=least)
+        if how.shared_nbytes <= min(most_nbytes, _MOST_SHARED_NBYTES):
+            return how
+        lanes //= 2
+    return None
 
 
 def _clustered(slots: int) -> Settings:

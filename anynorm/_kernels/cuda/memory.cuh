@@ -32,25 +32,31 @@ __device__ __forceinline__ S unconverted(const S& slot) {
     return *(S*)&words;
 }
 
-// Shared memory of which each thread has slots of its own, one every `threads`; so nobody has to wait for others.
+// Shared memory of the size that the block was started with.
 template <class S>
-__device__ __forceinline__ S* own_room() {
+__device__ __forceinline__ S* block_room() {
     extern __shared__ uint4 room[];
-    return (S*)room + threadIdx.x;
+    return (S*)room;
 }
 
 // Copy a slot to shared memory past the registers, or zeros.
 template <class S>
 __device__ __forceinline__ void copy_to_room(S* to, const S* from, bool is_there) {
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
                  "r"(is_there ? 16 : 0));
     asm volatile("cp.async.commit_group;");
+#else
+    *to = is_there ? read_slot(from) : S{};
+#endif
 }
 
 // Wait for this thread's copies but the last so many.
 template <int LAST>
 __device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(LAST) : "memory");
+#endif
 }
 
 // Write to the shared memory of another block of the cluster, at the place that `place` is in this one's.
@@ -68,3 +74,9 @@ __device__ __forceinline__ void write_to_block(unsigned block, S* place, const S
 __device__ __forceinline__ void arrive_at_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 #endif
+
+// That of which each thread has slots of its own, one every `threads`; so nobody has to wait for others.
+template <class S>
+__device__ __forceinline__ S* own_room() {
+    return block_room<S>() + threadIdx.x;
+}

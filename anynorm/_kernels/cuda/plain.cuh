@@ -17,7 +17,20 @@ constexpr float MODERATE_WEIGHT = 256.0f;
 // Sums of squares of bfloat16 that have lost nothing of interest in float32.
 constexpr float LEAST_SQUARES = 0x1p-60f, MOST_SQUARES = 0x1p100f;
 
-struct PlainSums {
+template <class E>
+__device__ __forceinline__ Slot<E> narrowed(const float* of) {
+    Slot<E> slot;
+    if constexpr (sizeof(E) == 2) {
+#pragma unroll
+        for (int i = 0; i < Slot<E>::SIZE; i += 2) slot.of.words[i / 2] = two_narrowed(of[i], of[i + 1], E());
+    } else {
+#pragma unroll
+        for (int i = 0; i < Slot<E>::SIZE; i++) slot.of[i] = of[i];
+    }
+    return slot;
+}
+
+struct alignas(16) PlainSums {
     static constexpr int SIZE = 2;
     double of[SIZE];  // of deviations from the shift, and of their squares
 
@@ -102,45 +115,38 @@ struct Plain {
     __device__ __forceinline__ bool apply(
         const Task& task, const Choice& choice, long long start, const Slot<E>& slot, Slot<E>& result) const {
         constexpr int N = Slot<E>::SIZE;
-        bool is_weighted = choice.rule != SCALE && choice.weight != NOTHING;
-        if (choice.bias == DOUBLE || (is_weighted && choice.weight == DOUBLE) || !is_moderate) return false;
         FloatParameters<N> parameters(task, choice, start);
-        if (!are_moderate<E>(choice, parameters, is_weighted)) return false;
+        if (!will_float_do<E>(choice, parameters)) return false;
         float of[N];
 #pragma unroll
-        for (int i = 0; i < N; i++) {
-            float value = widen(slot.of[i]), bias = parameters.bias[i];
-            float weight = is_weighted ? parameters.weight[i] : 1.0f, low = choice.offset ? parameters.low[i] : 0.0f;
-            of[i] = sizeof(E) == 2 ? applied(choice, value, weight, bias) : applied_in_pairs(choice, value, {weight, low}, bias);
-        }
-        if constexpr (sizeof(E) == 2) {
-#pragma unroll
-            for (int i = 0; i < N; i += 2) result.of.words[i / 2] = two_narrowed(of[i], of[i + 1], E());
-        } else {
-#pragma unroll
-            for (int i = 0; i < N; i++) narrow(of[i], result.of[i]);
-        }
+        for (int i = 0; i < N; i++) of[i] = in_float<E>(choice, slot.of[i], parameters, i);
+        result = narrowed<E>(of);
         return true;
     }
 
-    // Whether what x_hat is multiplied by leaves it in range. Of layer_norm an error counts beside an x_hat of 1.
+    // Whether a slot of a row can be applied in float32. Of layer_norm an error counts beside an x_hat of 1.
     template <class E, int N>
-    __device__ __forceinline__ bool are_moderate(
-        const Choice& choice, const FloatParameters<N>& parameters, bool is_weighted) const {
+    __device__ __forceinline__ bool will_float_do(const Choice& choice, const FloatParameters<N>& parameters) const {
+        bool is_weighted = choice.rule != SCALE && choice.weight != NOTHING;
+        if (choice.bias == DOUBLE || (is_weighted && choice.weight == DOUBLE) || !is_moderate) return false;
         if (choice.rule != RMS || !is_weighted || !HAS_RANGE_OF_FLOAT<E>) return true;
         if (sizeof(E) == 2) return parameters.are_within(0.0f, MODERATE_WEIGHT);
         return abs(exponent_of(factor)) < MODERATE_OF_PAIR && parameters.are_within(LEAST_WEIGHT, MOST_WEIGHT);
     }
 
-    // Of 16 bits, for which float32 has enough.
-    __device__ __forceinline__ float applied(const Choice& choice, float value, float weight, float bias) const {
+    template <class E, int N>
+    __device__ __forceinline__ float in_float(
+        const Choice& choice, E element, const FloatParameters<N>& parameters, int i) const {
+        bool is_weighted = choice.rule != SCALE && choice.weight != NOTHING;
+        float weight = is_weighted ? parameters.weight[i] : 1.0f, low = choice.offset ? parameters.low[i] : 0.0f;
+        if (sizeof(E) == 4) return in_pairs(choice, widen(element), {weight, low}, parameters.bias[i]);
+        float value = widen(element);  // of 16 bits, for which float32 has enough
         value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * times.high;
-        return fma(value, weight, bias);
+        return fma(value, weight, parameters.bias[i]);
     }
 
     // Of 32 bits: all is rounded once, but for the sum of a bias and what is far below it.
-    __device__ __forceinline__ float applied_in_pairs(
-        const Choice& choice, float value, Pair<float> weight, float bias) const {
+    __device__ __forceinline__ float in_pairs(const Choice& choice, float value, Pair<float> weight, float bias) const {
         if (choice.rule == LAYER) {
             Pair<float> deviation = two_sum(value, -mean.high), x_hat;
             deviation.low -= mean.low;
@@ -163,15 +169,17 @@ struct Plain {
         Parameters<double, N> parameters(task, choice, start, 0);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            double value = widen(slot.of[i]);
-            value = (choice.rule == LAYER ? value - whole : value) * factor;
-            if (choice.rule != SCALE && choice.weight != NOTHING) {
-                value = fma(value, parameters.weight[i], parameters.bias[i]);
-            } else if (choice.bias != NOTHING) {
-                value += parameters.bias[i];
-            }
-            narrow(value, result.of[i]);
+            E element = slot.of[i];
+            narrow(carefully(choice, element, parameters.weight[i], parameters.bias[i]), result.of[i]);
         }
+    }
+
+    template <class E>
+    __device__ __forceinline__ double carefully(const Choice& choice, E element, double weight, double bias) const {
+        double value = widen(element);
+        value = (choice.rule == LAYER ? value - whole : value) * factor;
+        if (choice.rule != SCALE && choice.weight != NOTHING) return fma(value, weight, bias);
+        return choice.bias != NOTHING ? value + bias : value;
     }
 
     __device__ __forceinline__ double x_hat(double value, const Choice& choice) const {

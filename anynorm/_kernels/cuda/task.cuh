@@ -48,6 +48,7 @@ struct Choice {
     int in_shared;   // whether the held slots of a thread lie in shared memory, and not in registers
     int full;  // whether rows are aligned and fill the held slots of their threads to the last
     int cluster;  // how many blocks share a row
+    int abreast;  // how many neighbouring rows a slot lies across; 1: it lies along a row
 };
 
 // The elements of a slot. Those of 16 bits stay two to a word, or the compiler takes a register for each.
@@ -106,9 +107,10 @@ struct Team {
             thread = blockIdx.x % cluster * (count / cluster) + threadIdx.x;
             row = blockIdx.x / cluster;
         } else {
-            long long rows_of_block = blockDim.x / count;
-            neighbour = neighbours ? threadIdx.x % neighbours : threadIdx.x / count;
-            thread = neighbours ? threadIdx.x / neighbours : threadIdx.x % count;
+            int lanes = neighbours / choice.abreast;
+            long long rows_of_block = neighbours ? neighbours : blockDim.x / count;
+            neighbour = neighbours ? threadIdx.x % lanes * choice.abreast : threadIdx.x / count;
+            thread = neighbours ? threadIdx.x / lanes : threadIdx.x % count;
             row = (long long)blockIdx.x * rows_of_block + neighbour;
         }
         active = row < task.rows;
@@ -210,6 +212,9 @@ struct Line {
     }
 
     __device__ bool holds(long long start) const { return full ? features != 0 : start < features; }
+
+    // The slot of a feature, of this row and its neighbours.
+    __device__ Slot<E>* across(long long feature) const { return (Slot<E>*)(first + feature * step); }
 
     // Zeros stand for what lies behind the row.
     __device__ Slot<E> read(long long start) const {

@@ -68,11 +68,12 @@ class Choice(NamedTuple):
     cluster: int = 1
     in_shared: bool = False  # whether the held slots lie in shared memory, and not in registers
     least: int = 0
+    abreast: int = 1
     full: bool = False  # whether rows are aligned and fill the held slots of their threads to the last
 
     def started(self, how: Settings, rows: Rows) -> Choice:
         """The same with how a kernel is started for these rows."""
-        full = self.aligned and how.is_filled(rows.normalized.length, rows.itemsize)
+        full = (self.aligned or how.abreast > 1) and how.is_filled(rows.normalized.length, rows.itemsize)
         return self._replace(
             threads=how.threads,
             neighbours=how.neighbours,
@@ -80,6 +81,8 @@ class Choice(NamedTuple):
             cluster=how.cluster,
             in_shared=how.in_shared,
             least=how.least,
+            abreast=how.abreast,
+            aligned=self.aligned or how.abreast > 1,
             full=full,
         )
 
@@ -150,4 +153,14 @@ def is_aligned(rows: Rows, addresses: Sequence[int | None]) -> bool:
         set(rows.normalized.strides) == {1}
         and all((address or 0) % SLOT_NBYTES == 0 for address in addresses)
         and all(length * rows.itemsize % SLOT_NBYTES == 0 for length in (rows.normalized.length, *strides))
+    )
+
+
+def is_aligned_across(rows: Rows, addresses: Sequence[int | None]) -> bool:
+    """Whether neighbouring rows are whole slots, each at a multiple of its size, and so are the parameters."""
+    if not rows.side_by_side:
+        return False
+    strides = [stride for axis in (*rows.free[:-1], rows.normalized) for stride in axis.strides]
+    return all((address or 0) % SLOT_NBYTES == 0 for address in addresses) and all(
+        length * rows.itemsize % SLOT_NBYTES == 0 for length in (rows.normalized.length, rows.free[-1].length, *strides)
     )
