@@ -7,7 +7,13 @@ import pytest
 
 from anynorm._kernels.cuda.device import Device
 from anynorm._kernels.cuda.launch import SLOT_NBYTES, WARP
-from anynorm._kernels.cuda.launch_derivative import SLOTS, STATIC_NBYTES, STREAM_THREADS, derivative_settings, slots_of_sums
+from anynorm._kernels.cuda.launch_derivative import (
+    SLOTS,
+    STATIC_NBYTES,
+    STREAM_THREADS,
+    derivative_settings,
+    slots_of_sums,
+)
 
 FEATURES = (1, 2, 3, 8, 9, 33, 64, 257, 768, 1000, 1024, 4096, 4097, 5120, 8192, 16384, 32769, 65536, 65537, 300001)
 every_itemsize = pytest.mark.parametrize("itemsize", [2, 4])
