@@ -1,4 +1,4 @@
-"""The derivative's CUDA source compiles for every card in question, spills nothing, and reads and writes whole slots."""
+"""The derivative's CUDA source compiles for every card in question, spills nothing, and moves whole slots."""
 
 import importlib.util
 import re

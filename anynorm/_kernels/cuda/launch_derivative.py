@@ -14,6 +14,7 @@ from anynorm._kernels.cuda.launch import SLOT_NBYTES, WARP, _power_of_two, setti
 # 16 bits, and what is made of them stays in registers; the sums over rows of their features lie in shared memory.
 STREAM_THREADS = 512
 SLOTS = 2
+STATIC_NBYTES = 20 << 10  # of shared memory, for what is merged
 _PART = 4096  # features of a row that the threads of a block share
 _BLOCK = 128  # threads of a block where rows of a warp or less share it
 # Float64: with more threads of four slots ptxas spills (sm_80, NVRTC 12.9).

@@ -49,7 +49,6 @@ struct Plain {
     double shift, factor, constant, whole;  // the last is the mean
     Pair<float> mean, times;  // mean and factor in float32
     bool is_moderate;         // whether these can be used
-    bool is_short;          // whether eps is the divisor of scale_norm
 
     Plain() = default;
 
@@ -90,7 +89,6 @@ struct Plain {
         row.shift = shift;
         if (choice.rule == SCALE) {
             double scale = scale_of(task, choice);
-            row.is_short = sqrt(squares) <= task.eps;
             double norm = fmax(sqrt(squares), task.eps);
             row.factor = norm < EMPTY_NORM ? 0.0 : scale / norm;
             // Infinity times a zero of the row would be NaN.
@@ -180,14 +178,5 @@ struct Plain {
         value = (choice.rule == LAYER ? value - whole : value) * factor;
         if (choice.rule != SCALE && choice.weight != NOTHING) return fma(value, weight, bias);
         return choice.bias != NOTHING ? value + bias : value;
-    }
-
-    __device__ __forceinline__ double x_hat(double value, const Choice& choice) const {
-        return choice.rule == LAYER ? fma(value - shift, factor, constant) : value * factor;
-    }
-    __device__ double times_factor(double value, int) const { return value * factor; }
-    __device__ void keep(double* to) const { to[0] = shift, to[1] = factor, to[2] = constant; }
-    __device__ static double x_hat_from(const double* kept, double value, const Choice& choice) {
-        return choice.rule == LAYER ? fma(value - kept[0], kept[1], kept[2]) : value * kept[1];
     }
 };

@@ -8,7 +8,7 @@ from anynorm._check import Gradient
 from anynorm._kernels.cuda.arrays import ACCESS
 from anynorm._kernels.cuda.device import device, kernel, launch
 from anynorm._kernels.cuda.launch import SLOT_NBYTES
-from anynorm._kernels.cuda.launch_derivative import DerivativeSettings, slots_of_sums
+from anynorm._kernels.cuda.launch_derivative import STATIC_NBYTES, DerivativeSettings, slots_of_sums
 from anynorm._kernels.cuda.run import describe, lay_out
 from anynorm._kernels.cuda.task import (
     ADD_BLOCKS,
@@ -49,7 +49,7 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
         choice = choice._replace(threads=how.threads, neighbours=how.neighbours, held=how.held)
         choice = choice._replace(paired=False)  # all of it is formed in float64
         are_wanted = dweight is not None or dbias is not None
-        steps = _steps(task, choice, how, rows.itemsize, are_wanted, device(ordinal).most_shared_nbytes)
+        steps = _steps(task, choice, how, rows.itemsize, are_wanted, device(ordinal).shared_nbytes)
         room = _prepare_sums(access, x, task, steps, dweight, dbias) if are_wanted else None
         for step, grid, block in steps:
             launch(kernel(step, block, ordinal), grid, block, task, stream)
@@ -58,13 +58,13 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
 
 
 def _steps(
-    task: Task, choice: Choice, how: DerivativeSettings, itemsize: int, are_wanted: bool, most_shared_nbytes: int
+    task: Task, choice: Choice, how: DerivativeSettings, itemsize: int, are_wanted: bool, shared_nbytes: int
 ) -> list[Step]:
     """The kernels, in order; ``are_wanted``: the gradients of the parameters."""
     is_scale = choice.rule == RULES["scale_norm"]
     steps: list[Step] = []
     slots = 0 if is_scale or not are_wanted else _sums(choice) * slots_of_sums(itemsize)
-    if how.is_streamed and slots * SLOT_NBYTES * how.block <= most_shared_nbytes:
+    if how.is_streamed and slots * SLOT_NBYTES * how.block + STATIC_NBYTES <= shared_nbytes:
         step = STREAM_AND_ADD if are_wanted else STREAM
         streamed = choice._replace(step=step, cluster=how.parts, held=slots, in_shared=slots > 0)
         steps.append((streamed, (task.blocks * how.parts, 1), how.block))
