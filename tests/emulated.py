@@ -94,7 +94,7 @@ class NumPy(CPUAccess):
 
 
 @contextlib.contextmanager
-def emulation(paired=False, backwards=False, held=None, clusters=True, chosen=None):
+def emulation(paired=False, backwards=False, held=None, clusters=True, architecture="sm_90", chosen=None):
     """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it.
 
     The choices are also put into the list ``chosen``.
@@ -135,8 +135,8 @@ def emulation(paired=False, backwards=False, held=None, clusters=True, chosen=No
         stack.callback(repeat.forget)
         stack.enter_context(mock.patch.multiple(run, starter=starter, remember=remember))
         stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
-        stack.enter_context(mock.patch.object(run, "device", return_value=Device("sm_90", paired, clusters, 227 << 10)))
         for module in (run, pull):
+            stack.enter_context(mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters, 227 << 10)))
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))
         yield

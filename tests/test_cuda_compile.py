@@ -7,7 +7,7 @@ import pytest
 
 from anynorm._kernels.cuda import compile as compiling
 from anynorm._kernels.cuda.launch import settings, settings_abreast
-from anynorm._kernels.cuda.task import ADD_BLOCKS, ADD_ROWS, DERIVE, NOTHING, NUMBER, RULES, Choice, as_rows
+from anynorm._kernels.cuda.task import NOTHING, NUMBER, RULES, Choice, as_rows
 
 LAYER, RMS, SCALE = RULES.values()
 
@@ -36,11 +36,6 @@ CHOICES = {
     "layer float64 1000, sum": (1000, Choice("float64", LAYER, 3, 3, True, False, True)),
     "scale float32 300": (300, Choice("float32", SCALE, NUMBER, NOTHING, False, False, False)),
     "layer float32 4096, pairs": (4096, Choice("float32", LAYER, 2, 2, False, True, False, True)),
-    "derivative of layer float32 1024": (1024, Choice("float32", LAYER, 2, 2, False, True, False, step=DERIVE)),
-    "derivative of rms bfloat16 16384": (16384, Choice("bfloat16", RMS, 1, NOTHING, True, True, True, step=DERIVE)),
-    "derivative of layer float64 4096": (4096, Choice("float64", LAYER, 3, 3, False, True, False, step=DERIVE)),
-    "sums of rows": (1024, Choice("float32", LAYER, 2, 2, False, True, False, step=ADD_ROWS)),
-    "sums of blocks": (1024, Choice("float32", LAYER, 2, 2, False, True, False, step=ADD_BLOCKS)),
 }  # fmt: skip
 CASES = [
     pytest.param(name, ARCHITECTURES[i % 3], id=f"{name}, {ARCHITECTURES[i % 3]}") for i, name in enumerate(CHOICES)
@@ -59,8 +54,7 @@ def assert_nothing_is_spilled(choice, block, architecture):
 def test_it_compiles_and_spills_nothing(name, architecture):
     features, choice = CHOICES[name]
     how = settings(features, {"float32": 4, "float64": 8}.get(choice.dtype, 2))
-    held = how.held_by_derivative if choice.step == DERIVE else how.held
-    assert_nothing_is_spilled(choice._replace(held=held), how.block, architecture)
+    assert_nothing_is_spilled(choice._replace(held=how.held), how.block, architecture)
 
 
 # In registers, in registers to the last, and in shared memory.

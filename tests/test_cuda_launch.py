@@ -98,8 +98,8 @@ def test_slots_across_rows_lie_in_shared_memory_where_registers_would_not_do():
 def test_rows_that_fit_are_held():
     assert settings(16384, 4).held
     assert not settings(16385, 4).held
-    assert settings(1024, 4).threads == WARP
-    assert settings(1025, 4).threads > WARP
+    assert settings(512, 4).threads == WARP
+    assert settings(513, 4).threads > WARP
 
 
 def test_layouts():

@@ -75,7 +75,7 @@ ORDER = [
     "_kernels.blocks_pull", "_kernels.blocks",
     "_kernels.cuda.autograd", "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda.repeat", "_kernels.cuda",
     "_kernels.cuda.arrays", "_kernels.cuda.device", "_kernels.cuda.compile", "_kernels.cuda.kept", "_kernels.cuda.task",
-    "_kernels.cuda.launch",
+    "_kernels.cuda.launch_derivative", "_kernels.cuda.launch",
     "_kernels.cpu.autograd", "_kernels.autograd", "_kernels.cpu.autograd_given", "_kernels.cpu.pull_given",
     "_kernels.cpu.pull", "_kernels.cpu.given", "_kernels.cpu.call", "_kernels.cpu.rescue",
     "_kernels.cpu.entries", "_kernels.cpu", "_kernels.cpu.repeat", "_kernels.cpu.repeat_torch", "_kernels.cpu.crew",

@@ -34,7 +34,7 @@ struct Index {
 namespace emulator {
 
 constexpr int WARP = 32;
-constexpr int MOST_BLOCKS = 8;  // of a cluster
+constexpr int MOST_BLOCKS = 16;  // of a cluster
 constexpr size_t STACK_NBYTES = 64 << 10;
 
 enum Waiting { RUNS, AT_SHUFFLE, AT_BARRIER, AT_CLUSTER, ENDED };
@@ -175,17 +175,27 @@ S unconverted(const S& slot) {
     return slot;
 }
 
+// What another thread of the warp has.
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int distance) {
+T exchange(T value, unsigned other) {
     unsigned self = emulator::current;
     std::memcpy(emulator::exchanged[self], &value, sizeof value);
     emulator::wait(emulator::AT_SHUFFLE);
-    unsigned other = self ^ distance;
     if (other / emulator::threads != self / emulator::threads || other / emulator::WARP != self / emulator::WARP)
         emulator::fail("no such lane");
     std::memcpy(&value, emulator::exchanged[other], sizeof value);
     emulator::wait(emulator::AT_SHUFFLE);
     return value;
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int distance) {
+    return exchange(value, emulator::current ^ distance);
+}
+
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+    return exchange(value, emulator::current / emulator::WARP * emulator::WARP + lane);
 }
 
 template <class To, class From>

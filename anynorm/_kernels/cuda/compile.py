@@ -9,7 +9,8 @@ from importlib import resources
 from typing import Any
 
 from anynorm._kernels.cuda import kept
-from anynorm._kernels.cuda.task import NORMALIZE, STEPS, Choice
+from anynorm._kernels.cuda.launch_derivative import STREAM_THREADS
+from anynorm._kernels.cuda.task import NORMALIZE, STEPS, STREAM, STREAM_AND_ADD, Choice
 
 _MAIN = "kernel.cu"
 _ELEMENTS = {"float16": "Half", "bfloat16": "Bfloat16", "float32": "float", "float64": "double"}
@@ -56,6 +57,8 @@ def options(choice: Choice, block: int, architecture: str) -> tuple[str, ...]:
 
 def blocks_at_once(choice: Choice, block: int) -> int:
     """How many blocks a multiprocessor is to have room for; the more, the fewer registers each thread has."""
+    if choice.step in (STREAM, STREAM_AND_ADD):
+        return max(1, STREAM_THREADS // block // (1 if choice.aligned else 2))
     if choice.dtype == "float64" or choice.paired or choice.step != NORMALIZE or not choice.held:
         return 1
     if choice.least:

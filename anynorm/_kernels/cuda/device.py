@@ -19,6 +19,9 @@ _SLOW_FLOAT64 = 16
 # The default stream's own handle, which libraries mean by 0. The driver's bindings may mean by it the default stream of
 # each thread (CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM).
 _LEGACY_STREAM = 1
+# How many blocks can reach each other's shared memory: on every card that has clusters, and on these if asked for.
+_PORTABLE_CLUSTER = 8
+_LARGER_CLUSTER, _LARGER = 16, ("sm_90", "sm_100")
 
 
 class Device(NamedTuple):
@@ -28,6 +31,18 @@ class Device(NamedTuple):
     slow_float64: bool
     clusters: bool  # whether blocks can reach each other's shared memory
     shared_nbytes: int  # the most shared memory of a block
+
+    @property
+    def most_shared_nbytes(self) -> int:
+        """How much shared memory a block may be given."""
+        return self.shared_nbytes - (2 << 10)  # for what a kernel shares besides
+
+    @property
+    def most_cluster(self) -> int:
+        """How many blocks can."""
+        if not self.clusters:
+            return 1
+        return _LARGER_CLUSTER if self.architecture in _LARGER else _PORTABLE_CLUSTER
 
 
 @functools.cache
@@ -84,17 +99,20 @@ def kernel(choice: Choice, block: int, ordinal: int) -> Loaded:
             if found is None:
                 code = compiled(choice, block, device(ordinal).architecture)
                 shared = shared_nbytes(block, choice.held, choice.in_shared, choice.neighbours, choice.abreast)
-                found = _kernels[key] = Loaded(_load(code, ordinal, shared), ordinal, shared)
+                found = _kernels[key] = Loaded(_load(code, ordinal, shared, choice.cluster), ordinal, shared)
     return found
 
 
-def _load(code: bytes, ordinal: int, shared: int) -> Any:
+def _load(code: bytes, ordinal: int, shared: int, cluster: int) -> Any:
     from cuda.bindings import driver
 
     with _beside_capture(driver):
         _bind(driver, ordinal)
         library = _checked(driver, driver.cuLibraryLoadData(code, [], [], 0, [], [], 0))
         found = _checked(driver, driver.cuLibraryGetKernel(library, b"anynorm"))
+        if cluster > _PORTABLE_CLUSTER:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+            _checked(driver, driver.cuKernelSetAttribute(attribute, 1, found, driver.CUdevice(ordinal)))
         # The driver loads into a context what is first used there, which it may not while a graph is captured.
         _checked(driver, driver.cuKernelGetFunction(found))
         if shared:

@@ -31,10 +31,6 @@ _MOST_SHARED_NBYTES = 100 << 10
 _FINISHED_NBYTES = 56  # of a row, as in abreast.cuh
 
 
-# The derivative needs more registers: with four slots of 16 bits and 512 threads ptxas spills (sm_80, NVRTC 12.9).
-_MOST_THREADS_OF_DERIVATIVE = 256
-
-
 import os
 
 TUNE = os.environ.get("ANYNORM_TUNE", "")
@@ -62,11 +58,6 @@ class Settings(NamedTuple):
     def shared_nbytes(self) -> int:
         """Shared memory of a block whose size the kernel does not know."""
         return shared_nbytes(self.block, self.held, self.in_shared, self.neighbours, self.abreast)
-
-    @property
-    def held_by_derivative(self) -> int:
-        """The same of slots where the derivative is formed."""
-        return self.held if self.block <= _MOST_THREADS_OF_DERIVATIVE else 0
 
     def blocks(self, rows: int) -> int:
         """How many blocks there are for so many rows."""

@@ -8,7 +8,7 @@ constexpr int FREE_AXES = 6;
 constexpr int ARRAYS = 4;
 constexpr int GROUP = 32;  // threads of a row whose numbers are merged in a tree; of those the groups follow in order
 constexpr int SLOT_NBYTES = 16;
-constexpr int MOST_THREADS = 512;  // of a block
+constexpr int MOST_THREADS = 1024;  // of a block
 constexpr int MOST_CLUSTER = 8;    // blocks of a row
 
 enum { LAYER = 0, RMS = 1, SCALE = 2 };
@@ -26,12 +26,13 @@ struct Task {
     double* sums;        // of blocks of rows, for each feature
     void* dweight;
     void* dbias;
-    long long rows_of_block, blocks;
+    long long blocks;  // of rows, whose sums are formed one by one
     long long lengths[FREE_AXES];
     long long strides[ARRAYS][FREE_AXES];
     long long steps[ARRAYS];
     int free_axes;
     int dweight_code, dbias_code;
+    int teams;  // rows that a block of the derivative takes at a time, with sums of their own
 };
 
 // What the compiler is to know; in tests on a CPU it does not.

@@ -9,13 +9,16 @@ from typing import NamedTuple
 
 from anynorm._kernels.axes import Axis, merged
 from anynorm._kernels.cuda.launch import SLOT_NBYTES, Settings, settings
+from anynorm._kernels.cuda.launch_derivative import DerivativeSettings, derivative_settings
 
 FREE_AXES = 6
 ARRAYS = 4  # x, the residual or dy, y or dx, the sum or dtotal
 CODES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 NOTHING, NUMBER = 4, 5  # in place of the code of a weight or bias
-# What a kernel does: the norm; the derivative, sums over blocks of rows, and sums of the blocks.
-NORMALIZE, DERIVE, ADD_ROWS, ADD_BLOCKS = STEPS = ("normalize", "derive", "add_rows", "add_blocks")
+# What a kernel does: the norm; the derivative row by row, sums over blocks of rows, and sums of the blocks; the
+# derivative of blocks of rows, without the sums over them and with them.
+STEPS = ("normalize", "derive", "add_rows", "add_blocks", "stream", "stream_and_add")
+NORMALIZE, DERIVE, ADD_ROWS, ADD_BLOCKS, STREAM, STREAM_AND_ADD = STEPS
 RULES = {"layer_norm": 0, "rms_norm": 1, "scale_norm": 2}
 
 
@@ -35,7 +38,6 @@ class Task(ctypes.Structure):
         ("sums", ctypes.c_void_p),
         ("dweight", ctypes.c_void_p),
         ("dbias", ctypes.c_void_p),
-        ("rows_of_block", ctypes.c_longlong),
         ("blocks", ctypes.c_longlong),
         ("lengths", ctypes.c_longlong * FREE_AXES),
         ("strides", ctypes.c_longlong * FREE_AXES * ARRAYS),
@@ -43,6 +45,7 @@ class Task(ctypes.Structure):
         ("free_axes", ctypes.c_int),
         ("dweight_code", ctypes.c_int),
         ("dbias_code", ctypes.c_int),
+        ("teams", ctypes.c_int),
     )
 
 
@@ -105,6 +108,10 @@ class Rows(NamedTuple):
     def settings(self, clusters: bool = False) -> Settings:
         """How a kernel for these is started."""
         return settings(self.normalized.length, self.itemsize, self.side_by_side, clusters)
+
+    def derivative_settings(self, most_cluster: int) -> DerivativeSettings:
+        """How the kernels of the derivative are started."""
+        return derivative_settings(self.normalized.length, self.itemsize, self.side_by_side, most_cluster)
 
 
 def as_rows(shape: Sequence[int], strides: Sequence[Sequence[int]], axes: Sequence[int], itemsize: int) -> Rows | str:
