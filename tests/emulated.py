@@ -136,7 +136,9 @@ def emulation(paired=False, backwards=False, held=None, clusters=True, architect
         stack.enter_context(mock.patch.multiple(run, starter=starter, remember=remember))
         stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
         for module in (run, pull):
-            stack.enter_context(mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters, 227 << 10)))
+            stack.enter_context(
+                mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters, 227 << 10))
+            )
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))
         yield

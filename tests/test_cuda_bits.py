@@ -69,10 +69,16 @@ def extreme(features, dtype):
 
 # Of one thread and of several, in registers and in shared memory, not all of them held, of several groups of threads.
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize(("features", "norm"), [(8, "rms_norm"), (304, "scale_norm"), (304, "rms_norm"), (1200, "layer_norm")])
+@pytest.mark.parametrize(
+    ("features", "norm"), [(8, "rms_norm"), (304, "scale_norm"), (304, "rms_norm"), (1200, "layer_norm")]
+)
 def test_slots_across_rows(features, norm, dtype):
     x, residual, weight = extreme(features, dtype)
-    given = {"weight": 3.7 if norm == "scale_norm" else weight, "bias": weight if norm == "layer_norm" else None, "eps": 0.0}
+    given = {
+        "weight": 3.7 if norm == "scale_norm" else weight,
+        "bias": weight if norm == "layer_norm" else None,
+        "eps": 0.0,
+    }
     y, total = emulated.normalize(norm, x, residual=residual, **given)
     for backwards in (False, True):
         columns, more, chosen = side_by_side(x), side_by_side(residual), []
