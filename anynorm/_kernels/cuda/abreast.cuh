@@ -83,22 +83,26 @@ __device__ __forceinline__ const Plain* finish_rows(
     Plain* finished = (Plain*)(sums + team.count * count);
     Slot<E> at_first = {};
     if (choice.rule == LAYER && team.active) at_first = rows.read(0);
-    // One row after the other, as registers do not do for the sums of all.
+    double shifts[SIZE];
+    PlainSums own[SIZE] = {};
 #pragma unroll
-    for (int j = 0; j < SIZE; j++) {
-        double shift = choice.rule == LAYER ? (double)widen(at_first.of[j]) : 0.0;
-        PlainSums own = {};
-        rows.each([&](int k, int start) {
+    for (int j = 0; j < SIZE; j++) shifts[j] = choice.rule == LAYER ? (double)widen(at_first.of[j]) : 0.0;
+    rows.each([&](int k, int start) {
+        Slot<E> run[SIZE];
+#pragma unroll
+        for (int i = 0; i < SIZE; i++) run[i] = rows.at(k + i);
+#pragma unroll
+        for (int j = 0; j < SIZE; j++) {
             Slot<E> of_row;
 #pragma unroll
-            for (int i = 0; i < SIZE; i++) {
-                const Slot<E> slot = rows.at(k + i);
-                of_row.of[i] = slot.of[j];
-            }
-            Plain::add(task, choice, own, start, of_row, shift);
-        });
-        sums[team.thread * count + j * lanes + lane] = own;
-        if (team.thread == 0) finished[j * lanes + lane].shift = shift;
+            for (int i = 0; i < SIZE; i++) of_row.of[i] = (E)run[i].of[j];
+            Plain::add(task, choice, own[j], start, of_row, shifts[j]);
+        }
+    });
+#pragma unroll
+    for (int j = 0; j < SIZE; j++) {
+        sums[team.thread * count + j * lanes + lane] = own[j];
+        if (team.thread == 0) finished[j * lanes + lane].shift = shifts[j];
     }
     __syncthreads();
     // All threads merge first, few of each row; then one for each row.
