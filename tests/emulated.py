@@ -94,7 +94,7 @@ class NumPy(CPUAccess):
 
 
 @contextlib.contextmanager
-def emulation(paired=False, backwards=False, held=None, clusters=True, architecture="sm_90", chosen=None):
+def emulation(paired=False, backwards=False, held=None, clusters=True, architecture="sm_90", shared=227 << 10, chosen=None):
     """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it.
 
     The choices are also put into the list ``chosen``.
@@ -136,7 +136,9 @@ def emulation(paired=False, backwards=False, held=None, clusters=True, architect
         stack.enter_context(mock.patch.multiple(run, starter=starter, remember=remember))
         stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
         for module in (run, pull):
-            stack.enter_context(mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters, 227 << 10)))
+            stack.enter_context(
+                mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters, shared))
+            )
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))
         yield

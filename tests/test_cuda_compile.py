@@ -70,8 +70,8 @@ def test_slots_across_rows_are_read_and_written_whole(features, dtype, architect
     ptx, _ = compiling.build(compiling.options(choice, how.block, f"compute_{architecture}"))
     stores = re.findall(rb"st\.global\S*", ptx)
     slots = how.held * how.abreast
-    again = 1  # a loop for what cannot be applied in float32
-    assert [b"v4" in one for one in stores] == [True] * (slots + again)
+    # One more is in a loop, for what cannot be applied in float32.
+    assert [b"v4" in one for one in stores] == [True] * (slots + 1)
     loads = re.findall(rb"cp\.async\.cg\S*" if how.in_shared else rb"ld\.global\S*v4\S*", ptx)
     assert len(loads) >= slots
 

@@ -4,6 +4,9 @@
 
 #include "plain.cuh"
 
+// So much shared memory of a block is for each of its rows once reduced, as launch.py has it.
+static_assert(sizeof(Plain) == 56);
+
 // The slots of a thread, SIZE of them for each that it would hold of a row.
 template <class E, int HELD, bool IN_SHARED>
 struct Abreast {
@@ -69,33 +72,37 @@ __device__ __forceinline__ S merge_tree(const S* from, int count, int distance) 
     }
 }
 
+// Reduce and finish the rows of a block; returns what is kept of them, row j of a slot `j * lanes` behind that of its lane.
 template <class E, int HELD, bool IN_SHARED>
-__device__ void normalize_abreast(const Task& task, const Choice& choice) {
+__device__ __forceinline__ const Plain* finish_rows(
+    const Task& task, const Choice& choice, const Team& team, const Abreast<E, HELD, IN_SHARED>& rows, int lanes, int lane) {
     constexpr int SIZE = Slot<E>::SIZE;
-    Team team(task, choice);
-    Abreast<E, HELD, IN_SHARED> rows(task, choice, team);
     // Of each thread and each row; then of each row. Neighbouring threads write side by side.
-    int count = choice.neighbours, lanes = count / SIZE, lane = team.neighbour / SIZE;
+    int count = choice.neighbours;
     PlainSums* sums = (PlainSums*)(block_room<Slot<E>>() + (IN_SHARED ? HELD * SIZE * blockDim.x : 0));
     Plain* finished = (Plain*)(sums + team.count * count);
     Slot<E> at_first = {};
     if (choice.rule == LAYER && team.active) at_first = rows.read(0);
-    // One row after the other, as registers do not do for the sums of all.
+    double shifts[SIZE];
+    PlainSums own[SIZE] = {};
 #pragma unroll
-    for (int j = 0; j < SIZE; j++) {
-        double shift = choice.rule == LAYER ? (double)widen(at_first.of[j]) : 0.0;
-        PlainSums own = {};
-        rows.each([&](int k, int start) {
+    for (int j = 0; j < SIZE; j++) shifts[j] = choice.rule == LAYER ? (double)widen(at_first.of[j]) : 0.0;
+    rows.each([&](int k, int start) {
+        Slot<E> run[SIZE];
+#pragma unroll
+        for (int i = 0; i < SIZE; i++) run[i] = rows.at(k + i);
+#pragma unroll
+        for (int j = 0; j < SIZE; j++) {
             Slot<E> of_row;
 #pragma unroll
-            for (int i = 0; i < SIZE; i++) {
-                const Slot<E> slot = rows.at(k + i);
-                of_row.of[i] = slot.of[j];
-            }
-            Plain::add(task, choice, own, start, of_row, shift);
-        });
-        sums[team.thread * count + j * lanes + lane] = own;
-        if (team.thread == 0) finished[j * lanes + lane].shift = shift;
+            for (int i = 0; i < SIZE; i++) of_row.of[i] = (E)run[i].of[j];
+            Plain::add(task, choice, own[j], start, of_row, shifts[j]);
+        }
+    });
+#pragma unroll
+    for (int j = 0; j < SIZE; j++) {
+        sums[team.thread * count + j * lanes + lane] = own[j];
+        if (team.thread == 0) finished[j * lanes + lane].shift = shifts[j];
     }
     __syncthreads();
     // All threads merge first, few of each row; then one for each row.
@@ -113,11 +120,41 @@ __device__ void normalize_abreast(const Task& task, const Choice& choice) {
         finished[k] = Plain::finished(task, choice, whole, finished[k].shift);
     }
     __syncthreads();
+    return finished + lane;
+}
+
+// Normalize a slot across rows of which float32 will not do for all; bit j of `in_float` says whether for row j it will.
+template <class E>
+__device__ __forceinline__ Slot<E> apply_carefully(
+    const Task& task, const Choice& choice, int feature, const Slot<E>& slot, const Plain* finished, int lanes, unsigned in_float) {
+    FloatParameters<1> narrow_ones(task, choice, feature);
+    Parameters<double, 1> wide_ones(task, choice, feature, 0);
+    Slot<E> result;
+#pragma unroll
+    for (int j = 0; j < Slot<E>::SIZE; j++) {
+        const Plain& mode = finished[j * lanes];
+        E element = slot.of[j];
+        if (in_float >> j & 1) {
+            narrow(mode.in_float(choice, element, narrow_ones, 0), result.of[j]);
+        } else {
+            narrow(mode.carefully(choice, element, wide_ones.weight[0], wide_ones.bias[0]), result.of[j]);
+        }
+    }
+    return result;
+}
+
+template <class E, int HELD, bool IN_SHARED>
+__device__ void normalize_abreast(const Task& task, const Choice& choice) {
+    constexpr int SIZE = Slot<E>::SIZE;
+    Team team(task, choice);
+    Abreast<E, HELD, IN_SHARED> rows(task, choice, team);
+    int lanes = choice.neighbours / SIZE;
+    const Plain* finished = finish_rows(task, choice, team, rows, lanes, team.neighbour / SIZE);
     Line<E> y(task, choice, Y, team), total(task, choice, choice.added ? ADDED : Y, team);
     Plain modes[SIZE];
     bool all_done = true;
 #pragma unroll
-    for (int j = 0; j < SIZE; j++) modes[j] = finished[j * lanes + lane];
+    for (int j = 0; j < SIZE; j++) modes[j] = finished[j * lanes];
     auto write = [&](int feature, const Slot<E>& slot, const Slot<E>& result) {
         if (choice.added) write_slot(total.across(feature), slot);
         write_slot(y.across(feature), result);
@@ -136,7 +173,7 @@ __device__ void normalize_abreast(const Task& task, const Choice& choice) {
             const Slot<E> slot = rows.at(k + i);
             float of[SIZE];
 #pragma unroll
-            for (int j = 0; j < SIZE; j++) of[j] = modes[j].template in_float<E>(choice, slot.of[j], parameters, i);
+            for (int j = 0; j < SIZE; j++) of[j] = modes[j].in_float(choice, (E)slot.of[j], parameters, i);
             write(start + i, slot, narrowed<E>(of));
         }
     });
@@ -148,24 +185,12 @@ __device__ void normalize_abreast(const Task& task, const Choice& choice) {
         unsigned in_float = 0;
 #pragma unroll
         for (int j = 0; j < SIZE; j++)
-            in_float |= (unsigned)finished[j * lanes + lane].template will_float_do<E>(choice, parameters) << j;
+            in_float |= (unsigned)finished[j * lanes].template will_float_do<E>(choice, parameters) << j;
         if (in_float == (1u << SIZE) - 1) continue;
 #pragma unroll 1
         for (int i = 0; i < SIZE; i++) {
-            const Slot<E> slot = rows.read(start + i);
-            Slot<E> result;
-            FloatParameters<1> narrow_ones(task, choice, start + i);
-            Parameters<double, 1> wide_ones(task, choice, start + i, 0);
-#pragma unroll
-            for (int j = 0; j < SIZE; j++) {
-                const Plain& mode = finished[j * lanes + lane];
-                if (in_float >> j & 1) {
-                    narrow(mode.template in_float<E>(choice, slot.of[j], narrow_ones, 0), result.of[j]);
-                } else {
-                    narrow(mode.carefully(choice, (E)slot.of[j], wide_ones.weight[0], wide_ones.bias[0]), result.of[j]);
-                }
-            }
-            write(start + i, slot, result);
+            Slot<E> slot = rows.read(start + i);
+            write(start + i, slot, apply_carefully(task, choice, start + i, slot, finished, lanes, in_float));
         }
     }
 }

@@ -63,8 +63,8 @@ def blocks_at_once(choice: Choice, block: int) -> int:
     if choice.least:
         return choice.least
     if choice.abreast > 1:
-        slots = choice.held * choice.abreast
-        return max(1, (_THREADS * 3 // 4 if slots * choice.abreast <= 32 else _THREADS // 2) // block)
+        few = choice.held * choice.abreast**2 <= 32 and not choice.added  # elements of a thread
+        return max(1, (_THREADS * 3 // 4 if few else _THREADS // 2) // block)
     return max(1, (_THREADS if choice.held <= 4 and choice.aligned else _THREADS // 2) // block)
 
 
