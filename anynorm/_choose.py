@@ -38,7 +38,6 @@ class Kernel(NamedTuple):
     pull: Callable[[Gradient], tuple[Any, ...]]  # dx, dweight, dbias; of given moments their gradient too
     moments: Callable[[Call], Moments] = definition.run_moments
     pull_moments: Callable[[Call, Moments, MomentsGradient], Any] = by_moments.pull_moments  # dx by way of x's own
-    is_off: Callable[[], str | None] = lambda: None  # why it is not chosen unless it is forced
 
 
 def _run_on_cpu(call: Call) -> Any:
@@ -93,7 +92,10 @@ def _pull_moments_on_cpu(call: Call, moments: Moments, gradient: MomentsGradient
 
 
 def _run_on_cuda(call: Call) -> Any:
-    from anynorm._kernels.cuda.run import run
+    if call.library.name == "torch" and cpu.wants_gradient(call):
+        from anynorm._kernels.cuda.autograd import run
+    else:
+        from anynorm._kernels.cuda.run import run
 
     return run(call)
 
@@ -183,7 +185,6 @@ KERNELS = (
         _run_on_cuda,
         cuda.refuses_to_pull,
         _pull_on_cuda,
-        is_off=cuda.is_off,
     ),
     Kernel(
         "blocks",
@@ -251,7 +252,7 @@ def _choose(call: Call, refusal: Callable[[Kernel], str | None]) -> Kernel:
 
 def _first(refusal: Callable[[Kernel], str | None]) -> Kernel:
     for kernel in KERNELS:
-        if kernel.is_off() is None and kernel.missing() is None and refusal(kernel) is None:
+        if kernel.missing() is None and refusal(kernel) is None:
             return kernel
     raise AssertionError("the definition takes every call")
 

@@ -6,10 +6,9 @@ from numbers import Real
 from typing import NamedTuple
 
 from anynorm._check import check
-from anynorm._choose import KERNELS, Kernel, choose
+from anynorm._choose import KERNELS, choose
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._described import described
-from anynorm._forced import forced
 from anynorm._moments import Moments
 from anynorm._types import Array, Axis, Number
 from anynorm._wording import describe, sentence
@@ -36,10 +35,6 @@ class Explanation(NamedTuple):
         lines = [f"{self.kernel} runs this call"]
         lines += [f"{name} does not: {reason}" for name, reason in self.refused.items()]
         return "\n".join(lines)
-
-
-def _reason_if_off(kernel: Kernel) -> str | None:
-    return None if forced() is not None else kernel.is_off()
 
 
 def explain(
@@ -99,7 +94,7 @@ def explain(
     )  # fmt: skip
     refused = {}
     for kernel in KERNELS:
-        reason = kernel.missing() or kernel.refuses(call) or _reason_if_off(kernel)
+        reason = kernel.missing() or kernel.refuses(call)
         if reason is not None:
             refused[kernel.name] = reason
     return Explanation(choose(call).name, refused)

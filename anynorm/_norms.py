@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from anynorm._check import check
-from anynorm._choose import choose
+from collections.abc import Callable
+from typing import Any
+
+from anynorm._check import Call, check
+from anynorm._choose import Kernel, choose
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._forced import is_forced
 from anynorm._kernels.cpu.repeat import repeat
+from anynorm._kernels.cuda.repeat import REPEATS
 from anynorm._moments import Moments
 from anynorm._types import Array, ArrayT, Axis, Number
 from anynorm._wording import describe, sentence
@@ -72,7 +76,7 @@ def layer_norm(
     >>> anynorm.layer_norm(numpy.asarray([[1.0, 2.0, 3.0]]), eps=0.0).round(4)
     array([[-1.2247,  0.    ,  1.2247]])
     """
-    return _run(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, moments, out)
+    return run(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, moments, out)
 
 
 def rms_norm(
@@ -132,7 +136,7 @@ def rms_norm(
     >>> anynorm.rms_norm(numpy.asarray([[1.0, 7.0]]), eps=0.0)
     array([[0.2, 1.4]])
     """
-    return _run(RMS_NORM, x, weight, bias, axis, eps, weight_offset, moments, out)
+    return run(RMS_NORM, x, weight, bias, axis, eps, weight_offset, moments, out)
 
 
 def scale_norm(
@@ -188,10 +192,10 @@ def scale_norm(
     >>> anynorm.scale_norm(numpy.asarray([[3.0, 4.0]]))
     array([[0.6, 0.8]])
     """
-    return _run(SCALE_NORM, x, scale, None, axis, eps, 0.0, moments, out)
+    return run(SCALE_NORM, x, scale, None, axis, eps, 0.0, moments, out)
 
 
-def _run(
+def run(
     rule: Rule,
     x: ArrayT,
     weight: Array | Number | None,
@@ -199,12 +203,14 @@ def _run(
     axis: Axis,
     eps: float,
     weight_offset: float,
-    moments: Moments | None,
-    out: Array | None,
+    moments: Moments | None = None,
+    out: Array | None = None,
+    choose: Callable[[Call], Kernel] = choose,
 ) -> ArrayT:
     """Check, choose, run, unless a call was like one before."""
     if type(axis) is int and axis == -1 and moments is None and not is_forced():
-        y: ArrayT | None = repeat(rule, x, weight, bias, eps, weight_offset, out)
+        again: Callable[..., Any] = REPEATS.get(type(x), repeat)
+        y: ArrayT | None = again(rule, x, weight, bias, eps, weight_offset, out)
         if y is not None:
             return y
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments, out=out)

@@ -1,4 +1,4 @@
-"""The norms as functions of torch tensors: kernels on the CPU, operators in a graph, torch's own elsewhere.
+"""The norms as functions of torch tensors: kernels on CPUs and NVIDIA GPUs, operators in a graph, else torch's own.
 
 A graph of torch.fx has them as calls of these functions, as it has those of torch.nn.functional.
 """
@@ -12,7 +12,7 @@ import torch
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
-from anynorm import _norms, _residual, _torch_ops, _torch_own
+from anynorm import _norms, _torch_ops, _torch_own
 from anynorm._check import check
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels.cpu.torch_state import transforms_question
@@ -35,9 +35,11 @@ def layer_norm(
 ) -> Tensor:
     """`anynorm.layer_norm` of a tensor; under torch.compile and torch.export the operator ``anynorm::layer_norm``.
 
-    On the CPU, that is with anynorm's precision and kernels. On another device it is ``torch.nn.functional.layer_norm``
-    with the precision of that, in float32 under autocast. Gradients of any order, torch.func and forward-mode
-    derivatives work.
+    On the CPU, and on an NVIDIA GPU where its kernels take the call (see `anynorm.explain`), that is with anynorm's
+    precision and kernels, forward and backward; derivatives of derivatives go through the definition. What they do not
+    take on a GPU, as torch.func, forward-mode derivatives and subclasses, is ``torch.nn.functional.layer_norm`` with
+    the precision that has; so is all on another device, and what torch.compile makes for any device but the CPU.
+    Autocast changes nothing: the result has x's dtype.
 
     Examples
     --------
@@ -49,9 +51,7 @@ def layer_norm(
         return _traced(LAYER_NORM, x, weight, bias, axis, eps, weight_offset)
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(layer_norm, (x,), x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
-    if _is_here(x):
-        return _norms.layer_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
-    return _torch_own.norm(LAYER_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
+    return _norms.run(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, choose=_torch_own.choose)
 
 
 def rms_norm(
@@ -75,9 +75,7 @@ def rms_norm(
         return _traced(RMS_NORM, x, weight, bias, axis, eps, weight_offset)
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(rms_norm, (x,), x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
-    if _is_here(x):
-        return _norms.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
-    return _torch_own.norm(RMS_NORM, x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
+    return _norms.run(RMS_NORM, x, weight, bias, axis, eps, weight_offset, choose=_torch_own.choose)
 
 
 def scale_norm(x: Tensor, scale: Tensor | Number | None = None, *, axis: Axis = -1, eps: float = 1e-12) -> Tensor:
@@ -93,9 +91,7 @@ def scale_norm(x: Tensor, scale: Tensor | Number | None = None, *, axis: Axis = 
         return _traced(SCALE_NORM, x, scale, None, axis, eps, 0.0)
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(scale_norm, (x,), x, scale, axis=axis, eps=eps)
-    if _is_here(x):
-        return _norms.scale_norm(x, scale, axis=axis, eps=eps)
-    return _torch_own.norm(SCALE_NORM, x, scale, axis=axis, eps=eps)
+    return _norms.run(SCALE_NORM, x, scale, None, axis, eps, 0.0, choose=_torch_own.choose)
 
 
 def add_layer_norm(
@@ -119,7 +115,7 @@ def add_layer_norm(
     (tensor([-1.,  1.]), tensor([1., 3.]))
     """
     options = axis, eps, weight_offset
-    return _add(LAYER_NORM, add_layer_norm, _residual.add_layer_norm, layer_norm, x, residual, weight, bias, *options)
+    return _add(LAYER_NORM, add_layer_norm, layer_norm, x, residual, weight, bias, *options)
 
 
 def add_rms_norm(
@@ -141,13 +137,12 @@ def add_rms_norm(
     (tensor([0.2000, 1.4000]), tensor([1., 7.]))
     """
     options = axis, eps, weight_offset
-    return _add(RMS_NORM, add_rms_norm, _residual.add_rms_norm, rms_norm, x, residual, weight, bias, *options)
+    return _add(RMS_NORM, add_rms_norm, rms_norm, x, residual, weight, bias, *options)
 
 
 def _add(
     rule: Rule,
     function: Callable[..., Any],
-    at_once: Callable[..., tuple[Tensor, Tensor]],
     norm: Callable[..., Tensor],
     x: Tensor,
     residual: Tensor,
@@ -157,20 +152,15 @@ def _add(
     eps: float,
     offset: float,
 ) -> tuple[Tensor, Tensor]:
-    """What the public ``function`` does: ``at_once`` where anynorm's kernels run, else an addition and a norm."""
+    """What the public ``function`` does: one kernel, or in a graph an addition and a ``norm``."""
     options = {"axis": axis, "eps": eps, "weight_offset": offset}
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(function, (x,), x, residual, weight, bias, **options)
-    if _is_here(x) and not _is_compiling():
-        return at_once(x, residual, weight, bias, **options)
-    check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual)
+    call = check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual)
+    if not _is_compiling():
+        return _torch_own.choose(call).run(call)  # type: ignore[no-any-return]
     total = x + residual
     return norm(total, weight, bias, **options), total
-
-
-def _is_here(x: Any) -> bool:
-    """Whether anynorm's functions take x: a CPU tensor, or no tensor, of which they say what is wrong."""
-    return getattr(x, "is_cpu", True)
 
 
 def _traced(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: Axis, eps: float, offset: float) -> Tensor:

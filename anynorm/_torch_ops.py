@@ -41,10 +41,10 @@ def _run(rule: Rule, x: Tensor, weight: Tensor | None, bias: Tensor | None, *opt
             f"the operator anynorm::{rule.name} has no forward-mode derivative; call anynorm.torch.{rule.name}"
         )
     given = _given(options)
-    if not x.is_cpu:
-        return _torch_own.norm(rule, x, weight, bias, **given)
     with torch.no_grad():
-        return by_name(rule, x, weight, bias, **given)
+        return _norms.run(
+            rule, x, weight, bias, given["axis"], given["eps"], given["weight_offset"], choose=_torch_own.choose
+        )
 
 
 def by_name(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, *, weight_offset: float, **given: Any) -> Tensor:

@@ -1,5 +1,6 @@
-"""The norms by torch's own operators: for TorchScript, and for devices without a kernel here, where they are fused too.
+"""The norms by torch's own operators: for TorchScript, and on other devices for what no kernel here takes.
 
+There the definition would run operation by operation, where torch's own are fused.
 torch.jit.script compiles `layer_norm`, `rms_norm` and `scale_norm`, and takes the types from the annotations.
 """
 
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from anynorm import _choose
 from anynorm._check import Call, check
 from anynorm._definition.norms import Rule
+from anynorm._forced import forced
 from anynorm._kernels import definition
-from anynorm._profiled import is_profiled, name_of, named
+from anynorm._profiled import is_profiled, name_of, named, with_names
 from anynorm._types import Axis
 
 Tensor = torch.Tensor
@@ -29,17 +32,30 @@ def norm(
     eps: float,
     weight_offset: float = 0.0,
 ) -> Tensor:
-    """Return what the norm of that rule does, as precisely as torch does it."""
+    """Return what the norm of that rule does, as precisely as torch does it, by torch's own operators."""
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset)
     if is_profiled():
         return named(name_of(call, "torch"), (x, weight, bias), _run, call)  # type: ignore[no-any-return]
-    return _run(call)
+    return _run(call)  # type: ignore[no-any-return]
 
 
-def _run(call: Call) -> Tensor:
+def choose(call: Call) -> _choose.Kernel:
+    """The kernel for a call; on another device than the CPU torch's own in place of the definition, unless forced."""
+    found = _choose.choose(call)
+    is_elsewhere = call.library.name == "torch" and not call.x.is_cpu
+    if found.name != "definition" or not is_elsewhere or forced() is not None:
+        return found
+    own = found._replace(name="torch", run=_run)
+    return with_names(own) if is_profiled() else own
+
+
+def _run(call: Call) -> Any:
     x: Tensor = call.x
+    if call.residual is not None:
+        total = x + call.residual
+        return _run(call._replace(x=total, residual=None)), total
     if not call.eps:  # by which torch divides zeros by zero
-        return definition.run(call)  # type: ignore[no-any-return]
+        return definition.run(call)
     last = tuple(range(x.ndim - len(call.axes), x.ndim))
     if call.axes != last:
         return _norm(call, x.movedim(call.axes, last), last).movedim(last, call.axes)

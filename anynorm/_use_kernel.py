@@ -21,7 +21,8 @@ class use_kernel:  # noqa: N801  # called as a function is, with or without `wit
 
     It takes effect when it is called. As a context manager it ends with the block, as a decorator it holds while the
     function runs; called alone it holds until the next call, in the thread (or the asyncio task) that called it. The
-    environment variable ``ANYNORM_KERNEL`` does the same for a whole process.
+    environment variable ``ANYNORM_KERNEL`` does the same for a whole process. On a GPU torch runs `backward` in a
+    thread of its own, where what was forced when the norm was called holds.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """LayerNorm, RMSNorm and ScaleNorm as torch modules and functions, for training and for torch.compile.
 
-On the CPU they run through anynorm's fused kernels, forward and backward; on other devices, and in TorchScript, through
-torch's own operators. The modules are subclasses of torch's, with the same parameters under the same names; they take
-nested tensors too.
+On the CPU and on NVIDIA GPUs they run through anynorm's fused kernels, forward and backward. What those do not take on
+a GPU runs through torch's own operators, as do all calls on other devices and in TorchScript. The modules are
+subclasses of torch's, with the same parameters under the same names; they take nested tensors too.
 
 Modules::
 

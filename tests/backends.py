@@ -2,19 +2,16 @@
 
 import contextlib
 import importlib.util
-import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
-from unittest import mock
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import anynorm
-from anynorm._kernels import cuda
 
 ALL = ("float16", "bfloat16", "float32", "float64")
 
@@ -126,11 +123,6 @@ def _definition():
     return anynorm.use_kernel("definition")
 
 
-def _cuda():
-    """The CUDA kernels are on, and what they refuse goes through the definition."""
-    return mock.patch.dict(os.environ, {cuda.SWITCH: "1"})
-
-
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 needs_numba = pytest.mark.skipif(not HAS_NUMBA, reason="needs Numba, which compiles the kernel")
 KERNELS = (pytest.param("cpu", marks=needs_numba), "definition")  # those that take NumPy arrays
@@ -200,9 +192,9 @@ def some(test: str, place: int, *dtypes: str) -> list[Backend]:
 
 
 _OF_CUPY = ("float16", "float32", "float64")
-# By the CUDA kernels, and by the definition; test_cuda_gpu.py makes sure of it.
-TORCH_CUDA = Backend("torch-cuda", _torch_make("cuda"), _torch_read, ALL, writable=True, context=_cuda)
-CUPY = Backend("cupy", _cupy_make, _cupy_read, _OF_CUPY, writable=True, context=_cuda)
+# By the CUDA kernels, or what they refuse by the definition, and all by that; test_cuda_gpu.py makes sure of it.
+TORCH_CUDA = Backend("torch-cuda", _torch_make("cuda"), _torch_read, ALL, writable=True)
+CUPY = Backend("cupy", _cupy_make, _cupy_read, _OF_CUPY, writable=True)
 _ON_GPU = (
     (TORCH_CUDA, needs_gpu),
     (replace(TORCH_CUDA, name="torch-cuda, definition", context=_definition), needs_gpu),

@@ -16,7 +16,7 @@ import pytest
 from anynorm._check import check, check_gradient
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._kernels.cpu.memory import NumPy as CPUAccess
-from anynorm._kernels.cuda import arrays, pull, run
+from anynorm._kernels.cuda import arrays, device, pull, repeat, run
 from anynorm._kernels.cuda import task as tasks
 from anynorm._kernels.cuda.device import Device
 from tests import compiled
@@ -39,7 +39,8 @@ HELD = (0, 1, 2, 4, 8)
 
 
 class _Choice(ctypes.Structure):
-    names = ("rule", "weight", "bias", "offset", "aligned", "added", "threads", "neighbours", "full", "cluster")
+    names = ("rule", "weight", "bias", "offset", "aligned", "added", "threads", "neighbours")
+    names += ("in_shared", "full", "cluster", "abreast")
     _fields_ = tuple((name, ctypes.c_int) for name in names)
 
 
@@ -93,12 +94,17 @@ class NumPy(CPUAccess):
 
 
 @contextlib.contextmanager
-def emulation(paired=False, backwards=False, held=None, clusters=True):
-    """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it."""
+def emulation(
+    paired=False, backwards=False, held=None, clusters=True, architecture="sm_90", shared=227 << 10, chosen=None
+):
+    """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it.
+
+    The choices are also put into the list ``chosen``.
+    """
 
     def launch(choice, grid, block, task, stream):
-        if held is not None:
-            choice = choice._replace(held=held, full=False)
+        if held is not None and choice.abreast == 1:
+            choice = choice._replace(held=held, full=False, in_shared=False)
         how = _Launch(tasks.STEPS.index(choice.step), choice.held)
         how.grid[:], how.block[:], how.reversed = grid, (block, 1), backwards
         given = _Choice(*(getattr(choice, name) for name in _Choice.names))
@@ -107,7 +113,20 @@ def emulation(paired=False, backwards=False, held=None, clusters=True):
         assert found, f"no kernel that holds {how.held} slots has been compiled"
 
     def kernel(choice, block, ordinal):
+        if chosen is not None:
+            chosen.append(choice)
         return choice
+
+    def starter(choice, grid, block):
+        def start(argument, stream):
+            task = tasks.Task.from_address(ctypes.c_void_p.from_address(argument).value)
+            launch(choice, grid, block, task, stream)
+
+        return start
+
+    def remember(call, *given):
+        if call.library.name in arrays.ACCESS:
+            repeat.remember(call, *given)
 
     replaced = {
         "ACCESS": {"numpy": NumPy, "cupy": arrays.CuPy},
@@ -115,8 +134,13 @@ def emulation(paired=False, backwards=False, held=None, clusters=True):
         "launch": launch,
     }
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(run, "device", return_value=Device("sm_90", paired, clusters)))
+        stack.callback(repeat.forget)
+        stack.enter_context(mock.patch.multiple(run, starter=starter, remember=remember))
+        stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
         for module in (run, pull):
+            stack.enter_context(
+                mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters, shared))
+            )
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))
         yield

@@ -57,12 +57,13 @@ def _entered():
 class ndarray:  # noqa: N801  # CuPy's name
     """A NumPy array that stands for memory of a device."""
 
-    def __init__(self, host, device):
-        self._host, self.device = host, device
+    def __init__(self, shape, dtype=float, *, host=None, device=None):
+        self._host = np.empty(shape, dtype) if host is None else host
+        self.device = Device() if device is None else device
 
     @property
     def data(self):
-        return types.SimpleNamespace(ptr=self._host.ctypes.data, device=self.device)
+        return types.SimpleNamespace(ptr=self._host.ctypes.data, device=self.device, device_id=self.device.id)
 
     def get(self):
         return self._host.copy()
@@ -80,13 +81,13 @@ class ndarray:  # noqa: N801  # CuPy's name
         return _quietly(np.sum, self, axis=axis, dtype=dtype, keepdims=keepdims)
 
     def reshape(self, *shape):
-        return ndarray(self._host.reshape(*shape), self.device)
+        return _made(self._host.reshape(*shape), self.device)
 
     def __getitem__(self, index):
         index = index if isinstance(index, tuple) else (index,)
         index = tuple(_given(one) for one in index)
         is_whole = any(one is Ellipsis for one in index)
-        return ndarray(self._host[index if is_whole else (*index, ...)], self.device)  # also of one element a view
+        return _made(self._host[index if is_whole else (*index, ...)], self.device)  # also of one element a view
 
     def __setitem__(self, index, value):
         _given(self)[index] = _given(value)
@@ -103,6 +104,10 @@ class ndarray:  # noqa: N801  # CuPy's name
     __bool__ = __int__ = __index__ = __float__
     __array_ufunc__ = None
     __hash__ = None
+
+
+def _made(host, device=None):
+    return ndarray(host.shape, host=host, device=device)
 
 
 def _attribute(name):
@@ -135,7 +140,7 @@ def _taken(result):
     """An array of the current device, also where NumPy returns a number."""
     if isinstance(result, tuple):
         return tuple(map(_taken, result))
-    return ndarray(np.asarray(result), Device()) if isinstance(result, (np.ndarray, np.generic)) else result
+    return _made(np.asarray(result)) if isinstance(result, (np.ndarray, np.generic)) else result
 
 
 def _refuse(**options):
@@ -164,7 +169,7 @@ def _asarray(values, dtype=None, order=None):
 
 def array(values, dtype=None, copy=True, order="K"):
     host = _given(values) if isinstance(values, ndarray) else values
-    return ndarray(np.array(host, dtype, order=order or "K"), Device())
+    return _made(np.array(host, dtype, order=order or "K"))
 
 
 def _modules():
@@ -187,6 +192,7 @@ def _modules():
         for name in of_numpy.__all__:
             setattr(part, name, getattr(of_numpy, name))
     cupy.cuda.Device = cupy.cuda.device.Device = Device
+    cupy.cuda.runtime = types.SimpleNamespace(getDevice=lambda: Device().id)
     cupy.cuda.get_current_stream = lambda: types.SimpleNamespace(ptr=0)
     return modules
 

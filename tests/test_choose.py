@@ -103,21 +103,6 @@ def test_a_compiler_that_cannot_be_imported_is_one_that_is_missing(monkeypatch):
                 run()
 
 
-def test_a_kernel_that_is_off_runs_where_it_is_forced(monkeypatch):
-    ran = []
-    reason = "it is off; set something"
-    off = _choose.Kernel("off", "sleeps", lambda: None, nothing, ran.append, nothing, nothing, is_off=lambda: reason)
-    with_kernels(monkeypatch, off)
-    assert anynorm.explain(X).kernel == "definition"
-    assert anynorm.explain(X).refused == {"off": reason}
-    anynorm.rms_norm(X)
-    assert not ran
-    with anynorm.use_kernel("off"):
-        assert anynorm.explain(X) == ("off", {})
-        anynorm.rms_norm(X)
-    assert len(ran) == 1
-
-
 def test_a_forced_kernel_that_refuses_raises(monkeypatch):
     with_kernels(monkeypatch, never(), absent())
     with anynorm.use_kernel("never"), pytest.raises(RuntimeError, match=r"never was asked for .* it is a test"):

@@ -52,6 +52,60 @@ def test_layouts(norm, features, dtype):
     assert got[1, :, ::-1].T.tobytes() == bits * 6
 
 
+def side_by_side(rows, images=2):
+    """Rows in images, along the axis before the last."""
+    return shifted(np.ascontiguousarray(np.stack(np.split(rows, images)).swapaxes(1, 2)), 0)
+
+
+def extreme(features, dtype):
+    """Rows and weights of 16 bits of which some go through float32 and others do not; a residual with each row."""
+    rng = np.random.default_rng(features)
+    x = rng.standard_normal((48, features)) + 1
+    if dtype != "float16":
+        x[6::8] *= 2.0**-130
+    weight = rng.standard_normal(features) * np.where(np.arange(features) % 40 == 9, 1000, 1)
+    return [shifted(as_dtype(one, dtype), 0) for one in (x, rng.standard_normal(x.shape), weight)]
+
+
+# Of one thread and of several, in registers and in shared memory, not all of them held, of several groups of threads.
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("features", "norm"), [(8, "rms_norm"), (304, "scale_norm"), (304, "rms_norm"), (1200, "layer_norm")]
+)
+def test_slots_across_rows(features, norm, dtype):
+    x, residual, weight = extreme(features, dtype)
+    given = {
+        "weight": 3.7 if norm == "scale_norm" else weight,
+        "bias": weight if norm == "layer_norm" else None,
+        "eps": 0.0,
+    }
+    y, total = emulated.normalize(norm, x, residual=residual, **given)
+    for backwards in (False, True):
+        columns, more, chosen = side_by_side(x), side_by_side(residual), []
+        how = {"axis": 1, "backwards": backwards, "chosen": chosen}
+        alone = emulated.normalize(norm, columns, **given, **how)
+        both = emulated.normalize(norm, columns, residual=more, out=(more, columns), **given, **how)
+        assert [choice.abreast for choice in chosen] == [16 // x.itemsize] * 2
+        expected = emulated.normalize(norm, x, **given), y, total
+        for got, rows in zip((alone, *both), expected, strict=True):
+            assert np.array_equal(got, side_by_side(rows))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_slots_across_rows_only_where_arrays_are_whole_slots(dtype):
+    size = 16 // as_dtype(np.zeros(1), dtype).itemsize
+    for rows, features, elements in ((size, size, 0), (size, size, 1), (size, size + 1, 0), (size + 1, size, 0)):
+        x, chosen = as_dtype(np.random.default_rng(1).standard_normal((2 * rows, features)), dtype), []
+        columns = shifted(side_by_side(x), elements)
+        got = emulated.normalize("layer_norm", columns, axis=1, out=shifted(columns, 0), chosen=chosen)
+        assert (chosen[0].abreast == size) == ((rows, features, elements) == (size, size, 0))
+        assert np.array_equal(got, side_by_side(emulated.normalize("layer_norm", x)))
+    for dtype, paired in (("float64", False), ("float32", True)):
+        x = shifted(as_dtype(np.ones((8, 8)), dtype), 0)
+        emulated.normalize("layer_norm", x, axis=0, paired=paired, chosen=chosen)
+        assert chosen[-1].abreast == 1
+
+
 @every_dtype
 @every_length
 def test_in_place_and_in_another_order(features, dtype):

@@ -103,9 +103,29 @@ def test_the_gradient_of_the_sum_is_added(dtype):
     assert_exact(both, exact, backend="cuda, emulated", dtype=dtype, norm="rms_norm dx", bounds=CUDA_GRADIENT_BOUNDS)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("shape", [(3, 8200), (5, 4096), (70, 520)])
+def test_bits_depend_on_no_device(shape, dtype):
+    """Blocks that share a row or several rows, and a card that has neither clusters nor much shared memory."""
+    x, dy, dtotal, weight, bias = inputs(dtype, shape)
+    got = emulated.differentiate("layer_norm", x, dy, weight, bias, dtotal=dtotal)
+    turned = emulated.differentiate("layer_norm", x, dy, weight, bias, dtotal=dtotal, backwards=True)
+    how = {"clusters": False, "shared": 48 << 10}
+    older = emulated.differentiate("layer_norm", x, dy, weight, bias, dtotal=dtotal, **how)
+    for others in (turned, older):
+        assert [one.tobytes() for one in others] == [one.tobytes() for one in got]
+    x, dy, dtotal, weight = (one.astype(np.longdouble) for one in (x, dy, dtotal, weight))
+    factor, g = 1 / np.sqrt(x.var(1, keepdims=True) + 1e-5), dy * weight
+    x_hat = (x - x.mean(1, keepdims=True)) * factor
+    dx = factor * (g - g.mean(1, keepdims=True) - x_hat * (g * x_hat).mean(1, keepdims=True)) + dtotal
+    half = {"bfloat16": 2.0**-9, "float32": 2.0**-24}[dtype]  # of a unit in the last place, of the largest significand
+    for one, exact in zip(got, (dx, (dy * x_hat).sum(0), dy.sum(0)), strict=True):
+        np.testing.assert_allclose(one.astype(np.longdouble), exact, rtol=2 * half, atol=half * 1e-3)
+
+
 @every_norm
 def test_sums_over_several_blocks_of_rows(norm):
-    x, dy, _, weight, bias = inputs("float32", (150, 3))
+    x, dy, _, weight, bias = inputs("float32", (2200, 3))
     parameters = (2.0,) if norm == "scale_norm" else (weight, bias)
     _, dweight, dbias = emulated.differentiate(norm, x, dy, *parameters)
     options = {"scale": 2.0} if norm == "scale_norm" else {"weight": weight}

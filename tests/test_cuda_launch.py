@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from anynorm._kernels.cuda.launch import MOST_THREADS, SLOT_NBYTES, WARP, settings
-from anynorm._kernels.cuda.task import FREE_AXES, as_rows, fill, is_aligned
+from anynorm._kernels.cuda.launch import MOST_THREADS, SLOT_NBYTES, WARP, settings, settings_abreast
+from anynorm._kernels.cuda.task import FREE_AXES, as_rows, fill, is_aligned, is_aligned_across
 
 FEATURES = (1, 2, 3, 7, 8, 9, 31, 33, 64, 127, 768, 1000, 1024, 4096, 5000, 8192, 16384, 32769, 65536, 262144, 300001)
 # Of a block, on sm_80, sm_90 and sm_100 alike.
@@ -68,11 +68,38 @@ def test_the_order_of_sums_does_not_depend_on_the_layout(features, itemsize):
     assert (rows.threads, rows.held) == (columns.threads, columns.held)
 
 
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("features", [features for features in FEATURES if features % 8 == 0])
+def test_slots_across_rows(features, itemsize):
+    most_nbytes = 48 << 10
+    how, rows = settings_abreast(features, itemsize, most_nbytes), settings(features, itemsize)
+    if how is None:  # of a larger block one slot each does not fit
+        assert 32 * features > most_nbytes
+        return
+    assert (how.threads, how.held) == (rows.threads, rows.held)
+    assert how.block <= MOST_THREADS
+    assert how.block % WARP == 0
+    assert how.neighbours == how.rows
+    assert how.neighbours * itemsize >= 32
+    assert how.shared_nbytes <= most_nbytes
+    # As Team and Abreast count them: each of the rows of a block is in one slot of one thread.
+    lanes = how.block // how.threads
+    assert how.rows == lanes * how.abreast == lanes * SLOT_NBYTES // itemsize
+
+
+def test_slots_across_rows_lie_in_shared_memory_where_registers_would_not_do():
+    assert not settings_abreast(512, 4, 227 << 10).in_shared
+    assert not settings_abreast(256, 2, 227 << 10).in_shared
+    assert settings_abreast(264, 2, 227 << 10).in_shared
+    assert settings_abreast(2048, 2, 99 << 10).shared_nbytes > 48 << 10
+    assert settings_abreast(16384, 4, 227 << 10) is None
+
+
 def test_rows_that_fit_are_held():
     assert settings(16384, 4).held
     assert not settings(16385, 4).held
-    assert settings(1024, 4).threads == WARP
-    assert settings(1025, 4).threads > WARP
+    assert settings(512, 4).threads == WARP
+    assert settings(513, 4).threads > WARP
 
 
 def test_layouts():
@@ -97,6 +124,23 @@ def test_alignment():
     assert not is_aligned(as_rows((4, 7), [(28, 4)] * 4, (1,), 4), [0] * 4)
     assert not is_aligned(as_rows((4, 8), [(36, 4)] * 4, (1,), 4), [0] * 4)
     assert not is_aligned(as_rows((4, 8), [(64, 8)] * 4, (1,), 4), [0] * 4)
+
+
+def test_alignment_across_rows():
+    def found(shape, addresses=(0, 16, None), axis=1, itemsize=4, strides=None):
+        strides = strides or np.empty(shape, f"f{itemsize}").strides
+        return is_aligned_across(as_rows(shape, [strides] * 4, (axis,), itemsize), addresses)
+
+    assert found((2, 8, 4))
+    assert found((8, 4), axis=0)
+    assert found((2, 8, 8), itemsize=2)
+    assert not found((2, 8, 4), itemsize=2)
+    assert not found((2, 8, 5))
+    assert not found((2, 7, 4))
+    assert not found((2, 8, 4), (0, 4))
+    assert not found((2, 8, 4), axis=2)
+    assert not found((2, 8, 4), strides=(160, 20, 4))
+    assert not found((2, 8, 4), strides=(256, 32, 8))
 
 
 def test_strides_are_counted_in_elements():

@@ -1,4 +1,4 @@
-"""The kernel "cuda" says why it does not take a call, and is off until it is switched on."""
+"""The kernel "cuda" says why it does not take a call."""
 
 import numpy as np
 import pytest
@@ -25,14 +25,6 @@ def test_arrays_elsewhere_are_refused(monkeypatch):
 def test_what_is_missing_is_said(monkeypatch):
     monkeypatch.setattr(cuda, "_MISSING", cuda._ADVICE)
     assert "pip install cuda-bindings" in anynorm.explain(X).refused["cuda"]
-
-
-def test_it_is_off_unless_switched_on(monkeypatch):
-    monkeypatch.delenv(cuda.SWITCH, raising=False)
-    assert "set ANYNORM_CUDA=1" in cuda.is_off()
-    for value, is_off in (("0", True), ("1", False)):
-        monkeypatch.setenv(cuda.SWITCH, value)
-        assert (cuda.is_off() is not None) == is_off
 
 
 def test_layouts_that_are_no_rows_are_said_to_be_so():

@@ -39,7 +39,7 @@ def run(parsed: argparse.Namespace) -> int:
         print(f"  {module:12}{version or f'not installed; {advice}'}")
     print("\nkernels, in order of preference")
     for kernel in KERNELS:
-        print(f"  {kernel.name:12}{kernel.description}; {kernel.missing() or kernel.is_off() or 'active'}")
+        print(f"  {kernel.name:12}{kernel.description}; {kernel.missing() or 'active'}")
     print("\nfiles\n  .npy          always")
     for module, suffix in _FORMATS:
         version = _version(module, (module,))

@@ -11,7 +11,6 @@ long as anynorm it takes. A small call is timed on the host: until it returns, a
 import argparse
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from importlib import metadata
@@ -24,8 +23,6 @@ PACKAGES = (
     *("numpy", "torch", "triton", "liger-kernel", "quack-kernels", "cupy-cuda12x", "cupy-cuda13x"),
     *("cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"),
 )
-# Until a card has run them the kernels are off, also for the threads of torch's own that run backward.
-SWITCH = "ANYNORM_CUDA"
 
 
 def main() -> None:
@@ -45,7 +42,6 @@ def main() -> None:
     reason = why_not()
     if reason is not None:
         sys.exit(f"the GPU benchmark cannot run: {reason}")
-    os.environ[SWITCH] = "1"
     import anynorm
 
     from .measure import copies, run

@@ -1,14 +1,17 @@
 // The kernels on a CPU, chosen when they are called.
 #include "emulator.hpp"
 
+#include "abreast.cuh"
+#include "add_blocks.cuh"
 #include "derive.cuh"
 #include "normalize.cuh"
+#include "stream.cuh"
 
 #ifndef HELD_SLOTS
 #error "which numbers of held slots to compile"
 #endif
 
-enum { NORMALIZE = 0, DERIVE = 1, ADD_ROWS = 2, ADD_BLOCKS = 3 };
+enum { NORMALIZE = 0, DERIVE = 1, ADD_ROWS = 2, ADD_BLOCKS = 3, STREAM = 4, STREAM_AND_ADD = 5 };
 
 struct Launch {
     int step, held;
@@ -18,13 +21,36 @@ struct Launch {
 
 template <class E, class Mode, int HELD>
 void run_held(const Launch& how, const Task& task, const Choice& choice) {
-    if constexpr (std::is_same_v<Mode, Paired<float>>) {
-        launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
-    } else if (how.step == NORMALIZE) {
-        launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
-    } else {
-        launch(how.grid, how.block, choice.cluster, [&] { derive_rows<E, Mode, HELD>(task, choice); });
+    if constexpr (std::is_same_v<Mode, Paired<double>>) {
+        if (how.step == DERIVE) {
+            launch(how.grid, how.block, choice.cluster, [&] { derive_rows<E, Mode, HELD>(task, choice); });
+            return;
+        }
     }
+    if constexpr (std::is_same_v<Mode, Plain> && HELD > 0) {
+        if (choice.abreast > 1) {
+            // Where registers would not do they lie in shared memory.
+            constexpr bool IN_SHARED = HELD * Slot<E>::SIZE * Slot<E>::SIZE > 64;
+            launch(how.grid, how.block, choice.cluster, [&] { normalize_abreast<E, HELD, IN_SHARED>(task, choice); });
+            return;
+        }
+    }
+    if constexpr (!std::is_same_v<Mode, Paired<float>>) {
+        if (choice.in_shared) {
+            launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD, true>(task, choice); });
+            return;
+        }
+    }
+    launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD>(task, choice); });
+}
+
+template <class E>
+bool differentiate(const Launch& how, const Task& task, const Choice& choice) {
+    return launch(how.grid, how.block, choice.cluster, [&] {
+        if (how.step == DERIVE) derive_again<E>(task, choice);
+        if (how.step == STREAM) stream_rows<E, false>(task, choice);
+        if (how.step == STREAM_AND_ADD) stream_rows<E, true>(task, choice);
+    });
 }
 
 template <class E, class Mode>
@@ -32,6 +58,9 @@ bool run(const Launch& how, const Task& task, const Choice& choice) {
     if (how.step == ADD_BLOCKS) return launch(how.grid, how.block, choice.cluster, [&] { add_blocks(task, choice); });
     if constexpr (!std::is_same_v<Mode, Paired<float>>) {
         if (how.step == ADD_ROWS) return launch(how.grid, how.block, choice.cluster, [&] { add_rows<E, Mode>(task, choice); });
+    }
+    if constexpr (std::is_same_v<Mode, Plain>) {
+        if (how.step == DERIVE || how.step >= STREAM) return differentiate<E>(how, task, choice);
     }
     bool found = false;
     [&]<int... HELD>(std::integer_sequence<int, HELD...>) {

@@ -34,7 +34,7 @@ struct Index {
 namespace emulator {
 
 constexpr int WARP = 32;
-constexpr int MOST_BLOCKS = 8;  // of a cluster
+constexpr int MOST_BLOCKS = 16;  // of a cluster
 constexpr size_t STACK_NBYTES = 64 << 10;
 
 enum Waiting { RUNS, AT_SHUFFLE, AT_BARRIER, AT_CLUSTER, ENDED };
@@ -53,6 +53,8 @@ inline unsigned threads;  // of a block
 inline bool reversed = false;
 inline unsigned char exchanged[8192][16];
 inline std::map<void*, size_t> sizes;  // of a block's share of what is shared, by where the first block's begins
+
+inline unsigned char rooms[MOST_BLOCKS][227 << 10];  // shared memory of which the kernel does not know the size
 
 inline unsigned rank() { return current / threads; }
 
@@ -135,6 +137,7 @@ inline void run_cluster(unsigned blocks, unsigned first, Index& block, Index& th
 inline Index threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { emulator::wait(emulator::AT_BARRIER); }
+inline void arrive_at_cluster() {}
 inline void wait_for_cluster() { emulator::wait(emulator::AT_CLUSTER); }
 
 template <class S>
@@ -149,6 +152,17 @@ void write_to_block(unsigned block, S* place, const S& value) {
 }
 
 template <class S>
+S* block_room() {
+    return (S*)emulator::rooms[emulator::rank()];
+}
+template <class S>
+void copy_to_room(S* to, const S* from, bool is_there) {
+    *to = is_there ? *from : S{};
+}
+template <int LAST>
+void wait_for_copies() {}
+
+template <class S>
 S read_slot(const S* from) {
     return *from;
 }
@@ -161,17 +175,27 @@ S unconverted(const S& slot) {
     return slot;
 }
 
+// What another thread of the warp has.
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int distance) {
+T exchange(T value, unsigned other) {
     unsigned self = emulator::current;
     std::memcpy(emulator::exchanged[self], &value, sizeof value);
     emulator::wait(emulator::AT_SHUFFLE);
-    unsigned other = self ^ distance;
     if (other / emulator::threads != self / emulator::threads || other / emulator::WARP != self / emulator::WARP)
         emulator::fail("no such lane");
     std::memcpy(&value, emulator::exchanged[other], sizeof value);
     emulator::wait(emulator::AT_SHUFFLE);
     return value;
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int distance) {
+    return exchange(value, emulator::current ^ distance);
+}
+
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+    return exchange(value, emulator::current / emulator::WARP * emulator::WARP + lane);
 }
 
 template <class To, class From>
@@ -208,6 +232,7 @@ using std::fmax;
 using std::fmin;
 using std::scalbn;
 using std::sqrt;
+inline double rsqrt(double value) { return 1.0 / std::sqrt(value); }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline int min(int a, int b) { return a < b ? a : b; }
 

@@ -1,12 +1,10 @@
 """Fused kernels for CuPy arrays and CUDA tensors, compiled by NVRTC: which calls they take.
 
-No GPU has run them yet, so they are switched off: ``ANYNORM_CUDA=1`` or ``use_kernel("cuda")`` switches them on.
 Nothing here imports a library of CUDA's.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from anynorm._check import Call, Gradient
@@ -14,7 +12,6 @@ from anynorm._kernels.cpu import is_installed, wants_gradient
 from anynorm._kernels.cpu.torch_state import is_followed
 from anynorm._overlap import lacks_memory
 
-SWITCH = "ANYNORM_CUDA"
 _ADVICE = (
     "cuda-bindings is not installed, which launches it; pip install cuda-bindings nvidia-cuda-nvrtc, "
     "or for CUDA 12 'cuda-bindings<13' nvidia-cuda-nvrtc-cu12"
@@ -27,13 +24,6 @@ _MISSING = None if is_installed("cuda.bindings") else _ADVICE
 def missing() -> str | None:
     """What to install before the kernels can run."""
     return _MISSING
-
-
-def is_off() -> str | None:
-    """Why the kernels are not chosen unless they are forced."""
-    if os.environ.get(SWITCH) == "1":
-        return None
-    return f"it is switched off, as no GPU has run it yet; set {SWITCH}=1, or force it, to try it"
 
 
 def refuses(call: Call) -> str | None:
@@ -49,7 +39,7 @@ def refuses(call: Call) -> str | None:
         return "it forms statistics of its own, and these are given"
     if 0 in call.x.shape:
         return "x is empty"
-    return _refuses_layout(call)
+    return _refuses_layout(call) or _refuses_device(call)
 
 
 def refuses_to_pull(gradient: Gradient) -> str | None:
@@ -77,8 +67,8 @@ def _refuses_torch(call: Call) -> str | None:
             return f"it takes plain tensors, got {type(tensor).__name__}"
         if tensor.is_neg():
             return "a tensor is a negated view, whose memory holds other numbers"
-    if wants_gradient(call, *(call.out or ())):
-        return "torch is to follow the call back, which goes through the definition"
+    if call.out is not None and wants_gradient(call, *call.out):
+        return "a gradient is wanted of what is written in place, which goes through the definition"
     if is_followed(torch):
         return "torch follows each operation (torch.func, forward-mode derivatives, a dispatch mode, tracing)"
     if any(map(lacks_memory, [one for one in given if isinstance(one, torch.Tensor)])):
@@ -92,6 +82,18 @@ def _refuses_layout(call: Call) -> str | None:
 
     access = ACCESS[call.library.name]
     given = [one for one in (call.x, call.residual, *(call.out or ())) if one is not None]
+    if call.library.name == "torch" and not call.x.is_contiguous():
+        import torch
+
+        given.append(torch.empty_like(call.x, device="meta"))  # a result, or dx, may be laid out otherwise
     strides = [access.strides(one) for one in given]
     found = as_rows(tuple(call.x.shape), strides, call.axes, call.x.dtype.itemsize)
     return found if isinstance(found, str) else None
+
+
+def _refuses_device(call: Call) -> str | None:
+    """What is missing for the device; asked last, since it takes NVRTC to be loaded."""
+    from anynorm._kernels.cuda import device
+    from anynorm._kernels.cuda.arrays import ACCESS
+
+    return device.unfit(ACCESS[call.library.name].ordinal(call.x))

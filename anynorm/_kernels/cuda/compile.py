@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import os
-import tempfile
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from anynorm._kernels.cuda.task import NORMALIZE, STEPS, Choice
+from anynorm._kernels.cuda import kept
+from anynorm._kernels.cuda.launch_derivative import STREAM_THREADS
+from anynorm._kernels.cuda.task import NORMALIZE, STEPS, STREAM, STREAM_AND_ADD, Choice
 
 _MAIN = "kernel.cu"
 _ELEMENTS = {"float16": "Half", "bfloat16": "Bfloat16", "float32": "float", "float64": "double"}
@@ -20,6 +18,8 @@ _ELEMENTS = {"float16": "Half", "bfloat16": "Bfloat16", "float32": "float", "flo
 _THREADS = 1024
 # Products and sums are fused where the source says so and nowhere else: pairs of numbers depend on it.
 _OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")
+_OLDEST_CUDA = 12
+_FOR_12 = "nvidia-cuda-nvrtc-cu12 'cuda-bindings<13'"
 
 
 @functools.cache
@@ -30,7 +30,7 @@ def source() -> dict[str, str]:
 
 
 def options(choice: Choice, block: int, architecture: str) -> tuple[str, ...]:
-    """What NVRTC is asked for; ``architecture`` is one such as sm_90."""
+    """What NVRTC is asked for; ``architecture`` is a card's, such as sm_90, or compute_90 for PTX."""
     mode = "Paired<double>" if choice.dtype == "float64" else "Paired<float>" if choice.paired else "Plain"
     defined = {
         "STEP": STEPS.index(choice.step),
@@ -45,8 +45,10 @@ def options(choice: Choice, block: int, architecture: str) -> tuple[str, ...]:
         "IS_ADDED": int(choice.added),
         "THREADS": choice.threads,
         "NEIGHBOURS": choice.neighbours,
+        "SLOTS_IN_SHARED": int(choice.in_shared),
         "IS_FULL": int(choice.full),
         "CLUSTER": choice.cluster,
+        "ABREAST": choice.abreast,
         "BLOCK": block,
         "LEAST_BLOCKS": blocks_at_once(choice, block),
     }
@@ -55,13 +57,20 @@ def options(choice: Choice, block: int, architecture: str) -> tuple[str, ...]:
 
 def blocks_at_once(choice: Choice, block: int) -> int:
     """How many blocks a multiprocessor is to have room for; the more, the fewer registers each thread has."""
+    if choice.step in (STREAM, STREAM_AND_ADD):
+        return max(1, STREAM_THREADS // block // (1 if choice.aligned else 2))
     if choice.dtype == "float64" or choice.paired or choice.step != NORMALIZE or not choice.held:
         return 1
+    if choice.least:
+        return choice.least
+    if choice.abreast > 1:
+        few = choice.held * choice.abreast**2 <= 32 and not choice.added  # elements of a thread
+        return max(1, (_THREADS * 3 // 4 if few else _THREADS // 2) // block)
     return max(1, (_THREADS if choice.held <= 4 and choice.aligned else _THREADS // 2) // block)
 
 
 def build(given: tuple[str, ...]) -> tuple[bytes, str]:
-    """Compile with these options; return the machine code and what the compiler had to say."""
+    """Compile with these options; return the machine code, or PTX, and what the compiler had to say."""
     from cuda.bindings import nvrtc
 
     files = source()
@@ -80,52 +89,72 @@ def build(given: tuple[str, ...]) -> tuple[bytes, str]:
         said = log.decode().rstrip("\0 \n")
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
             raise RuntimeError(f"NVRTC could not compile the CUDA kernels ({status.name}): {said}")
-        code = bytearray(_checked(nvrtc, nvrtc.nvrtcGetCUBINSize(program)))
-        _checked(nvrtc, nvrtc.nvrtcGetCUBIN(program, code))
+        kind = "PTX" if "compute_" in given[0] else "CUBIN"
+        code = bytearray(_checked(nvrtc, getattr(nvrtc, f"nvrtcGet{kind}Size")(program)))
+        _checked(nvrtc, getattr(nvrtc, f"nvrtcGet{kind}")(program, code))
         return bytes(code), said
     finally:
         nvrtc.nvrtcDestroyProgram(program)
 
 
 def compiled(choice: Choice, block: int, architecture: str) -> bytes:
-    """Machine code, from disk where it has been compiled before."""
-    given = options(choice, block, architecture)
-    path = _folder() / f"{_digest(given)}.cubin"
-    with contextlib.suppress(OSError):
-        return path.read_bytes()
-    code, _ = build(given)
-    _keep(path, code)
+    """Machine code for a card, from disk where it has been compiled before."""
+    given = options(choice, block, target(architecture))
+    name = f"{_digest(given)}.bin"
+    code = kept.read(name)
+    if code is None:
+        code, _ = build(given)
+        kept.write(name, code)
     return code
+
+
+def target(architecture: str) -> str:
+    """What NVRTC compiles for: a card or, where it does not know one so new, PTX, which the driver translates."""
+    number, known = int(architecture.removeprefix("sm_")), _architectures()
+    if number in known:
+        return architecture
+    return f"compute_{max(one for one in known if one < number)}"
+
+
+@functools.cache
+def lacking(architecture: str, driver: int) -> str | None:
+    """What keeps kernels from being compiled for a card and a driver, and what to install; None: nothing."""
+    try:
+        (major, minor), known = _version(), _architectures()
+    except (ImportError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        return f"NVRTC cannot be used ({reason}); pip install nvidia-cuda-nvrtc, or for CUDA 12 {_FOR_12}"
+    if driver < 1000 * _OLDEST_CUDA:
+        return f"the driver is of CUDA {driver // 1000}; install one of CUDA {_OLDEST_CUDA} or newer"
+    if major < _OLDEST_CUDA:
+        wrong = "is too old"
+    elif major > driver // 1000:
+        wrong = f"is too new for the driver, which is of CUDA {driver // 1000}"
+    elif int(architecture.removeprefix("sm_")) < min(known):
+        wrong = f"compiles for sm_{min(known)} and newer, and this GPU is {architecture}"
+    else:
+        return None
+    return f"NVRTC {major}.{minor} {wrong}; pip install {_FOR_12}"
 
 
 def _digest(given: tuple[str, ...]) -> str:
     """Of all that the machine code depends on."""
+    return hashlib.sha256(repr((_version(), given, sorted(source().items()))).encode()).hexdigest()[:32]
+
+
+def _version() -> tuple[int, int]:
     from cuda.bindings import nvrtc
 
-    version = _checked(nvrtc, nvrtc.nvrtcVersion())
-    return hashlib.sha256(repr((version, given, sorted(source().items()))).encode()).hexdigest()[:32]
+    major, minor = _checked(nvrtc, nvrtc.nvrtcVersion())
+    return int(major), int(minor)
 
 
-def _folder() -> Path:
-    """Where machine code is kept."""
-    given = os.environ.get("ANYNORM_CACHE_DIR")
-    if given:
-        return Path(given)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "anynorm"
+@functools.cache
+def _architectures() -> tuple[int, ...]:
+    """The cards that NVRTC knows, by the number of their architecture."""
+    from cuda.bindings import nvrtc
 
-
-def _keep(path: Path, code: bytes) -> None:
-    """Write a file that appears whole or not at all; nothing is kept where nothing can be written."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(code)
-            Path(name).replace(path)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
+    return tuple(map(int, _checked(nvrtc, nvrtc.nvrtcGetSupportedArchs())))
 
 
 def _checked(nvrtc: Any, returned: tuple[Any, ...]) -> Any:

@@ -6,10 +6,11 @@ import contextlib
 import ctypes
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from anynorm._kernels.cuda.compile import compiled
+from anynorm._kernels.cuda.compile import compiled, lacking
+from anynorm._kernels.cuda.launch import shared_nbytes
 from anynorm._kernels.cuda.task import Choice, Task
 
 # So many times as fast as float64 is float32: 2 on cards with full float64, 32 or 64 on others. Below this float64 is
@@ -18,6 +19,9 @@ _SLOW_FLOAT64 = 16
 # The default stream's own handle, which libraries mean by 0. The driver's bindings may mean by it the default stream of
 # each thread (CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM).
 _LEGACY_STREAM = 1
+# How many blocks can reach each other's shared memory: on every card that has clusters, and on these if asked for.
+_PORTABLE_CLUSTER = 8
+_LARGER_CLUSTER, _LARGER = 16, ("sm_90", "sm_100")
 
 
 class Device(NamedTuple):
@@ -26,6 +30,19 @@ class Device(NamedTuple):
     architecture: str  # such as sm_90
     slow_float64: bool
     clusters: bool  # whether blocks can reach each other's shared memory
+    shared_nbytes: int  # the most shared memory of a block
+
+    @property
+    def most_shared_nbytes(self) -> int:
+        """How much shared memory a block may be given."""
+        return self.shared_nbytes - (2 << 10)  # for what a kernel shares besides
+
+    @property
+    def most_cluster(self) -> int:
+        """How many blocks can."""
+        if not self.clusters:
+            return 1
+        return _LARGER_CLUSTER if self.architecture in _LARGER else _PORTABLE_CLUSTER
 
 
 @functools.cache
@@ -43,7 +60,21 @@ def device(ordinal: int) -> Device:
     major = read("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR")
     minor = read("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
     ratio = read("CU_DEVICE_ATTRIBUTE_SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO")
-    return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64, major >= 9)
+    most = read("CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
+    return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64, major >= 9, most)
+
+
+@functools.cache
+def unfit(ordinal: int) -> str | None:
+    """Why kernels cannot be compiled for a device, and what to install; None: they can."""
+    try:
+        from cuda.bindings import driver
+
+        architecture = device(ordinal).architecture
+        version = int(_checked(driver, driver.cuDriverGetVersion()))
+    except (ImportError, RuntimeError) as error:
+        return f"the CUDA driver cannot be used ({error})"
+    return lacking(architecture, version)
 
 
 class Loaded(NamedTuple):
@@ -51,6 +82,7 @@ class Loaded(NamedTuple):
 
     function: Any
     ordinal: int  # of the device that it is for
+    shared_nbytes: int  # that a block is given
 
 
 _kernels: dict[tuple[Choice, int, int], Loaded] = {}
@@ -66,19 +98,26 @@ def kernel(choice: Choice, block: int, ordinal: int) -> Loaded:
             found = _kernels.get(key)
             if found is None:
                 code = compiled(choice, block, device(ordinal).architecture)
-                found = _kernels[key] = Loaded(_load(code, ordinal), ordinal)
+                shared = shared_nbytes(block, choice.held, choice.in_shared, choice.neighbours, choice.abreast)
+                found = _kernels[key] = Loaded(_load(code, ordinal, shared, choice.cluster), ordinal, shared)
     return found
 
 
-def _load(code: bytes, ordinal: int) -> Any:
+def _load(code: bytes, ordinal: int, shared: int, cluster: int) -> Any:
     from cuda.bindings import driver
 
     with _beside_capture(driver):
         _bind(driver, ordinal)
         library = _checked(driver, driver.cuLibraryLoadData(code, [], [], 0, [], [], 0))
         found = _checked(driver, driver.cuLibraryGetKernel(library, b"anynorm"))
+        if cluster > _PORTABLE_CLUSTER:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
+            _checked(driver, driver.cuKernelSetAttribute(attribute, 1, found, driver.CUdevice(ordinal)))
         # The driver loads into a context what is first used there, which it may not while a graph is captured.
         _checked(driver, driver.cuKernelGetFunction(found))
+        if shared:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _checked(driver, driver.cuKernelSetAttribute(attribute, shared, found, driver.CUdevice(ordinal)))
     return driver.CUfunction(int(found))
 
 
@@ -113,19 +152,34 @@ def _context(ordinal: int) -> Any:
     return _checked(driver, driver.cuDevicePrimaryCtxRetain(_checked(driver, driver.cuDeviceGet(ordinal))))
 
 
+def starter(loaded: Loaded, grid: tuple[int, int], block: int) -> Callable[[int, int], Any]:
+    """What starts a kernel on a stream, given the address of the address of a task; it returns what failed, or None."""
+    from cuda.bindings import driver
+
+    run, success, (function, _, shared_nbytes) = driver.cuLaunchKernel, driver.CUresult.CUDA_SUCCESS, loaded
+    across, down = grid
+
+    def start(argument: int, stream: int) -> Any:
+        (status,) = run(
+            function, across, down, 1, block, 1, 1, shared_nbytes, stream or _LEGACY_STREAM, argument, 0
+        )  # fmt: skip
+        return None if status == success else status
+
+    return start
+
+
 def launch(loaded: Loaded, grid: tuple[int, int], block: int, task: Task, stream: int) -> None:
     """Start a kernel on a stream of its device, which must be the current one."""
     from cuda.bindings import driver
 
+    start = starter(loaded, grid, block)
     argument = (ctypes.c_void_p * 1)(ctypes.addressof(task))
     # The driver copies the task before it returns.
-    given = (
-        loaded.function, *grid, 1, block, 1, 1, 0, stream or _LEGACY_STREAM, ctypes.addressof(argument), 0
-    )  # fmt: skip
-    returned = driver.cuLaunchKernel(*given)
-    if returned[0] != driver.CUresult.CUDA_SUCCESS and _bind(driver, loaded.ordinal):
-        returned = driver.cuLaunchKernel(*given)
-    _checked(driver, returned)
+    failed = start(ctypes.addressof(argument), stream)
+    if failed is not None and _bind(driver, loaded.ordinal):
+        failed = start(ctypes.addressof(argument), stream)
+    if failed is not None:
+        _checked(driver, (failed,))
 
 
 def _checked(driver: Any, returned: tuple[Any, ...]) -> Any:

@@ -6,6 +6,7 @@ a row are formed in an order that follows from that, so it must never depend on 
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 SLOT_NBYTES = 16  # the widest load of a thread
@@ -24,10 +25,15 @@ _BLOCK = 128
 _SECTOR_NBYTES = 32
 _COLUMNS_NBYTES = 64
 _COLUMNS_BLOCK = 256
+# Of rows whose slots lie across them, as many elements of a thread stay in registers: with more of 16 bits ptxas spills
+# (sm_90, NVRTC 12.9). Of shared memory two blocks fit on a multiprocessor.
+_MOST_ABREAST = 64
+_MOST_SHARED_NBYTES = 100 << 10
+_FINISHED_NBYTES = 56  # of a row, as in abreast.cuh
 
 
-# The derivative needs more registers: with four slots of 16 bits and 512 threads ptxas spills (sm_80, NVRTC 12.9).
-_MOST_THREADS_OF_DERIVATIVE = 256
+TUNE = os.environ.get("ANYNORM_TUNE", "")
+ABREAST = os.environ.get("ANYNORM_ABREAST", "")
 
 
 class Settings(NamedTuple):
@@ -38,16 +44,19 @@ class Settings(NamedTuple):
     held: int  # slots of a thread that stay in registers; 0: a row is read again for every pass over it
     neighbours: int = 0  # rows whose elements lie side by side, taken by neighbouring threads; 0: none do
     cluster: int = 1  # blocks that share a row
+    in_shared: bool = False  # whether the held slots lie in shared memory, and not in registers
+    abreast: int = 1  # neighbouring rows that a slot lies across; 1: it lies along a row
+    least: int = 0
 
     @property
     def block(self) -> int:
         """Threads of a block."""
-        return self.threads * self.rows // self.cluster
+        return self.threads * self.rows // (self.cluster * self.abreast)
 
     @property
-    def held_by_derivative(self) -> int:
-        """The same of slots where the derivative is formed."""
-        return self.held if self.block <= _MOST_THREADS_OF_DERIVATIVE else 0
+    def shared_nbytes(self) -> int:
+        """Shared memory of a block whose size the kernel does not know."""
+        return shared_nbytes(self.block, self.held, self.in_shared, self.neighbours, self.abreast)
 
     def blocks(self, rows: int) -> int:
         """How many blocks there are for so many rows."""
@@ -58,9 +67,20 @@ class Settings(NamedTuple):
         return features * itemsize == self.threads * self.held * SLOT_NBYTES
 
 
+def shared_nbytes(block: int, held: int, in_shared: bool, neighbours: int, abreast: int) -> int:
+    """Shared memory of a block whose size the kernel does not know: held slots, and sums of rows abreast."""
+    slots = block * abreast * (held * in_shared + (abreast > 1))
+    return slots * SLOT_NBYTES + (neighbours * _FINISHED_NBYTES if abreast > 1 else 0)
+
+
 def settings(features: int, itemsize: int, side_by_side: bool = False, clusters: bool = False) -> Settings:
     """Return the settings for rows of so many features, not 0; ``clusters``: whether the device has them."""
     slots = -(-features * itemsize // SLOT_NBYTES)
+    if TUNE and not side_by_side:
+        kind, size, held, least = TUNE.split(":")[0], *map(int, TUNE.split(":")[1].split("x"))
+        if slots % (size * held) == 0 and slots // (size * held) <= 16:
+            blocks = slots // (size * held)
+            return Settings(size * blocks, 1, held, cluster=blocks, in_shared=kind == "s", least=least)
     if clusters and slots > MOST_THREADS * _HELD:
         return _clustered(slots)
     threads, held = _shared(slots)
@@ -69,6 +89,23 @@ def settings(features: int, itemsize: int, side_by_side: bool = False, clusters:
         if rows * itemsize >= _SECTOR_NBYTES:
             return Settings(threads, rows, held, rows)
     return Settings(threads, max(1, _BLOCK // threads) if threads <= WARP else 1, held)
+
+
+def settings_abreast(features: int, itemsize: int, most_nbytes: int) -> Settings | None:
+    """The same for slots across neighbouring rows; None where too few would fit into a block or its shared memory."""
+    threads, held = _shared(-(-features * itemsize // SLOT_NBYTES))
+    size = SLOT_NBYTES // itemsize
+    lanes, in_shared, least = _COLUMNS_BLOCK // threads, held * size**2 > _MOST_ABREAST, 0
+    if ABREAST:
+        lanes, in_shared, least = int(ABREAST.split("x")[0]), ABREAST.split("x")[1] == "1", int(ABREAST.split("x")[2])
+        lanes = max(lanes, 128 // threads)
+    lanes = min(max(lanes, _COLUMNS_NBYTES // SLOT_NBYTES), MOST_THREADS // threads)
+    while lanes * SLOT_NBYTES >= _SECTOR_NBYTES:
+        how = Settings(threads, lanes * size, held, lanes * size, in_shared=in_shared, abreast=size, least=least)
+        if how.shared_nbytes <= min(most_nbytes, _MOST_SHARED_NBYTES):
+            return how
+        lanes //= 2
+    return None
 
 
 def _clustered(slots: int) -> Settings:
@@ -83,7 +120,7 @@ def _shared(slots: int) -> tuple[int, int]:
     """How many threads share so many slots, and how many each of them holds."""
     if slots <= WARP:
         return _power_of_two(slots), 1
-    if slots <= WARP * _MOST_HELD:  # a warp needs no barrier
+    if slots <= WARP * _HELD:  # a warp needs no barrier
         return WARP, _power_of_two(-(-slots // WARP))
     threads = _power_of_two(-(-slots // _HELD))
     if threads <= MOST_THREADS:

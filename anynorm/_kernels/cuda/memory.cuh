@@ -10,7 +10,7 @@ template <class S>
 __device__ __forceinline__ S read_slot(const S* from) {
     static_assert(sizeof(S) == 16, "a slot is 16 bytes");
     uint4 words;
-    asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
                  : "l"(from));
     return *(S*)&words;
@@ -20,7 +20,7 @@ template <class S>
 __device__ __forceinline__ void write_slot(S* to, const S& slot) {
     static_assert(sizeof(S) == 16, "a slot is 16 bytes");
     const uint4& words = *(const uint4*)&slot;
-    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w));
+    asm volatile("st.global.L1::no_allocate.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w));
 }
 
 // The same slot, of which the compiler knows nothing: it stays as it is in four registers from one pass over the row to
@@ -30,6 +30,33 @@ __device__ __forceinline__ S unconverted(const S& slot) {
     uint4 words = *(const uint4*)&slot;
     asm volatile("" : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w));
     return *(S*)&words;
+}
+
+// Shared memory of the size that the block was started with.
+template <class S>
+__device__ __forceinline__ S* block_room() {
+    extern __shared__ uint4 room[];
+    return (S*)room;
+}
+
+// Copy a slot to shared memory past the registers, or zeros.
+template <class S>
+__device__ __forceinline__ void copy_to_room(S* to, const S* from, bool is_there) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from),
+                 "r"(is_there ? 16 : 0));
+    asm volatile("cp.async.commit_group;");
+#else
+    *to = is_there ? read_slot(from) : S{};
+#endif
+}
+
+// Wait for this thread's copies but the last so many.
+template <int LAST>
+__device__ __forceinline__ void wait_for_copies() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(LAST) : "memory");
+#endif
 }
 
 // Write to the shared memory of another block of the cluster, at the place that `place` is in this one's.
@@ -44,7 +71,12 @@ __device__ __forceinline__ void write_to_block(unsigned block, S* place, const S
         asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(there + 4 * i), "r"(words[i]) : "memory");
 }
 
-__device__ __forceinline__ void wait_for_cluster() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
+__device__ __forceinline__ void arrive_at_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 #endif
+
+// That of which each thread has slots of its own, one every `threads`; so nobody has to wait for others.
+template <class S>
+__device__ __forceinline__ S* own_room() {
+    return block_room<S>() + threadIdx.x;
+}

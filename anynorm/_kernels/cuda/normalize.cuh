@@ -4,29 +4,33 @@
 #include "paired.cuh"
 #include "plain.cuh"
 
-template <class E, class Mode, int HELD>
+template <class E, class Mode, int HELD, bool IN_SHARED = false>
 __device__ void normalize_rows(const Task& task, const Choice& choice) {
     Team team(task, choice);
-    Row<E, HELD> row(task, choice, team);
+    Row<E, HELD, IN_SHARED> row(task, choice, team);
+    team.wait_for_others();
     Mode mode(task, choice, team, row);
     Line<E> y(task, choice, Y, team), added(task, choice, choice.added ? ADDED : Y, team);
-    bool all_done = true;
+    unsigned left = 0;
+    int k = 0;
     row.each([&](long long start, const Slot<E>& slot) {
         Slot<E> result;
+        unsigned bit = HELD ? 1u << k++ : 0;
         if (!y.holds(start)) return;
         if (!mode.apply(task, choice, start, slot, result)) {
-            all_done = false;
-            return;
+            left |= bit;
+            if (HELD) return;
+            mode.apply_carefully(task, choice, start, slot, result);
         }
         if (choice.added) added.write(start, slot);
         y.write(start, result);
     });
-    if (all_done) return;
-    // What is left is read again, where nothing has been written yet.
+    // What is left is read again, where nothing has been written yet: beside the rest it would take its registers.
 #pragma unroll 1
-    for (long long start = row.first; start < row.features; start += row.distance) {
+    for (k = 0; left >> k; k++) {
+        if (!(left >> k & 1)) continue;
+        long long start = row.first + k * row.distance;
         Slot<E> result, slot = row.read(start);
-        if (mode.apply(task, choice, start, slot, result)) continue;
         mode.apply_carefully(task, choice, start, slot, result);
         if (choice.added) added.write(start, slot);
         y.write(start, result);

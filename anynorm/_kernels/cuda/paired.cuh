@@ -137,6 +137,8 @@ struct Paired {
     double alone;  // what a row without deviations is multiplied by where eps vanishes in its unit, or 0
     bool safe;     // whether what the row is multiplied by is of moderate size
 
+    Paired() = default;
+
     template <class Row>
     __device__ Paired(const Task& task, const Choice& choice, const Team& team, const Row& row) {
         bool centred = choice.rule == LAYER;
@@ -146,24 +148,32 @@ struct Paired {
         // That of eps too: what is far below it may vanish in sums.
         int of_eps = exponent_of(task.eps);
         if (choice.rule != SCALE) of_eps >>= 1;
-        exponent = max(exponent_of((double)largest.of[0]), of_eps);
-        exponent = min(max(exponent, -Bounds<B>::UNIT), Bounds<B>::UNIT);
-        unit = power_of_two(-exponent, B());
+        int up = max(exponent_of((double)largest.of[0]), of_eps);
+        up = min(max(up, -Bounds<B>::UNIT), Bounds<B>::UNIT);
+        B one = power_of_two(-up, B());
         // Any element will do for a shift (Samuelson 1968), and a constant row has no deviations then.
-        B shift = centred ? (B)widen(row.at_first()) * unit : (B)0;
+        B shift = centred ? (B)widen(row.at_first()) * one : (B)0;
         PairedSums<B> sums = {};
-        row.each_element([&](auto element) { sums.add((B)widen(element) * unit, shift, centred); });
-        sums = team.merge(sums);
+        row.each_element([&](auto element) { sums.add((B)widen(element) * one, shift, centred); });
+        *this = team.finish(
+            sums, [&](const PairedSums<B>& whole) { return finished(task, choice, whole, shift, largest.of[0], up); });
+    }
+
+    __device__ static Paired finished(
+        const Task& task, const Choice& choice, const PairedSums<B>& sums, B shift, B largest, int exponent) {
+        Paired row = {};
+        row.exponent = exponent, row.unit = power_of_two(-exponent, B());
         double eps = task.eps * power_of_two(-exponent, double());
         if (choice.rule != SCALE) eps *= power_of_two(-exponent, double());
-        moved = finish(sums, shift, (double)task.features, eps, choice.rule == SCALE);
+        row.moved = finish(sums, shift, (double)task.features, eps, choice.rule == SCALE);
         // Inf less Inf is NaN already, and so is the exact square of Inf.
-        is_short = moved.is_short;
-        alone = choice.rule != SCALE && moved.whole == 0.0 && task.eps > 0.0 ? 1.0 / sqrt(task.eps) : 0.0;
-        int size = exponent_of(moved.whole);
-        safe = moved.whole == 0.0 || abs(size) < Bounds<B>::SAFE;
-        if (choice.rule != LAYER) safe = safe && abs(exponent) < Bounds<B>::SAFE;
-        if (!((double)largest.of[0] <= LARGEST)) moved.factor.high = moved.whole = (B)not_a_number();
+        row.is_short = row.moved.is_short;
+        row.alone = choice.rule != SCALE && row.moved.whole == 0.0 && task.eps > 0.0 ? 1.0 / sqrt(task.eps) : 0.0;
+        int size = exponent_of(row.moved.whole);
+        row.safe = row.moved.whole == 0.0 || abs(size) < Bounds<B>::SAFE;
+        if (choice.rule != LAYER) row.safe = row.safe && abs(exponent) < Bounds<B>::SAFE;
+        if (!((double)largest <= LARGEST)) row.moved.factor.high = row.moved.whole = (B)not_a_number();
+        return row;
     }
 
     // Normalize a slot; whether that could be done without leaving the range of B.

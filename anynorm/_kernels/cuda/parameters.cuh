@@ -59,21 +59,22 @@ __device__ __forceinline__ double bias_of(const Task& task, const Choice& choice
     return choice.bias == NOTHING ? -0.0 : read_parameter(task.bias, choice.bias, i);
 }
 
-// The weights and biases of a slot for rows of 16 bits, whose parameters have at most 32.
+// The weights and biases of a slot in float32, where they have no more bits; a weight and an offset as a pair.
 template <int N>
 struct FloatParameters {
-    float weight[N], bias[N];
+    float weight[N], low[N], bias[N];
 
     __device__ FloatParameters(const Task& task, const Choice& choice, long long start) {
         long long count = task.features - start;
         bool aligned = choice.aligned;
         if (choice.rule != SCALE && choice.weight != NOTHING) {
             read_parameters<N>(task.weight, choice.weight, start, count, aligned, weight);
-            if (choice.offset) {
-                // Where a weight and the high half cancel, their sum is exact.
-                float high = (float)task.number, low = (float)(task.number - high);
+            float high = (float)task.number, rest = (float)(task.number - high);
 #pragma unroll
-                for (int i = 0; i < N; i++) weight[i] = (weight[i] + high) + low;
+            for (int i = 0; i < N; i++) {
+                Pair<float> sum = choice.offset ? two_sum(weight[i], high) : Pair<float>{weight[i], 0.0f};
+                if (choice.offset) sum = two_sum(sum.high, sum.low + rest);
+                weight[i] = sum.high, low[i] = sum.low;
             }
         }
         // -0.0 leaves a result of -0.0 as it is.
@@ -82,11 +83,15 @@ struct FloatParameters {
         if (choice.bias != NOTHING) read_parameters<N>(task.bias, choice.bias, start, count, aligned, bias);
     }
 
-    __device__ float largest_weight() const {
-        float largest = 0.0f;
+    // Whether all weights are 0 or between these.
+    __device__ bool are_within(float least, float most) const {
+        bool are = true;
 #pragma unroll
-        for (int i = 0; i < N; i++) largest = fmaxf(largest, fabs(weight[i]));
-        return largest;
+        for (int i = 0; i < N; i++) {
+            float size = fabs(weight[i]);
+            are = are && size <= most && (least == 0.0f || size == 0.0f || size >= least);
+        }
+        return are;
     }
 };
 

@@ -1,5 +1,6 @@
-// Rows of 16 and 32 bits in float64, which has bits and range to spare. Rows of 16 bits are reduced in it and applied in
-// float32 where nothing is of extreme magnitude: there are few conversions between the two in a clock cycle.
+// Rows of 16 and 32 bits, reduced in float64, which has bits and range to spare. Where nothing is of extreme magnitude they
+// are applied in float32, those of 32 bits in pairs of it: there are few conversions between the two in a clock cycle, and
+// in float64 a row would need four or five of them an element.
 #pragma once
 
 #include "parameters.cuh"
@@ -8,12 +9,28 @@
 // second.
 constexpr double EMPTY_SQUARE = 0x1p-960, EMPTY_NORM = 1e-300;
 
-// Exponents of factors of which products in float32 stay in range.
-constexpr int MODERATE_FACTOR = 100;
-// A weight up to here leaves nothing of what an x_hat below the normal numbers of float32 has lost.
+// Exponents of factors of which products in float32 stay in range, and of factors and weights of which pairs do.
+constexpr int MODERATE_FACTOR = 100, MODERATE_OF_PAIR = 40;
+constexpr float LEAST_WEIGHT = 0x1p-40f, MOST_WEIGHT = 0x1p40f;
+// A weight of bfloat16 up to here leaves nothing of what an x_hat below the normal numbers of float32 has lost.
 constexpr float MODERATE_WEIGHT = 256.0f;
+// Sums of squares of bfloat16 that have lost nothing of interest in float32.
+constexpr float LEAST_SQUARES = 0x1p-60f, MOST_SQUARES = 0x1p100f;
 
-struct PlainSums {
+template <class E>
+__device__ __forceinline__ Slot<E> narrowed(const float* of) {
+    Slot<E> slot;
+    if constexpr (sizeof(E) == 2) {
+#pragma unroll
+        for (int i = 0; i < Slot<E>::SIZE; i += 2) slot.of.words[i / 2] = two_narrowed(of[i], of[i + 1], E());
+    } else {
+#pragma unroll
+        for (int i = 0; i < Slot<E>::SIZE; i++) slot.of[i] = of[i];
+    }
+    return slot;
+}
+
+struct alignas(16) PlainSums {
     static constexpr int SIZE = 2;
     double of[SIZE];  // of deviations from the shift, and of their squares
 
@@ -29,54 +46,120 @@ struct PlainSums {
 // x_hat is (x - shift) * factor + constant, where constant is -factor times what lies between mean and shift.
 struct Plain {
     using Number = double;
-    double shift, factor, constant;
-    Pair<float> mean;       // of rows of 16 bits
-    bool is_moderate;       // whether they can be applied in float32
-    bool is_short = false;  // whether eps is the divisor of scale_norm
+    double shift, factor, constant, whole;  // the last is the mean
+    Pair<float> mean, times;  // mean and factor in float32
+    bool is_moderate;         // whether these can be used
+
+    Plain() = default;
 
     template <class Row>
     __device__ Plain(const Task& task, const Choice& choice, const Team& team, const Row& row) {
         // Any element will do for a shift: none is further from the mean than sqrt(features) standard deviations
         // (Samuelson 1968, "How deviant can you be?"), and float64 has the bits to spare.
-        shift = choice.rule == LAYER ? (double)widen(row.at_first()) : 0.0;
+        double from = choice.rule == LAYER ? (double)widen(row.at_first()) : 0.0;
         PlainSums sums = {};
-        row.each_element([&](auto element) { sums.add((double)widen(element) - shift); });
-        sums = team.merge(sums);
-        double squares = sums.of[1], count = (double)task.features;
-        constant = 0.0;
-        double between = choice.rule == LAYER ? sums.of[0] / count : 0.0;
+        row.each([&](long long start, const auto& slot) { add(task, choice, sums, start, slot, from); });
+        *this = team.finish(sums, [&](const PlainSums& whole) { return finished(task, choice, whole, from); });
+    }
+
+    template <class E>
+    __device__ __forceinline__ static void add(
+        const Task& task, const Choice& choice, PlainSums& sums, long long start, const Slot<E>& slot, double from) {
+        constexpr int N = Slot<E>::SIZE;
+        if (sizeof(E) == 2 && choice.rule != LAYER) {
+            // Squares of 16 bits are exact in float32, and the sum of a slot is good to 21 bits. Zeros stand for what lies
+            // behind the row.
+            float squares = 0.0f;
+#pragma unroll
+            for (int i = 0; i < N; i++) squares = fma((float)widen(slot.of[i]), (float)widen(slot.of[i]), squares);
+            if (!HAS_RANGE_OF_FLOAT<E> || (squares >= LEAST_SQUARES && squares <= MOST_SQUARES)) {
+                sums.of[1] += squares;
+                return;
+            }
+        }
+        bool all = choice.aligned && start < task.features;
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (all || start + i < task.features) sums.add((double)widen(slot.of[i]) - from);
+    }
+
+    __device__ static Plain finished(const Task& task, const Choice& choice, const PlainSums& sums, double shift) {
+        Plain row = {};
+        double squares = sums.of[1], between = choice.rule == LAYER ? sums.of[0] * task.reciprocal : 0.0;
+        row.shift = shift;
         if (choice.rule == SCALE) {
-            is_short = sqrt(squares) <= task.eps;
-            double norm = fmax(sqrt(squares), task.eps);
             double scale = scale_of(task, choice);
-            factor = norm < EMPTY_NORM ? 0.0 : scale / norm;
+            double norm = fmax(sqrt(squares), task.eps);
+            row.factor = norm < EMPTY_NORM ? 0.0 : scale / norm;
             // Infinity times a zero of the row would be NaN.
-            if (fabs(scale) <= LARGEST) factor = fmax(fmin(factor, LARGEST), -LARGEST);
+            if (fabs(scale) <= LARGEST) row.factor = fmax(fmin(row.factor, LARGEST), -LARGEST);
         } else {
-            double variance = (squares - sums.of[0] * between) / count;
+            double variance = (squares - sums.of[0] * between) * task.reciprocal;
             double mean_square = (variance > 0.0 ? variance : 0.0) + task.eps;
-            factor = mean_square < EMPTY_SQUARE ? 0.0 : 1.0 / sqrt(mean_square);
-            constant = 0.0 - between * factor;
+            row.factor = mean_square < EMPTY_SQUARE ? 0.0 : rsqrt(mean_square);
+            row.constant = 0.0 - between * row.factor;
         }
         // Squares of finite numbers are finite here, so a row that holds NaN or Inf is one whose squares are not.
-        if (!(squares <= LARGEST)) factor = not_a_number();
-        double whole = shift + between;
-        mean.high = (float)whole, mean.low = (float)(whole - mean.high);
-        is_moderate = abs(exponent_of(factor)) < MODERATE_FACTOR;
+        if (!(squares <= LARGEST)) row.factor = not_a_number();
+        row.whole = shift + between;
+        row.mean.high = (float)row.whole, row.mean.low = (float)(row.whole - row.mean.high);
+        row.times.high = (float)row.factor, row.times.low = (float)(row.factor - row.times.high);
+        row.is_moderate = abs(exponent_of(row.factor)) < MODERATE_FACTOR;
+        return row;
     }
 
     // Normalize a slot; false where it takes more care.
     template <class E>
     __device__ __forceinline__ bool apply(
         const Task& task, const Choice& choice, long long start, const Slot<E>& slot, Slot<E>& result) const {
-        if constexpr (sizeof(E) == 2) {
-            return is_moderate && apply_in_float(task, choice, start, slot, result);
-        } else {
-            apply_carefully(task, choice, start, slot, result);
-            return true;
-        }
+        constexpr int N = Slot<E>::SIZE;
+        FloatParameters<N> parameters(task, choice, start);
+        if (!will_float_do<E>(choice, parameters)) return false;
+        float of[N];
+#pragma unroll
+        for (int i = 0; i < N; i++) of[i] = in_float<E>(choice, slot.of[i], parameters, i);
+        result = narrowed<E>(of);
+        return true;
     }
 
+    // Whether a slot of a row can be applied in float32. Of layer_norm an error counts beside an x_hat of 1.
+    template <class E, int N>
+    __device__ __forceinline__ bool will_float_do(const Choice& choice, const FloatParameters<N>& parameters) const {
+        bool is_weighted = choice.rule != SCALE && choice.weight != NOTHING;
+        if (choice.bias == DOUBLE || (is_weighted && choice.weight == DOUBLE) || !is_moderate) return false;
+        if (choice.rule != RMS || !is_weighted || !HAS_RANGE_OF_FLOAT<E>) return true;
+        if (sizeof(E) == 2) return parameters.are_within(0.0f, MODERATE_WEIGHT);
+        return abs(exponent_of(factor)) < MODERATE_OF_PAIR && parameters.are_within(LEAST_WEIGHT, MOST_WEIGHT);
+    }
+
+    template <class E, int N>
+    __device__ __forceinline__ float in_float(
+        const Choice& choice, E element, const FloatParameters<N>& parameters, int i) const {
+        bool is_weighted = choice.rule != SCALE && choice.weight != NOTHING;
+        float weight = is_weighted ? parameters.weight[i] : 1.0f, low = choice.offset ? parameters.low[i] : 0.0f;
+        if (sizeof(E) == 4) return in_pairs(choice, widen(element), {weight, low}, parameters.bias[i]);
+        float value = widen(element);  // of 16 bits, for which float32 has enough
+        value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * times.high;
+        return fma(value, weight, parameters.bias[i]);
+    }
+
+    // Of 32 bits: all is rounded once, but for the sum of a bias and what is far below it.
+    __device__ __forceinline__ float in_pairs(const Choice& choice, float value, Pair<float> weight, float bias) const {
+        if (choice.rule == LAYER) {
+            Pair<float> deviation = two_sum(value, -mean.high), x_hat;
+            deviation.low -= mean.low;
+            x_hat.high = deviation.high * times.high;
+            x_hat.low = fma(deviation.high, times.high, -x_hat.high);
+            x_hat.low = fma(deviation.high, times.low, fma(deviation.low, times.high, x_hat.low));
+            return fma(x_hat.high, weight.high, fma(x_hat.low, weight.high, fma(x_hat.high, weight.low, bias)));
+        }
+        // The factor and the weight first: their product is in range where that with the element may not be.
+        float product = times.high * weight.high;
+        float low = fma(times.high, weight.low, fma(times.low, weight.high, fma(times.high, weight.high, -product)));
+        return fma(value, product, fma(value, low, bias));
+    }
+
+    // The same in float64.
     template <class E>
     __device__ __forceinline__ void apply_carefully(
         const Task& task, const Choice& choice, long long start, const Slot<E>& slot, Slot<E>& result) const {
@@ -84,51 +167,16 @@ struct Plain {
         Parameters<double, N> parameters(task, choice, start, 0);
 #pragma unroll
         for (int i = 0; i < N; i++) {
-            double value = widen(slot.of[i]);
-            if (sizeof(E) == 2) {  // for which the mean of float32 will do, so that nothing else has to be kept
-                value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * factor;
-            } else {
-                value = choice.rule == LAYER ? fma(value - shift, factor, constant) : value * factor;
-            }
-            if (choice.rule != SCALE && choice.weight != NOTHING) {
-                value = fma(value, parameters.weight[i], parameters.bias[i]);
-            } else if (choice.bias != NOTHING) {
-                value += parameters.bias[i];
-            }
-            narrow(value, result.of[i]);
+            E element = slot.of[i];
+            narrow(carefully(choice, element, parameters.weight[i], parameters.bias[i]), result.of[i]);
         }
     }
 
-    // A slot of 16 bits in float32; false where a parameter is too wide or too large for that.
     template <class E>
-    __device__ __forceinline__ bool apply_in_float(
-        const Task& task, const Choice& choice, long long start, const Slot<E>& slot, Slot<E>& result) const {
-        constexpr int N = Slot<E>::SIZE;
-        if (choice.bias == DOUBLE || (choice.weight == DOUBLE && choice.rule != SCALE)) return false;
-        FloatParameters<N> parameters(task, choice, start);
-        bool is_weighted = choice.rule != SCALE && choice.weight != NOTHING;
-        // An error of layer_norm counts beside an x_hat of 1.
-        if (is_weighted && choice.rule == RMS && HAS_RANGE_OF_FLOAT<E> && !(parameters.largest_weight() <= MODERATE_WEIGHT))
-            return false;
-        float of[N], times = (float)factor;
-#pragma unroll
-        for (int i = 0; i < N; i++) {
-            float value = widen(slot.of[i]);
-            value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * times;
-            of[i] = is_weighted ? fma(value, parameters.weight[i], parameters.bias[i])
-                    : choice.bias != NOTHING ? value + parameters.bias[i] : value;
-        }
-#pragma unroll
-        for (int i = 0; i < N; i += 2) result.of.words[i / 2] = two_narrowed(of[i], of[i + 1], E());
-        return true;
-    }
-
-    __device__ __forceinline__ double x_hat(double value, const Choice& choice) const {
-        return choice.rule == LAYER ? fma(value - shift, factor, constant) : value * factor;
-    }
-    __device__ double times_factor(double value, int) const { return value * factor; }
-    __device__ void keep(double* to) const { to[0] = shift, to[1] = factor, to[2] = constant; }
-    __device__ static double x_hat_from(const double* kept, double value, const Choice& choice) {
-        return choice.rule == LAYER ? fma(value - kept[0], kept[1], kept[2]) : value * kept[1];
+    __device__ __forceinline__ double carefully(const Choice& choice, E element, double weight, double bias) const {
+        double value = widen(element);
+        value = (choice.rule == LAYER ? value - whole : value) * factor;
+        if (choice.rule != SCALE && choice.weight != NOTHING) return fma(value, weight, bias);
+        return choice.bias != NOTHING ? value + bias : value;
     }
 };

@@ -1,4 +1,4 @@
-"""The derivative of a checked call -> three kernels, one after the other on the array's own stream."""
+"""The derivative of a checked call -> kernels, one after the other on the array's own stream."""
 
 from __future__ import annotations
 
@@ -6,20 +6,30 @@ from typing import Any
 
 from anynorm._check import Gradient
 from anynorm._kernels.cuda.arrays import ACCESS
-from anynorm._kernels.cuda.device import kernel, launch
+from anynorm._kernels.cuda.device import device, kernel, launch
+from anynorm._kernels.cuda.launch import SLOT_NBYTES
+from anynorm._kernels.cuda.launch_derivative import STATIC_NBYTES, DerivativeSettings, slots_of_sums
 from anynorm._kernels.cuda.run import describe, lay_out
-from anynorm._kernels.cuda.task import ADD_BLOCKS, ADD_ROWS, CODES, DERIVE, Choice, Task
+from anynorm._kernels.cuda.task import (
+    ADD_BLOCKS,
+    ADD_ROWS,
+    CODES,
+    DERIVE,
+    NOTHING,
+    RULES,
+    STREAM,
+    STREAM_AND_ADD,
+    Choice,
+    Task,
+)
 from anynorm._libraries import dtype_name
 
 Array = Any
+Step = tuple[Choice, tuple[int, int], int]  # a kernel, its blocks, and the threads of each
 
-_STATISTICS = 5  # float64 numbers for each row, as in derive.cuh
-# Rows whose shares are added up in one go, and how many such sums there are at most. They depend on the shape alone,
-# and so do the bits of the whole sum.
-_LEAST_BLOCK = 64
-_MOST_BLOCKS = 256
-_THREADS = 128  # of the kernels that add up; a thread takes a feature
-_MOST_GRID = 65535  # in the second direction
+_STATISTICS = 5  # float64 numbers for each row, as in gradient.cuh
+_THREADS = 128  # of the kernel that adds up rows; a thread takes a feature
+_ADD_THREADS, _ADD_FEATURES = 1024, 32  # of a block of that which adds up blocks, as in add_blocks.cuh
 
 
 def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
@@ -30,22 +40,48 @@ def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
         dx = access.empty_like(x)
         arrays = x, dy, dx, dx if dtotal is None else dtotal
         rows = lay_out(access, call, arrays)
-        how = rows.settings()
         held, task, choice = describe(access, call, rows, arrays, dtotal is not None)
-        choice = choice._replace(paired=False)  # all of it is formed in float64
         dweight = _gradient_of(access, call.weight, x) if wanted else None
         dbias = _gradient_of(access, call.bias, x) if wanted else None
-        room = None
-        if dweight is not None or dbias is not None:
-            room = _prepare_sums(access, x, task, dweight, dbias)
-        choice = choice.started(how, rows)
         ordinal, stream = access.ordinal(x), access.stream(x)
-        function = kernel(choice._replace(step=DERIVE, held=how.held_by_derivative, full=False), how.block, ordinal)
-        launch(function, (how.blocks(rows.total), 1), how.block, task, stream)
-        if room is not None:
-            _add_up(choice._replace(held=0), ordinal, task, stream)
+        how = rows.derivative_settings(device(ordinal).most_cluster)
+        task.teams, task.blocks = how.teams, how.blocks(rows.total)
+        choice = choice._replace(threads=how.threads, neighbours=how.neighbours, held=how.held)
+        choice = choice._replace(paired=False)  # all of it is formed in float64
+        are_wanted = dweight is not None or dbias is not None
+        steps = _steps(task, choice, how, rows.itemsize, are_wanted, device(ordinal).shared_nbytes)
+        room = _prepare_sums(access, x, task, steps, dweight, dbias) if are_wanted else None
+        for step, grid, block in steps:
+            launch(kernel(step, block, ordinal), grid, block, task, stream)
     del held, room
     return dx, dweight, dbias
+
+
+def _steps(
+    task: Task, choice: Choice, how: DerivativeSettings, itemsize: int, are_wanted: bool, shared_nbytes: int
+) -> list[Step]:
+    """The kernels, in order; ``are_wanted``: the gradients of the parameters."""
+    is_scale = choice.rule == RULES["scale_norm"]
+    steps: list[Step] = []
+    slots = 0 if is_scale or not are_wanted else _sums(choice) * slots_of_sums(itemsize)
+    if how.is_streamed and slots * SLOT_NBYTES * how.block + STATIC_NBYTES <= shared_nbytes:
+        step = STREAM_AND_ADD if are_wanted else STREAM
+        streamed = choice._replace(step=step, cluster=how.parts, held=slots, in_shared=slots > 0)
+        steps.append((streamed, (task.blocks * how.parts, 1), how.block))
+    else:
+        steps.append((choice._replace(step=DERIVE), (-(-task.rows // how.rows), 1), how.single_block))
+        if are_wanted:
+            across, down = (task.blocks, 1) if is_scale else (task.features, task.blocks)
+            steps.append((choice._replace(step=ADD_ROWS), (-(-across // _THREADS), down), _THREADS))
+    if are_wanted:
+        across = 1 if is_scale else -(-task.features // _ADD_FEATURES)
+        steps.append((choice._replace(step=ADD_BLOCKS), (across, 1), _ADD_THREADS))
+    return steps
+
+
+def _sums(choice: Choice) -> int:
+    """How many sums there are for each feature, or for the scale."""
+    return (choice.weight != NOTHING) + (choice.bias != NOTHING)
 
 
 def _gradient_of(access: Any, parameter: Array | float | None, x: Array) -> Array | None:
@@ -56,22 +92,20 @@ def _gradient_of(access: Any, parameter: Array | float | None, x: Array) -> Arra
     return access.empty_like(like if access.is_contiguous(like) else access.contiguous(like))
 
 
-def _prepare_sums(access: Any, x: Array, task: Task, dweight: Array | None, dbias: Array | None) -> Array:
+def _prepare_sums(
+    access: Any, x: Array, task: Task, steps: list[Step], dweight: Array | None, dbias: Array | None
+) -> Array:
     """Room for statistics and sums, and where all of it lies; it must live until the kernels are started."""
-    task.rows_of_block = max(_LEAST_BLOCK, -(-task.rows // _MOST_BLOCKS))
-    task.blocks = -(-task.rows // task.rows_of_block)
-    count = _STATISTICS * task.rows
-    room = access.numbers(x, count + 2 * task.blocks * task.features)
-    task.statistics = access.address(room)
-    task.sums = access.address(room) + 8 * count
+    choice = steps[0][0]
+    features = 1 if choice.rule == RULES["scale_norm"] else task.features
+    count = task.blocks * features * _sums(choice)
+    statistics = _STATISTICS * task.rows if choice.step == DERIVE else 0
+    room = access.numbers(x, count + statistics)
+    task.sums = access.address(room)
+    if statistics:
+        task.statistics = access.address(room) + 8 * count
     if dweight is not None:
         task.dweight, task.dweight_code = access.address(dweight), CODES[dtype_name(dweight.dtype)]
     if dbias is not None:
         task.dbias, task.dbias_code = access.address(dbias), CODES[dtype_name(dbias.dtype)]
     return room
-
-
-def _add_up(choice: Choice, ordinal: int, task: Task, stream: int) -> None:
-    across = -(-task.features // _THREADS)
-    for step, down in ((ADD_ROWS, min(task.blocks, _MOST_GRID)), (ADD_BLOCKS, 1)):
-        launch(kernel(choice._replace(step=step), _THREADS, ordinal), (across, down), _THREADS, task, stream)

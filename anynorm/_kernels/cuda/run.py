@@ -6,7 +6,9 @@ from typing import Any
 
 from anynorm._check import Call
 from anynorm._kernels.cuda.arrays import ACCESS
-from anynorm._kernels.cuda.device import device, kernel, launch
+from anynorm._kernels.cuda.device import device, kernel, launch, starter
+from anynorm._kernels.cuda.launch import settings_abreast
+from anynorm._kernels.cuda.repeat import remember
 from anynorm._kernels.cuda.task import (
     CODES,
     NOTHING,
@@ -18,6 +20,7 @@ from anynorm._kernels.cuda.task import (
     as_rows,
     fill,
     is_aligned,
+    is_aligned_across,
 )
 from anynorm._libraries import dtype_name
 
@@ -35,11 +38,18 @@ def run(call: Call) -> Any:
             y, added = call.out if len(call.out) == 2 else (call.out[0], None)
         arrays = x, x if residual is None else residual, y, y if added is None else added
         rows = lay_out(access, call, arrays)
-        how = rows.settings(device(access.ordinal(x)).clusters)
         held, task, choice = describe(access, call, rows, arrays, residual is not None)
+        addresses = (*task.arrays, task.weight, task.bias)
+        on = device(access.ordinal(x))
+        how = None
+        if not choice.paired and choice.dtype != "float64" and is_aligned_across(rows, addresses):
+            how = settings_abreast(rows.normalized.length, rows.itemsize, on.shared_nbytes)
+        how = how or rows.settings(on.clusters)
         function = kernel(choice.started(how, rows), how.block, access.ordinal(x))
         # Whatever is freed here is freed on the same stream, so it may be before the kernel has run.
-        launch(function, (how.blocks(rows.total), 1), how.block, task, access.stream(x))
+        grid = how.blocks(rows.total), 1
+        launch(function, grid, how.block, task, access.stream(x))
+        remember(call, y, starter(function, grid, how.block), task)
     del held
     if call.out is not None:
         for one in call.out:

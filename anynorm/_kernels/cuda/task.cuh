@@ -8,7 +8,7 @@ constexpr int FREE_AXES = 6;
 constexpr int ARRAYS = 4;
 constexpr int GROUP = 32;  // threads of a row whose numbers are merged in a tree; of those the groups follow in order
 constexpr int SLOT_NBYTES = 16;
-constexpr int MOST_THREADS = 512;  // of a block
+constexpr int MOST_THREADS = 1024;  // of a block
 constexpr int MOST_CLUSTER = 8;    // blocks of a row
 
 enum { LAYER = 0, RMS = 1, SCALE = 2 };
@@ -18,6 +18,7 @@ enum { X = 0, OTHER = 1, Y = 2, ADDED = 3 };  // OTHER: the residual, or dy; Y: 
 struct Task {
     long long rows, features;
     double eps, number;  // number: weight_offset, or the scale
+    double reciprocal;   // of features
     void* arrays[ARRAYS];
     const void* weight;
     const void* bias;
@@ -25,12 +26,13 @@ struct Task {
     double* sums;        // of blocks of rows, for each feature
     void* dweight;
     void* dbias;
-    long long rows_of_block, blocks;
+    long long blocks;  // of rows, whose sums are formed one by one
     long long lengths[FREE_AXES];
     long long strides[ARRAYS][FREE_AXES];
     long long steps[ARRAYS];
     int free_axes;
     int dweight_code, dbias_code;
+    int teams;  // rows that a block of the derivative takes at a time, with sums of their own
 };
 
 // What the compiler is to know; in tests on a CPU it does not.
@@ -43,8 +45,10 @@ struct Choice {
     int added;  // whether there is a residual and a sum, or a dtotal
     int threads;     // that share a row
     int neighbours;  // rows side by side in a block whose neighbouring threads take neighbouring rows; 0: one by one
+    int in_shared;   // whether the held slots of a thread lie in shared memory, and not in registers
     int full;  // whether rows are aligned and fill the held slots of their threads to the last
     int cluster;  // how many blocks share a row
+    int abreast;  // how many neighbouring rows a slot lies across; 1: it lies along a row
 };
 
 // The elements of a slot. Those of 16 bits stay two to a word, or the compiler takes a register for each.
@@ -103,12 +107,19 @@ struct Team {
             thread = blockIdx.x % cluster * (count / cluster) + threadIdx.x;
             row = blockIdx.x / cluster;
         } else {
-            long long rows_of_block = blockDim.x / count;
-            neighbour = neighbours ? threadIdx.x % neighbours : threadIdx.x / count;
-            thread = neighbours ? threadIdx.x / neighbours : threadIdx.x % count;
+            int lanes = neighbours / choice.abreast;
+            long long rows_of_block = neighbours ? neighbours : blockDim.x / count;
+            neighbour = neighbours ? threadIdx.x % lanes * choice.abreast : threadIdx.x / count;
+            thread = neighbours ? threadIdx.x / lanes : threadIdx.x % count;
             row = (long long)blockIdx.x * rows_of_block + neighbour;
         }
         active = row < task.rows;
+        if (cluster > 1) arrive_at_cluster();
+    }
+
+    // Nobody may write into a block that has not begun.
+    __device__ void wait_for_others() const {
+        if (cluster > 1) wait_for_cluster();
     }
 
     template <class B>
@@ -124,33 +135,54 @@ struct Team {
 
     // Merge what the threads of a row have; each gets the same whole. Merging must not depend on which of two comes first.
     template <class S>
-    __device__ S merge(S sums) const {
-        for (int distance = 1; distance < (count < GROUP ? count : GROUP); distance *= 2) {
+    __device__ S merge(const S& sums) const {
+        return finish(sums, [](const S& whole) { return whole; });
+    }
+
+    // Merge what the threads of a row have, and call f(whole) in the first of their groups; each gets what that returns.
+    // What else would each thread of a row do in float64 takes more time than the row.
+    template <class S, class F>
+    __device__ auto finish(S sums, F f) const -> decltype(f(sums)) {
+        sums = merge_group(sums, count < GROUP ? count : GROUP);
+        if (count <= GROUP) return f(sums);
+        using Result = decltype(f(sums));
+        SHARED(S, groups, MOST_CLUSTER * MOST_THREADS / GROUP);
+        SHARED(Result, finished, MOST_THREADS / GROUP);
+        int places = neighbours ? neighbours : 1, place = neighbours ? neighbour : 0;
+        if (cluster > 1) {
+            // A block has one row then, and finishes one, so nobody writes here while another block still reads.
+            if ((int)threadIdx.x % GROUP < cluster) write_to_block(threadIdx.x % GROUP, &groups[thread / GROUP], sums);
+            arrive_at_cluster();
+            wait_for_cluster();
+        } else {
+            if (thread % GROUP == 0) groups[thread / GROUP * places + place] = sums;
+            __syncthreads();
+        }
+        if (thread % (count / cluster) < GROUP) {
+            Result result = f(merge_groups(groups + place, places));
+            if (thread % GROUP == 0) finished[place] = result;
+        }
+        __syncthreads();
+        return finished[place];
+    }
+
+    template <class S>
+    __device__ S merge_group(S sums, int size) const {
+        for (int distance = 1; distance < size; distance *= 2) {
             S other;
             for (int i = 0; i < S::SIZE; i++) other.of[i] = exchange(sums.of[i], distance);
             sums.merge(other);
         }
-        if (count <= GROUP) return sums;
-        SHARED(S, groups, MOST_THREADS / GROUP);
-        int places = neighbours ? neighbours : 1, place = neighbours ? neighbour : 0, of_block = count / cluster;
-        if (thread % GROUP == 0) groups[thread % of_block / GROUP * places + place] = sums;
-        __syncthreads();
-        S whole = groups[place];
-        for (int group = 1; group < of_block / GROUP; group++) whole.merge(groups[group * places + place]);
-        __syncthreads();
-        return cluster > 1 ? merge_blocks(whole) : whole;
+        return sums;
     }
 
-    // The same of the blocks of a row, in their order. A kernel merges sums of one kind once, so nobody writes here while
-    // another block still reads.
+    // Few groups in their order, each thread all of them; many, which blocks of a cluster have, in a tree.
     template <class S>
-    __device__ S merge_blocks(const S& sums) const {
-        SHARED(S, blocks, MOST_CLUSTER);
-        if ((int)threadIdx.x < cluster) write_to_block(threadIdx.x, &blocks[blockIdx.x % cluster], sums);
-        wait_for_cluster();
-        S whole = blocks[0];
-        for (int block = 1; block < cluster; block++) whole.merge(blocks[block]);
-        return whole;
+    __device__ S merge_groups(const S* groups, int places) const {
+        int size = count / GROUP, first = size < GROUP ? 0 : thread % GROUP, step = size < GROUP ? 1 : GROUP;
+        S whole = groups[first * places];
+        for (int group = first + step; group < size; group += step) whole.merge(groups[group * places]);
+        return size < GROUP ? whole : merge_group(whole, GROUP);
     }
 };
 
@@ -181,6 +213,9 @@ struct Line {
 
     __device__ bool holds(long long start) const { return full ? features != 0 : start < features; }
 
+    // The slot of a feature, of this row and its neighbours.
+    __device__ Slot<E>* across(long long feature) const { return (Slot<E>*)(first + feature * step); }
+
     // Zeros stand for what lies behind the row.
     __device__ Slot<E> read(long long start) const {
         Slot<E> slot = {};
@@ -205,14 +240,16 @@ struct Line {
     }
 };
 
-// A row of x, or of x and a residual, whose sum is rounded as it is returned. HELD slots of it stay in registers; with
-// HELD = 0 they are read again whenever they are asked for.
-template <class E, int HELD>
+// A row of x, or of x and a residual, whose sum is rounded as it is returned. HELD slots of it stay in registers or shared
+// memory; with HELD = 0 they are read again whenever they are asked for.
+template <class E, int HELD, bool IN_SHARED = false>
 struct Row {
     Line<E> x, other;
     long long first, distance, features;
     bool added;
-    Slot<E> held[HELD ? HELD : 1];
+    Slot<E> held[HELD && !IN_SHARED ? HELD : 1];
+    Slot<E>* room;
+    int room_of_block;
 
     __device__ Row(const Task& task, const Choice& choice, const Team& team)
         : x(task, choice, X, team), other(task, choice, choice.added ? OTHER : X, team) {
@@ -220,8 +257,22 @@ struct Row {
         added = choice.added;
         first = (long long)team.thread * Slot<E>::SIZE;
         distance = (long long)team.count * Slot<E>::SIZE;
+        if constexpr (IN_SHARED) {
+            room = own_room<Slot<E>>(), room_of_block = team.count / team.cluster;
 #pragma unroll
-        for (int k = 0; k < HELD; k++) held[k] = read(first + k * distance);
+            for (int k = 0; k < HELD; k++) hold_in_shared(first + k * distance, room + k * room_of_block);
+        } else {
+#pragma unroll
+            for (int k = 0; k < HELD; k++) held[k] = read(first + k * distance);
+        }
+    }
+
+    __device__ void hold_in_shared(long long start, Slot<E>* place) const {
+        if (added || !x.aligned) {
+            *place = read(start);
+        } else {
+            copy_to_room(place, (const Slot<E>*)(x.first + (x.holds(start) ? start : 0)), x.holds(start));
+        }
     }
 
     __device__ Slot<E> read(long long start) const {
@@ -245,11 +296,23 @@ struct Row {
     // Call f(start, slot) for each slot that is this thread's.
     template <class F>
     __device__ __forceinline__ void each(F f) const {
-        if constexpr (HELD) {
+        if constexpr (IN_SHARED) {
+            each_in_shared<0>(f);
+        } else if constexpr (HELD) {
 #pragma unroll
             for (int k = 0; k < HELD; k++) f(first + k * distance, unconverted(held[k]));
         } else {
             for (long long start = first; start < features; start += distance) f(start, read(start));
+        }
+    }
+
+    // The first while the others are still being copied.
+    template <int K, class F>
+    __device__ __forceinline__ void each_in_shared(F f) const {
+        if constexpr (K < HELD) {
+            wait_for_copies<HELD - 1 - K>();
+            f(first + K * distance, room[K * room_of_block]);
+            each_in_shared<K + 1>(f);
         }
     }
 

@@ -9,13 +9,16 @@ from typing import NamedTuple
 
 from anynorm._kernels.axes import Axis, merged
 from anynorm._kernels.cuda.launch import SLOT_NBYTES, Settings, settings
+from anynorm._kernels.cuda.launch_derivative import DerivativeSettings, derivative_settings
 
 FREE_AXES = 6
 ARRAYS = 4  # x, the residual or dy, y or dx, the sum or dtotal
 CODES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 NOTHING, NUMBER = 4, 5  # in place of the code of a weight or bias
-# What a kernel does: the norm; the derivative, sums over blocks of rows, and sums of the blocks.
-NORMALIZE, DERIVE, ADD_ROWS, ADD_BLOCKS = STEPS = ("normalize", "derive", "add_rows", "add_blocks")
+# What a kernel does: the norm; the derivative row by row, sums over blocks of rows, and sums of the blocks; the
+# derivative of blocks of rows, without the sums over them and with them.
+STEPS = ("normalize", "derive", "add_rows", "add_blocks", "stream", "stream_and_add")
+NORMALIZE, DERIVE, ADD_ROWS, ADD_BLOCKS, STREAM, STREAM_AND_ADD = STEPS
 RULES = {"layer_norm": 0, "rms_norm": 1, "scale_norm": 2}
 
 
@@ -27,6 +30,7 @@ class Task(ctypes.Structure):
         ("features", ctypes.c_longlong),
         ("eps", ctypes.c_double),
         ("number", ctypes.c_double),
+        ("reciprocal", ctypes.c_double),
         ("arrays", ctypes.c_void_p * ARRAYS),
         ("weight", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
@@ -34,7 +38,6 @@ class Task(ctypes.Structure):
         ("sums", ctypes.c_void_p),
         ("dweight", ctypes.c_void_p),
         ("dbias", ctypes.c_void_p),
-        ("rows_of_block", ctypes.c_longlong),
         ("blocks", ctypes.c_longlong),
         ("lengths", ctypes.c_longlong * FREE_AXES),
         ("strides", ctypes.c_longlong * FREE_AXES * ARRAYS),
@@ -42,6 +45,7 @@ class Task(ctypes.Structure):
         ("free_axes", ctypes.c_int),
         ("dweight_code", ctypes.c_int),
         ("dbias_code", ctypes.c_int),
+        ("teams", ctypes.c_int),
     )
 
 
@@ -62,13 +66,24 @@ class Choice(NamedTuple):
     neighbours: int = 0
     held: int = 1
     cluster: int = 1
+    in_shared: bool = False  # whether the held slots lie in shared memory, and not in registers
+    least: int = 0
+    abreast: int = 1
     full: bool = False  # whether rows are aligned and fill the held slots of their threads to the last
 
     def started(self, how: Settings, rows: Rows) -> Choice:
         """The same with how a kernel is started for these rows."""
-        full = self.aligned and how.is_filled(rows.normalized.length, rows.itemsize)
+        full = (self.aligned or how.abreast > 1) and how.is_filled(rows.normalized.length, rows.itemsize)
         return self._replace(
-            threads=how.threads, neighbours=how.neighbours, held=how.held, cluster=how.cluster, full=full
+            threads=how.threads,
+            neighbours=how.neighbours,
+            held=how.held,
+            cluster=how.cluster,
+            in_shared=how.in_shared,
+            least=how.least,
+            abreast=how.abreast,
+            aligned=self.aligned or how.abreast > 1,
+            full=full,
         )
 
 
@@ -94,6 +109,10 @@ class Rows(NamedTuple):
         """How a kernel for these is started."""
         return settings(self.normalized.length, self.itemsize, self.side_by_side, clusters)
 
+    def derivative_settings(self, most_cluster: int) -> DerivativeSettings:
+        """How the kernels of the derivative are started."""
+        return derivative_settings(self.normalized.length, self.itemsize, self.side_by_side, most_cluster)
+
 
 def as_rows(shape: Sequence[int], strides: Sequence[Sequence[int]], axes: Sequence[int], itemsize: int) -> Rows | str:
     """Lay out arrays of one shape, from the strides of each in bytes; where that cannot be, say why."""
@@ -116,6 +135,7 @@ def as_rows(shape: Sequence[int], strides: Sequence[Sequence[int]], axes: Sequen
 def fill(rows: Rows, addresses: Sequence[int]) -> Task:
     """Describe rows in arrays at these addresses; parameters, eps and statistics are left to be filled in."""
     task = Task(rows=rows.total, features=rows.normalized.length, free_axes=len(rows.free))
+    task.reciprocal = 1 / task.features
     for axis, (length, _) in enumerate(rows.free):
         task.lengths[axis] = length
     for array, address in enumerate(addresses):
@@ -133,4 +153,14 @@ def is_aligned(rows: Rows, addresses: Sequence[int | None]) -> bool:
         set(rows.normalized.strides) == {1}
         and all((address or 0) % SLOT_NBYTES == 0 for address in addresses)
         and all(length * rows.itemsize % SLOT_NBYTES == 0 for length in (rows.normalized.length, *strides))
+    )
+
+
+def is_aligned_across(rows: Rows, addresses: Sequence[int | None]) -> bool:
+    """Whether neighbouring rows are whole slots, each at a multiple of its size, and so are the parameters."""
+    if not rows.side_by_side:
+        return False
+    strides = [stride for axis in (*rows.free[:-1], rows.normalized) for stride in axis.strides]
+    return all((address or 0) % SLOT_NBYTES == 0 for address in addresses) and all(
+        length * rows.itemsize % SLOT_NBYTES == 0 for length in (rows.normalized.length, rows.free[-1].length, *strides)
     )
