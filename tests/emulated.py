@@ -137,7 +137,7 @@ def emulation(paired=False, backwards=False, held=None, clusters=True, architect
         stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
         for module in (run, pull):
             stack.enter_context(
-                mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters, shared))
+                mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters, shared, 16))
             )
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from anynorm._kernels.cuda.compile import compiled, lacking
-from anynorm._kernels.cuda.launch import shared_nbytes
+from anynorm._kernels.cuda.launch import SLOT_NBYTES, shared_nbytes
 from anynorm._kernels.cuda.task import Choice, Task
 
 # So many times as fast as float64 is float32: 2 on cards with full float64, 32 or 64 on others. Below this float64 is
@@ -31,11 +31,16 @@ class Device(NamedTuple):
     slow_float64: bool
     clusters: bool  # whether blocks can reach each other's shared memory
     shared_nbytes: int  # the most shared memory of a block
+    multiprocessors: int
 
     @property
     def most_shared_nbytes(self) -> int:
         """How much shared memory a block may be given."""
         return self.shared_nbytes - (2 << 10)  # for what a kernel shares besides
+
+    def at_once(self, cluster: int) -> int:
+        """How many clusters of blocks that fill a multiprocessor each run at a time; they lie within groups of some 16."""
+        return max(1, self.multiprocessors // 16 * 16 // cluster)
 
     @property
     def most_cluster(self) -> int:
@@ -61,7 +66,8 @@ def device(ordinal: int) -> Device:
     minor = read("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
     ratio = read("CU_DEVICE_ATTRIBUTE_SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO")
     most = read("CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
-    return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64, major >= 9, most)
+    multiprocessors = read("CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT")
+    return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64, major >= 9, most, multiprocessors)
 
 
 @functools.cache
@@ -99,6 +105,7 @@ def kernel(choice: Choice, block: int, ordinal: int) -> Loaded:
             if found is None:
                 code = compiled(choice, block, device(ordinal).architecture)
                 shared = shared_nbytes(block, choice.held, choice.in_shared, choice.neighbours, choice.abreast)
+                shared += block * choice.of_parameters * SLOT_NBYTES
                 found = _kernels[key] = Loaded(_load(code, ordinal, shared, choice.cluster), ordinal, shared)
     return found
 

@@ -33,7 +33,6 @@ _FINISHED_NBYTES = 56  # of a row, as in abreast.cuh
 
 import os
 
-TUNE = os.environ.get("ANYNORM_TUNE", "")
 ABREAST = os.environ.get("ANYNORM_ABREAST", "")
 
 
@@ -68,6 +67,11 @@ class Settings(NamedTuple):
         return features * itemsize == self.threads * self.held * SLOT_NBYTES
 
 
+def slots_of_parameters(held: int, itemsize: int, arrays: int) -> int:
+    """Slots of shared memory in which a thread keeps so many arrays of parameters of its slots, in float32."""
+    return held * 4 // itemsize * arrays
+
+
 def shared_nbytes(block: int, held: int, in_shared: bool, neighbours: int, abreast: int) -> int:
     """Shared memory of a block whose size the kernel does not know: held slots, and sums of rows abreast."""
     slots = block * abreast * (held * in_shared + (abreast > 1))
@@ -77,11 +81,6 @@ def shared_nbytes(block: int, held: int, in_shared: bool, neighbours: int, abrea
 def settings(features: int, itemsize: int, side_by_side: bool = False, clusters: bool = False) -> Settings:
     """Return the settings for rows of so many features, which must not be 0; ``clusters``: whether the device has them."""
     slots = -(-features * itemsize // SLOT_NBYTES)
-    if TUNE and not side_by_side:
-        kind, size, held, least = TUNE.split(":")[0], *map(int, TUNE.split(":")[1].split("x"))
-        if slots % (size * held) == 0 and slots // (size * held) <= 16:
-            blocks = slots // (size * held)
-            return Settings(size * blocks, 1, held, cluster=blocks, in_shared=kind == "s", least=least)
     if clusters and slots > MOST_THREADS * _HELD:
         return _clustered(slots)
     threads, held = _shared(slots)
