@@ -135,9 +135,11 @@ def emulation(paired=False, backwards=False, held=None, clusters=True, architect
         stack.callback(repeat.forget)
         stack.enter_context(mock.patch.multiple(run, starter=starter, remember=remember))
         stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
+        # Fewer than there are rows, so that they take one after the other.
+        stack.enter_context(mock.patch.object(run, "clusters_at_once", return_value=2))
         for module in (run, pull):
             stack.enter_context(
-                mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters, shared, 16))
+                mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters, shared))
             )
             for name, value in replaced.items():
                 stack.enter_context(mock.patch.object(module, name, value))

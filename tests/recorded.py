@@ -16,7 +16,7 @@ class Driver:
     CUfunction = CUdevice = int
     PRIMARY, LIBRARY, KERNEL = 100, 200, 300
 
-    def __init__(self, context=PRIMARY, attributes=(9, 0, 2, 227 << 10, 132)):
+    def __init__(self, context=PRIMARY, attributes=(9, 0, 2, 227 << 10)):
         self.context, self.mode, self.calls = context, GLOBAL, []
         self.version, self.failing = 13000, None  # `failing` is the name of a function
         names = (
@@ -24,7 +24,6 @@ class Driver:
             "COMPUTE_CAPABILITY_MINOR",
             "SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO",
             "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN",
-            "MULTIPROCESSOR_COUNT",
         )
         read = dict(zip([f"CU_DEVICE_ATTRIBUTE_{name}" for name in names], attributes, strict=True))
         self.CUdevice_attribute = types.SimpleNamespace(**{name: name for name in read})

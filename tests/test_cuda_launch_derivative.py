@@ -39,7 +39,7 @@ def test_settings_are_valid_on_every_card(features, itemsize):
         assert columns.neighbours * itemsize >= 32
         assert not columns.is_streamed
     # With both sums, on a card for data centres.
-    assert 2 * slots_of_sums(itemsize) * SLOT_NBYTES * rows.block <= Device("sm_80", False, False, 163 << 10, 132).most_shared_nbytes
+    assert 2 * slots_of_sums(itemsize) * SLOT_NBYTES * rows.block <= Device("sm_80", False, False, 163 << 10).most_shared_nbytes
 
 
 @every_itemsize
@@ -82,7 +82,7 @@ def test_blocks_are_as_many_as_multiprocessors_or_a_multiple():
 
 
 def test_what_cards_have():
-    assert Device("sm_80", False, False, 163 << 10, 132).most_cluster == 1
-    assert Device("sm_90", False, True, 227 << 10, 132).most_cluster == 16
-    assert Device("sm_120", False, True, 99 << 10, 132).most_cluster == 8
-    assert Device("sm_75", False, False, 64 << 10, 132).most_shared_nbytes == 62 << 10
+    assert Device("sm_80", False, False, 163 << 10).most_cluster == 1
+    assert Device("sm_90", False, True, 227 << 10).most_cluster == 16
+    assert Device("sm_120", False, True, 99 << 10).most_cluster == 8
+    assert Device("sm_75", False, False, 64 << 10).most_shared_nbytes == 62 << 10

@@ -61,7 +61,7 @@ bool run(const Launch& how, const Task& task, const Choice& choice) {
         if (how.step == ADD_ROWS) return launch(how.grid, how.block, choice.cluster, [&] { add_rows<E, Mode>(task, choice); });
     }
     if constexpr (std::is_same_v<Mode, Plain>) {
-        if (how.step == DERIVE || how.step >= STREAM) return differentiate<E>(how, task, choice);
+        if (how.step == DERIVE || how.step == STREAM || how.step == STREAM_AND_ADD) return differentiate<E>(how, task, choice);
     }
     bool found = false;
     [&]<int... HELD>(std::integer_sequence<int, HELD...>) {

@@ -31,16 +31,11 @@ class Device(NamedTuple):
     slow_float64: bool
     clusters: bool  # whether blocks can reach each other's shared memory
     shared_nbytes: int  # the most shared memory of a block
-    multiprocessors: int
 
     @property
     def most_shared_nbytes(self) -> int:
         """How much shared memory a block may be given."""
         return self.shared_nbytes - (2 << 10)  # for what a kernel shares besides
-
-    def at_once(self, cluster: int) -> int:
-        """How many clusters of blocks that fill a multiprocessor each run at a time; they lie within groups of some 16."""
-        return max(1, self.multiprocessors // 16 * 16 // cluster)
 
     @property
     def most_cluster(self) -> int:
@@ -66,8 +61,7 @@ def device(ordinal: int) -> Device:
     minor = read("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
     ratio = read("CU_DEVICE_ATTRIBUTE_SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO")
     most = read("CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
-    multiprocessors = read("CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT")
-    return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64, major >= 9, most, multiprocessors)
+    return Device(f"sm_{major}{minor}", ratio >= _SLOW_FLOAT64, major >= 9, most)
 
 
 @functools.cache
@@ -126,6 +120,19 @@ def _load(code: bytes, ordinal: int, shared: int, cluster: int) -> Any:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _checked(driver, driver.cuKernelSetAttribute(attribute, shared, found, driver.CUdevice(ordinal)))
     return driver.CUfunction(int(found))
+
+
+@functools.cache
+def clusters_at_once(loaded: Loaded, block: int, cluster: int) -> int:
+    """How many clusters of such blocks run at a time on the device, which must be the current one."""
+    from cuda.bindings import driver
+
+    _bind(driver, loaded.ordinal)
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = cluster, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
+    config.sharedMemBytes = loaded.shared_nbytes
+    return max(1, int(_checked(driver, driver.cuOccupancyMaxActiveClusters(loaded.function, config))))
 
 
 @contextlib.contextmanager

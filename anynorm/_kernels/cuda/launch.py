@@ -31,11 +31,6 @@ _MOST_SHARED_NBYTES = 100 << 10
 _FINISHED_NBYTES = 56  # of a row, as in abreast.cuh
 
 
-import os
-
-ABREAST = os.environ.get("ANYNORM_ABREAST", "")
-
-
 class Settings(NamedTuple):
     """How a kernel is started."""
 
@@ -46,7 +41,6 @@ class Settings(NamedTuple):
     cluster: int = 1  # blocks that share a row
     in_shared: bool = False  # whether the held slots lie in shared memory, and not in registers
     abreast: int = 1  # neighbouring rows that a slot lies across; 1: it lies along a row
-    least: int = 0
 
     @property
     def block(self) -> int:
@@ -95,13 +89,12 @@ def settings_abreast(features: int, itemsize: int, most_nbytes: int) -> Settings
     """The same for slots across neighbouring rows; None where too few would fit into a block or its shared memory."""
     threads, held = _shared(-(-features * itemsize // SLOT_NBYTES))
     size = SLOT_NBYTES // itemsize
-    lanes, in_shared, least = _COLUMNS_BLOCK // threads, held * size**2 > _MOST_ABREAST, 0
-    if ABREAST:
-        lanes, in_shared, least = int(ABREAST.split("x")[0]), ABREAST.split("x")[1] == "1", int(ABREAST.split("x")[2])
-        lanes = max(lanes, 128 // threads)
+    in_shared = held * size**2 > _MOST_ABREAST
+    # Few threads a block, of which many start and end at other times; of float32 twice as many, whose rows are as short.
+    lanes = max(8 * itemsize // 4 if threads <= WARP and not in_shared else _COLUMNS_BLOCK // threads, _BLOCK // threads)
     lanes = min(max(lanes, _COLUMNS_NBYTES // SLOT_NBYTES), MOST_THREADS // threads)
     while lanes * SLOT_NBYTES >= _SECTOR_NBYTES:
-        how = Settings(threads, lanes * size, held, lanes * size, in_shared=in_shared, abreast=size, least=least)
+        how = Settings(threads, lanes * size, held, lanes * size, in_shared=in_shared, abreast=size)
         if how.shared_nbytes <= min(most_nbytes, _MOST_SHARED_NBYTES):
             return how
         lanes //= 2

@@ -6,7 +6,7 @@ from typing import Any
 
 from anynorm._check import Call
 from anynorm._kernels.cuda.arrays import ACCESS
-from anynorm._kernels.cuda.device import Device, device, kernel, launch, starter
+from anynorm._kernels.cuda.device import Device, clusters_at_once, device, kernel, launch, starter
 from anynorm._kernels.cuda.launch import SLOT_NBYTES, settings_abreast, slots_of_parameters
 from anynorm._kernels.cuda.repeat import remember
 from anynorm._kernels.cuda.task import (
@@ -44,6 +44,8 @@ def run(call: Call) -> Any:
         held, task, choice = describe(access, call, rows, arrays, residual is not None)
         choice, block, blocks = started(rows, choice, task, device(access.ordinal(x)))
         function = kernel(choice, block, access.ordinal(x))
+        if choice.step == NORMALIZE_LONG:  # blocks that take one row after the other, as many as run at a time
+            blocks = min(blocks, clusters_at_once(function, block, choice.cluster) * choice.cluster)
         # Whatever is freed here is freed on the same stream, so it may be before the kernel has run.
         launch(function, (blocks, 1), block, task, access.stream(x))
         remember(call, y, starter(function, (blocks, 1), block), task)
@@ -70,9 +72,7 @@ def started(rows: Rows, choice: Choice, task: Task, on: Device) -> tuple[Choice,
     is_wide = (is_weighted and choice.weight == CODES["float64"]) or choice.bias == CODES["float64"]
     if is_wide or slots * how.block * SLOT_NBYTES > on.most_shared_nbytes:
         return choice, how.block, blocks
-    # Blocks that take one row after the other, as many as run at a time.
-    choice = choice._replace(step=NORMALIZE_LONG, of_parameters=slots)
-    return choice, how.block, min(blocks, on.at_once(how.cluster) * how.cluster)
+    return choice._replace(step=NORMALIZE_LONG, of_parameters=slots), how.block, blocks
 
 
 def lay_out(access: Any, call: Call, arrays: tuple[Array, ...]) -> Rows:

@@ -67,7 +67,6 @@ class Choice(NamedTuple):
     held: int = 1
     cluster: int = 1
     in_shared: bool = False  # whether the held slots lie in shared memory, and not in registers
-    least: int = 0
     abreast: int = 1
     of_parameters: int = 0  # slots of shared memory in which a thread keeps parameters
     full: bool = False  # whether rows are aligned and fill the held slots of their threads to the last
@@ -81,7 +80,6 @@ class Choice(NamedTuple):
             held=how.held,
             cluster=how.cluster,
             in_shared=how.in_shared,
-            least=how.least,
             abreast=how.abreast,
             aligned=self.aligned or how.abreast > 1,
             full=full,
