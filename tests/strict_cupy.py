@@ -193,7 +193,7 @@ def _modules():
             setattr(part, name, getattr(of_numpy, name))
     cupy.cuda.Device = cupy.cuda.device.Device = Device
     cupy.cuda.runtime = types.SimpleNamespace(getDevice=lambda: Device().id)
-    cupy.cuda.get_current_stream = lambda: types.SimpleNamespace(ptr=0)
+    cupy.cuda.get_current_stream = lambda device_id=-1: types.SimpleNamespace(ptr=0)
     return modules
 
 
