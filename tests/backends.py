@@ -27,7 +27,7 @@ class Backend:
     make: Callable[[np.ndarray], Any]
     read: Callable[[Any], np.ndarray]
     dtypes: tuple[str, ...]
-    flushes: bool = False  # treats subnormal numbers as zero
+    flushes: tuple[str, ...] = ()  # the dtypes whose subnormal numbers it treats as zero
     writable: bool = False
     context: Callable[[], Any] = field(default=contextlib.nullcontext)
     needs: str = "numpy"  # the package without which this one is left out; see installed.py
@@ -134,8 +134,9 @@ needs_cupy = pytest.mark.skipif(
 # Where Numba is installed these two run the kernel "cpu", else the definition; test_choose.py makes sure of it.
 NUMPY = Backend("numpy", np.array, np.asarray, ALL, writable=True)
 TORCH = Backend("torch", _torch_make("cpu"), _torch_read, ALL, writable=True, needs="torch")
-JAX = Backend("jax", _jax_make, np.asarray, ("float16", "bfloat16", "float32"), flushes=True, needs="jax")
-JAX_X64 = Backend("jax-x64", _jax_make, np.asarray, ALL, flushes=True, context=_jax_x64, needs="jax")
+_BY_JAX = ("bfloat16", "float32", "float64")  # those of float16 are computed in float32, where they are normal
+JAX = Backend("jax", _jax_make, np.asarray, ("float16", "bfloat16", "float32"), flushes=_BY_JAX, needs="jax")
+JAX_X64 = Backend("jax-x64", _jax_make, np.asarray, ALL, flushes=_BY_JAX, context=_jax_x64, needs="jax")
 DASK = Backend("dask", _dask_make, _dask_read, ALL, needs="dask")
 STRICT = Backend("strict", *_strict("CPU_DEVICE"), ("float32", "float64"), writable=True)
 
@@ -195,11 +196,13 @@ _OF_CUPY = ("float16", "float32", "float64")
 # By the CUDA kernels, or what they refuse by the definition, and all by that; test_cuda_gpu.py makes sure of it.
 TORCH_CUDA = Backend("torch-cuda", _torch_make("cuda"), _torch_read, ALL, writable=True)
 CUPY = Backend("cupy", _cupy_make, _cupy_read, _OF_CUPY, writable=True)
+# CuPy compiles all of its kernels with -ftz=true: float32 is flushed even where it is widened to float64.
+CUPY_DEFINITION = replace(CUPY, name="cupy, definition", context=_definition, flushes=("float32",))
 _ON_GPU = (
     (TORCH_CUDA, needs_gpu),
     (replace(TORCH_CUDA, name="torch-cuda, definition", context=_definition), needs_gpu),
     (CUPY, needs_cupy),
-    (replace(CUPY, name="cupy, definition", context=_definition), needs_cupy),
+    (CUPY_DEFINITION, needs_cupy),
 )
 GPU_BACKENDS = tuple(
     pytest.param(backend, marks=[pytest.mark.gpu, needs], id=backend.name) for backend, needs in _ON_GPU

@@ -137,6 +137,8 @@ def emulation(
         stack.callback(repeat.forget)
         stack.enter_context(mock.patch.multiple(run, starter=starter, remember=remember))
         stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
+        # Fewer than there are rows, so that they take one after the other.
+        stack.enter_context(mock.patch.object(run, "clusters_at_once", return_value=2))
         for module in (run, pull):
             stack.enter_context(
                 mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters, shared))

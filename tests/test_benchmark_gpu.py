@@ -11,8 +11,9 @@ import anynorm
 import benchmarks
 from anynorm._bench.cases import Case
 from anynorm._bench.inputs import derivative, formula
+from anynorm._forced import forced
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import calls, check, table, timing, work
+from benchmarks.gpu import calls, check, measure, table, timing, work
 from tests.backends import has_cuda
 
 pytestmark = pytest.mark.usefixtures("by_the_definition")
@@ -153,6 +154,51 @@ def test_a_line_says_how_many_times_as_long_a_rival_takes():
     assert command.line(work.Work(SMALL, "call"), results) == (
         "layer_norm float32 64x1024 call: anynorm CuPy 20.0/30.0 us, torch 10.0/25.0 us"
     )
+
+
+def test_the_kernel_is_forced_while_it_is_checked_and_not_while_it_is_timed():
+    import torch
+
+    one, seen = work.Work(SMALL._replace(shape=(4, 8)), "call"), []
+    xs, (weight, bias) = [torch.randn(4, 8) for _ in range(2)], torch.randn(2, 8)
+
+    def norm(x, other):
+        seen.append(forced())
+        return torch.nn.functional.layer_norm(x, (8,), weight, bias)
+
+    with anynorm.use_kernel(None):
+        failed, timed = measure._checked(one, {"anynorm": norm, "torch": norm}, xs, xs, weight, bias)
+        assert failed == {}
+        for call in timed.values():
+            call()
+        assert seen == ["cuda", None, None, None]
+        ours = {"anynorm CuPy": calls.ours(one, weight, bias)}
+        failed, timed = measure._checked(one, ours, xs, xs, weight, bias)
+    assert timed == {}
+    assert "kernel cuda was asked for and refuses this call" in failed["anynorm CuPy"]["failed"]
+
+
+def test_nothing_is_forced_when_cases_are_timed(monkeypatch, capsys):
+    seen, results = [], {"anynorm": {"ms": 0.01, "synchronized ms": 0.02}}
+    monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--quick", "--only", "call"])
+    monkeypatch.setattr(command, "why_not", lambda: None)
+    monkeypatch.setattr(command, "describe", lambda: {"cache": 1, "cases": []})
+    monkeypatch.setattr(measure, "copies", lambda *given: 1.0)
+    monkeypatch.setattr(measure, "run", lambda *given: seen.append(forced()) or results)
+    with anynorm.use_kernel(None):
+        command.main()
+    assert seen == [None]
+    assert capsys.readouterr().out == "layer_norm float32 64x1024 call: anynorm 10.0/20.0 us\n"
+
+
+def test_it_does_not_run_where_a_kernel_is_forced(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("anynorm._kernels.cuda._MISSING", None)
+    assert command.why_not() == (
+        "a kernel is forced, so that no call is repeated as it is for users; unset ANYNORM_KERNEL"
+    )
+    with anynorm.use_kernel(None):
+        assert command.why_not() is None
 
 
 def record(case, what, **results):

@@ -81,7 +81,7 @@ def test_blocks_are_as_many_as_multiprocessors_or_a_multiple():
     assert derivative_settings(4096, 4).blocks(4096) == 132
     assert derivative_settings(4096, 4).blocks(2 * 132 * 64 - 1) == 132
     assert derivative_settings(4096, 4).blocks(2 * 132 * 64) == 264
-    assert derivative_settings(65536, 4).blocks(256) == 8
+    assert derivative_settings(65536, 4).blocks(256) == 6
 
 
 def test_what_cards_have():

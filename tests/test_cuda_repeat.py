@@ -172,6 +172,21 @@ def test_what_is_not_as_it_was_goes_the_full_way(cupy, full):
 
 
 @needs_compiler
+def test_the_stream_is_that_of_the_device(cupy, monkeypatch):
+    stream = mock.Mock(return_value=mock.Mock(ptr=70))
+    monkeypatch.setattr(cupy.cuda, "get_current_stream", stream)
+    x = cupy.asarray(X)
+    anynorm.rms_norm(x)
+    (key,) = repeat._plans
+    start = mock.Mock(return_value=None)
+    repeat._plans[key] = repeat._plans[key]._replace(start=start)
+    stream.reset_mock()
+    anynorm.rms_norm(x)
+    stream.assert_called_once_with(0)  # asked of no device, CuPy asks the driver which one is current
+    assert start.call_args.args[-1] == 70
+
+
+@needs_compiler
 def test_plans_are_bounded(cupy, monkeypatch):
     monkeypatch.setattr(repeat, "_MOST_PLANS", 3)
     x = cupy.asarray(X)

@@ -21,8 +21,8 @@ class OnCPU(arrays.Tensors):
     """CPU tensors, whose device has the number -1, as if it were the current one of CUDA's."""
 
     @staticmethod
-    def current_ordinal():
-        return -1
+    def ordinals():
+        return lambda: -1
 
     @staticmethod
     def current(tensor):

@@ -13,7 +13,7 @@ from tests.backends import as_dtype
 from tests.derivatives import exactly
 from tests.emulated import emulation, needs_compiler
 from tests.reference import layer_norm, rms_norm, scale_norm
-from tests.tolerances import CUDA_GRADIENT_BOUNDS, assert_exact
+from tests.tolerances import CUDA_GRADIENT_BOUNDS, assert_exact, smallest_normal
 
 RNG = np.random.default_rng(0)
 X, RESIDUAL, DY = (RNG.standard_normal((3, 7)).astype("float32") for _ in range(3))
@@ -44,6 +44,18 @@ def assert_is(got, rows, norm, dtype="float32", device=1):
     assert type(got) is strict_cupy.ndarray
     assert got.device.id == device
     assert_exact(got.get(), rows, backend="cupy, stand-in", dtype=dtype, norm=norm)
+
+
+@by_either
+def test_subnormal_numbers_are_zeros_to_cupy_and_not_to_the_kernels(kernel, cupy):
+    tiny = as_dtype([[1e-40, -2e-40, 3e-39, 0.0], [1e-39, 1e-30, -2e-30, 3e-30]], "float32")
+    seen = tiny if kernel == "cuda" else np.where(np.abs(tiny) < smallest_normal("float32"), np.float32(0), tiny)
+    with forced(kernel):
+        for norm in (layer_norm, rms_norm, scale_norm):
+            of_cupy = getattr(anynorm, norm.__name__)(cupy.asarray(tiny), eps=0.0)
+            assert_is(of_cupy, [norm(row, eps=0.0) for row in seen], norm.__name__, device=0)
+        wide = anynorm.rms_norm(cupy.asarray(tiny.astype("float64")), eps=0.0)
+        assert_is(wide, [rms_norm(row, eps=0.0) for row in tiny.astype("float64")], "rms_norm", "float64", device=0)
 
 
 @by_either

@@ -60,7 +60,7 @@ def check(norm, dtype, case, dy, backends):
         dx, dweight = exact[str(way)]
         got = pull(norm, backend, case, dy)
         bounds = gradient_bounds_of(backend.name, way["by_kernel"])
-        said = {"backend": backend.name, "dtype": dtype, "bounds": bounds, "flushes": backend.flushes}
+        said = {"backend": backend.name, "dtype": dtype, "bounds": bounds, "flushes": dtype in backend.flushes}
         assert_exact(got[0], dx, norm=f"{norm} dx", **said)
         wanted = case.scale if norm == "scale_norm" else case.weight
         assert (got[1] is None) == (wanted is None)

@@ -42,19 +42,16 @@ def main() -> None:
     reason = why_not()
     if reason is not None:
         sys.exit(f"the GPU benchmark cannot run: {reason}")
-    import anynorm
-
     from .measure import copies, run
 
     document = describe()
-    with anynorm.use_kernel("cuda"):
-        for work in chosen:
-            count = buffers(work, document["cache"])
-            results = run(work, count, copies(document, work.case.nbytes))
-            print(line(work, results), flush=True)
-            document["cases"].append(work.case._asdict() | {"what": work.what, "buffers": count, "results": results})
-            if arguments.output:
-                arguments.output.write_text(json.dumps(document, indent=1))
+    for work in chosen:
+        count = buffers(work, document["cache"])
+        results = run(work, count, copies(document, work.case.nbytes))
+        print(line(work, results), flush=True)
+        document["cases"].append(work.case._asdict() | {"what": work.what, "buffers": count, "results": results})
+        if arguments.output:
+            arguments.output.write_text(json.dumps(document, indent=1))
 
 
 def why_not() -> str | None:
@@ -65,8 +62,11 @@ def why_not() -> str | None:
 
     if not torch.cuda.is_available():
         return "torch sees no NVIDIA GPU"
+    from anynorm._forced import forced
     from anynorm._kernels import cuda
 
+    if forced() is not None:
+        return "a kernel is forced, so that no call is repeated as it is for users; unset ANYNORM_KERNEL"
     return cuda.missing()
 
 

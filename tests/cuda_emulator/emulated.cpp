@@ -4,6 +4,7 @@
 #include "abreast.cuh"
 #include "add_blocks.cuh"
 #include "derive.cuh"
+#include "long.cuh"
 #include "normalize.cuh"
 #include "stream.cuh"
 
@@ -11,7 +12,7 @@
 #error "which numbers of held slots to compile"
 #endif
 
-enum { NORMALIZE = 0, DERIVE = 1, ADD_ROWS = 2, ADD_BLOCKS = 3, STREAM = 4, STREAM_AND_ADD = 5 };
+enum { NORMALIZE = 0, DERIVE = 1, ADD_ROWS = 2, ADD_BLOCKS = 3, STREAM = 4, STREAM_AND_ADD = 5, NORMALIZE_LONG = 6 };
 
 struct Launch {
     int step, held;
@@ -35,9 +36,9 @@ void run_held(const Launch& how, const Task& task, const Choice& choice) {
             return;
         }
     }
-    if constexpr (!std::is_same_v<Mode, Paired<float>>) {
-        if (choice.in_shared) {
-            launch(how.grid, how.block, choice.cluster, [&] { normalize_rows<E, Mode, HELD, true>(task, choice); });
+    if constexpr (std::is_same_v<Mode, Plain> && HELD > 0) {
+        if (how.step == NORMALIZE_LONG) {
+            launch(how.grid, how.block, choice.cluster, [&] { normalize_long<E, HELD>(task, choice); });
             return;
         }
     }
@@ -60,7 +61,7 @@ bool run(const Launch& how, const Task& task, const Choice& choice) {
         if (how.step == ADD_ROWS) return launch(how.grid, how.block, choice.cluster, [&] { add_rows<E, Mode>(task, choice); });
     }
     if constexpr (std::is_same_v<Mode, Plain>) {
-        if (how.step == DERIVE || how.step >= STREAM) return differentiate<E>(how, task, choice);
+        if (how.step == DERIVE || how.step == STREAM || how.step == STREAM_AND_ADD) return differentiate<E>(how, task, choice);
     }
     bool found = false;
     [&]<int... HELD>(std::integer_sequence<int, HELD...>) {

@@ -35,11 +35,11 @@ class Tensors(Torch):
         return context
 
     @staticmethod
-    def current_ordinal() -> int:
-        """The number of the current device."""
+    def ordinals() -> Callable[[], int]:
+        """The question for the number of the current device."""
         import torch
 
-        return torch.cuda.current_device()
+        return torch.cuda.current_device
 
     @staticmethod
     def stream(tensor: Array) -> int:

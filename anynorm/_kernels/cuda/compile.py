@@ -61,11 +61,10 @@ def blocks_at_once(choice: Choice, block: int) -> int:
         return max(1, STREAM_THREADS // block // (1 if choice.aligned else 2))
     if choice.dtype == "float64" or choice.paired or choice.step != NORMALIZE or not choice.held:
         return 1
-    if choice.least:
-        return choice.least
     if choice.abreast > 1:
-        few = choice.held * choice.abreast**2 <= 32 and not choice.added  # elements of a thread
-        return max(1, (_THREADS * 3 // 4 if few else _THREADS // 2) // block)
+        elements = choice.held * choice.abreast**2  # of a thread
+        threads = 512 if choice.added or elements > 64 else 640 if elements > 32 else 768
+        return max(1, threads // block)
     return max(1, (_THREADS if choice.held <= 4 and choice.aligned else _THREADS // 2) // block)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from anynorm._kernels.cuda.compile import compiled, lacking
-from anynorm._kernels.cuda.launch import shared_nbytes
+from anynorm._kernels.cuda.launch import SLOT_NBYTES, shared_nbytes
 from anynorm._kernels.cuda.task import Choice, Task
 
 # So many times as fast as float64 is float32: 2 on cards with full float64, 32 or 64 on others. Below this float64 is
@@ -99,6 +99,7 @@ def kernel(choice: Choice, block: int, ordinal: int) -> Loaded:
             if found is None:
                 code = compiled(choice, block, device(ordinal).architecture)
                 shared = shared_nbytes(block, choice.held, choice.in_shared, choice.neighbours, choice.abreast)
+                shared += block * choice.of_parameters * SLOT_NBYTES
                 found = _kernels[key] = Loaded(_load(code, ordinal, shared, choice.cluster), ordinal, shared)
     return found
 
@@ -119,6 +120,19 @@ def _load(code: bytes, ordinal: int, shared: int, cluster: int) -> Any:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _checked(driver, driver.cuKernelSetAttribute(attribute, shared, found, driver.CUdevice(ordinal)))
     return driver.CUfunction(int(found))
+
+
+@functools.cache
+def clusters_at_once(loaded: Loaded, block: int, cluster: int) -> int:
+    """How many clusters of such blocks run at a time on the device, which must be the current one."""
+    from cuda.bindings import driver
+
+    _bind(driver, loaded.ordinal)
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = cluster, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
+    config.sharedMemBytes = loaded.shared_nbytes
+    return max(1, int(_checked(driver, driver.cuOccupancyMaxActiveClusters(loaded.function, config))))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ a row are formed in an order that follows from that, so it must never depend on 
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 SLOT_NBYTES = 16  # the widest load of a thread
@@ -32,10 +31,6 @@ _MOST_SHARED_NBYTES = 100 << 10
 _FINISHED_NBYTES = 56  # of a row, as in abreast.cuh
 
 
-TUNE = os.environ.get("ANYNORM_TUNE", "")
-ABREAST = os.environ.get("ANYNORM_ABREAST", "")
-
-
 class Settings(NamedTuple):
     """How a kernel is started."""
 
@@ -46,7 +41,6 @@ class Settings(NamedTuple):
     cluster: int = 1  # blocks that share a row
     in_shared: bool = False  # whether the held slots lie in shared memory, and not in registers
     abreast: int = 1  # neighbouring rows that a slot lies across; 1: it lies along a row
-    least: int = 0
 
     @property
     def block(self) -> int:
@@ -67,6 +61,11 @@ class Settings(NamedTuple):
         return features * itemsize == self.threads * self.held * SLOT_NBYTES
 
 
+def slots_of_parameters(held: int, itemsize: int, arrays: int) -> int:
+    """Slots of shared memory in which a thread keeps so many arrays of parameters of its slots, in float32."""
+    return held * 4 // itemsize * arrays
+
+
 def shared_nbytes(block: int, held: int, in_shared: bool, neighbours: int, abreast: int) -> int:
     """Shared memory of a block whose size the kernel does not know: held slots, and sums of rows abreast."""
     slots = block * abreast * (held * in_shared + (abreast > 1))
@@ -76,11 +75,6 @@ def shared_nbytes(block: int, held: int, in_shared: bool, neighbours: int, abrea
 def settings(features: int, itemsize: int, side_by_side: bool = False, clusters: bool = False) -> Settings:
     """Return the settings for rows of so many features, not 0; ``clusters``: whether the device has them."""
     slots = -(-features * itemsize // SLOT_NBYTES)
-    if TUNE and not side_by_side:
-        kind, size, held, least = TUNE.split(":")[0], *map(int, TUNE.split(":")[1].split("x"))
-        if slots % (size * held) == 0 and slots // (size * held) <= 16:
-            blocks = slots // (size * held)
-            return Settings(size * blocks, 1, held, cluster=blocks, in_shared=kind == "s", least=least)
     if clusters and slots > MOST_THREADS * _HELD:
         return _clustered(slots)
     threads, held = _shared(slots)
@@ -95,13 +89,15 @@ def settings_abreast(features: int, itemsize: int, most_nbytes: int) -> Settings
     """The same for slots across neighbouring rows; None where too few would fit into a block or its shared memory."""
     threads, held = _shared(-(-features * itemsize // SLOT_NBYTES))
     size = SLOT_NBYTES // itemsize
-    lanes, in_shared, least = _COLUMNS_BLOCK // threads, held * size**2 > _MOST_ABREAST, 0
-    if ABREAST:
-        lanes, in_shared, least = int(ABREAST.split("x")[0]), ABREAST.split("x")[1] == "1", int(ABREAST.split("x")[2])
-        lanes = max(lanes, 128 // threads)
+    in_shared = held * size**2 > _MOST_ABREAST
+    # Few threads a block, of which many start and end at other times; of float32 twice as many, whose rows are as
+    # short.
+    lanes = max(
+        8 * itemsize // 4 if threads <= WARP and not in_shared else _COLUMNS_BLOCK // threads, _BLOCK // threads
+    )
     lanes = min(max(lanes, _COLUMNS_NBYTES // SLOT_NBYTES), MOST_THREADS // threads)
     while lanes * SLOT_NBYTES >= _SECTOR_NBYTES:
-        how = Settings(threads, lanes * size, held, lanes * size, in_shared=in_shared, abreast=size, least=least)
+        how = Settings(threads, lanes * size, held, lanes * size, in_shared=in_shared, abreast=size)
         if how.shared_nbytes <= min(most_nbytes, _MOST_SHARED_NBYTES):
             return how
         lanes //= 2

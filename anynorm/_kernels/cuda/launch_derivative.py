@@ -22,7 +22,8 @@ _MOST_THREADS_OF_DOUBLE = 256
 # What is written of the sums of blocks is to be little beside the rows. So a block has all the threads there may be on
 # a multiprocessor, and blocks are as many as an H100 has of those, or a multiple where each still has rows enough.
 _MULTIPROCESSORS = 132
-_CLUSTERED = 128  # of those, as clusters of 16 fill them
+# Of clusters, by their blocks: they lie within groups of multiprocessors, some of which have less than 16.
+_CLUSTERS = {2: 64, 4: 28, 8: 12, 16: 6}
 _ROWS_ENOUGH = 64
 _MOST_WAVES = 4
 # Neighbouring rows, as in `launch`.
@@ -55,8 +56,10 @@ class DerivativeSettings(NamedTuple):
 
     def blocks(self, rows: int) -> int:
         """How many blocks of rows there are whose sums are formed one by one."""
-        multiprocessors = _MULTIPROCESSORS if self.parts == 1 else _CLUSTERED
-        at_once = max(1, multiprocessors * (STREAM_THREADS // (self.threads * self.teams)) // self.parts)
+        if self.parts == 1:
+            at_once = _MULTIPROCESSORS * (STREAM_THREADS // (self.threads * self.teams))
+        else:
+            at_once = _CLUSTERS.get(self.parts, 1)
         waves = min(max(1, rows // (self.teams * at_once * _ROWS_ENOUGH)), _MOST_WAVES)
         return min(at_once * waves, -(-rows // self.teams))
 

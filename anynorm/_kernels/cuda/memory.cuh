@@ -59,20 +59,68 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-// Write to the shared memory of another block of the cluster, at the place that `place` is in this one's.
-template <class S>
-__device__ __forceinline__ void write_to_block(unsigned block, S* place, const S& value) {
-    static_assert(sizeof(S) % 4 == 0, "it is written in words");
-    unsigned here = (unsigned)__cvta_generic_to_shared(place), there;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(block));
-    const unsigned* words = (const unsigned*)&value;
-#pragma unroll
-    for (int i = 0; i < sizeof(S) / 4; i++)
-        asm volatile("st.shared::cluster.b32 [%0], %1;" ::"r"(there + 4 * i), "r"(words[i]) : "memory");
-}
-
 __device__ __forceinline__ void arrive_at_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// What comes from the blocks of a cluster, this one among them, in messages whose arrival is counted: a barrier of the
+// cluster would also wait for all that its threads have written to global memory. There are two rooms for messages, taken
+// in turns, so that nobody sends what comes next to where another block still reads.
+struct Inbox {
+    int turn = 0, parity = 0;
+
+    __device__ __forceinline__ static unsigned counter(int turn) {
+        SHARED(unsigned long long, counters, 2);
+        return (unsigned)__cvta_generic_to_shared(counters + turn);
+    }
+
+    // Nobody may send before all blocks have opened theirs and waited for the cluster.
+    __device__ void open() const {
+        if (threadIdx.x == 0) {
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(counter(0)) : "memory");
+            asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(counter(1)) : "memory");
+            asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        }
+        arrive_at_cluster();
+    }
+
+    // Send a value to another block, to the place that `place` is in this one's shared memory.
+    template <class S>
+    __device__ __forceinline__ void send(unsigned block, S* place, const S& value) const {
+        unsigned here = (unsigned)__cvta_generic_to_shared(place), there, counted;
+        asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(here), "r"(block));
+        asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counted) : "r"(counter(turn)), "r"(block));
+        if constexpr (alignof(S) % 8 == 0) {
+            const unsigned long long* words = (const unsigned long long*)&value;
+#pragma unroll
+            for (unsigned i = 0; i < sizeof(S) / 8; i++)
+                asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b64 [%0], %1, [%2];" ::"r"(there + 8 * i),
+                             "l"(words[i]), "r"(counted)
+                             : "memory");
+        } else {
+            const unsigned* words = (const unsigned*)&value;
+#pragma unroll
+            for (unsigned i = 0; i < sizeof(S) / 4; i++)
+                asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(there + 4 * i),
+                             "r"(words[i]), "r"(counted)
+                             : "memory");
+        }
+    }
+
+    // Wait for messages of so many bytes; all threads of the block do, before any of them sends again.
+    __device__ void receive(unsigned nbytes) {
+        if (threadIdx.x == 0)
+            asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(counter(turn)), "r"(nbytes) : "memory");
+        unsigned done = 0;
+        while (!done)
+            asm volatile("{\n.reg .pred p;\n"
+                         "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                         "selp.u32 %0, 1, 0, p;\n}"
+                         : "=r"(done)
+                         : "r"(counter(turn)), "r"(parity)
+                         : "memory");
+        parity ^= turn, turn ^= 1;
+    }
+};
 #endif
 
 // That of which each thread has slots of its own, one every `threads`; so nobody has to wait for others.

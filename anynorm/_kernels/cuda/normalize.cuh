@@ -4,10 +4,23 @@
 #include "paired.cuh"
 #include "plain.cuh"
 
-template <class E, class Mode, int HELD, bool IN_SHARED = false>
+// A slot that is read again, where nothing has been written yet.
+template <class E, class Mode, int HELD>
+__device__ void normalize_carefully(
+    const Task& task, const Choice& choice, const Row<E, HELD>& row, const Mode& mode, int k, const Line<E>& y,
+    const Line<E>& added) {
+    long long start = row.first + k * row.distance;
+    if (start >= row.features) return;
+    Slot<E> result, slot = row.read(start);
+    mode.apply_carefully(task, choice, start, slot, result);
+    if (choice.added) added.write(start, slot);
+    y.write(start, result);
+}
+
+template <class E, class Mode, int HELD>
 __device__ void normalize_rows(const Task& task, const Choice& choice) {
     Team team(task, choice);
-    Row<E, HELD, IN_SHARED> row(task, choice, team);
+    Row<E, HELD> row(task, choice, team);
     team.wait_for_others();
     Mode mode(task, choice, team, row);
     Line<E> y(task, choice, Y, team), added(task, choice, choice.added ? ADDED : Y, team);
@@ -25,14 +38,8 @@ __device__ void normalize_rows(const Task& task, const Choice& choice) {
         if (choice.added) added.write(start, slot);
         y.write(start, result);
     });
-    // What is left is read again, where nothing has been written yet: beside the rest it would take its registers.
+    // Beside the rest this would take its registers.
 #pragma unroll 1
-    for (k = 0; left >> k; k++) {
-        if (!(left >> k & 1)) continue;
-        long long start = row.first + k * row.distance;
-        Slot<E> result, slot = row.read(start);
-        mode.apply_carefully(task, choice, start, slot, result);
-        if (choice.added) added.write(start, slot);
-        y.write(start, result);
-    }
+    for (k = 0; left >> k; k++)
+        if (left >> k & 1) normalize_carefully(task, choice, row, mode, k, y, added);
 }

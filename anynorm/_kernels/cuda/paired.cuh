@@ -152,7 +152,7 @@ struct Paired {
         up = min(max(up, -Bounds<B>::UNIT), Bounds<B>::UNIT);
         B one = power_of_two(-up, B());
         // Any element will do for a shift (Samuelson 1968), and a constant row has no deviations then.
-        B shift = centred ? (B)widen(row.at_first()) * one : (B)0;
+        B shift = centred ? (B)widen(row.first_element) * one : (B)0;
         PairedSums<B> sums = {};
         row.each_element([&](auto element) { sums.add((B)widen(element) * one, shift, centred); });
         *this = team.finish(

@@ -64,6 +64,8 @@ template <int N>
 struct FloatParameters {
     float weight[N], low[N], bias[N];
 
+    FloatParameters() = default;
+
     __device__ FloatParameters(const Task& task, const Choice& choice, long long start) {
         long long count = task.features - start;
         bool aligned = choice.aligned;

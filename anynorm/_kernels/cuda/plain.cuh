@@ -56,7 +56,7 @@ struct Plain {
     __device__ Plain(const Task& task, const Choice& choice, const Team& team, const Row& row) {
         // Any element will do for a shift: none is further from the mean than sqrt(features) standard deviations
         // (Samuelson 1968, "How deviant can you be?"), and float64 has the bits to spare.
-        double from = choice.rule == LAYER ? (double)widen(row.at_first()) : 0.0;
+        double from = choice.rule == LAYER ? (double)widen(row.first_element) : 0.0;
         PlainSums sums = {};
         row.each([&](long long start, const auto& slot) { add(task, choice, sums, start, slot, from); });
         *this = team.finish(sums, [&](const PlainSums& whole) { return finished(task, choice, whole, from); });
@@ -115,21 +115,38 @@ struct Plain {
         constexpr int N = Slot<E>::SIZE;
         FloatParameters<N> parameters(task, choice, start);
         if (!will_float_do<E>(choice, parameters)) return false;
-        float of[N];
-#pragma unroll
-        for (int i = 0; i < N; i++) of[i] = in_float<E>(choice, slot.of[i], parameters, i);
-        result = narrowed<E>(of);
+        result = in_float<E>(choice, slot, parameters);
         return true;
     }
 
-    // Whether a slot of a row can be applied in float32. Of layer_norm an error counts beside an x_hat of 1.
+    template <class E, int N>
+    __device__ __forceinline__ Slot<E> in_float(
+        const Choice& choice, const Slot<E>& slot, const FloatParameters<N>& parameters) const {
+        float of[N];
+#pragma unroll
+        for (int i = 0; i < N; i++) of[i] = in_float<E>(choice, slot.of[i], parameters, i);
+        return narrowed<E>(of);
+    }
+
+    // Whether a slot of a row can be applied in float32.
     template <class E, int N>
     __device__ __forceinline__ bool will_float_do(const Choice& choice, const FloatParameters<N>& parameters) const {
+        return will_float_do<E>(choice) && are_moderate<E>(choice, parameters);
+    }
+
+    // As far as that is a matter of the row, and of the parameters of the slot. Of layer_norm an error counts beside an
+    // x_hat of 1.
+    template <class E>
+    __device__ __forceinline__ bool will_float_do(const Choice& choice) const {
+        bool has_pairs = choice.rule == RMS && choice.weight != NOTHING && sizeof(E) == 4;
+        return is_moderate && (!has_pairs || abs(exponent_of(factor)) < MODERATE_OF_PAIR);
+    }
+    template <class E, int N>
+    __device__ __forceinline__ static bool are_moderate(const Choice& choice, const FloatParameters<N>& parameters) {
         bool is_weighted = choice.rule != SCALE && choice.weight != NOTHING;
-        if (choice.bias == DOUBLE || (is_weighted && choice.weight == DOUBLE) || !is_moderate) return false;
+        if (choice.bias == DOUBLE || (is_weighted && choice.weight == DOUBLE)) return false;
         if (choice.rule != RMS || !is_weighted || !HAS_RANGE_OF_FLOAT<E>) return true;
-        if (sizeof(E) == 2) return parameters.are_within(0.0f, MODERATE_WEIGHT);
-        return abs(exponent_of(factor)) < MODERATE_OF_PAIR && parameters.are_within(LEAST_WEIGHT, MOST_WEIGHT);
+        return sizeof(E) == 2 ? parameters.are_within(0.0f, MODERATE_WEIGHT) : parameters.are_within(LEAST_WEIGHT, MOST_WEIGHT);
     }
 
     template <class E, int N>

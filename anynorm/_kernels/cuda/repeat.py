@@ -232,7 +232,8 @@ def _by_cupy() -> _Repeat:
         return ndarray(x.shape, x.dtype) if is_in_order else cupy.empty_like(x)
 
     access = ACCESS["cupy"]
-    run = _run_by(ask, empty, lambda array: array.data.ptr, lambda device: current_stream().ptr, access.written)
+    # Of a device that is named CuPy need not ask which is current.
+    run = _run_by(ask, empty, lambda array: array.data.ptr, lambda device: current_stream(device).ptr, access.written)
     return _Repeat(ask, run)
 
 
@@ -241,16 +242,19 @@ def _by_torch() -> _Repeat:
 
     is_compiling, profiler, is_granted = torch.compiler.is_compiling, profiler_of(torch), torch.is_grad_enabled
     strided, kinds, access = torch.strided, (torch.Tensor, torch.nn.Parameter), ACCESS["torch"]
+    current_ordinal = access.ordinals()
 
-    def is_plain(tensor: Array, device: int, may_follow: bool) -> bool:
-        """Whether the memory of a tensor on the device holds its numbers, and no gradient is wanted."""
-        return (
-            type(tensor) in kinds
-            and tensor.layout is strided
-            and tensor.get_device() == device
-            and not (tensor.is_nested or tensor.is_neg() or (may_follow and tensor.requires_grad))
-            and tensor.data_ptr() >= LOW_ADDRESS
-        )
+    def address_of(tensor: Array, device: int, may_follow: bool) -> int:
+        """Where a tensor on the device has its numbers; 0 where that is not all of it, or a gradient is wanted."""
+        if (
+            type(tensor) not in kinds
+            or tensor.layout is not strided
+            or tensor.get_device() != device
+            or (tensor.is_nested or tensor.is_neg() or (may_follow and tensor.requires_grad))
+        ):
+            return 0
+        address: int = tensor.data_ptr()
+        return address if address >= LOW_ADDRESS else 0
 
     def ask(
         rule: str, x: Array, weight: Any, bias: Array | None, eps: float, offset: float, out: Array | None
@@ -260,24 +264,27 @@ def _by_torch() -> _Repeat:
             return None
         if type(eps) is not float or type(offset) is not float:
             return None
-        device, may_follow = access.current_ordinal(), is_granted()
-        if not is_plain(x, device, may_follow):
+        device, may_follow = current_ordinal(), is_granted()
+        of_x = address_of(x, device, may_follow)
+        if not of_x:
             return None
         of_weight = of_bias = of_out = 0
         w, b, o = weight, None, None
         if weight is not None and type(weight) is not float:
-            if not is_plain(weight, device, may_follow):
+            of_weight = address_of(weight, device, may_follow)
+            if not of_weight:
                 return None
-            of_weight, w = weight.data_ptr(), (weight.dtype, weight.shape, weight.stride())
+            w = weight.dtype, weight.shape, weight.stride()
         if bias is not None:
-            if not is_plain(bias, device, may_follow):
+            of_bias = address_of(bias, device, may_follow)
+            if not of_bias:
                 return None
-            of_bias, b = bias.data_ptr(), (bias.dtype, bias.shape, bias.stride())
+            b = bias.dtype, bias.shape, bias.stride()
         if out is not None:
-            if not is_plain(out, device, True):  # a leaf that requires a gradient must not be written
+            of_out = address_of(out, device, True)  # a leaf that requires a gradient must not be written
+            if not of_out:
                 return None
-            of_out, o = out.data_ptr(), (out.dtype, out.shape, out.stride())
-        of_x = x.data_ptr()
+            o = out.dtype, out.shape, out.stride()
         is_unaligned = (of_x | of_weight | of_bias | of_out) & _UNALIGNED != 0
         key = (rule, x.dtype, x.shape, x.stride(), w, b, o, eps, offset, device, is_unaligned)
         return key, of_x, of_weight, of_bias, of_out

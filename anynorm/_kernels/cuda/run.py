@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from anynorm._check import Call
 from anynorm._kernels.cuda.arrays import ACCESS
-from anynorm._kernels.cuda.device import device, kernel, launch, starter
-from anynorm._kernels.cuda.launch import settings_abreast
+from anynorm._kernels.cuda.device import Device, clusters_at_once, device, kernel, launch, starter
+from anynorm._kernels.cuda.launch import SLOT_NBYTES, settings_abreast, slots_of_parameters
 from anynorm._kernels.cuda.repeat import remember
 from anynorm._kernels.cuda.task import (
     CODES,
+    NORMALIZE_LONG,
     NOTHING,
     NUMBER,
     RULES,
@@ -25,6 +27,7 @@ from anynorm._kernels.cuda.task import (
 from anynorm._libraries import dtype_name
 
 Array = Any
+LONG = os.environ.get("ANYNORM_LONG", "1") == "1"
 
 
 def run(call: Call) -> Any:
@@ -39,22 +42,37 @@ def run(call: Call) -> Any:
         arrays = x, x if residual is None else residual, y, y if added is None else added
         rows = lay_out(access, call, arrays)
         held, task, choice = describe(access, call, rows, arrays, residual is not None)
-        addresses = (*task.arrays, task.weight, task.bias)
-        on = device(access.ordinal(x))
-        how = None
-        if not choice.paired and choice.dtype != "float64" and is_aligned_across(rows, addresses):
-            how = settings_abreast(rows.normalized.length, rows.itemsize, on.shared_nbytes)
-        how = how or rows.settings(on.clusters)
-        function = kernel(choice.started(how, rows), how.block, access.ordinal(x))
+        choice, block, blocks = started(rows, choice, task, device(access.ordinal(x)))
+        function = kernel(choice, block, access.ordinal(x))
+        if choice.step == NORMALIZE_LONG:  # blocks that take one row after the other, as many as run at a time
+            blocks = min(blocks, clusters_at_once(function, block, choice.cluster) * choice.cluster)
         # Whatever is freed here is freed on the same stream, so it may be before the kernel has run.
-        grid = how.blocks(rows.total), 1
-        launch(function, grid, how.block, task, access.stream(x))
-        remember(call, y, starter(function, grid, how.block), task)
+        launch(function, (blocks, 1), block, task, access.stream(x))
+        remember(call, y, starter(function, (blocks, 1), block), task)
     del held
     if call.out is not None:
         for one in call.out:
             access.written(one)
     return y if residual is None else (y, added)
+
+
+def started(rows: Rows, choice: Choice, task: Task, on: Device) -> tuple[Choice, int, int]:
+    """What is compiled in the end, the threads of a block, and how many blocks there are."""
+    is_plain = not choice.paired and choice.dtype != "float64"
+    how = None
+    if is_plain and is_aligned_across(rows, (*task.arrays, task.weight, task.bias)):
+        how = settings_abreast(rows.normalized.length, rows.itemsize, on.shared_nbytes)
+    how = how or rows.settings(on.clusters)
+    choice, blocks = choice.started(how, rows), how.blocks(rows.total)
+    if not (is_plain and LONG and how.cluster > 1 and how.held and choice.aligned):
+        return choice, how.block, blocks
+    is_weighted = choice.rule != RULES["scale_norm"] and choice.weight != NOTHING
+    arrays = is_weighted * (1 + choice.offset) + (choice.bias != NOTHING)
+    slots = slots_of_parameters(how.held, rows.itemsize, arrays)
+    is_wide = (is_weighted and choice.weight == CODES["float64"]) or choice.bias == CODES["float64"]
+    if is_wide or slots * how.block * SLOT_NBYTES > on.most_shared_nbytes:
+        return choice, how.block, blocks
+    return choice._replace(step=NORMALIZE_LONG, of_parameters=slots), how.block, blocks
 
 
 def lay_out(access: Any, call: Call, arrays: tuple[Array, ...]) -> Rows:

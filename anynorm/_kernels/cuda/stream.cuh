@@ -23,13 +23,14 @@ struct StreamTeam {
     int count, thread, team;  // count: in a block
     int parts, part;
     int turn = 0;  // of merging, 0 and 1 in turns, each with room of its own
+    Inbox inbox;
 
     __device__ StreamTeam(const Choice& choice) {
         count = choice.threads, parts = choice.cluster;
         thread = threadIdx.x % count, team = threadIdx.x / count;
         part = parts > 1 ? blockIdx.x % parts : 0;
-        // Nobody may write into a block that has not begun.
-        if (parts > 1) arrive_at_cluster(), wait_for_cluster();
+        // Nobody may send to a block that has not begun.
+        if (parts > 1) inbox.open(), wait_for_cluster();
     }
 
     // Teams do not wait for each other.
@@ -62,9 +63,8 @@ struct StreamTeam {
         for (int distance = 2; distance < GROUP; distance *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, distance);
         double* place = &groups[part * (count / GROUP) + thread / GROUP].of[which];
         if (parts > 1) {
-            if (lane < 2 * parts) write_to_block(lane / 2, place, sum);
-            arrive_at_cluster();
-            wait_for_cluster();
+            if (lane < 2 * parts) inbox.send(lane / 2, place, sum);
+            inbox.receive(groups_of_row * sizeof(Sums<2>));
         } else {
             if (lane < 2) *place = sum;
             wait_for_team();

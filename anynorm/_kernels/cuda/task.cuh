@@ -9,7 +9,11 @@ constexpr int ARRAYS = 4;
 constexpr int GROUP = 32;  // threads of a row whose numbers are merged in a tree; of those the groups follow in order
 constexpr int SLOT_NBYTES = 16;
 constexpr int MOST_THREADS = 1024;  // of a block
-constexpr int MOST_CLUSTER = 8;    // blocks of a row
+#ifdef ANYNORM_EMULATED
+constexpr int MOST_GROUPS = 8 * MOST_THREADS / GROUP;  // of threads of a row
+#else
+constexpr int MOST_GROUPS = BLOCK * CLUSTER < GROUP ? 1 : BLOCK * CLUSTER / GROUP;
+#endif
 
 enum { LAYER = 0, RMS = 1, SCALE = 2 };
 enum { X = 0, OTHER = 1, Y = 2, ADDED = 3 };  // OTHER: the residual, or dy; Y: or dx; ADDED: their sum, or dtotal
@@ -97,6 +101,7 @@ struct Team {
     int neighbours, neighbour;  // 0 where a warp, or a whole block, holds rows one after the other
     long long row;
     bool active;
+    mutable Inbox inbox;
 
     __device__ Team(const Task& task, const Choice& choice) {
         count = choice.threads;
@@ -114,10 +119,10 @@ struct Team {
             row = (long long)blockIdx.x * rows_of_block + neighbour;
         }
         active = row < task.rows;
-        if (cluster > 1) arrive_at_cluster();
+        if (cluster > 1) inbox.open();
     }
 
-    // Nobody may write into a block that has not begun.
+    // Nobody may send to a block that has not begun.
     __device__ void wait_for_others() const {
         if (cluster > 1) wait_for_cluster();
     }
@@ -146,14 +151,13 @@ struct Team {
         sums = merge_group(sums, count < GROUP ? count : GROUP);
         if (count <= GROUP) return f(sums);
         using Result = decltype(f(sums));
-        SHARED(S, groups, MOST_CLUSTER * MOST_THREADS / GROUP);
-        SHARED(Result, finished, MOST_THREADS / GROUP);
+        SHARED(S, rooms, 2 * MOST_GROUPS);
+        SHARED(Result, finished, MOST_GROUPS);
+        S* groups = rooms + inbox.turn * MOST_GROUPS;
         int places = neighbours ? neighbours : 1, place = neighbours ? neighbour : 0;
         if (cluster > 1) {
-            // A block has one row then, and finishes one, so nobody writes here while another block still reads.
-            if ((int)threadIdx.x % GROUP < cluster) write_to_block(threadIdx.x % GROUP, &groups[thread / GROUP], sums);
-            arrive_at_cluster();
-            wait_for_cluster();
+            if ((int)threadIdx.x % GROUP < cluster) inbox.send(threadIdx.x % GROUP, &groups[thread / GROUP], sums);
+            inbox.receive(count / GROUP * sizeof(S));
         } else {
             if (thread % GROUP == 0) groups[thread / GROUP * places + place] = sums;
             __syncthreads();
@@ -240,16 +244,15 @@ struct Line {
     }
 };
 
-// A row of x, or of x and a residual, whose sum is rounded as it is returned. HELD slots of it stay in registers or shared
-// memory; with HELD = 0 they are read again whenever they are asked for.
-template <class E, int HELD, bool IN_SHARED = false>
+// A row of x, or of x and a residual, whose sum is rounded as it is returned. HELD slots of it stay in registers; with
+// HELD = 0 they are read again whenever they are asked for.
+template <class E, int HELD>
 struct Row {
     Line<E> x, other;
     long long first, distance, features;
     bool added;
-    Slot<E> held[HELD && !IN_SHARED ? HELD : 1];
-    Slot<E>* room;
-    int room_of_block;
+    Slot<E> held[HELD ? HELD : 1];
+    E first_element;  // for all threads of the row; zero where there is no row, and where nobody asks for it
 
     __device__ Row(const Task& task, const Choice& choice, const Team& team)
         : x(task, choice, X, team), other(task, choice, choice.added ? OTHER : X, team) {
@@ -257,22 +260,9 @@ struct Row {
         added = choice.added;
         first = (long long)team.thread * Slot<E>::SIZE;
         distance = (long long)team.count * Slot<E>::SIZE;
-        if constexpr (IN_SHARED) {
-            room = own_room<Slot<E>>(), room_of_block = team.count / team.cluster;
 #pragma unroll
-            for (int k = 0; k < HELD; k++) hold_in_shared(first + k * distance, room + k * room_of_block);
-        } else {
-#pragma unroll
-            for (int k = 0; k < HELD; k++) held[k] = read(first + k * distance);
-        }
-    }
-
-    __device__ void hold_in_shared(long long start, Slot<E>* place) const {
-        if (added || !x.aligned) {
-            *place = read(start);
-        } else {
-            copy_to_room(place, (const Slot<E>*)(x.first + (x.holds(start) ? start : 0)), x.holds(start));
-        }
+        for (int k = 0; k < HELD; k++) held[k] = read(first + k * distance);
+        first_element = choice.rule == LAYER && features ? at(0) : E{};
     }
 
     __device__ Slot<E> read(long long start) const {
@@ -288,31 +278,14 @@ struct Row {
         return added ? add_rounded(x.first[i * x.step], other.first[i * other.step]) : x.first[i * x.step];
     }
 
-    // An element for all threads of the row; zero where there is no row.
-    __device__ E at_first() const {
-        return features ? at(0) : E{};
-    }
-
     // Call f(start, slot) for each slot that is this thread's.
     template <class F>
     __device__ __forceinline__ void each(F f) const {
-        if constexpr (IN_SHARED) {
-            each_in_shared<0>(f);
-        } else if constexpr (HELD) {
+        if constexpr (HELD) {
 #pragma unroll
             for (int k = 0; k < HELD; k++) f(first + k * distance, unconverted(held[k]));
         } else {
             for (long long start = first; start < features; start += distance) f(start, read(start));
-        }
-    }
-
-    // The first while the others are still being copied.
-    template <int K, class F>
-    __device__ __forceinline__ void each_in_shared(F f) const {
-        if constexpr (K < HELD) {
-            wait_for_copies<HELD - 1 - K>();
-            f(first + K * distance, room[K * room_of_block]);
-            each_in_shared<K + 1>(f);
         }
     }
 

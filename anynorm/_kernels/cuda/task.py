@@ -17,8 +17,8 @@ CODES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
 NOTHING, NUMBER = 4, 5  # in place of the code of a weight or bias
 # What a kernel does: the norm; the derivative row by row, sums over blocks of rows, and sums of the blocks; the
 # derivative of blocks of rows, without the sums over them and with them.
-STEPS = ("normalize", "derive", "add_rows", "add_blocks", "stream", "stream_and_add")
-NORMALIZE, DERIVE, ADD_ROWS, ADD_BLOCKS, STREAM, STREAM_AND_ADD = STEPS
+STEPS = ("normalize", "derive", "add_rows", "add_blocks", "stream", "stream_and_add", "normalize_long")
+NORMALIZE, DERIVE, ADD_ROWS, ADD_BLOCKS, STREAM, STREAM_AND_ADD, NORMALIZE_LONG = STEPS
 RULES = {"layer_norm": 0, "rms_norm": 1, "scale_norm": 2}
 
 
@@ -67,8 +67,8 @@ class Choice(NamedTuple):
     held: int = 1
     cluster: int = 1
     in_shared: bool = False  # whether the held slots lie in shared memory, and not in registers
-    least: int = 0
     abreast: int = 1
+    of_parameters: int = 0  # slots of shared memory in which a thread keeps parameters
     full: bool = False  # whether rows are aligned and fill the held slots of their threads to the last
 
     def started(self, how: Settings, rows: Rows) -> Choice:
@@ -80,7 +80,6 @@ class Choice(NamedTuple):
             held=how.held,
             cluster=how.cluster,
             in_shared=how.in_shared,
-            least=how.least,
             abreast=how.abreast,
             aligned=self.aligned or how.abreast > 1,
             full=full,
