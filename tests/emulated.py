@@ -94,7 +94,9 @@ class NumPy(CPUAccess):
 
 
 @contextlib.contextmanager
-def emulation(paired=False, backwards=False, held=None, clusters=True, architecture="sm_90", shared=227 << 10, chosen=None):
+def emulation(
+    paired=False, backwards=False, held=None, clusters=True, architecture="sm_90", shared=227 << 10, chosen=None
+):
     """Within it what the kernels are started with goes to the emulator: `kernel` gives the choice, `launch` runs it.
 
     The choices are also put into the list ``chosen``.

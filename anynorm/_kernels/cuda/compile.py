@@ -13,7 +13,8 @@ from anynorm._kernels.cuda.task import NORMALIZE, STEPS, STREAM, STREAM_AND_ADD,
 
 _MAIN = "kernel.cu"
 _ELEMENTS = {"float16": "Half", "bfloat16": "Bfloat16", "float32": "float", "float64": "double"}
-# Of a multiprocessor, with 64 registers each: while some blocks load, others store. Twice the slots take twice the registers.
+# Of a multiprocessor, with 64 registers each: while some blocks load, others store. Twice the slots take twice the
+# registers.
 _THREADS = 1024
 # Products and sums are fused where the source says so and nowhere else: pairs of numbers depend on it.
 _OPTIONS = ("--std=c++17", "--fmad=false", "-default-device")
