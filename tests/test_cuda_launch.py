@@ -15,7 +15,7 @@ either_way = pytest.mark.parametrize("side_by_side", [False, True])
 
 
 def elements_of(how, features, itemsize, block):
-    """Row and feature of each element that the threads of a block take, as Team and Row in task.cuh count them."""
+    """Row and feature of each element that the threads of a block take, as Team and Row count them."""
     threads = np.arange(how.block)
     if how.neighbours:
         thread, row = threads // how.neighbours, threads % how.neighbours

@@ -1,6 +1,6 @@
 """Launch settings of the CUDA kernels of the derivative, and that every element of every row is taken once."""
 
-from itertools import pairwise
+import itertools
 
 import numpy as np
 import pytest
@@ -41,8 +41,10 @@ def test_settings_are_valid_on_every_card(features, itemsize):
         assert columns.neighbours * itemsize >= 32
         assert not columns.is_streamed
     # With both sums, on a card for data centres.
-    card = Device("sm_80", False, False, 163 << 10)
-    assert 2 * slots_of_sums(itemsize) * SLOT_NBYTES * rows.block <= card.most_shared_nbytes
+    assert (
+        2 * slots_of_sums(itemsize) * SLOT_NBYTES * rows.block
+        <= Device("sm_80", False, False, 163 << 10).most_shared_nbytes
+    )
 
 
 @every_itemsize
@@ -73,7 +75,7 @@ def test_every_row_is_in_a_block(rows, features):
     count = how.blocks(rows)
     bounds = [rows * block // count for block in range(count + 1)]
     assert (bounds[0], bounds[-1]) == (0, rows)
-    assert all(first < last for first, last in pairwise(bounds))
+    assert all(first < last for first, last in itertools.pairwise(bounds))
     assert count <= 65535
 
 

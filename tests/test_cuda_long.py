@@ -1,4 +1,4 @@
-"""The CUDA kernels, emulated on the CPU: rows too long for a block, by a cluster of blocks, one after the other."""
+"""The CUDA kernels, emulated on the CPU: rows too long for a block, by the blocks of a cluster, one after the other."""
 
 import numpy as np
 import pytest

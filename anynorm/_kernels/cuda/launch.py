@@ -73,7 +73,7 @@ def shared_nbytes(block: int, held: int, in_shared: bool, neighbours: int, abrea
 
 
 def settings(features: int, itemsize: int, side_by_side: bool = False, clusters: bool = False) -> Settings:
-    """Return the settings for rows of so many features, not 0; ``clusters``: whether the device has them."""
+    """Return the settings for rows of so many features, which must not be 0; ``clusters``: whether there are such."""
     slots = -(-features * itemsize // SLOT_NBYTES)
     if clusters and slots > MOST_THREADS * _HELD:
         return _clustered(slots)
@@ -90,11 +90,9 @@ def settings_abreast(features: int, itemsize: int, most_nbytes: int) -> Settings
     threads, held = _shared(-(-features * itemsize // SLOT_NBYTES))
     size = SLOT_NBYTES // itemsize
     in_shared = held * size**2 > _MOST_ABREAST
-    # Few threads a block, of which many start and end at other times; of float32 twice as many, whose rows are as
-    # short.
-    lanes = max(
-        8 * itemsize // 4 if threads <= WARP and not in_shared else _COLUMNS_BLOCK // threads, _BLOCK // threads
-    )
+    # Small blocks start and end at different times, so that some load while others store.
+    lanes = _COLUMNS_BLOCK // threads if in_shared or threads > WARP else 8 * itemsize // 4
+    lanes = max(lanes, _BLOCK // threads)
     lanes = min(max(lanes, _COLUMNS_NBYTES // SLOT_NBYTES), MOST_THREADS // threads)
     while lanes * SLOT_NBYTES >= _SECTOR_NBYTES:
         how = Settings(threads, lanes * size, held, lanes * size, in_shared=in_shared, abreast=size)

@@ -56,10 +56,8 @@ class DerivativeSettings(NamedTuple):
 
     def blocks(self, rows: int) -> int:
         """How many blocks of rows there are whose sums are formed one by one."""
-        if self.parts == 1:
-            at_once = _MULTIPROCESSORS * (STREAM_THREADS // (self.threads * self.teams))
-        else:
-            at_once = _CLUSTERS.get(self.parts, 1)
+        of_multiprocessor = STREAM_THREADS // (self.threads * self.teams)
+        at_once = of_multiprocessor * (_MULTIPROCESSORS if self.parts == 1 else _CLUSTERS.get(self.parts, 1))
         waves = min(max(1, rows // (self.teams * at_once * _ROWS_ENOUGH)), _MOST_WAVES)
         return min(at_once * waves, -(-rows // self.teams))
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "pairs.cuh"
-#include "task.cuh"
+#include "rows.cuh"
 
 template <class P, int N>
 struct alignas(N * sizeof(P) < SLOT_NBYTES ? N * sizeof(P) : SLOT_NBYTES) Several {

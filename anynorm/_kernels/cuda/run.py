@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from anynorm._check import Call
@@ -27,7 +26,6 @@ from anynorm._kernels.cuda.task import (
 from anynorm._libraries import dtype_name
 
 Array = Any
-LONG = os.environ.get("ANYNORM_LONG", "1") == "1"
 
 
 def run(call: Call) -> Any:
@@ -64,7 +62,7 @@ def started(rows: Rows, choice: Choice, task: Task, on: Device) -> tuple[Choice,
         how = settings_abreast(rows.normalized.length, rows.itemsize, on.shared_nbytes)
     how = how or rows.settings(on.clusters)
     choice, blocks = choice.started(how, rows), how.blocks(rows.total)
-    if not (is_plain and LONG and how.cluster > 1 and how.held and choice.aligned):
+    if not (is_plain and how.cluster > 1 and how.held and choice.aligned):
         return choice, how.block, blocks
     is_weighted = choice.rule != RULES["scale_norm"] and choice.weight != NOTHING
     arrays = is_weighted * (1 + choice.offset) + (choice.bias != NOTHING)
