@@ -83,3 +83,14 @@ def test_what_goes_one_row_at_a_time(kind):
     _, ((step, cluster),) = steps("rms_norm", x, weight)
     assert step == NORMALIZE
     assert cluster == (1 if features == 8192 else 2)
+
+
+@pytest.mark.parametrize(("dtype", "features"), [("float32", 8192 + 4), ("float64", 4096 + 2), ("float64", 4096 + 1)])
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_pairs_in_a_cluster(norm, dtype, features):
+    x, weight, bias = inputs(features, dtype, rows=2)
+    assert_rows(norm, dtype, dtype == "float32", x, weight, bias)
+    y, ((step, cluster),) = steps(norm, x, weight, bias, paired=dtype == "float32")
+    assert (step, cluster) == (NORMALIZE, 2)
+    backwards = emulated.normalize(norm, x, weight, bias, paired=dtype == "float32", backwards=True)
+    assert y.tobytes() == backwards.tobytes()

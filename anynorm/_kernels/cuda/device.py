@@ -127,12 +127,13 @@ def clusters_at_once(loaded: Loaded, block: int, cluster: int) -> int:
     """How many clusters of such blocks run at a time on the device, which must be the current one."""
     from cuda.bindings import driver
 
-    _bind(driver, loaded.ordinal)
     config = driver.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = cluster, 1, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
     config.sharedMemBytes = loaded.shared_nbytes
-    return max(1, int(_checked(driver, driver.cuOccupancyMaxActiveClusters(loaded.function, config))))
+    with _beside_capture(driver):
+        _bind(driver, loaded.ordinal)
+        return max(1, int(_checked(driver, driver.cuOccupancyMaxActiveClusters(loaded.function, config))))
 
 
 @contextlib.contextmanager
