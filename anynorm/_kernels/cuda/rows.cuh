@@ -3,9 +3,10 @@
 
 #include "team.cuh"
 
-// Where a row begins, in elements from the first one of an array.
+// Where a row begins, in elements from the first one of an array; most often there is one axis and nothing to divide.
 __device__ __forceinline__ long long offset_of(const Task& task, int array, long long row) {
     long long offset = 0;
+#pragma unroll 1
     for (int axis = task.free_axes - 1; axis > 0; axis--) {
         long long before = row / task.lengths[axis];
         offset += (row - before * task.lengths[axis]) * task.strides[array][axis];

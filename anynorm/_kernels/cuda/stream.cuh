@@ -6,18 +6,6 @@
 
 #include "stream_team.cuh"
 
-// As in rows.cuh; most often there is one axis and nothing to divide.
-__device__ __forceinline__ long long row_offset(const Task& task, int array, long long row) {
-    long long offset = 0;
-#pragma unroll 1
-    for (int axis = task.free_axes - 1; axis > 0; axis--) {
-        long long before = row / task.lengths[axis];
-        offset += (row - before * task.lengths[axis]) * task.strides[array][axis];
-        row = before;
-    }
-    return offset + row * task.strides[array][0];
-}
-
 // The rows of one of the arrays.
 template <class E>
 struct Lines {
@@ -32,7 +20,7 @@ struct Lines {
     }
 
     __device__ __forceinline__ E* row(const Task& task, int array, long long row) const {
-        return first + row_offset(task, array, row);
+        return first + offset_of(task, array, row);
     }
 
     // Zeros stand for what lies behind the row, and for rows that are not there.
