@@ -125,6 +125,32 @@ def luminance(colour):
     return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
 
 
+def test_a_shortened_picture_has_each_letter_where_it_was():
+    written = """<g id="text_1">
+     <!-- DejaVuSans-1 is 2 -->
+     <path id="DejaVuSans-2f" d="M 628 4666
+L 1259 0
+"/>
+     <use xlink:href="#DejaVuSans-2f"/>
+     <use xlink:href="#DejaVuSans-2f" transform="translate(63.625 0)"/>
+     <use xlink:href="#DejaVuSans-2f" transform="translate(63.625 0.7)"/>
+     <use xlink:href="#DejaVuSans-2f" transform="translate(128.2 0) scale(0.7)"/>
+     <use xlink:href="#m1" x="45" y="165"/>
+    </g>"""
+    wanted = """<g id="text_1">
+<!-- DejaVuSans-1 is 2 -->
+<path id="L2f" d="M 628 4666
+L 1259 0
+"/>
+<use xlink:href="#L2f"/>
+<use xlink:href="#L2f" x="63.625"/>
+<use xlink:href="#L2f" transform="translate(63.625 0.7)"/>
+<use xlink:href="#L2f" transform="translate(128.2 0) scale(0.7)"/>
+<use xlink:href="#m1" x="45" y="165"/>
+</g>"""
+    assert plot.shortened(written) == wanted
+
+
 @pytest.mark.parametrize("theme", [plot.LIGHT, plot.DARK], ids=lambda theme: theme.name)
 def test_text_in_each_colour_can_be_read(theme):
     paper = luminance(theme.paper)
