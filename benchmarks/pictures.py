@@ -2,9 +2,9 @@
 
     python -m benchmarks.pictures
 
-What they show comes from two commands, benchmarks/sizes.py (time and memory) and benchmarks/errors.py. Each picture
-names in its metadata the results that it was drawn from, and the Matplotlib that drew it: with the same two it has the
-same bytes.
+What they show comes from three commands: benchmarks/sizes.py (time and memory), benchmarks/errors.py, and
+benchmarks/gpu/. Each picture names in its metadata the results that it was drawn from, and the Matplotlib that drew it:
+with the same two it has the same bytes.
 """
 
 import argparse
@@ -21,11 +21,13 @@ from anynorm._bench import inputs, plot, report
 from anynorm._bench.plan import COPIES, OURS, OUT
 from anynorm._bench.plot import DARK, LIGHT, Theme
 from benchmarks.errors import NORMS, SIZES
+from benchmarks.gpu.table import work_of
+from benchmarks.gpu.work import FEATURES, NBYTES, rows_of
 
 Record = dict[str, Any]
 FOLDER = Path(__file__).parent.parent
 RESULTS, PICTURES = FOLDER / "benchmarks" / "results", FOLDER / "docs" / "pictures"
-TIMES, ERRORS = "sizes-1-thread.json", "errors.json"
+TIMES, ERRORS, GPU = "sizes-1-thread.json", "errors.json", "gpu-h100.json"
 OTHER_LIBRARIES = ("anynorm on torch", "anynorm on JAX")  # shown where errors are, not beside times of NumPy's arrays
 PROMISED_ULP, PROMISED_IN_JAX_ULP = 2, 4
 LEAST_ULP, MOST_ULP = 0.15, 1e8  # that are shown
@@ -34,6 +36,8 @@ NOTE_INCHES = 0.22  # below the panels
 WIDTH_INCHES = 7.2
 SIGNS = {"infinite": "inf", "unchanged": "= x"}
 SHORT = {OUT: "anynorm", "NumPy expression": "NumPy"}
+ON_GPU = {OURS: OURS, "torch": "torch", "Liger": "Liger-Kernel", "quack": "quack", "compiled": "torch.compile"}
+PACKAGES = {"torch": "torch", "liger-kernel": "Liger-Kernel", "quack-kernels": "quack"}
 PARAMETERS = {"layer_norm": lambda features: 2 * features, "rms_norm": lambda features: features,
               "scale_norm": lambda features: 1}  # fmt: skip
 
@@ -107,6 +111,36 @@ def who_survives(document: Record, theme: Theme) -> Any:
     return axes.figure
 
 
+def bandwidth_on_a_gpu(document: Record, theme: Theme, norm: str) -> Any:
+    """Bandwidth of each call as part of a copy's, by features, in float32 and in bfloat16."""
+    bottom, width, height = 1.05, 1.75, 2.6
+    places = [(left, bottom, width, height) for left in (0.85, 4.1)]
+    panels = plot.axes_at((WIDTH_INCHES, bottom + height + plot.TOP), places)
+    for axes, dtype in zip(panels, ("float32", "bfloat16"), strict=True):
+        lines = {COPIES[0]: [(float(features), 100.0) for features in (FEATURES[0], FEATURES[-1])]}
+        axes.set_title(f"{norm}, {dtype}", loc="left")
+        axes.set_ylim(0, 105)
+        plot.draw_lines(axes, lines | parts_of_copy(document, norm, dtype), theme, yscale="linear")
+        axes.set(xlabel="features", xticks=FEATURES[::3], yticks=range(0, 101, 25))
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.minorticks_off()
+    panels[0].set_ylabel("bandwidth, % of a copy's")
+    panels[1].tick_params(left=False, labelleft=False)
+    return noted(panels[0].figure, measured_on_gpu(document))
+
+
+def parts_of_copy(document: Record, norm: str, dtype: str) -> dict[str, list[tuple[float, float]]]:
+    """The points of each call, (features, per cent of the bandwidth of a copy)."""
+    results = {work_of(record): record["results"] for record in document["cases"]}
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for features in FEATURES:
+        found = results.get(rows_of(norm, dtype, features)._replace(compiled=False), {})
+        for name, called in ON_GPU.items():
+            if "of copy" in found.get(name, {}):
+                lines.setdefault(called, []).append((features, 100 * found[name]["of copy"]))
+    return lines
+
+
 def fate(result: Record | None) -> tuple[str, bool | None]:
     """What a cell says of a result, and whether it is a norm of x; None where there is no such call."""
     if result is None:
@@ -170,6 +204,8 @@ PICTURES_BY_NAME = {f"time-{norm}": Picture(TIMES, partial(time_against_size, no
     "error-mean": Picture(ERRORS, error_against_mean),
     "error-range": Picture(ERRORS, who_survives),
     "three-norms": Picture(TIMES, three_norms),
+    "gpu-layer_norm": Picture(GPU, partial(bandwidth_on_a_gpu, norm="layer_norm")),
+    "gpu-rms_norm": Picture(GPU, partial(bandwidth_on_a_gpu, norm="rms_norm")),
 }
 
 
@@ -179,6 +215,16 @@ def measured_on(document: Record) -> str:
     caches = ", ".join(f"L{cache['level']} {size_of(cache['nbytes'])}" for cache in machine["caches"])
     counted = "one thread" if threads == 1 else f"{threads} threads"
     return f"{machine['processor']} ({caches}), {counted}, {machine['date'][:10]}"
+
+
+def measured_on_gpu(document: Record) -> str:
+    """Two lines on card, day, packages and arrays."""
+    day = document["machine"]["date"][:10]
+    versions = ", ".join(f"{called} {document['versions'][name]}" for name, called in PACKAGES.items())
+    return (
+        f"{document['card']}, driver {document['driver']}, CUDA {document['cuda']}, {day}\n"
+        f"{versions}; arrays of {size_of(NBYTES)}"
+    )
 
 
 def size_of(nbytes: int) -> str:

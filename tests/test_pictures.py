@@ -84,6 +84,43 @@ def test_three_norms_have_their_parameters(drawn):
     assert {"1536", "768", "1", *EPS} <= set(words(drawn["three-norms-light.svg"]))
 
 
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_bandwidth_on_a_gpu_has_each_rival(drawn, norm):
+    shown = words(drawn[f"gpu-{norm}-light.svg"])
+    assert {f"{norm}, float32", f"{norm}, bfloat16"} <= set(shown)
+    for name in ("copy", *pictures.ON_GPU.values()):
+        assert shown.count(name) == 2  # once in each panel
+    document = json.loads((pictures.RESULTS / pictures.GPU).read_text())
+    assert set(pictures.measured_on_gpu(document).split("\n")) <= set(shown)
+    versions = [document["versions"][name] for name in ("torch", "liger-kernel", "quack-kernels")]
+    for word in (document["card"], document["driver"], document["cuda"], *versions):
+        assert word in pictures.measured_on_gpu(document)
+
+
+def test_parts_of_a_copy_are_those_of_rows_of_64_mib():
+    def record(shape, part, dtype="float32", what="y", axis=-1):
+        results = {
+            "anynorm": {"of copy": part}, "compiled": {"of copy": part / 2}, "quack": {"failed": "MemoryError"},
+            "CuPy expression": {"of copy": 0.125},
+        }  # fmt: skip
+        given = {"norm": "layer_norm", "dtype": dtype, "shape": shape, "axis": axis, "what": what}
+        return given | {"results": results}
+
+    document = {
+        "cases": [
+            record([256, 65536], 0.75),
+            record([4096, 4096], 0.5),
+            record([4096, 4096], 0.25, what="dx"),
+            record([16384, 4096], 0.25),  # 256 MiB
+            record([8192, 4096], 0.25, dtype="bfloat16"),
+            record([32, 512, 1024], 0.25, axis=1),
+        ]
+    }
+    found = pictures.parts_of_copy(document, "layer_norm", "float32")
+    assert found == {"anynorm": [(4096, 50), (65536, 75)], "torch.compile": [(4096, 25), (65536, 37.5)]}
+    assert pictures.parts_of_copy(document, "rms_norm", "float32") == {}
+
+
 def test_a_cell_says_what_became_of_numbers():
     half = inputs.half_of_the_digits("float32")
     assert pictures.fate(None)[1] is None

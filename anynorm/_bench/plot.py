@@ -33,12 +33,16 @@ class Theme(NamedTuple):
 
 LIGHT = Theme("light", "#ffffff", "#24292f", "#d8dce0", "#6b7278", "#0068a8", "#b84a00",
               {"NumPy expression": "#8a6500", "torch": "#b84a00", "JAX": "#00755a", "ONNX Runtime": "#a8407c",
-               "scikit-learn": "#a8407c"})  # fmt: skip
+               "scikit-learn": "#a8407c", "torch.compile": "#8a6500", "Liger-Kernel": "#00755a",
+               "quack": "#a8407c"})  # fmt: skip
 DARK = Theme("dark", "#14181e", "#d5dbe1", "#39414a", "#9aa4ae", "#56b4e9", "#f08a4b",
              {"NumPy expression": "#e6b422", "torch": "#f08a4b", "JAX": "#3cc8a0", "ONNX Runtime": "#e394c4",
-              "scikit-learn": "#e394c4"})  # fmt: skip
-_DASHES = {OUT: "--", "anynorm on torch": "-.", "anynorm on JAX": ":", "streaming copy": ":"}
-_MARKERS = {"NumPy expression": "s", "torch": "^", "JAX": "D", "ONNX Runtime": "v", "scikit-learn": "P"}
+              "scikit-learn": "#e394c4", "torch.compile": "#e6b422", "Liger-Kernel": "#3cc8a0",
+              "quack": "#e394c4"})  # fmt: skip
+# torch.compile is timed at few sizes, and nothing is known between them.
+_DASHES = {OUT: "--", "anynorm on torch": "-.", "anynorm on JAX": ":", "streaming copy": ":", "torch.compile": "none"}
+_MARKERS = {"NumPy expression": "s", "torch": "^", "JAX": "D", "ONNX Runtime": "v", "scikit-learn": "P",
+            "torch.compile": "s", "Liger-Kernel": "D", "quack": "v"}  # fmt: skip
 
 
 def draw(document: dict[str, Any], path: Path, theme: Theme = LIGHT) -> None:
@@ -88,11 +92,13 @@ def times(axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]], theme: 
         axis.set_minor_locator(NullLocator())
 
 
-def draw_lines(axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]], theme: Theme) -> None:
-    """Draw lines on axes of powers of ten, each with its name at its right end."""
+def draw_lines(
+    axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]], theme: Theme, yscale: str = "log"
+) -> None:
+    """Draw lines, as a rule on axes of powers of ten, each with its name at its right end."""
     for name, points in lines.items():
         axes.plot(*zip(*points, strict=True), **look(name, theme))
-    axes.set(xscale="log", yscale="log")
+    axes.set(xscale="log", yscale=yscale)
     axes.grid()
     label_ends(axes, {name: points[-1] for name, points in lines.items()}, theme)
 
