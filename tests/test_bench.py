@@ -91,6 +91,14 @@ def test_a_wrong_result_is_not_timed_and_a_missing_rival_is_left_out(monkeypatch
     assert not {"JAX", "anynorm on JAX"} & set(results)
 
 
+def test_what_is_left_out_is_named_before_anynorm_on_it():
+    skipped = {"anynorm on torch": "not installed", "torch": "not installed"}
+    machine = {"packages": {"numba": "1"}}
+    assert report.remarks({"contests": [], "machine": machine, "skipped": skipped})[1:] == [
+        "left out: torch and anynorm on torch, not installed"
+    ]
+
+
 def test_what_is_wrong_of_anynorm_makes_the_command_fail(monkeypatch, capsys):
     monkeypatch.setitem(RIVALS, "anynorm", Rival(partial(wrong, by=math.nan)))
     monkeypatch.setattr(plan, "OUT", "anynorm")

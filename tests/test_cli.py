@@ -127,6 +127,7 @@ def test_info(monkeypatch, capsys):
     for missing in ("torch", "rich"):
         monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.setattr("anynorm._kernels.cuda._MISSING", None)
+    monkeypatch.setattr("ctypes.CDLL", {"libcuda.so.1": None, "nvcuda.dll": None}.__getitem__)
     assert cli.main(["info"]) == 0
     out, error = capsys.readouterr()
     lines = [line.strip().split(maxsplit=1) for line in out.splitlines()]
@@ -137,6 +138,16 @@ def test_info(monkeypatch, capsys):
     assert ["definition", "the array API definition: any library, any device; active"] in lines
     assert [line for line in out.splitlines() if line.strip().startswith("cuda ") and line.endswith("; active")]
     assert ["rich", "not installed; pip install rich (progress bars)"] in lines
+
+
+def test_info_without_an_nvidia_driver_advises_no_package_for_gpus(monkeypatch, capsys):
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    assert cli.main(["info"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("cuda ")]
+    assert line.endswith("; no NVIDIA driver is installed")
 
 
 def test_version(capsys):

@@ -72,7 +72,7 @@ UNREADABLE = [
         ("many.npy y.npy", "many.npy has 65 axes, more than arrays of NumPy may have"),
         ("none.npy y.npy", "none.npy: No such file"),
         ("folder.npy y.npy", "folder.npy is a directory"),
-        ("archive.npz y.npy", "no suffix that tells its format"),
+        ("archive.npz y.npy", ".parquet; put an array of it into an .npy file, as numpy.save writes"),
         ("x.npy y.npy --tensor a", "x.npy holds no a; it holds one array, which has no name"),
         ("x.npy y.npy --dtype bfloat16", ".npy files have no bfloat16"),
         ("x.npy", "OUT is missing"),

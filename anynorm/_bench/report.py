@@ -113,5 +113,7 @@ def remarks(document: Record) -> list[str]:
     left_out: dict[str, list[str]] = {}
     for name, reason in document["skipped"].items():
         left_out.setdefault(reason, []).append(name)
+    for names in left_out.values():
+        names.sort(key=lambda name: name.startswith("anynorm"))  # not "anynorm on torch and torch"
     said = [f"left out: {' and '.join(names)}, {reason}" for reason, names in left_out.items()]
     return [f"kernels of anynorm: {', '.join(kernels) or 'none ran'}{faster}", *said]

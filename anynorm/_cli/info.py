@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import platform
 from importlib import metadata
 
@@ -39,7 +40,8 @@ def run(parsed: argparse.Namespace) -> int:
         print(f"  {module:12}{version or f'not installed; {advice}'}")
     print("\nkernels, in order of preference")
     for kernel in KERNELS:
-        print(f"  {kernel.name:12}{kernel.description}; {kernel.missing() or 'active'}")
+        lacks = _no_driver() if kernel.name == "cuda" else None
+        print(f"  {kernel.name:12}{kernel.description}; {lacks or kernel.missing() or 'active'}")
     print("\nfiles\n  .npy          always")
     for module, suffix in _FORMATS:
         version = _version(module, (module,))
@@ -49,6 +51,15 @@ def run(parsed: argparse.Namespace) -> int:
         version = _version(module, (module,))
         print(f"  {module:14}{version or f'not installed; pip install {module}'} ({purpose})")
     return 0
+
+
+def _no_driver() -> str | None:
+    """Without it nothing that could be installed helps, so it is asked for first; None: it is there."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver is installed"
+    return None
 
 
 def _version(module: str, distributions: tuple[str, ...]) -> str | None:

@@ -177,7 +177,9 @@ def suffix_of(place: Place) -> str:
     """The suffix that tells the format; ValueError where it tells none."""
     suffix = ".npy" if place == "-" else place.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"{place} has no suffix that tells its format; it must be one of {', '.join(SUFFIXES)}")
+        has = f"has the suffix {suffix}" if suffix else "has no suffix that tells its format"
+        also = "; put an array of it into an .npy file, as numpy.save writes" if suffix == ".npz" else ""
+        raise ValueError(f"{place} {has}; it must be one of {', '.join(SUFFIXES)}{also}")
     return suffix
 
 
