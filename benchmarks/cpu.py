@@ -11,7 +11,6 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from anynorm._bench import runner
@@ -20,6 +19,7 @@ from anynorm._bench.machine import usable_cores
 from anynorm._bench.rivals import RIVALS, Rival
 from anynorm._bench.runner import Rounds
 from benchmarks.contests import contests
+from benchmarks.output import add_output
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def parse(description: str, seconds: float = 6.0) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=seconds, help=f"that a contest lasts, beyond its least rounds ({seconds})"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="written anew after each contest")
+    add_output(parser, "written anew after each contest")
     return parser.parse_args()
 
 

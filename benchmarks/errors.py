@@ -9,12 +9,12 @@ larger than numbers like 1e-30, and hides what becomes of them.
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from anynorm._bench import plan, runner
 from anynorm._bench.cases import Case
 from anynorm._bench.worker import Worker, WorkerError
+from benchmarks.output import add_output
 
 MEANS = tuple(10.0 ** (power / 2) for power in range(13))  # in standard deviations
 SIZES = (1e-30, 1e30)
@@ -71,7 +71,7 @@ def begin(chosen: list[Case]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="what is measured; it is printed too")
+    add_output(parser, "what is measured; it is printed too")
     arguments = parser.parse_args()
     chosen = list(cases())
     document = begin(chosen)

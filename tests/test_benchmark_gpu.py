@@ -270,3 +270,9 @@ def test_a_name_that_no_case_has():
     ended = run("--only", "batch_norm")
     assert ended.returncode == 1
     assert ended.stderr == "no case has 'batch_norm' in its name; names are like layer_norm float32 64x1024 call\n"
+
+
+def test_the_list_of_cases_is_what_it_prints():
+    ended = run("--list", "--only", "call")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "layer_norm float32 64x1024 call\n"

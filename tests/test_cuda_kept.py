@@ -2,6 +2,7 @@
 
 import os
 import types
+from unittest import mock
 
 import pytest
 
@@ -54,7 +55,9 @@ def test_what_others_can_write_is_not_trusted(place):
     assert before == 2
     for mode in (0o720, 0o702):
         place.chmod(mode)
-        assert compiled() < compiled()
+        with mock.patch("pathlib.Path.open") as opened:  # of another's pipe it would never end
+            assert compiled() < compiled()
+        assert not opened.called
     place.chmod(0o755)
     assert compiled() == before
 
@@ -80,4 +83,11 @@ def test_a_new_folder_is_closed_to_others(place):
 
 def test_nothing_is_kept_where_nothing_can_be_written(place):
     place.write_text("no folder")
+    assert [compiled(), compiled()] == [0, 1]
+
+
+def test_nothing_is_kept_where_there_is_no_home(place, monkeypatch):
+    monkeypatch.delenv("ANYNORM_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", mock.Mock(side_effect=RuntimeError("Could not determine home directory.")))
     assert [compiled(), compiled()] == [0, 1]

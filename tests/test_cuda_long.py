@@ -72,6 +72,12 @@ def test_a_sum_an_offset_and_a_scale():
     assert_rows("scale_norm", "float32", False, x[:1], scale=2.0)
 
 
+@pytest.mark.parametrize(("shared", "step"), [(108 << 10, NORMALIZE_LONG), ((108 << 10) - 1, NORMALIZE)])
+def test_there_is_room_for_what_is_merged_beside_the_parameters(shared, step):
+    x, weight, bias = inputs(FEATURES["float32"][1], "float32", rows=1)  # three arrays of 32 kB in each block
+    assert steps("rms_norm", x, weight, bias, offset=1.0, shared=shared)[1] == [(step, 4)]
+
+
 @pytest.mark.parametrize("kind", ["wide parameters", "unaligned", "a row that a block holds"])
 def test_what_goes_one_row_at_a_time(kind):
     features = 8192 if kind == "a row that a block holds" else FEATURES["float32"][0]

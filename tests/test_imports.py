@@ -11,10 +11,11 @@ import numpy
 import pytest
 
 import anynorm
+from anynorm._kernels.cpu import is_installed
 
 HEAVY = [
     "torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "rich", "scipy",
-    "sklearn", "pandas", "polars",
+    "sklearn", "pandas", "polars", "cuda",
 ]  # fmt: skip
 PACKAGE = Path(anynorm.__file__).parent
 
@@ -35,6 +36,32 @@ def fresh(code, **environment):
 def test_no_heavy_import(then):
     loaded = fresh(f"import sys, numpy, anynorm\n{then}\nprint(*(m for m in {HEAVY} if m in sys.modules))")
     assert loaded == []
+
+
+@pytest.mark.parametrize("names", [["cuda.py"], ["cuda/__init__.py", "cuda/bindings.py"]])
+def test_a_script_that_is_named_as_a_package_of_nvidia_runs_once(names, tmp_path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("import anynorm, numpy\nprint(anynorm.__name__, anynorm.rms_norm(numpy.zeros(1)))")
+    printed = fresh(
+        f"import sys, runpy\nsys.path.insert(0, {str(tmp_path)!r})\nrunpy.run_path({str(tmp_path / names[0])!r})"
+    )
+    assert printed == ["anynorm", "[0.]"]
+
+
+@pytest.mark.parametrize(
+    ("module", "is_there"),
+    [
+        ("json.decoder", True),
+        ("json.none", False),
+        ("math.none", False),
+        ("nosuch.none", False),
+        ("json", True),
+        ("nosuch", False),
+    ],
+)
+def test_a_module_is_found_where_it_is(module, is_there):
+    assert is_installed(module) == is_there
 
 
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "scale_norm"])

@@ -10,12 +10,12 @@ long as anynorm it takes. A small call is timed on the host: until it returns, a
 
 import argparse
 import importlib.util
-import json
 import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any
+
+from benchmarks.output import add_output
 
 from .work import Work, buffers, everything, once, quick
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="written anew after each case")
+    add_output(parser, "written anew after each case")
     parser.add_argument("--quick", action="store_true", help="one case of each kind: about a minute")
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="cases with this in their name")
     parser.add_argument("--list", action="store_true", help="print the names of the cases and stop")
@@ -38,10 +38,13 @@ def main() -> None:
     if not chosen:
         sys.exit(f"no case has {arguments.only!r} in its name; names are like {next(quick())}")
     if arguments.list:
-        sys.exit("\n".join(map(str, chosen)))
+        print("\n".join(map(str, chosen)))
+        return
     reason = why_not()
     if reason is not None:
         sys.exit(f"the GPU benchmark cannot run: {reason}")
+    from anynorm._bench import runner
+
     from .measure import copies, run
 
     document = describe()
@@ -51,7 +54,7 @@ def main() -> None:
         print(line(work, results), flush=True)
         document["cases"].append(work.case._asdict() | {"what": work.what, "buffers": count, "results": results})
         if arguments.output:
-            arguments.output.write_text(json.dumps(document, indent=1))
+            runner.write(document, arguments.output)
 
 
 def why_not() -> str | None:

@@ -26,6 +26,7 @@ import anynorm
 import anynorm.torch
 from anynorm._bench.machine import describe
 from benchmarks.models import text as texts
+from benchmarks.output import add_output, file_to_write
 
 OURS, THEIRS, NUDGED = "anynorm", "torch", "torch, one weight moved by an ulp"
 # eps is written out because torch.nn.RMSNorm's own is another one.
@@ -198,8 +199,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="of torch and of anynorm each (default 1)")
-    parser.add_argument("-o", "--output", type=Path, help="a JSON file to write")
-    parser.add_argument("--picture", type=Path, help="a picture to draw, by matplotlib")
+    add_output(parser, "a JSON file to write")
+    parser.add_argument("--picture", type=file_to_write, help="a picture to draw, by matplotlib")
     arguments = parser.parse_args()
     if min(arguments.steps, arguments.threads) < 1:
         parser.error("--steps and --threads must be 1 or more")

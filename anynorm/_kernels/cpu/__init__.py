@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import platform
+from importlib.machinery import PathFinder
 from typing import Any
 
 from anynorm._check import Call, Gradient
@@ -20,9 +21,15 @@ _ADVICE = "Numba is not installed; pip install numba"
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module could be imported, found without importing it."""
+    """Whether a module could be imported, found without importing it or the package that it is in."""
+    package = module.rpartition(".")[0]
     try:
-        return importlib.util.find_spec(module) is not None
+        if not package:
+            return importlib.util.find_spec(module) is not None
+        # By itself find_spec would import the package, which may be a script of the user's: cuda.py, say.
+        found = importlib.util.find_spec(package)
+        places = None if found is None else found.submodule_search_locations
+        return places is not None and PathFinder.find_spec(module, places) is not None
     except (ImportError, ValueError):
         return False
 

@@ -10,6 +10,8 @@ import tempfile
 from pathlib import Path
 
 _DIGEST_NBYTES = 32
+# The second one where there is no home, as of a number in a container that no user has.
+_NO_PLACE = OSError, RuntimeError
 
 
 def folder() -> Path:
@@ -23,10 +25,12 @@ def folder() -> Path:
 
 def read(name: str) -> bytes | None:
     """What was written under a name; None where that is damaged, another user may have written it, or there is none."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*_NO_PLACE):
         place = folder()
+        if not _is_safe(place.stat()):
+            return None
         with (place / name).open("rb") as file:
-            if not (_is_safe(place.stat()) and _is_safe(os.fstat(file.fileno()))):
+            if not _is_safe(os.fstat(file.fileno())):
                 return None
             digest, code = file.read(_DIGEST_NBYTES), file.read()
         if hashlib.sha256(code).digest() == digest:
@@ -36,7 +40,7 @@ def read(name: str) -> bytes | None:
 
 def write(name: str, code: bytes) -> None:
     """Write a file that appears whole or not at all; nothing is kept where nothing can be written."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(*_NO_PLACE):
         place = folder()
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_safe(place.stat()):
