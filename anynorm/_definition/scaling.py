@@ -61,9 +61,11 @@ def exceeds(xp: Any, value: Array, bound: float, digits: int) -> Array:
 def reaches(xp: Any, value: Array, bound: float) -> Array:
     """1 where a number is a power of two or more, 0 for 0, its share of that between; NaN for NaN.
 
-    The bound of 1 comes last: XLA takes a constant factor out of a product, and the rest of that may underflow.
+    The bound of 1 comes last: XLA takes a constant factor out of a product, and the rest of that may underflow. float32
+    meets a bound out of its range only where there are no elements.
     """
-    return at_most(xp, value * (1.0 / bound), 1.0)
+    is_out = bound < 2.0**-126 and value.dtype != xp.float64
+    return at_most(xp, value * (2.0**126 if is_out else 1.0 / bound), 1.0)
 
 
 def unit_of(xp: Any, magnitude: Array, digits: int, count: int, eps: float, squared: bool = True) -> Array:
