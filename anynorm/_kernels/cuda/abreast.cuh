@@ -5,7 +5,7 @@
 #include "plain.cuh"
 
 // So much shared memory of a block is for each of its rows once reduced, as launch.py has it.
-static_assert(sizeof(Plain) == 56);
+static_assert(sizeof(Plain) == 48);
 
 // The slots of a thread, SIZE of them for each that it would hold of a row.
 template <class E, int HELD, bool IN_SHARED>

@@ -23,7 +23,7 @@ _LEGACY_STREAM = 1
 _PORTABLE_CLUSTER = 8
 _LARGER_CLUSTER, _LARGER = 16, ("sm_90", "sm_100")
 # Shared memory that a kernel knows the size of: for each 32 of the 4096 threads that may share a row two sums of 16
-# bytes and a finished row of 56, as team.cuh has them.
+# bytes and a finished row of 48, as team.cuh has them.
 _SHARED_BESIDES_NBYTES = 12 << 10
 
 

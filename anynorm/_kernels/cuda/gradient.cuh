@@ -116,7 +116,7 @@ __device__ __forceinline__ void weigh(
     const Task& task, const Choice& choice, const Derived& row, long long start, const Slot<E>& x, const Slot<E>& dy,
     double* g, double* x_hat) {
     constexpr int N = Slot<E>::SIZE;
-    bool has_weight = choice.rule != SCALE && choice.weight != NOTHING;
+    bool has_weight = choice.is_weighted();
     double weights[N] = {};
     if (has_weight && start < task.features) read_weights<N>(task, choice, start, weights);
 #pragma unroll

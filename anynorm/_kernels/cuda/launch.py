@@ -28,7 +28,7 @@ _COLUMNS_BLOCK = 256
 # (sm_90, NVRTC 12.9). Of shared memory two blocks fit on a multiprocessor.
 _MOST_ABREAST = 64
 _MOST_SHARED_NBYTES = 100 << 10
-_FINISHED_NBYTES = 56  # of a row, as in abreast.cuh
+_FINISHED_NBYTES = 48  # of a row, as in abreast.cuh
 
 
 class Settings(NamedTuple):

@@ -19,7 +19,7 @@ struct HeldParameters {
 
     __device__ HeldParameters(const Task& task, const Choice& choice, long long first, long long distance, int of_block)
         : room(own_room<Four>()), threads(of_block) {
-        has_weight = choice.rule != SCALE && choice.weight != NOTHING;
+        has_weight = choice.is_weighted();
         has_low = has_weight && choice.offset, has_bias = choice.bias != NOTHING;
 #pragma unroll 1
         for (int k = 0; k < HELD; k++) {

@@ -129,7 +129,6 @@ __device__ inline Moved<float> finish(const PairedSums<float>& of, float shift, 
 
 template <class B>
 struct Paired {
-    using Number = B;
     Moved<B> moved;
     bool is_short;
     B unit;

@@ -69,7 +69,7 @@ struct FloatParameters {
     __device__ FloatParameters(const Task& task, const Choice& choice, long long start) {
         long long count = task.features - start;
         bool aligned = choice.aligned;
-        if (choice.rule != SCALE && choice.weight != NOTHING) {
+        if (choice.is_weighted()) {
             read_parameters<N>(task.weight, choice.weight, start, count, aligned, weight);
             float high = (float)task.number, rest = (float)(task.number - high);
 #pragma unroll

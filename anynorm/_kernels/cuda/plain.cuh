@@ -43,10 +43,9 @@ struct alignas(16) PlainSums {
     }
 };
 
-// x_hat is (x - shift) * factor + constant, where constant is -factor times what lies between mean and shift.
+// x_hat is (x - mean) * factor.
 struct Plain {
-    using Number = double;
-    double shift, factor, constant, whole;  // the last is the mean
+    double shift, factor, whole;  // what deviations are taken from, and the mean
     Pair<float> mean, times;  // mean and factor in float32
     bool is_moderate;         // whether these can be used
 
@@ -97,7 +96,6 @@ struct Plain {
             double variance = (squares - sums.of[0] * between) * task.reciprocal;
             double mean_square = (variance > 0.0 ? variance : 0.0) + task.eps;
             row.factor = mean_square < EMPTY_SQUARE ? 0.0 : rsqrt(mean_square);
-            row.constant = 0.0 - between * row.factor;
         }
         // Squares of finite numbers are finite here, so a row that holds NaN or Inf is one whose squares are not.
         if (!(squares <= LARGEST)) row.factor = not_a_number();
@@ -143,7 +141,7 @@ struct Plain {
     }
     template <class E, int N>
     __device__ __forceinline__ static bool are_moderate(const Choice& choice, const FloatParameters<N>& parameters) {
-        bool is_weighted = choice.rule != SCALE && choice.weight != NOTHING;
+        bool is_weighted = choice.is_weighted();
         if (choice.bias == DOUBLE || (is_weighted && choice.weight == DOUBLE)) return false;
         if (choice.rule != RMS || !is_weighted || !HAS_RANGE_OF_FLOAT<E>) return true;
         return sizeof(E) == 2 ? parameters.are_within(0.0f, MODERATE_WEIGHT) : parameters.are_within(LEAST_WEIGHT, MOST_WEIGHT);
@@ -152,8 +150,7 @@ struct Plain {
     template <class E, int N>
     __device__ __forceinline__ float in_float(
         const Choice& choice, E element, const FloatParameters<N>& parameters, int i) const {
-        bool is_weighted = choice.rule != SCALE && choice.weight != NOTHING;
-        float weight = is_weighted ? parameters.weight[i] : 1.0f, low = choice.offset ? parameters.low[i] : 0.0f;
+        float weight = choice.is_weighted() ? parameters.weight[i] : 1.0f, low = choice.offset ? parameters.low[i] : 0.0f;
         if (sizeof(E) == 4) return in_pairs(choice, widen(element), {weight, low}, parameters.bias[i]);
         float value = widen(element);  // of 16 bits, for which float32 has enough
         value = (choice.rule == LAYER ? (value - mean.high) - mean.low : value) * times.high;
@@ -193,7 +190,7 @@ struct Plain {
     __device__ __forceinline__ double carefully(const Choice& choice, E element, double weight, double bias) const {
         double value = widen(element);
         value = (choice.rule == LAYER ? value - whole : value) * factor;
-        if (choice.rule != SCALE && choice.weight != NOTHING) return fma(value, weight, bias);
+        if (choice.is_weighted()) return fma(value, weight, bias);
         return choice.bias != NOTHING ? value + bias : value;
     }
 };

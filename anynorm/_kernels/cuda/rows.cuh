@@ -44,8 +44,6 @@ struct Line {
         return slot;
     }
 
-    __device__ void put(long long i, E element) const { first[i * step] = element; }
-
     // A slot that begins in the row.
     __device__ void write(long long start, const Slot<E>& slot) const {
         if (aligned) {

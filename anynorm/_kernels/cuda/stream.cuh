@@ -98,7 +98,7 @@ template <class E, bool HAS_SUMS>
 __device__ void stream_rows(const Task& task, const Choice& choice) {
     constexpr int N = Slot<E>::SIZE, HELD = of_thread<E>() / N, OF_THREAD = of_thread<E>();
     bool is_layer = choice.rule == LAYER, is_scale = choice.rule == SCALE;
-    bool has_weight = !is_scale && choice.weight != NOTHING;
+    bool has_weight = choice.is_weighted();
     bool sums_weight = HAS_SUMS && has_weight, sums_bias = HAS_SUMS && choice.bias != NOTHING;
     int features = (int)task.features, starts[HELD];
     StreamTeam team(choice);

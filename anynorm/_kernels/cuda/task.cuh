@@ -53,6 +53,9 @@ struct Choice {
     int full;  // whether rows are aligned and fill the held slots of their threads to the last
     int cluster;  // how many blocks share a row
     int abreast;  // how many neighbouring rows a slot lies across; 1: it lies along a row
+
+    // Whether there is a weight for each feature, which the scale of scale_norm is not.
+    __device__ constexpr bool is_weighted() const { return rule != SCALE && weight != NOTHING; }
 };
 
 // The elements of a slot. Those of 16 bits stay two to a word, or the compiler takes a register for each.
