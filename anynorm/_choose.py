@@ -47,13 +47,13 @@ def _run_on_cpu(call: Call) -> Any:
     with unforked:
         is_followed = call.library.name == "torch" and cpu.wants_gradient(call)
         if call.moments is not None and is_followed:
-            from anynorm._kernels.cpu.autograd_given import run
+            from anynorm._kernels.cpu.launch.autograd_given import run
         elif call.moments is not None:
-            from anynorm._kernels.cpu.given import run
+            from anynorm._kernels.cpu.launch.given import run
         elif is_followed:
-            from anynorm._kernels.cpu.autograd import run
+            from anynorm._kernels.cpu.launch.autograd import run
         else:
-            from anynorm._kernels.cpu.call import run
+            from anynorm._kernels.cpu.launch.norm import run
     return run(call)
 
 
@@ -62,9 +62,9 @@ def _moments_on_cpu(call: Call) -> Moments:
         return choose(call).moments(call)
     with unforked:
         if call.library.name == "torch" and cpu.wants_gradient(call):
-            from anynorm._kernels.cpu.autograd_given import run_moments
+            from anynorm._kernels.cpu.launch.autograd_given import run_moments
         else:
-            from anynorm._kernels.cpu.given import run_moments
+            from anynorm._kernels.cpu.launch.given import run_moments
 
     return run_moments(call)
 
@@ -74,9 +74,9 @@ def _pull_on_cpu(gradient: Gradient) -> tuple[Any, ...]:
         return choose_pull(gradient).pull(gradient)
     with unforked:
         if gradient.call.moments is not None:
-            from anynorm._kernels.cpu.pull_given import pull
+            from anynorm._kernels.cpu.launch.given_vjp import pull
         else:
-            from anynorm._kernels.cpu.pull import pull
+            from anynorm._kernels.cpu.launch.vjp import pull
     return pull(gradient)
 
 
@@ -86,7 +86,7 @@ def _pull_moments_on_cpu(call: Call, moments: Moments, gradient: MomentsGradient
     if not cpu.has_compiler():
         return choose(call).pull_moments(call, moments, gradient)
     with unforked:
-        from anynorm._kernels.cpu.pull_given import pull_moments
+        from anynorm._kernels.cpu.launch.given_vjp import pull_moments
 
     return pull_moments(call, moments, gradient)
 

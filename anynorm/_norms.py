@@ -9,7 +9,7 @@ from anynorm._check import Call, check
 from anynorm._choose import Kernel, choose
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._forced import is_forced
-from anynorm._kernels.cpu.repeat import repeat
+from anynorm._kernels.cpu.fast_path.arrays import repeat
 from anynorm._kernels.cuda.repeat import REPEATS
 from anynorm._moments import Moments
 from anynorm._types import Array, ArrayT, Axis, Number

@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function
 from anynorm import _norms, _torch_ops, _torch_own
 from anynorm._check import check
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
-from anynorm._kernels.cpu.torch_state import transforms_question
+from anynorm._torch_state import transforms_question
 from anynorm._types import Axis, Number
 
 Tensor = torch.Tensor

@@ -17,8 +17,8 @@ from anynorm._check import Gradient, check, check_gradient
 from anynorm._choose import choose_pull
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels import definition_pull
-from anynorm._kernels.cpu.torch_state import below_autograd, has_tangent, is_followed
 from anynorm._numbers import check_number
+from anynorm._torch_state import below_autograd, has_tangent, is_followed
 from anynorm._types import Axis
 
 Tensor = torch.Tensor

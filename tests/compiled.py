@@ -17,7 +17,7 @@ def locked(name: str) -> FileLock:
 
 def one_at_a_time() -> None:
     """Have no two workers compile the same kernel: the second finds it on disk."""
-    from anynorm._kernels.cpu import jit
+    from anynorm._kernels.cpu.compiler import jit
 
     def held(compile_entry):
         @functools.wraps(compile_entry)

@@ -15,7 +15,7 @@ import pytest
 
 from anynorm._check import check, check_gradient
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
-from anynorm._kernels.cpu.memory import NumPy as CPUAccess
+from anynorm._kernels.cpu.launch.memory import NumPy as CPUAccess
 from anynorm._kernels.cuda import arrays, device, pull, repeat, run
 from anynorm._kernels.cuda import task as tasks
 from anynorm._kernels.cuda.device import Device

@@ -12,22 +12,8 @@ import anynorm
 from tests.kernel_calls import digests
 
 CPU = Path(anynorm.__file__).parent / "_kernels" / "cpu"
-COMPILED = (
-    "again",
-    "apply",
-    "reduce",
-    "backward",
-    "derive",
-    "rows",
-    "columns",
-    "paired",
-    "parameters",
-    "chunks",
-    "scatter",
-    "finish",
-    "sweep",
-)
-KERNEL_FILES = [str(CPU / f"{name}.py") for name in COMPILED]
+KERNEL_FILES = [str(path) for path in sorted((CPU / "kernels").glob("[!_]*.py")) if path.name != "task.py"]
+KERNEL_FILES.append(str(CPU / "fast_path" / "again.py"))
 
 
 def lines_of(path):

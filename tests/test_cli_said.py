@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 import anynorm
 from anynorm import cli
 from anynorm._cli import words
-from anynorm._kernels.cpu.entries import seconds_to_begin
+from anynorm._kernels.cpu.compiler.entries import seconds_to_begin
 from tests.files import assert_one_line, assert_same_bits, contents, normalize, save_x
 
 pytestmark = pytest.mark.usefixtures("folder")

@@ -41,7 +41,7 @@ print(fork_and_ask())
 @needs_numba
 def test_while_another_thread_compiles():
     code = """
-import anynorm._kernels.cpu.jit as jit
+import anynorm._kernels.cpu.compiler.jit as jit
 compile = jit.entry
 def slowly(*arguments):
     if not begun.is_set():
@@ -68,7 +68,7 @@ anynorm.layer_norm(numpy.ones((2, 33), numpy.float32))
 
 
 @needs_numba
-@pytest.mark.parametrize("module", ["numba.core", "anynorm._kernels.cpu.call"])
+@pytest.mark.parametrize("module", ["numba.core", "anynorm._kernels.cpu.launch.norm"])
 def test_while_another_thread_imports(module):
     code = f"""
 class Slow:
@@ -84,7 +84,7 @@ sys.meta_path.insert(0, Slow())
 @needs_numba
 def test_by_the_thread_that_compiles():
     code = """
-import anynorm._kernels.cpu.jit as jit
+import anynorm._kernels.cpu.compiler.jit as jit
 compile = jit.entry
 def fork_within(*arguments):
     if not begun.is_set():

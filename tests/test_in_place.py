@@ -18,7 +18,8 @@ RANDOM = np.random.default_rng(0).standard_normal((2, *SHAPE))
 @pytest.fixture(params=[0, 1], ids=["stored", "streamed"])
 def streaming(request, monkeypatch):
     """The last cache is as large as it may just be for results to be streamed, or one byte larger."""
-    from anynorm._kernels.cpu import call, given
+    from anynorm._kernels.cpu.launch import given
+    from anynorm._kernels.cpu.launch import norm as call
 
     def set_for(array):
         for module in (call, given):
@@ -29,7 +30,8 @@ def streaming(request, monkeypatch):
 
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"], autouse=True)
 def threads(request, monkeypatch):
-    from anynorm._kernels.cpu import call, given
+    from anynorm._kernels.cpu.launch import given
+    from anynorm._kernels.cpu.launch import norm as call
 
     for module in (call, given):
         monkeypatch.setattr(module, "LEAST_SHARED_NBYTES", 1)
@@ -151,7 +153,7 @@ def test_memory_that_is_shared_in_part_is_refused(view, streaming):
 
 def test_a_large_array():
     """With the cache that there is."""
-    from anynorm._kernels.cpu.memory import last_cache_nbytes
+    from anynorm._kernels.cpu.launch.memory import last_cache_nbytes
 
     rows = last_cache_nbytes() // 4 // 4000 + 1  # of 1000 float32
     x = placed((rows, 1000), "float32", 1)

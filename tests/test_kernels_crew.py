@@ -36,7 +36,7 @@ def forced():
 @pytest.fixture
 def program():
     """The program of all crews, once a kernel has been compiled; and the words for it."""
-    from anynorm._kernels.cpu import crew_program
+    from anynorm._kernels.cpu.threads import program as crew_program
 
     found = crew_program.program()
     if found is None:
@@ -89,7 +89,7 @@ def test_weights_that_a_kernel_leaves_to_others(axis):
 
 
 def test_an_exception_behind_a_job_leaves_the_crew_in_order(monkeypatch):
-    from anynorm._kernels.cpu import call
+    from anynorm._kernels.cpu.launch import norm as call
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -160,7 +160,7 @@ def test_helpers_that_have_nothing_to_do_take_no_time():
 
 def crew_of(helpers, monkeypatch, present):
     """A crew in which so many helpers are called, and as many are there as are present."""
-    from anynorm._kernels.cpu.crew import Crew
+    from anynorm._kernels.cpu.threads.crew import Crew
 
     crew = Crew(present)
     crew.helpers = helpers
@@ -188,7 +188,7 @@ def test_no_call_waits_for_a_helper_that_does_not_come(program, monkeypatch):
 
 
 def test_a_caller_that_finds_the_crew_at_work_does_without(monkeypatch):
-    from anynorm._kernels.cpu import crew_program
+    from anynorm._kernels.cpu.threads import program as crew_program
 
     x = rows_of("float32", 33, 100)
     expected = normalize("layer_norm", x)
@@ -208,7 +208,7 @@ def test_a_job_is_made_known_when_all_of_it_is_there():
     # A helper takes a piece as soon as it sees that one is left, and counts it off what is undone. Were the number of
     # pieces left stored before that of those undone, one could be counted off too early, and the caller wait for good:
     # within a few nanoseconds, which no test meets.
-    from anynorm._kernels.cpu import crew_program
+    from anynorm._kernels.cpu.threads import program as crew_program
 
     publishing = crew_program._PROGRAM.split("define i64 @run(")[1].split("\npublish:\n")[1].split("\ncall:\n")[0]
     stores = [line.split() for line in publishing.splitlines() if "store" in line]
@@ -220,7 +220,7 @@ def test_a_job_is_made_known_when_all_of_it_is_there():
 
 
 def test_each_unit_is_done_once_whoever_does_it(program, monkeypatch):
-    from anynorm._kernels.cpu.crew import Job, _words, share
+    from anynorm._kernels.cpu.threads.crew import Job, _words, share
 
     # Pieces are noted by a function of Python's: that needs no kernel, and takes the time that it is told to.
     done, threads_seen, met = [], set(), threading.Barrier(3)

@@ -56,7 +56,7 @@ def test_an_interrupt_while_helpers_are_started_lets_those_go_that_were(monkeypa
 
 
 def test_where_there_are_no_semaphores_pythons_threads_do_it(monkeypatch):
-    from anynorm._kernels.cpu import entries
+    from anynorm._kernels.cpu.compiler import entries
 
     x = rows_of("bfloat16", 33, 100)
     expected = normalize("layer_norm", x)
@@ -67,8 +67,8 @@ def test_where_there_are_no_semaphores_pythons_threads_do_it(monkeypatch):
 
 
 def test_a_library_without_semaphores(monkeypatch):
-    from anynorm._kernels.cpu import crew_program
-    from anynorm._kernels.cpu.crew import job_of
+    from anynorm._kernels.cpu.threads import program as crew_program
+    from anynorm._kernels.cpu.threads.crew import job_of
 
     def no_library(name):
         raise TypeError("there is none on Windows")

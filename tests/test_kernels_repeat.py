@@ -20,13 +20,13 @@ SHAPES = ((3, 33), (33,), (33,))  # of x, weight and bias
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    from anynorm._kernels.cpu import repeat
+    from anynorm._kernels.cpu.fast_path import arrays as repeat
 
     repeat.forget()
 
 
 def recipes():
-    from anynorm._kernels.cpu import repeat
+    from anynorm._kernels.cpu.fast_path import arrays as repeat
 
     return len(repeat._recipes)
 
@@ -204,7 +204,7 @@ def test_a_forced_kernel_is_honoured(monkeypatch):
 
 
 def test_large_arrays_take_the_long_way(monkeypatch):
-    from anynorm._kernels.cpu import call
+    from anynorm._kernels.cpu.launch import norm as call
 
     x = np.ones((1 << 18, 4), np.float32)
     x[:, 0] = 3
@@ -262,7 +262,7 @@ def test_what_cannot_be_a_key_is_told_as_before():
 
 
 def test_only_so_much_is_remembered(monkeypatch):
-    from anynorm._kernels.cpu import repeat
+    from anynorm._kernels.cpu.fast_path import arrays as repeat
 
     monkeypatch.setattr(repeat, "_MOST_RECIPES", 5)
     x = np.random.default_rng(0).standard_normal((2, 8)).astype(np.float32)

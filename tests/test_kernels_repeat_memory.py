@@ -76,7 +76,7 @@ def test_an_array_that_is_not_what_it_was():
 
 
 def test_where_arrays_keep_what_is_read_from_memory():
-    from anynorm._kernels.cpu import memory
+    from anynorm._kernels.cpu.launch import memory
 
     assert memory.KNOWS_FIELDS
     for array in (np.zeros(()), np.zeros((2, 0)), np.zeros((3, 4), ">f4").T, np.broadcast_to(np.ones(3), (2, 3))):

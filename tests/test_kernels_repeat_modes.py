@@ -7,7 +7,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import anynorm
-from anynorm._kernels.cpu import repeat
+from anynorm._kernels.cpu.fast_path import arrays as repeat
 from tests.backends import needs_numba
 from tests.test_kernels_repeat_torch import HAS_GUARDS, goes_short, nothing_remembered, prime, tensors  # noqa: F401  # a fixture
 

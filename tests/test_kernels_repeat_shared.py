@@ -13,7 +13,7 @@ pytestmark = needs_numba
 @pytest.fixture
 def shared(monkeypatch):
     """Arrays of 1 KB and more are shared among three threads."""
-    from anynorm._kernels.cpu import call
+    from anynorm._kernels.cpu.launch import norm as call
 
     monkeypatch.setattr(call, "LEAST_SHARED_NBYTES", 1024)
     monkeypatch.setattr(call, "MOST_NBYTES", 1024)

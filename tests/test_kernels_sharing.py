@@ -30,7 +30,7 @@ def forced():
 @pytest.fixture
 def shared(monkeypatch):
     """Arrays of any size are shared among threads."""
-    from anynorm._kernels.cpu import call
+    from anynorm._kernels.cpu.launch import norm as call
 
     monkeypatch.setattr(call, "LEAST_SHARED_NBYTES", 1)
     yield
@@ -40,7 +40,7 @@ def shared(monkeypatch):
 @pytest.fixture
 def streamed(monkeypatch):
     """Results of any size are stored past the caches."""
-    from anynorm._kernels.cpu import call
+    from anynorm._kernels.cpu.launch import norm as call
 
     monkeypatch.setattr(call, "last_cache_nbytes", lambda: 1)
 
@@ -195,7 +195,7 @@ def test_streaming_and_threads_and_torch_at_once(norm, dtype, streamed, shared):
 
 
 def test_an_interrupted_call_leaves_the_memory_to_those_still_at_work(shared, monkeypatch):
-    from anynorm._kernels.cpu import call
+    from anynorm._kernels.cpu.launch import norm as call
 
     at_work, results = [], []
 

@@ -9,7 +9,8 @@ from torch.autograd import forward_ad
 import anynorm
 import anynorm.torch
 from anynorm import _profiled
-from anynorm._kernels.cpu import repeat_torch, torch_state
+from anynorm import _torch_state as torch_state
+from anynorm._kernels.cpu.fast_path import tensors as repeat_torch
 from tests.processes import script
 from tests.tolerances import BOUNDS
 

@@ -16,7 +16,7 @@ from anynorm._cli.show import arrays_of, lines_of
 from anynorm._cli.terminal import output, progress, stopped, tell
 from anynorm._cli.words import counted
 from anynorm._files import Job, Place, load_npy, nbytes_of, normalize, normalize_in_place, planned, suffix_of
-from anynorm._kernels.cpu.entries import seconds_to_begin
+from anynorm._kernels.cpu.compiler.entries import seconds_to_begin
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from anynorm._kernels.cpu.memory import Torch
+from anynorm._kernels.cpu.launch.memory import Torch
 
 Array = Any
 

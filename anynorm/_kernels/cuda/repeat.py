@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm._check import Call
-from anynorm._kernels.cpu.repeat import repeat as repeat_on_cpu
-from anynorm._kernels.cpu.torch_state import is_followed
+from anynorm._kernels.cpu.fast_path.arrays import repeat as repeat_on_cpu
 from anynorm._kernels.cuda.arrays import ACCESS
 from anynorm._kernels.cuda.launch import SLOT_NBYTES
 from anynorm._kernels.cuda.task import Task
 from anynorm._overlap import LOW_ADDRESS
 from anynorm._profiled import profiler_of
+from anynorm._torch_state import is_followed
 
 Array = Any
 Key = tuple[Any, ...]

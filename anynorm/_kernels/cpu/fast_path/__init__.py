@@ -1,0 +1,1 @@
+"""The short way for small calls like one before."""

@@ -1,0 +1,181 @@
+"""What `compiled` and `tracing` do, written in NumPy: lanes are an array of numbers.
+
+This and `interpreted_memory` stand in for them under NUMBA_DISABLE_JIT=1 and give the same bits, but for the sign and
+payload of NaN, a few thousand times slower. A number is a numpy.float64, whose division by zero is not an exception.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy
+
+from anynorm._kernels.cpu.language.dtypes import Lanes, Number, Tag
+
+# --- what is run when
+
+
+def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Nothing has to be traced."""
+    return function
+
+
+def cell(start: Any) -> numpy.ndarray:
+    """What changes from turn to turn, set by ``cell[...] = value``."""
+    return numpy.array(start)
+
+
+def loop(start: Any, stop: Any, step: Any, ended: Any = None) -> Iterator[int]:
+    """Numbers from start, until stop or until the body of the loop has set ``ended``."""
+    for index in range(int(start), int(stop), int(step)):
+        if ended is not None and ended:
+            return
+        yield index
+
+
+def cases(condition: Any) -> Iterator[bool]:
+    """The one that is the case."""
+    yield bool(condition)
+
+
+def when(condition: Any) -> Iterator[None]:
+    """Once, where that is the case."""
+    if condition:
+        yield
+
+
+# --- lanes alone
+
+
+def splat(value: float, wide: Tag, lanes: int) -> Lanes:
+    """A number in all lanes."""
+    return numpy.full(lanes, value, type(wide))
+
+
+def _halves(lanes: Lanes) -> tuple[Lanes, Lanes]:
+    half = len(lanes) // 2
+    return lanes[:half], lanes[half:]
+
+
+def total(lanes: Lanes) -> Number:
+    """The sum of all lanes as float64: halves are added until one number is left."""
+    while len(lanes) > 1:
+        a, b = _halves(lanes)
+        lanes = a + b
+    return numpy.float64(lanes[0])
+
+
+def total_pair(high: Lanes, low: Lanes) -> tuple[Number, Number]:
+    """The sum of all lanes of a pair, high + low, as a pair; in halves, with what each addition rounds off."""
+    while len(high) > 1:
+        (a, b), (c, d) = _halves(high), _halves(low)
+        high = a + b
+        b_seen = high - a
+        low = (c + d) + ((a - (high - b_seen)) + (b - b_seen))
+    return high[0], low[0]
+
+
+def as_lanes(lanes: Lanes, wide: Tag) -> Lanes:
+    """The same numbers in another dtype."""
+    return lanes.astype(type(wide))
+
+
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c`` of lanes or of float64, rounded once."""
+    if not numpy.ndim(a):
+        return _fused(float(a), float(b), float(c))
+    if a.dtype == numpy.float32:
+        return _fused_singles(a, b, c)
+    return numpy.asarray([_fused(*numbers) for numbers in zip(a.tolist(), b.tolist(), c.tolist(), strict=True)])
+
+
+def _fused(a: float, b: float, c: float) -> Number:
+    if not (math.isfinite(a) and math.isfinite(b)) or 0.0 in (a, b):
+        return numpy.float64(a) * b + c  # the product is exact
+    if not math.isfinite(c):
+        return numpy.float64(c)  # even where the rounded product is infinite
+    (p, q), (r, s), (t, u) = (number.as_integer_ratio() for number in (a, b, c))
+    numerator, denominator = p * r * u + t * q * s, q * s * u
+    if numerator == 0:
+        return numpy.float64(0.0)  # a zero that comes of numbers which are none is positive
+    try:
+        return numpy.float64(numerator / denominator)  # Python rounds the quotient of integers once
+    except OverflowError:
+        return numpy.float64(math.inf if numerator > 0 else -math.inf)
+
+
+def _fused_singles(a: Lanes, b: Lanes, c: Lanes) -> Lanes:
+    """`fma` of float32: the product is exact in float64, and the sum is rounded to odd there.
+
+    That keeps the second rounding from being another one (Boldo and Melquiond 2008, "Emulation of FMA").
+    """
+    product, c = a.astype(numpy.float64) * b, c.astype(numpy.float64)
+    nearest = product + c
+    c_seen = nearest - product
+    error = (product - (nearest - c_seen)) + (c - c_seen)
+    is_even = nearest.view(numpy.int64) & 1 == 0
+    odd = numpy.nextafter(nearest, numpy.copysign(math.inf, error))
+    # Errors of infinities are NaN, which is neither less nor more than 0.
+    return numpy.where(is_even & (numpy.abs(error) > 0.0), odd, nearest).astype(numpy.float32)
+
+
+def root(a: Any) -> Any:
+    """The square root of lanes or of a float64, rounded once."""
+    return numpy.sqrt(a)
+
+
+def alike(value: float, like: Any) -> Any:
+    """A float64 as it is, or in all lanes, whichever ``like`` is."""
+    return numpy.full(len(like), value, numpy.float64) if numpy.ndim(like) else numpy.float64(value)
+
+
+def magnitude(a: Lanes) -> Lanes:
+    """The absolute value."""
+    return numpy.abs(a)
+
+
+def where_less(a: Any, b: Any, then: Any, otherwise: Any) -> Any:
+    """``then`` in lanes in which a < b, else ``otherwise``; NaN is not less than anything."""
+    return numpy.where(a < b, then, otherwise)[()]
+
+
+def where(condition: Any, then: Any, otherwise: Any) -> Any:
+    """One of two numbers."""
+    return then if condition else otherwise
+
+
+def part(value: Lanes, first: int, last: int, rest: Lanes) -> Lanes:
+    """Lanes from the first up to the last, and others in place of the rest."""
+    numbers = numpy.arange(len(value))
+    return numpy.where((numbers >= first) & (numbers < last), value, rest)
+
+
+def number(a: int) -> Number:
+    """An integer as a float64."""
+    return numpy.float64(a)
+
+
+def split(value: Any) -> tuple[Any, Any]:
+    """What float32 holds of float64 when it is cut off, and the rest, with the same sign; of lanes or of numbers."""
+    value = numpy.asarray(value)
+    high = (value.view(numpy.int64) & ~((1 << 29) - 1)).view(numpy.float64)
+    return high[()], numpy.copysign(value - high, value)[()]
+
+
+def smaller(a: int, b: int) -> int:
+    """The smaller one of two integers."""
+    return min(a, b)
+
+
+def larger(a: int, b: int) -> int:
+    """The larger one of two integers."""
+    return max(a, b)
+
+
+def weighted(value: Lanes, factor: Lanes, weight: Lanes, bias: Lanes | None) -> Lanes:
+    """``value * factor * weight + bias``, in the order in which nothing leaves the range of the wide dtype."""
+    first, second = (value, weight) if value.dtype == numpy.float64 else (weight, value)
+    product = first * factor
+    return product * second if bias is None else fma(product, second, bias)

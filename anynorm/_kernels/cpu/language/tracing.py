@@ -1,0 +1,228 @@
+"""Functions that are run once, while Numba compiles their caller, and leave LLVM instructions in their place.
+
+Numba takes a tenth of a second for each function, most of it to find out types, has no vectors, and keeps a branch
+inside a loop where it stood. A traced function is plain Python: its arguments are `Value`s, whose operators write
+instructions, an ``if`` decides while compiling, `loop` and `cases` are the loop and the branch of the compiled code,
+and a `cell` is what changes from turn to turn. Under NUMBA_DISABLE_JIT=1 the same functions run on NumPy instead.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.typing import signature
+from numba.extending import lower_builtin, type_callable
+
+from anynorm._kernels.cpu.language.dtypes import TAGS
+
+DOUBLE, FLOAT, HALF = ir.DoubleType(), ir.FloatType(), ir.HalfType()
+INT1, INT16, INT32, INT64 = (ir.IntType(width) for width in (1, 16, 32, 64))
+_RETURNED = {"Number": types.float64, "int": types.int64, "bool": types.boolean, "None": types.none}
+_TAGS = {
+    types.uint16: TAGS["float16"],
+    types.int16: TAGS["bfloat16"],
+    types.float32: TAGS["float32"],
+    types.float64: TAGS["float64"],
+}
+
+
+class _State(threading.local):
+    builder: Any = None
+
+
+_state = _State()
+
+
+def builder() -> Any:
+    """What writes instructions at present."""
+    return _state.builder
+
+
+@contextmanager
+def _writing_with(new: Any) -> Iterator[None]:
+    before, _state.builder = _state.builder, new
+    try:
+        yield
+    finally:
+        _state.builder = before
+
+
+class Value:
+    """An int64, a float64, a truth, or lanes of a floating dtype."""
+
+    def __init__(self, llvm: Any) -> None:
+        self._llvm = llvm
+
+    @property
+    def llvm(self) -> Any:
+        return self._llvm
+
+    def _binary(self, other: Any, floats: str, integers: str, swapped: bool = False) -> Value:
+        a, b = self.llvm, as_llvm(other, self.llvm.type)
+        if swapped:
+            a, b = b, a
+        return Value(getattr(builder(), integers if isinstance(a.type, ir.IntType) else floats)(a, b))
+
+    def _compared(self, how: str, other: Any) -> Value:
+        a, b = self.llvm, as_llvm(other, self.llvm.type)
+        write = builder()
+        return Value((write.icmp_signed if isinstance(a.type, ir.IntType) else write.fcmp_ordered)(how, a, b))
+
+    def __neg__(self) -> Value:
+        return 0 - self if isinstance(self.llvm.type, ir.IntType) else Value(builder().fneg(self.llvm))
+
+    def __bool__(self) -> bool:
+        raise TypeError("what a value is, is not known while compiling; branch with cases() or loop()")
+
+
+def _operators(name: str, floats: str, integers: str) -> None:
+    setattr(Value, f"__{name}__", lambda self, other: self._binary(other, floats, integers))
+    setattr(Value, f"__r{name}__", lambda self, other: self._binary(other, floats, integers, True))
+
+
+# Integers are lengths and addresses, none of which is negative, so that rounding down is rounding to 0.
+for _name, _floats, _integers in (
+    ("add", "fadd", "add"), ("sub", "fsub", "sub"), ("mul", "fmul", "mul"), ("truediv", "fdiv", "none"),
+    ("floordiv", "none", "sdiv"), ("mod", "none", "srem"), ("and", "none", "and_"), ("or", "none", "or_"),
+):  # fmt: skip
+    _operators(_name, _floats, _integers)
+for _name, _how in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="), ("eq", "=="), ("ne", "!=")):
+    setattr(Value, f"__{_name}__", lambda self, other, how=_how: self._compared(how, other))
+
+
+class Cell(Value):
+    """A value that changes, set by ``cell[...] = value``."""
+
+    def __init__(self, start: Any) -> None:
+        write, value = builder(), as_llvm(start)
+        with write.goto_entry_block():
+            self._memory = write.alloca(value.type)
+        write.store(value, self._memory)
+
+    @property
+    def llvm(self) -> Any:
+        return builder().load(self._memory)
+
+    def __setitem__(self, everything: Any, value: Any) -> None:
+        builder().store(as_llvm(value, self._memory.type.pointee), self._memory)
+
+
+cell = Cell
+
+
+def as_llvm(value: Any, like: ir.Type = None) -> Any:
+    """The LLVM value of a Value or a Python number."""
+    if isinstance(value, Value):
+        return value.llvm
+    if isinstance(value, bool):
+        return INT1(int(value))
+    if like is None:
+        like = INT64 if isinstance(value, int) else DOUBLE
+    return like(value) if isinstance(like, ir.IntType) else like(float(value))
+
+
+def loop(start: Any, stop: Any, step: Any, ended: Any = None) -> Iterator[Value]:
+    """``for i in loop(start, stop, step)``: a loop when compiled; its body is traced once.
+
+    It ends early when the body has set ``ended``, a cell, to True.
+    """
+    write = builder()
+    first, last, by = (as_llvm(number, INT64) for number in (start, stop, step))
+    before = write.block
+    head, body, after = (write.append_basic_block(name) for name in ("loop", "body", "after"))
+    write.branch(head)
+    write.position_at_end(head)
+    index = write.phi(INT64)
+    index.add_incoming(first, before)
+    goes_on = write.icmp_signed("<", index, last)
+    if ended is not None:
+        goes_on = write.and_(goes_on, write.not_(ended.llvm))
+    write.cbranch(goes_on, body, after)
+    write.position_at_end(body)
+    yield Value(index)
+    index.add_incoming(write.add(index, by), write.block)
+    write.branch(head)
+    write.position_at_end(after)
+
+
+def cases(condition: Any) -> Iterator[bool]:
+    """``for flag in cases(condition)``: a branch when compiled; its body is traced for True and for False."""
+    if not isinstance(condition, Value):
+        yield bool(condition)
+        return
+    write = builder()
+    then, otherwise, after = (write.append_basic_block(name) for name in ("then", "otherwise", "after"))
+    write.cbranch(condition.llvm, then, otherwise)
+    for flag, block in ((True, then), (False, otherwise)):
+        write.position_at_end(block)
+        yield flag
+        write.branch(after)
+    write.position_at_end(after)
+
+
+def when(condition: Any) -> Iterator[None]:
+    """``for _ in when(condition)``: a branch when compiled; its body is traced once."""
+    for flag in cases(condition):
+        if flag:
+            yield
+
+
+def traced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let Numba's code call a function that writes instructions; others of its kind call it as it is.
+
+    Arguments that are annotated as Tag are known while compiling, as are those that are None. The annotation of what is
+    returned tells Numba the type of that.
+    """
+    parameters = inspect.signature(function).parameters
+    static = [parameter.annotation == "Tag" for parameter in parameters.values()]
+    result = _RETURNED[function.__annotations__["return"]]
+
+    @type_callable(function)
+    def typed(context: Any) -> Any:
+        def typer(*arguments: Any) -> Any:
+            return signature(result, *arguments)
+
+        typer.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [parameter.replace(annotation=parameter.empty) for parameter in parameters.values()]
+        )
+        return typer
+
+    @lower_builtin(function, types.VarArg(types.Any))
+    def lowered(context: Any, write: Any, types_of: Any, arguments: Any) -> Any:
+        with _writing_with(write):
+            found = function(*map(_from_numba, static, types_of.args, arguments))
+            if result is types.none:
+                return context.get_dummy_value()
+            return as_llvm(found, context.get_value_type(result))
+
+    return function
+
+
+def _from_numba(static: bool, kind: Any, value: Any) -> Any:
+    if kind is types.none:
+        return None
+    if static:
+        return _TAGS[kind]
+    return Value(value)
+
+
+def spread(value: Any, length: int) -> Any:
+    """An LLVM number in all of a vector."""
+    write = builder()
+    undefined = ir.Constant(ir.VectorType(value.type, length), ir.Undefined)
+    first = write.insert_element(undefined, value, INT32(0))
+    return write.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, length), [0] * length))
+
+
+def call(name: str, result: ir.Type, *arguments: Any) -> Any:
+    """Call an LLVM intrinsic."""
+    write = builder()
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return write.call(cgutils.get_or_insert_function(write.module, kind, name), arguments)

@@ -1,0 +1,228 @@
+"""Moments by the kernels, and rows normalized with given ones: `anynorm.moments`, and ``moments=``.
+
+What lies between both, merging and step 2 of the definition, is a few numbers a row, and done by NumPy.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy
+
+from anynorm._check import Call
+from anynorm._definition.merging import step_of_given
+from anynorm._definition.norms import Precision
+from anynorm._definition.pairs import add_pairs, multiply_pairs, ratio_pair, renormalize, two_sum
+from anynorm._kernels import definition
+from anynorm._kernels.cpu import scale_of
+from anynorm._kernels.cpu.compiler import entries
+from anynorm._kernels.cpu.language.dtypes import FINISHED, REDUCED, RULES
+from anynorm._kernels.cpu.launch.layout import Layout, plan
+from anynorm._kernels.cpu.launch.memory import NumPy, last_cache_nbytes
+from anynorm._kernels.cpu.launch.norm import ACCESS, LEAST_SHARED_NBYTES, kind_of
+from anynorm._kernels.cpu.threads.crew import share
+from anynorm._libraries import library_of
+from anynorm._moments import Moments, arrays_of, mapped, of_arrays, statistics_of
+from anynorm._threads import get_threads
+
+Array = Any
+
+# Of rows of float64 that the kernel reduces and whose unit is 1; those of other magnitudes have another, which the
+# definition knows to choose. Factors beyond are left to it too.
+_LEAST_SQUARES, _MOST_SQUARES, _MOST_SHIFT = 2.0**-400, 2.0**360, 2.0**180
+_MOST_FACTOR = 2.0**400
+_LARGEST = 1.7976931348623157e308
+
+
+def run_moments(call: Call) -> Moments:
+    """Return the moments of the call's array."""
+    numbers = room_for(call, REDUCED)
+    layout = layout_of(call, numbers, call.x, False)
+    arguments = (
+        RULES[call.rule.name], 0.0, _features(call), ACCESS[call.library.name].address(call.x),
+        None if layout is None else NumPy.address(layout.numbers), NumPy.address(numbers),
+    )  # fmt: skip
+    _share("reduce", call, layout, arguments, (call, numbers, layout))
+    with numpy.errstate(all="ignore"):
+        moments = (_paired_moments if call.precision.digits else _plain_moments)(call, numbers)
+    if call.library.name == "numpy":
+        return moments
+    import torch
+
+    found = mapped(lambda part: torch.from_numpy(numpy.ascontiguousarray(part)), statistics_of(moments))
+    return Moments(found, call.library.namespace)
+
+
+def _plain_moments(call: Call, numbers: Array) -> Moments:
+    count = _features(call)
+    shift, sums, squares = (numbers[..., i] for i in range(3))
+    if not call.rule.centred:
+        return of_arrays(count, [None, None, None, squares.copy(), None, None], numpy)
+    between = sums / count
+    squares = squares - sums * between
+    # A row that is constant has no deviations, and rounding could leave less.
+    squares = numpy.where(squares < 0.0, 0.0, squares)
+    return of_arrays(count, [*two_sum(shift, between), None, squares, None, None], numpy)
+
+
+def _paired_moments(call: Call, numbers: Array) -> Moments:
+    """Those of float64, in the unit that rows of ordinary magnitude have; the definition forms the others."""
+    count = _features(call)
+    shift, sums, squares = numbers[..., 0], (numbers[..., 1], numbers[..., 2]), (numbers[..., 3], numbers[..., 4])
+    constant = (squares[0] == 0.0) & (sums[0] == 0.0) & (numpy.abs(shift) > 2.0**-200)
+    safe = (squares[0] > _LEAST_SQUARES) & (squares[0] < _MOST_SQUARES) | constant
+    safe &= numpy.abs(shift) < _MOST_SHIFT
+    sums, squares = renormalize(*sums), renormalize(*squares)
+    mean: Any = (None, None)
+    if call.rule.centred:
+        between = multiply_pairs(sums, ratio_pair(1, count, 53), 53)
+        high, low = two_sum(shift, between[0])
+        mean = renormalize(high, low + between[1])
+        of_shift = multiply_pairs(sums, between, 53)
+        squares = add_pairs(squares, (-of_shift[0], -of_shift[1]))
+    found = of_arrays(count, [*mean, None, *squares, numpy.ones_like(shift)], numpy)
+    if safe.all():
+        return found
+    others = definition.run_moments(in_numpy(call))
+    parts = zip(arrays_of(found), arrays_of(others), strict=True)
+    return of_arrays(
+        count, [None if a is None else numpy.where(safe, a, 0.0 if b is None else b) for a, b in parts], numpy
+    )
+
+
+def run(call: Call) -> Array:
+    """Return y, by the moments that the call gives."""
+    with numpy.errstate(all="ignore"):
+        numbers, safe = _finished(call)
+    if not safe.any():
+        return _by_definition(call)
+    # Before anything is written, for that may be in place of x.
+    others = None if safe.all() else _by_definition(call._replace(out=None))
+    y = apply_numbers(call, numbers)
+    if y is None:
+        return _by_definition(call)
+    if others is not None:
+        xp = call.library.namespace
+        y[...] = xp.where(xp.asarray(safe), y, others)
+    if call.out is not None:
+        ACCESS[call.library.name].written(y)
+    return y
+
+
+def apply_numbers(call: Call, numbers: Array) -> Array | None:
+    """Apply numbers to each row, as apply.py does; None where the weights are such that it cannot."""
+    access, kind = ACCESS[call.library.name], kind_of(call.x.dtype)
+    y = access.empty_like(call.x, call.x.nbytes) if call.out is None else call.out[0]
+    # In place by address: another object may be the same memory.
+    streaming = 4 * call.x.nbytes >= last_cache_nbytes() and access.address(y) != access.address(call.x)
+    streaming = streaming and access.address(y) % kind.itemsize == 0
+    layout = layout_of(call, numbers, y, streaming)
+    streaming = streaming if layout is None else layout.streaming
+    parameters: tuple[Any, ...] = (call.weight if call.rule.averaged else None, call.bias)
+    weight, bias = (one if one is None or access.is_contiguous(one) else access.contiguous(one) for one in parameters)
+    arguments = (
+        RULES[call.rule.name], 0.0, _features(call), access.address(call.x), access.address(y),
+        None if layout is None else NumPy.address(layout.numbers),
+        0 if weight is None else access.address(weight), kind.code if weight is None else kind_of(weight.dtype).code,
+        0 if bias is None else access.address(bias), kind.code if bias is None else kind_of(bias.dtype).code,
+        call.weight_offset, streaming, NumPy.address(numbers),
+    )  # fmt: skip
+    return y if _share("apply", call, layout, arguments, (call, y, weight, bias, numbers, layout)) else None
+
+
+def _by_definition(call: Call) -> Array:
+    """Through the definition, of NumPy arrays: tensors then have the same bits."""
+    held = [one for one in (call.x, call.weight, call.bias) if one is not None and not isinstance(one, float)]
+    if call.library.name == "numpy" or any("bfloat16" in str(one.dtype) for one in held):
+        return definition.run(call)
+    parameters: tuple[Any, ...] = (call.weight, call.bias)
+    weight, bias = (one.detach().numpy() if hasattr(one, "detach") else one for one in parameters)
+    call_in_numpy = in_numpy(call)._replace(weight=weight, bias=bias, moments=moments_in_numpy(call.moments), out=None)
+    y = call.library.namespace.asarray(definition.run(call_in_numpy))
+    if call.out is None:
+        return y
+    call.out[0][...] = y
+    return call.out[0]
+
+
+def _finished(call: Call) -> tuple[Array, Array]:
+    """What the kernel applies to each row, and to which rows it may."""
+    numbers, digits, rule = room_for(call, FINISHED), call.precision.digits, call.rule
+    given = statistics_of(moments_in_numpy(call.moments))
+    step = step_of_given(numpy, given, rule, call.eps, Precision(numpy.float64, digits))
+    scale = 1.0 if rule.averaged else scale_of(call)
+    # Infinity times a zero of the row would be NaN.
+    factor = numpy.clip(step.factor * scale, -_LARGEST, _LARGEST)
+    shift, low = (0.0 if one is None else one for one in (step.shift, step.shift_low))
+    if not digits:
+        # An eps beyond any row has a unit of its own, in which the kernel does not compute.
+        numbers[..., 0], numbers[..., 1], numbers[..., 2] = shift, factor, -low * factor
+        return numbers, numpy.asarray(step.unit is None)
+    own: Any = step.unit
+    for place, one in enumerate((shift / own, low / own, factor * own, 0.0)):
+        numbers[..., place] = one
+    size = numpy.abs(factor * own)
+    # Of 0 or NaN only where the row or the scale is: a product may also have left the range.
+    nothing = (size == 0.0) & ((step.factor == 0.0) | (scale == 0.0)) | numpy.isnan(step.factor)
+    ordinary = (size < _MOST_FACTOR) & (size > 1.0 / _MOST_FACTOR) | nothing
+    return numbers, ordinary & ~(numpy.abs(shift / own) > _MOST_SHIFT)
+
+
+def _features(call: Call) -> int:
+    return math.prod([call.x.shape[axis] for axis in call.axes])
+
+
+def room_for(call: Call, count: int) -> Array:
+    """Room for so many numbers a row, in the shape of moments with one axis more."""
+    return numpy.empty((*(1 if axis in call.axes else n for axis, n in enumerate(call.x.shape)), count))
+
+
+def in_numpy(call: Call) -> Call:
+    """The call for the definition, of a NumPy array."""
+    x = host(call.x)
+    return call._replace(x=x, library=library_of(x), precision=library_of(x).precision(x))
+
+
+def moments_in_numpy(moments: Any) -> Moments:
+    """The same of moments."""
+    return Moments(mapped(host, statistics_of(moments)), numpy)
+
+
+def host(array: Any) -> Any:
+    """A NumPy array of the memory of another one, of which autograd may want a gradient."""
+    return numpy.asarray(array.detach().resolve_neg() if hasattr(array, "detach") else array)
+
+
+def layout_of(call: Call, numbers: Array, y: Array, streaming: bool, other: Array | None = None) -> Layout | None:
+    """How x, y, numbers and another array become rows; None where it is one after the other in each of them."""
+    access, x = ACCESS[call.library.name], call.x
+    given = x, x if other is None else other, y
+    if call.axes[0] == len(x.shape) - len(call.axes) and all(map(access.is_contiguous, given)):
+        return None
+    of_x, of_other, of_y = (access.strides(one) for one in given)
+    # The numbers go with the free axes alone.
+    of_numbers = [of_x[axis] if axis in call.axes else numbers.strides[axis] for axis in range(len(of_x))]
+    strides = list(zip(of_x, of_other, of_y, of_numbers, strict=True))
+    itemsize = kind_of(x.dtype).itemsize
+    return plan(x.shape, strides, call.axes, itemsize, access.address(y), streaming, columns=False)
+
+
+def _share(name: str, call: Call, layout: Layout | None, arguments: tuple[Any, ...], held: Any) -> bool:
+    """Run a kernel on all rows, in several threads where that pays; whether it took them."""
+    nbytes, kind = call.x.nbytes, kind_of(call.x.dtype)
+    rows = math.prod(call.x.shape) // _features(call)
+    variant = name, kind.code, True, layout is not None
+    compute, threads = entries.entry(*variant), get_threads() if nbytes >= LEAST_SHARED_NBYTES and rows > 1 else 1
+    # Whether weights are safe is seen before the first row.
+    if compute(0, 0, *arguments) < 0:
+        return False
+    if threads == 1:
+        compute(0, rows, *arguments)
+        return True
+
+    def work(first: int, last: int, held: Any = held) -> None:
+        compute(first, last, *arguments)
+
+    share(entries.job(*variant), arguments, work, rows, rows, nbytes, threads)
+    return True

@@ -1,0 +1,112 @@
+"""Derivatives by way of moments through the kernels: of norms that were given some, and of moments themselves."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy
+
+from anynorm._check import Call, Gradient
+from anynorm._definition.derivative import factors_of
+from anynorm._definition.norms import Precision, Step
+from anynorm._definition.scaling import product
+from anynorm._kernels import by_moments
+from anynorm._kernels.cpu.language.dtypes import FINISHED
+from anynorm._kernels.cpu.launch.extreme import pull_row
+from anynorm._kernels.cpu.launch.given import apply_numbers, host, in_numpy, layout_of, moments_in_numpy, room_for
+from anynorm._kernels.cpu.launch.layout import Layout
+from anynorm._kernels.cpu.launch.norm import ACCESS
+from anynorm._kernels.cpu.launch.vjp import run
+from anynorm._libraries import library_of
+from anynorm._moments import Moments, statistics_of
+from anynorm._moments_gradient import MomentsGradient, is_about_zero, mapped, parts_of
+
+Array = Any
+
+
+def pull(gradient: Gradient) -> tuple[Any, ...]:
+    """Return dx, dweight, dbias and the gradient of the moments that the call gives."""
+    call, numbers = gradient.call, room_for(gradient.call, FINISHED)
+    # As far as rows go; the numbers of each row are NumPy arrays.
+    of_rows = call._replace(
+        library=library_of(numbers),
+        precision=Precision(numpy.float64, call.precision.digits),
+        moments=moments_in_numpy(call.moments),
+    )
+    with numpy.errstate(all="ignore"):
+        step = by_moments.step_of(of_rows)
+        _write(of_rows, numbers, step)
+    dx = ACCESS[call.library.name].empty_like(call.x, call.x.nbytes)
+    layout = layout_of(call, numbers, dx, False, gradient.dy)
+    parameters = run(gradient, dx, layout, numbers, partial(_pull_row, step, numbers))
+    with numpy.errstate(all="ignore"):
+        of_g, along = (numbers[..., place] + 0.0 * numbers[..., place] for place in (0, 1))
+        found = by_moments.by_moments(of_rows, step, of_g, along)
+    return dx, *parameters, found if call.library.name == "numpy" else _in_torch(found)
+
+
+def pull_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Array:
+    """Return dx, where the moments are those of the call's array; of float64 by the definition, of NumPy arrays."""
+    given, found = _gradient_in_numpy(gradient), moments_in_numpy(moments)
+    if call.precision.digits:
+        dx = by_moments.pull_moments(in_numpy(call), found, given)
+        return dx if call.library.name == "numpy" else call.library.namespace.asarray(dx)
+    mean, variance, *factors = parts_of(given)
+    held = [one for one in factors if one is not None]
+    numbers, statistics = room_for(call, FINISHED), statistics_of(found)
+    shift: Any = 0.0
+    with numpy.errstate(all="ignore"):
+        factor = 0.0 if variance is None else product(numpy, variance * (2.0 / found.count), held * 2)
+        if is_about_zero(given):  # and NaN where the row holds NaN or Inf
+            constant = 0.0 * statistics.squares
+        else:
+            low: Any = 0.0 if statistics.mean_low is None else statistics.mean_low
+            shift, constant = statistics.mean, 0.0 if mean is None else product(numpy, mean / found.count, held)
+            constant = constant - factor * low
+        numbers[..., 0], numbers[..., 1], numbers[..., 2] = shift, factor, constant
+    return apply_numbers(call, numbers)
+
+
+def _write(call: Call, numbers: Array, step: Step) -> None:
+    """Shift, factor and constant of each row; the kernel leaves rows to the definition whose factor it cannot hold."""
+    factor, *units = factors_of(numpy, step, call.rule, call.eps, call.precision)
+    unit = 1.0 if step.unit is None else step.unit
+    shift, low = (0.0 if one is None else one / unit for one in (step.shift, step.shift_low))
+    numbers[..., 0], numbers[..., 1] = shift, product(numpy, factor, units)
+    numbers[..., 2] = -low * numbers[..., 1]
+
+
+def _pull_row(
+    step: Step,
+    numbers: Array,
+    gradient: Gradient,
+    layout: Layout | None,
+    features: int,
+    addresses: tuple[int | None, ...],
+    row: int,
+) -> Array:
+    """The same of one row by the definition; return what it adds to the gradients of weight and bias."""
+    at = row if layout is None else layout.row(row)[2][3] // (8 * FINISHED)
+    of_row = Step(*(one.reshape(-1)[at : at + 1] if isinstance(one, numpy.ndarray) else one for one in step))
+
+    def pull(gradient: Gradient) -> tuple[Any, ...]:
+        with numpy.errstate(all="ignore"):
+            found = by_moments.pull_whole(gradient, of_row)
+        numbers.reshape(-1, FINISHED)[at, :2] = found.of_g[0], found.along[0]
+        return found[:3]
+
+    return pull_row(gradient, layout, features, addresses, row, pull)
+
+
+def _gradient_in_numpy(gradient: MomentsGradient) -> MomentsGradient:
+    def wide(array: Any) -> Any:
+        return host(array.double()) if hasattr(array, "double") else array.astype(numpy.float64)
+
+    return mapped(wide, gradient)
+
+
+def _in_torch(gradient: MomentsGradient) -> MomentsGradient:
+    import torch
+
+    return mapped(lambda one: torch.from_numpy(numpy.ascontiguousarray(one)), gradient)
