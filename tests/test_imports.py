@@ -17,6 +17,12 @@ HEAVY = [
     "torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "rich", "scipy",
     "sklearn", "pandas", "polars", "cuda",
 ]  # fmt: skip
+# Of Python's own modules and required packages, what takes milliseconds and no norm needs.
+SLOW = [
+    "argparse", "array_api_compat", "asyncio", "concurrent.futures", "ctypes.util", "dataclasses", "difflib", "email",
+    "importlib.metadata", "inspect", "json", "multiprocessing", "numpy.ma", "numpy.testing", "pathlib", "secrets",
+    "socket", "subprocess", "tempfile", "unittest", "zipfile",
+]  # fmt: skip
 PACKAGE = Path(anynorm.__file__).parent
 
 
@@ -36,6 +42,18 @@ def fresh(code, **environment):
 def test_no_heavy_import(then):
     loaded = fresh(f"import sys, numpy, anynorm\n{then}\nprint(*(m for m in {HEAVY} if m in sys.modules))")
     assert loaded == []
+
+
+def loaded_by(code, before="import numpy", **environment):
+    """The modules that code imports beyond those that are there before."""
+    shown = "print(*sorted(set(sys.modules) - there))"
+    return fresh(f"import sys\n{before}\nthere = set(sys.modules)\n{code}\n{shown}", **environment)
+
+
+def test_import_is_quick():
+    loaded = loaded_by("import anynorm")
+    assert "anynorm._norms" in loaded
+    assert set(loaded) & {*SLOW, *(f"anynorm.{name}" for name in ("_bench", "_cli", "_files", *COMPILED))} == set()
 
 
 @pytest.mark.parametrize("names", [["cuda.py"], ["cuda/__init__.py", "cuda/bindings.py"]])
