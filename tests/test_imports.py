@@ -56,6 +56,25 @@ def test_import_is_quick():
     assert set(loaded) & {*SLOW, *(f"anynorm.{name}" for name in ("_bench", "_cli", "_files", *COMPILED))} == set()
 
 
+def test_a_kernel_on_disk_is_read_without_what_compiles_it(tmp_path):
+    import llvmlite  # noqa: F401
+
+    calls = """
+import anynorm
+for dtype in ("float32", "float64"):
+    anynorm.layer_norm(numpy.ones((2, 30), dtype))
+"""
+    there = "import numpy, llvmlite.binding"
+    environment = {"ANYNORM_CACHE_DIR": str(tmp_path), "ANYNORM_KERNEL": "cpu", "ANYNORM_INTERPRET": ""}
+    tracing = "anynorm._kernels.cpu.language.tracing", "anynorm._kernels.cpu.kernels.rows"
+    assert set(tracing) <= set(loaded_by(calls, there, **environment))
+    loaded = loaded_by(calls, there, **environment)
+    assert "anynorm._kernels.cpu.compiler.machine_code" in loaded
+    assert set(loaded) & {*HEAVY, *SLOW} == set()
+    rooms = re.compile(r"anynorm\._kernels\.cpu\.(language|kernels)\.(\w+)")
+    assert {found[2] for one in loaded if (found := rooms.match(one))} == {"dtypes", "task"}
+
+
 @pytest.mark.parametrize("names", [["cuda.py"], ["cuda/__init__.py", "cuda/bindings.py"]])
 def test_a_script_that_is_named_as_a_package_of_nvidia_runs_once(names, tmp_path):
     for name in names:
