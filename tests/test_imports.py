@@ -17,6 +17,12 @@ HEAVY = [
     "torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "rich", "scipy",
     "sklearn", "pandas", "polars", "cuda",
 ]  # fmt: skip
+# Of Python's own modules and required packages, what takes milliseconds and no norm needs.
+SLOW = [
+    "argparse", "array_api_compat", "asyncio", "concurrent.futures", "ctypes.util", "dataclasses", "difflib", "email",
+    "importlib.metadata", "inspect", "json", "multiprocessing", "numpy.ma", "numpy.testing", "pathlib", "secrets",
+    "socket", "subprocess", "tempfile", "unittest", "zipfile",
+]  # fmt: skip
 PACKAGE = Path(anynorm.__file__).parent
 
 
@@ -36,6 +42,37 @@ def fresh(code, **environment):
 def test_no_heavy_import(then):
     loaded = fresh(f"import sys, numpy, anynorm\n{then}\nprint(*(m for m in {HEAVY} if m in sys.modules))")
     assert loaded == []
+
+
+def loaded_by(code, before="import numpy", **environment):
+    """The modules that code imports beyond those that are there before."""
+    shown = "print(*sorted(set(sys.modules) - there))"
+    return fresh(f"import sys\n{before}\nthere = set(sys.modules)\n{code}\n{shown}", **environment)
+
+
+def test_import_is_quick():
+    loaded = loaded_by("import anynorm")
+    assert "anynorm._norms" in loaded
+    assert set(loaded) & {*SLOW, *(f"anynorm.{name}" for name in ("_bench", "_cli", "_files", *COMPILED))} == set()
+
+
+def test_a_kernel_on_disk_is_read_without_what_compiles_it(tmp_path):
+    import llvmlite  # noqa: F401
+
+    calls = """
+import anynorm
+for dtype in ("float32", "float64"):
+    anynorm.layer_norm(numpy.ones((2, 30), dtype))
+"""
+    there = "import numpy, llvmlite.binding"
+    environment = {"ANYNORM_CACHE_DIR": str(tmp_path), "ANYNORM_KERNEL": "cpu", "ANYNORM_INTERPRET": ""}
+    tracing = "anynorm._kernels.cpu.language.tracing", "anynorm._kernels.cpu.kernels.rows"
+    assert set(tracing) <= set(loaded_by(calls, there, **environment))
+    loaded = loaded_by(calls, there, **environment)
+    assert "anynorm._kernels.cpu.compiler.machine_code" in loaded
+    assert set(loaded) & {*HEAVY, *SLOW} == set()
+    rooms = re.compile(r"anynorm\._kernels\.cpu\.(language|kernels)\.(\w+)")
+    assert {found[2] for one in loaded if (found := rooms.match(one))} == {"dtypes", "task"}
 
 
 @pytest.mark.parametrize("names", [["cuda.py"], ["cuda/__init__.py", "cuda/bindings.py"]])
