@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 from anynorm._forks import unforked
 from anynorm._numbers import check_length
+from anynorm._processors import processors
 from anynorm._wording import sentence
 
 _asked: int | None = None
@@ -25,8 +27,8 @@ def set_threads(threads: int | None) -> None:
     """Set how many threads one call may use; only large arrays on the CPU make use of more than one.
 
     Unless it is set here, the environment variable ``ANYNORM_THREADS`` decides, or else ``OMP_NUM_THREADS``, with which
-    pools of processes keep their workers to one thread each, or else the number of cores that this process may use. No
-    result depends on the number of threads.
+    pools of processes keep their workers to one thread each, or else the number of processors that this process may
+    use: by its affinity, and by what a container grants it, rounded up. No result depends on the number of threads.
 
     Parameters
     ----------
@@ -75,7 +77,7 @@ def get_threads() -> int:
     written = os.environ.get("OMP_NUM_THREADS", "")
     if written.isdecimal() and int(written) >= 1:
         return int(written)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return math.ceil(processors())
 
 
 @contextmanager

@@ -126,7 +126,7 @@ ORDER = [
     "_arrays", "_overlap", "_libraries", "_definition", "_definition.derivative", "_definition.merging",
     "_definition.missing",
     "_definition.norms", "_definition.scaling", "_definition.counting", "_definition.pairs", "_definition.sums",
-    "_pytrees_torch", "_tasks", "_lengths", "_pytrees", "_numbers", "_wording", "_described", "_types",
+    "_pytrees_torch", "_tasks", "_lengths", "_pytrees", "_numbers", "_processors", "_wording", "_described", "_types",
 ]  # fmt: skip
 # What Numba compiles, and what it needs for that; imported by name, with the first call.
 COMPILED = [
