@@ -107,7 +107,8 @@ ORDER = [
     "_kernels.cpu.launch.autograd", "_kernels.autograd", "_kernels.cpu.launch.autograd_given",
     "_kernels.cpu.launch.given_vjp", "_kernels.cpu.launch.vjp", "_kernels.cpu.launch.given",
     "_kernels.cpu.launch.norm", "_kernels.cpu.launch.extreme", "_kernels.cpu", "_kernels.cpu.fast_path.arrays",
-    "_kernels.cpu.fast_path.tensors", "_torch_state", "_kernels.cpu.threads.crew", "_kernels.cpu.threads.program",
+    "_kernels.cpu.fast_path.tensors", "_torch_state", "_kernels.cpu.threads.crew", "_kernels.cpu.threads.functions",
+    "_kernels.cpu.threads.program", "_kernels.cpu.threads.memory",
     "_kernels.cpu.launch.layout", "_kernels.cpu.fast_path.again", "_kernels.cpu.compiler.entries",
     "_kernels.cpu.compiler.machine_code", "_kernels.cpu.kernels.moments", "_kernels.cpu.kernels.given",
     "_kernels.cpu.kernels.columns", "_kernels.cpu.kernels.float64", "_kernels.cpu.kernels.derivative",
@@ -138,7 +139,7 @@ COMPILED = [
         "kernels.factors", "kernels.scatter", "kernels.chunks", "kernels.sweep", "language.lanes", "kernels.values",
         "language.interpreted",
         "language.interpreted_memory", "language.compiled", "language.compiled_memory", "language.tracing",
-        "compiler.machine_code", "threads.program",
+        "compiler.machine_code",
     )
 ]  # fmt: skip
 
