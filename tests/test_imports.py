@@ -144,7 +144,8 @@ ORDER = [
     "_kernels.cpu.launch.autograd", "_kernels.autograd", "_kernels.cpu.launch.autograd_given",
     "_kernels.cpu.launch.given_vjp", "_kernels.cpu.launch.vjp", "_kernels.cpu.launch.given",
     "_kernels.cpu.launch.norm", "_kernels.cpu.launch.extreme", "_kernels.cpu", "_kernels.cpu.fast_path.arrays",
-    "_kernels.cpu.fast_path.tensors", "_torch_state", "_kernels.cpu.threads.crew", "_kernels.cpu.threads.program",
+    "_kernels.cpu.fast_path.tensors", "_torch_state", "_kernels.cpu.threads.crew", "_kernels.cpu.threads.functions",
+    "_kernels.cpu.threads.program", "_kernels.cpu.threads.memory",
     "_kernels.cpu.launch.layout", "_kernels.cpu.fast_path.again", "_kernels.cpu.compiler.entries",
     "_kernels.cpu.compiler.machine_code", "_kernels.cpu.kernels.moments", "_kernels.cpu.kernels.given",
     "_kernels.cpu.kernels.columns", "_kernels.cpu.kernels.float64", "_kernels.cpu.kernels.derivative",
@@ -164,7 +165,7 @@ ORDER = [
     "_arrays", "_overlap", "_libraries", "_definition", "_definition.derivative", "_definition.merging",
     "_definition.missing",
     "_definition.norms", "_definition.scaling", "_definition.counting", "_definition.pairs", "_definition.sums",
-    "_pytrees_torch", "_tasks", "_lengths", "_pytrees", "_numbers", "_wording", "_described", "_types",
+    "_pytrees_torch", "_tasks", "_lengths", "_pytrees", "_numbers", "_processors", "_wording", "_described", "_types",
 ]  # fmt: skip
 # The compiler, and what it compiles; imported only when a kernel is not on disk.
 COMPILED = [
@@ -175,7 +176,7 @@ COMPILED = [
         "kernels.factors", "kernels.scatter", "kernels.chunks", "kernels.streaming", "language.lanes", "kernels.values",
         "language.interpreted",
         "language.interpreted_memory", "language.compiled", "language.compiled_memory", "language.tracing",
-        "compiler.machine_code", "threads.program",
+        "compiler.machine_code",
     )
 ]  # fmt: skip
 
