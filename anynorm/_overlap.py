@@ -32,7 +32,7 @@ class _Extent:
 
 def lacks_memory(tensor: Array) -> bool:
     """Whether a torch tensor has elements that lie nowhere: its storage was freed, or torch knows them to be zeros."""
-    return bool(tensor.numel()) and not _address(tensor)
+    return not _address(tensor) and bool(tensor.numel())
 
 
 def _address(tensor: Array) -> int | None:
