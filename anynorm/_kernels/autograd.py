@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -50,16 +49,19 @@ def differentiable(kernels: Kernels, choose_pull: ChoosePull, call: Call, run: R
 
     Torch's autograd can differentiate it; that torch follows nothing else is for the caller to see to.
     """
-    return partial(_apply, _Plan(kernels, choose_pull, call, run))
+    apply, plan = _apply, _Plan(kernels, choose_pull, call, run)
+
+    def follow(x: Array, weight: Any, bias: Array | None) -> Array:
+        return apply(plan, x, weight, bias, None)
+
+    return follow
 
 
 class _Norm(torch.autograd.Function):
     """A norm, of which x and the weight are saved; statistics are formed anew, from x as it is read for dx anyway."""
 
     @staticmethod
-    def forward(
-        ctx: Any, plan: _Plan, x: Array, weight: Any, bias: Array | None, residual: Array | None = None
-    ) -> Any:
+    def forward(ctx: Any, plan: _Plan, x: Array, weight: Any, bias: Array | None, residual: Array | None) -> Any:
         result = None if plan.run is None else plan.run(x, weight, bias)
         if result is None:
             result = plan.kernels.run(_with_arrays(plan.call, x, weight, bias, residual))
@@ -75,18 +77,23 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Array | None, dtotal: Array | None = None) -> Any:
         if dy is None:  # y has not been used, so there is only the sum
-            return (None, dtotal, None, None, dtotal)[: len(ctx.needs_input_grad)]
+            return None, dtotal, None, None, dtotal
         plan, scale, bias, forced = ctx.kept
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
         call = _with_arrays(plan.call, x, scale if weight is None else weight, bias)
         gradient = Gradient(call, dy, dtotal, needs[2] or needs[3])
         if forced is None and _is_usual(plan.kernels, x, weight, dy, dtotal):
-            found = plan.kernels.pull(gradient)
+            dx, dweight, dbias = plan.kernels.pull(gradient)
         else:
-            found = _pull(plan, gradient, forced)
-        wanted = (None, *found, found[0])
-        return tuple([one if need else None for one, need in zip(wanted, needs, strict=False)])
+            dx, dweight, dbias = _pull(plan, gradient, forced)
+        return (
+            None,
+            dx if needs[1] else None,
+            dweight if needs[2] else None,
+            dbias if needs[3] else None,
+            dx if needs[4] else None,
+        )
 
 
 _apply = direct_apply(torch, _Norm)
