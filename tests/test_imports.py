@@ -185,6 +185,23 @@ def module_name(path):
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
+def imported_by_string(node):
+    """The modules of the package that a call of import_module or __import__ may import, without the package's name."""
+    called = node.func
+    if getattr(called, "attr", getattr(called, "id", None)) not in ("import_module", "__import__") or not node.args:
+        return
+    parts = node.args[0].values if isinstance(node.args[0], ast.JoinedStr) else node.args[:1]
+    # Of an f-string only what it begins with is known.
+    written = parts[0].value if isinstance(parts[0], ast.Constant) else ""
+    if not written.startswith("anynorm"):
+        return
+    inside = written.removeprefix("anynorm").removeprefix(".")
+    if len(parts) == 1:
+        yield inside
+    else:
+        yield from (name for name in ORDER if name.startswith(inside))
+
+
 def statements(tree):
     """What runs when a module is imported."""
     for node in ast.iter_child_nodes(tree):
@@ -193,10 +210,12 @@ def statements(tree):
             yield from statements(node)
 
 
-def imported_modules(path, nodes=ast.walk):
-    """The modules of the package that a file imports, without the package's name."""
+def imported_modules(path, nodes=ast.walk, by_string=False):
+    """The modules of the package that a file imports, without the package's name; those ``by_string`` too."""
     for node in nodes(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "anynorm":
+        if by_string and isinstance(node, ast.Call):
+            yield from imported_by_string(node)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "anynorm":
             inside = node.module.removeprefix("anynorm").removeprefix(".")
             for alias in node.names:
                 deeper = f"{inside}.{alias.name}".removeprefix(".")
@@ -213,8 +232,27 @@ def test_the_map_of_the_source_has_each_file():
 def test_imports_run_one_way():
     for path in PACKAGE.rglob("*.py"):
         name = module_name(path)
-        for other in imported_modules(path) if name else ():
+        for other in imported_modules(path, by_string=True) if name else ():
             assert ORDER.index(name) < ORDER.index(other), f"{name} imports {other}"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("import_module('anynorm._choose').choose", ["_choose"]),
+        ("importlib.import_module('anynorm._kernels.cpu')", ["_kernels.cpu"]),
+        ("__import__('anynorm._norms')", ["_norms"]),
+        ("import_module(f'anynorm._cli.t{letter}bles')", ["_cli.tables", "_cli.terminal"]),
+        ("import_module(f'{package}._choose')", []),
+        ("import_module('torch')", []),
+        ("import_module(name)", []),
+        ("find('anynorm._choose')", []),
+    ],
+)
+def test_imports_by_a_string_are_found(line, expected, tmp_path):
+    (tmp_path / "some.py").write_text(line)
+    assert list(imported_modules(tmp_path / "some.py", by_string=True)) == expected
+    assert list(imported_modules(tmp_path / "some.py")) == []
 
 
 def test_the_compiler_is_only_behind_the_kernels():
