@@ -6,7 +6,7 @@ import os
 import pytest
 
 from anynorm import _forks
-from tests.backends import needs_numba
+from tests.backends import needs_llvmlite
 from tests.processes import script
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -38,7 +38,7 @@ print(fork_and_ask())
 """
 
 
-@needs_numba
+@needs_llvmlite
 def test_while_another_thread_compiles():
     code = """
 import anynorm._kernels.cpu.compiler.jit as jit
@@ -54,7 +54,7 @@ jit.entry = slowly
     assert script(BEGIN + code + FORK) == ["0", "0"]
 
 
-@needs_numba
+@needs_llvmlite
 def test_while_another_library_compiles():
     code = """
 from numba.core.compiler_lock import global_compiler_lock
@@ -67,7 +67,7 @@ anynorm.layer_norm(numpy.ones((2, 33), numpy.float32))
     assert script(BEGIN + code + FORK) == ["0", "0"]
 
 
-@needs_numba
+@needs_llvmlite
 @pytest.mark.parametrize("module", ["numba.core", "anynorm._kernels.cpu.launch.norm"])
 def test_while_another_thread_imports(module):
     code = f"""
@@ -81,7 +81,7 @@ sys.meta_path.insert(0, Slow())
     assert script(BEGIN + code + FORK) == ["0", "0"]
 
 
-@needs_numba
+@needs_llvmlite
 def test_by_the_thread_that_compiles():
     code = """
 import anynorm._kernels.cpu.compiler.jit as jit

@@ -14,7 +14,7 @@ import anynorm
 from anynorm._kernels.cpu import is_installed
 
 HEAVY = [
-    "torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "rich", "scipy",
+    "torch", "jax", "cupy", "dask", "llvmlite", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "rich", "scipy",
     "sklearn", "pandas", "polars", "cuda",
 ]  # fmt: skip
 PACKAGE = Path(anynorm.__file__).parent
@@ -128,7 +128,7 @@ ORDER = [
     "_definition.norms", "_definition.scaling", "_definition.counting", "_definition.pairs", "_definition.sums",
     "_pytrees_torch", "_tasks", "_lengths", "_pytrees", "_numbers", "_wording", "_described", "_types",
 ]  # fmt: skip
-# What Numba compiles, and what it needs for that; imported by name, with the first call.
+# What is compiled, and what compiles it; imported by name, with the first call.
 COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
@@ -172,7 +172,7 @@ def test_imports_run_one_way():
 def test_the_compiler_is_only_behind_the_kernels():
     for path in PACKAGE.rglob("*.py"):
         if module_name(path) not in COMPILED:
-            assert not set(imported_modules(path)) & set(COMPILED), f"{path.name} imports what imports Numba"
+            assert not set(imported_modules(path)) & set(COMPILED), f"{path.name} imports what imports llvmlite"
 
 
 def test_one_version_number():

@@ -6,12 +6,12 @@ import pytest
 
 import anynorm
 from anynorm import _threads
-from tests.backends import needs_numba
+from tests.backends import needs_llvmlite
 from tests.test_kernels_crew import assert_all_end, forced, helpers_alive  # noqa: F401  # a fixture
 from tests.test_kernels_layout import assert_bits, normalize, rows_of
 from tests.test_kernels_sharing import shared  # noqa: F401  # a fixture
 
-pytestmark = [needs_numba, pytest.mark.usefixtures("shared")]
+pytestmark = [needs_llvmlite, pytest.mark.usefixtures("shared")]
 
 
 @pytest.mark.parametrize("startable", [0, 1])
