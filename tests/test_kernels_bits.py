@@ -1,0 +1,32 @@
+"""The bits of results through the CPU kernels are those that are written down, on every processor.
+
+They are no promise to users from one release to the next. But a change of how kernels are compiled or called is to
+leave them alone. One that changes them says so, and puts what the test then shows into the file.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import kernel_calls
+from tests.backends import needs_llvmlite, thorough_but
+
+WRITTEN = json.loads((Path(__file__).parent / "data" / "kernel_bits.json").read_text())
+
+
+@needs_llvmlite
+@pytest.mark.parametrize("dtype", thorough_but("float32", "bfloat16", of=kernel_calls.DTYPES))
+def test_results_have_the_bits_that_are_written_down(dtype):
+    assert kernel_calls.by_kind(kernel_calls.digests([dtype])) == {dtype: WRITTEN[dtype]}
+
+
+def test_the_numbers_are_the_same_on_every_machine():
+    assert kernel_calls.digest(kernel_calls.numbers((3, 33), "float64", 1)) == "f630520afa54ce99"
+
+
+def test_a_digest_of_a_kind_tells_each_call_apart():
+    found = {"float64 rows: 1": "a", "float64 rows: extreme": "b", "float32 rows: extreme": "c"}
+    whole = kernel_calls.by_kind(found)
+    for name, changes in zip(found, (True, False, True), strict=True):
+        assert (kernel_calls.by_kind(found | {name: "d"}) != whole) == changes, name
