@@ -18,7 +18,9 @@ WRITTEN = json.loads((Path(__file__).parent / "data" / "kernel_bits.json").read_
 @needs_llvmlite
 @pytest.mark.parametrize("dtype", thorough_but("float32", "bfloat16", of=kernel_calls.DTYPES))
 def test_results_have_the_bits_that_are_written_down(dtype):
-    assert kernel_calls.by_kind(kernel_calls.digests([dtype])) == {dtype: WRITTEN[dtype]}
+    found = kernel_calls.by_kind(kernel_calls.digests([dtype]))
+    there = {kind.__name__ for kind in kernel_calls.KINDS}  # without torch there are no tensors
+    assert found == {dtype: {kind: digest for kind, digest in WRITTEN[dtype].items() if kind in there}}
 
 
 def test_the_numbers_are_the_same_on_every_machine():
