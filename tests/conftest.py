@@ -56,6 +56,7 @@ def share_a_folder(config):
     folder = tempfile.TemporaryDirectory(prefix="anynorm-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
     os.environ[compiled.FOLDER] = folder.name
+    os.environ.setdefault("ANYNORM_CACHE_DIR", str(Path(folder.name) / "anynorm"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(folder.name) / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

@@ -18,7 +18,7 @@ from tests.tolerances import (
 )
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
-# The backends that run the CPU kernels, where Numba is there.
+# The backends that run the CPU kernels, where llvmlite is there.
 BY_KERNEL = ("numpy", "numpy-read-only", "numpy-reversed", "torch")
 # Rows whose gradients stay in range, and to which a library that treats subnormal numbers as zeros does nothing.
 TAME = ("normal", "offset", "outlier", "nearly_constant")

@@ -11,15 +11,13 @@ import pytest
 
 import anynorm
 from anynorm import _threads
-from tests.backends import HAS_LLVMLITE, as_dtype, needs_llvmlite
+from anynorm._kernels.cpu.language.dtypes import INTERPRETED
+from tests.backends import as_dtype, needs_llvmlite
 from tests.test_kernels_layout import assert_bits, normalize, parameters_of, rows_of
 from tests.test_kernels_sharing import shared  # noqa: F401  a fixture
 
-if HAS_LLVMLITE:
-    import numba
-
-    if numba.config.DISABLE_JIT:
-        pytest.skip("kernels that are not compiled are shared among Python's threads", allow_module_level=True)
+if INTERPRETED:
+    pytest.skip("kernels that are not compiled are shared among Python's threads", allow_module_level=True)
 pytestmark = [needs_llvmlite, pytest.mark.usefixtures("shared")]
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 
