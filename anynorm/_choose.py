@@ -174,7 +174,7 @@ def _pull_moments_definition(call: Call, moments: Moments, gradient: MomentsGrad
 KERNELS = (
     Kernel(
         "cpu",
-        "fused, compiled by Numba: NumPy arrays and torch tensors on the CPU",
+        "fused, compiled by LLVM: NumPy arrays and torch tensors on the CPU",
         cpu.missing,
         cpu.refuses,
         _run_on_cpu,

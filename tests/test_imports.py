@@ -12,9 +12,10 @@ import pytest
 
 import anynorm
 from anynorm._kernels.cpu import is_installed
+from tests.backends import needs_llvmlite
 
 HEAVY = [
-    "torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "rich", "scipy",
+    "torch", "jax", "cupy", "dask", "llvmlite", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "rich", "scipy",
     "sklearn", "pandas", "polars", "cuda",
 ]  # fmt: skip
 # Of Python's own modules and required packages, what takes milliseconds and no norm needs.
@@ -106,6 +107,13 @@ def test_the_definition_needs_no_heavy_import(norm):
     # The first call of a compiled kernel brings the compiler, so it is kept away from this one.
     then = f"anynorm.{norm}(numpy.ones((2, 3), numpy.float32))\nprint(*(m for m in {HEAVY} if m in sys.modules))"
     assert fresh(f"import sys, numpy, anynorm\n{then}", ANYNORM_KERNEL="definition") == []
+
+
+@needs_llvmlite
+def test_the_first_calls_of_kernels_import_the_compiler_and_no_more():
+    calls = "x = numpy.ones((2, 3), numpy.float32); anynorm.layer_norm_vjp(x)[1](x); anynorm.moments(x)"
+    then = f"{calls}\nprint(*(m for m in {[*HEAVY, 'numba']} if m in sys.modules))"
+    assert fresh(f"import sys, numpy, anynorm\n{then}", ANYNORM_KERNEL="cpu") == ["llvmlite"]
 
 
 def test_every_public_name_is_listed_and_there():
