@@ -36,11 +36,11 @@ def run(kernels: Kernels, call: Call) -> Any:
     return _Norm.apply(call.x, call.weight, call.bias, call.residual, kept, kernels, None)  # type: ignore[no-untyped-call]
 
 
-def run_again(
-    kernels: Kernels, call: Call, x: Array, weight: Any, bias: Array | None, run: Callable[..., Array | None]
-) -> Array:
-    """The same of a call that has no arrays, for the given ones; ``run`` is tried first."""
-    return _apply(x, weight, bias, None, call, kernels, run)
+def follow(
+    kernels: Kernels, call: Call, x: Array, weight: Any, bias: Array | None, residual: Array | None, result: Any
+) -> Any:
+    """A result that a kernel has written, with what leads back from there; the call has no arrays."""
+    return _apply(x, weight, bias, residual, call, kernels, (result,))
 
 
 class _Norm(torch.autograd.Function):
@@ -55,11 +55,12 @@ class _Norm(torch.autograd.Function):
         residual: Array | None,
         call: Call,
         kernels: Kernels,
-        run: Callable[..., Array | None] | None,
+        made: tuple[Any] | None,
     ) -> Any:
-        result = None if run is None else run(x, weight, bias)
-        if result is None:
+        if made is None:
             result = kernels.run(call._replace(x=x, weight=weight, bias=bias, residual=residual))
+        else:  # within a tuple, for else torch would take it for one more argument
+            (result,) = made
         number = type(weight) is float
         ctx.save_for_backward(x if residual is None else result[1], None if number else weight)
         # Of the bias only shape and dtype are looked at, and whether there is one.

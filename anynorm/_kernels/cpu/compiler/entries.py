@@ -62,15 +62,6 @@ def address(name: str, code: int, in_float64: bool, *has: bool) -> int:
     return int(_jit().address(function, signature))
 
 
-@cache
-def again() -> Callable[..., int]:
-    """The compiled kernel for calls like one before."""
-    with unforked:
-        module = importlib.import_module("anynorm._kernels.cpu.fast_path.again")
-        compiled: Callable[..., int] = _jit().entry_again(module.normalize_again)
-        return compiled
-
-
 def _found(name: str, code: int, in_float64: bool, *has: bool) -> tuple[Any, tuple[Any, ...], tuple[Any, Any]]:
     """A kernel, the types of its arguments, and the numbers by whose types it is compiled."""
     file, function, signature = _NAMES[name]

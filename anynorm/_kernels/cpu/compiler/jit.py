@@ -14,7 +14,6 @@ from numba.core.caching import FunctionCache
 from numba.core.compiler_lock import global_compiler_lock
 
 from anynorm import _forks
-from anynorm._kernels.cpu.fast_path.objects import HELD
 from anynorm._kernels.cpu.language.interpreted_memory import as_compiled
 
 # Other code of the process may compile too. LLVM's own lock has no public name: without it a fork may still come during
@@ -138,11 +137,3 @@ def signature_of_apply(tag: Any, wide: Any, has_layout: bool) -> tuple[Any, ...]
         typeof(tag), typeof(wide), types.int64, types.int64, types.int64, types.float64, types.int64,
         address, address, layout, address, types.int64, address, types.int64, types.float64, types.boolean, address,
     )  # fmt: skip
-
-
-def entry_again(compiled: Any) -> Callable[..., int]:
-    """The kernel for calls like one before; it releases and takes Python's lock itself."""
-    if config.DISABLE_JIT:
-        found: Callable[..., int] = compiled
-        return found
-    return compiled.compile((types.int64, types.int64, HELD, HELD, HELD, HELD))  # type: ignore[no-any-return]

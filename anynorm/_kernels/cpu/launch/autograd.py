@@ -7,6 +7,7 @@ from typing import Any
 
 from anynorm._check import Call, Gradient
 from anynorm._kernels import autograd
+from anynorm._kernels.cpu.fast_path.tensors import follow_by
 from anynorm._kernels.cpu.launch.norm import run as run_kernel
 from anynorm._kernels.cpu.launch.vjp import pull
 
@@ -17,7 +18,7 @@ def _surely_pulls(gradient: Gradient) -> bool:
 
 
 _KERNELS = autograd.Kernels("cpu", run_kernel, pull, _surely_pulls)
-run_again = partial(autograd.run_again, _KERNELS)
+follow_by(partial(autograd.follow, _KERNELS))
 
 
 def run(call: Call) -> Any:

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from anynorm._check import Call
 from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler import entries
-from anynorm._kernels.cpu.fast_path.arrays import MOST_NBYTES, remember
-from anynorm._kernels.cpu.fast_path.recipe import Recipe, RecipeNumbers, write
+from anynorm._kernels.cpu.fast_path.offers import MOST_NBYTES
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, CODES, RULES
 from anynorm._kernels.cpu.launch import extreme as rescue
 from anynorm._kernels.cpu.launch.layout import Layout, plan
@@ -105,8 +104,6 @@ def run(call: Call) -> Any:
 
         job = entries.job(name, kind.code, kind.in_float64, residual is not None, layout is not None)
         share(job, arguments, work, units, rows, nbytes, threads)
-    if layout is None and residual is None and nbytes < MOST_NBYTES and not streaming and _is_repeatable(call, kind):
-        remember(call, lambda: _recipe(call, kind, arguments))
     del held  # until here, what the addresses are of
     if call.out is not None:
         for one in call.out:
@@ -118,40 +115,6 @@ def _shares_address(access: Any, outs: tuple[Array | None, ...], inputs: tuple[A
     """Whether some out begins where an input does; the checks have seen to it that they are the same memory then."""
     read = [access.address(one) for one in inputs if one is not None]
     return any(one is not None and access.address(one) in read for one in outs)
-
-
-def _is_repeatable(call: Call, kind: _Kind) -> bool:
-    """Whether calls like this one may take the short way (repeat.py)."""
-    alike = call.weight is None or call.rule.averaged or type(call.weight) is float
-    return len(call.axes) == 1 and alike and not kind.in_float64
-
-
-def _recipe(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> Recipe:
-    """What calls like this one need for the short way."""
-    # No array is to live on because of this.
-    kept, access = call._replace(x=None, weight=None, bias=None, out=None), ACCESS[call.library.name]
-
-    def resume(x: Array, y: Array, weight: Any, bias: Array | None, first: int) -> None:
-        again = kept._replace(x=x, weight=weight, bias=bias)
-        rows = math.prod(x.shape[:-1])
-        held, arguments = _arguments(again, access, kind, x.shape[-1], rows, y, None, None, False)
-        normalize(again, "rows", kind, None, arguments, max(first, 0), rows)
-        del held
-
-    rule, eps, scale, features = arguments[:4]
-    weight_code, _, bias_code, weight_offset, direct = arguments[10:15]
-    # Beyond, arrays are shared among threads, or results stored past the caches.
-    most_elements = (min(MOST_NBYTES, last_cache_nbytes() // 4) - 1) // kind.itemsize
-    is_numpy = call.library.name == "numpy"
-    dtypes = [getattr(array, "dtype", None) if is_numpy else None for array in (call.x, call.weight, call.bias)]
-    numbers = write(
-        RecipeNumbers(
-            entries.address("rows", kind.code, kind.in_float64, False, False), kind.code, rule, eps, scale, features,
-            weight_code, bias_code, weight_offset, direct,
-        ),
-        dtypes,
-    )  # fmt: skip
-    return Recipe(entries.again(), NumPy.address(numbers), most_elements, resume, kept, (numbers, dtypes))
 
 
 def normalize(
