@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy
 
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
+from anynorm._kernels.cpu.compiler.machine_code import load
+from anynorm._kernels.cpu.fast_path.instructions import text
 from anynorm._kernels.cpu.fast_path.record import FUNCTIONS, Record
 
 _METH_FASTCALL = 0x80
@@ -89,7 +91,8 @@ def program() -> Program | None:
     """The program; None where the interpreter is not CPython on a machine of 64 bits."""
     if sys.implementation.name != "cpython" or sys.maxsize < 1 << 32:
         return None
-    record = Record.from_address(_load()())
+    begin = ctypes.CFUNCTYPE(ctypes.c_int64)(load("fast_path", text))
+    record = Record.from_address(begin())
     for name in FUNCTIONS:
         setattr(record, name, ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value)
     record.few_elements = _FEW_ELEMENTS
@@ -120,27 +123,3 @@ def _builtin(name: str, address: int) -> Normalize:
     new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
     made: Normalize = new(ctypes.addressof(_methods[-1]), None, None)
     return made
-
-
-def _load() -> Callable[[], int]:
-    """The function of the program that says where its record is."""
-    from llvmlite import binding as llvm
-
-    from anynorm._kernels.cpu.fast_path.instructions import text
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    module = llvm.parse_assembly(text())
-    module.verify()
-    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
-        llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), opt=2, jit=True
-    )
-    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
-    builder.getModulePassManager().run(module, builder)
-    code = machine.emit_object(module)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    address = engine.get_function_address("fast_path")
-    engine.detach()
-    return ctypes.CFUNCTYPE(ctypes.c_int64)(address)
