@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
+from itertools import product
 from typing import Any, NamedTuple
 
 from anynorm._forks import unforked
 from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import INTERPRETED
+from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED, RULES, SCALE
 
 # The module in `kernels`, and the function in it.
 _NAMES = {
@@ -42,6 +43,25 @@ _seconds: list[float] = []  # that each kernel took until it could run
 def seconds_to_begin() -> float:
     """How long this process has waited for kernels so far: for the compiler to start, and to compile or to be read."""
     return sum(_seconds)
+
+
+def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
+    """All kernels for arrays of a dtype, by name and variant."""
+    code, is_wide = CODES[dtype], dtype == "float64"
+    for rule in RULES.values():
+        # There is no norm of a sum by scale_norm.
+        for has_residual, has_layout in product((False, True) if rule != SCALE else (False,), (False, True)):
+            one = Variant(rule, code, is_wide, has_residual, has_layout)
+            if is_wide:
+                yield "float64", one
+            else:
+                yield from (("rows", one), ("rows", one._replace(in_float64=True)))
+                if has_layout:
+                    yield "columns", one
+                    yield "columns", one._replace(in_float64=True)
+            yield from (("derivative", one._replace(in_float64=True, has_numbers=given)) for given in (False, True))
+            if not has_residual:
+                yield from ((name, one._replace(in_float64=True)) for name in ("moments", "given"))
 
 
 @cache

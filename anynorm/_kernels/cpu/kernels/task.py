@@ -14,7 +14,6 @@ class Task(ctypes.Structure):
     """Addresses and numbers of one call, each of 8 bytes; an address is 0 where there is nothing."""
 
     _fields_ = (
-        ("rule", _WORD),
         ("features", _WORD),
         ("rows", _WORD),
         ("eps", _REAL),
@@ -47,6 +46,7 @@ class Task(ctypes.Structure):
 class Variant(NamedTuple):
     """What is fixed when a kernel is compiled."""
 
+    rule: int
     code: int  # of the dtype of x
     in_float64: bool  # or it computes in float32
     has_residual: bool = False  # a residual and a total; to the derivative a dtotal

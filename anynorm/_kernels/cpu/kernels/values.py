@@ -42,7 +42,7 @@ def values_of(task: int, variant: Variant, has_other: bool, has_added: bool) -> 
     eps, scale, weight_offset = (real(task + getattr(Task, name).offset) for name in ("eps", "scale", "weight_offset"))
     weight, bias = word(task, "weight"), word(task, "bias")
     return TaskValues(
-        word(task, "rule"), eps, scale, word(task, "features"),
+        variant.rule, eps, scale, word(task, "features"),
         word(task, "x"), word(task, "residual") if has_other else None,
         word(task, "y"), word(task, "total") if has_added else None,
         word(task, "layout") if variant.has_layout else None,

@@ -207,7 +207,7 @@ def layout_of(call: Call, numbers: Array, y: Array, streaming: bool, other: Arra
 def _task(call: Call, numbers: Array, layout: Layout | None) -> Task:
     features = _features(call)
     return Task(
-        rule=RULES[call.rule.name], features=features, rows=math.prod(call.x.shape) // features,
+        features=features, rows=math.prod(call.x.shape) // features,
         x=ACCESS[call.library.name].address(call.x), layout=0 if layout is None else NumPy.address(layout.numbers),
         numbers=NumPy.address(numbers),
     )  # fmt: skip
@@ -215,7 +215,7 @@ def _task(call: Call, numbers: Array, layout: Layout | None) -> Task:
 
 def _run(name: str, call: Call, task: Task, keepalive: Any) -> bool:
     """Run a kernel on all rows, in several threads where that pays; whether it took them."""
-    compute = kernel(name, Variant(kind_of(call.x.dtype).code, True, has_layout=task.layout != 0))
+    compute = kernel(name, Variant(RULES[call.rule.name], kind_of(call.x.dtype).code, True, has_layout=task.layout != 0))
     # Whether weights are safe is seen before the first row.
     if compute.run(task, 0, 0) < 0:
         return False

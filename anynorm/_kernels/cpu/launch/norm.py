@@ -87,7 +87,7 @@ def run(call: Call, first: int = 0) -> Any:
     task, keepalive = _task(call, access, kind, features, rows, y, total, layout, streaming)
     in_columns = layout is not None and layout.in_columns
     name = "float64" if kind.itemsize == 8 else "columns" if in_columns else "rows"
-    variant = Variant(kind.code, kind.in_float64, residual is not None, layout is not None)
+    variant = Variant(RULES[call.rule.name], kind.code, kind.in_float64, residual is not None, layout is not None)
     units = rows if layout is None else layout.units
 
     def resume(first: int, last: int) -> None:
@@ -166,8 +166,7 @@ def _task(
         and (kind.itemsize == 4 or features > CHUNK or rows < _FEW_ROWS)
     )
     task = Task(
-        rule=RULES[call.rule.name], features=features, rows=rows,
-        eps=call.eps, scale=scale, weight_offset=call.weight_offset,
+        features=features, rows=rows, eps=call.eps, scale=scale, weight_offset=call.weight_offset,
         x=access.address(call.x), residual=0 if call.residual is None else access.address(call.residual),
         y=access.address(y), total=0 if total is None else access.address(total),
         layout=0 if layout is None else NumPy.address(layout.numbers),

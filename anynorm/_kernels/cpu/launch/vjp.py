@@ -60,8 +60,7 @@ def run(
     refusals = blocks * (block + 1) if kind.itemsize == 8 else 0
     work = _take_room(2 * features + sums + refusals)
     task = Task(
-        rule=RULES[call.rule.name], features=features, rows=rows,
-        eps=call.eps, scale=scale_of(call), weight_offset=call.weight_offset,
+        features=features, rows=rows, eps=call.eps, scale=scale_of(call), weight_offset=call.weight_offset,
         x=access.address(x), residual=access.address(dy), y=access.address(dx),
         total=0 if dtotal is None else access.address(dtotal),
         layout=0 if layout is None else NumPy.address(layout.numbers),
@@ -71,7 +70,9 @@ def run(
         block_rows=block, work=NumPy.address(work), numbers=0 if numbers is None else NumPy.address(numbers),
     )  # fmt: skip
     compute = kernel(
-        "derivative", Variant(kind.code, True, dtotal is not None, layout is not None, numbers is not None)
+        "derivative", Variant(
+        RULES[call.rule.name], kind.code, True, dtotal is not None, layout is not None, numbers is not None
+    )
     )
     if not refusals and (blocks == 1 or nbytes < LEAST_SHARED_NBYTES):
         compute.run(task, -1, blocks + 1)
