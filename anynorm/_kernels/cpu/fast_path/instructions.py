@@ -13,13 +13,13 @@ import ctypes
 import re
 
 from anynorm._kernels.cpu.fast_path import views
-from anynorm._kernels.cpu.fast_path.record import IN_FLOAT64, Record
+from anynorm._kernels.cpu.fast_path.record import IN_FLOAT64, KINDS, Record
 from anynorm._kernels.cpu.kernels.task import Task
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, LAYER, RMS, SCALE
 
 _SLOTS = ("x", "residual", "y", "total", "weight", "bias")
 _WORDS = {
-    "RECORD_NBYTES": ctypes.sizeof(Record), "TASK_NBYTES": ctypes.sizeof(Task), "IN_FLOAT64": IN_FLOAT64,
+    "RECORD_NBYTES": ctypes.sizeof(Record), "TASK_NBYTES": ctypes.sizeof(Task), "IN_FLOAT64": IN_FLOAT64, "KINDS": KINDS,
     "SLOT_NBYTES": views.SLOT_NBYTES, "SLOTS_NBYTES": len(_SLOTS) * views.SLOT_NBYTES,
     "LAYER": LAYER, "RMS": RMS, "SCALE": SCALE, "CHUNK": CHUNK, "CACHE_LINE_NBYTES": CACHE_LINE_NBYTES,
     "FEW_ROWS": 4,  # for which it does not pay to widen the parameters beforehand
@@ -27,7 +27,7 @@ _WORDS = {
 }  # fmt: skip
 # What a task is filled with; the other fields are 0.
 _FILLED = {
-    "rule": "%rule", "features": "%features", "rows": "%rows", "eps": "%eps", "scale": "%scale",
+    "features": "%features", "rows": "%rows", "eps": "%eps", "scale": "%scale",
     "weight_offset": "%offset", "x": "%place_x", "residual": "%place_residual", "y": "%place_y", "total": "%place_total",
     "weight": "%weight", "weight_code": "%weight_code", "bias": "%bias", "bias_code": "%bias_code",
     "direct": "%direct",
@@ -304,10 +304,14 @@ biased:
   %is_one_wide = or i1 %is_weight_wide, %is_bias_wide
   %is_wide = or i1 %is_one_wide, %has_offset
   %needs_float64 = and i1 %is_single, %is_wide
-  %which = select i1 %needs_float64, i64 IN_FLOAT64, i64 %code
+  %kind = select i1 %needs_float64, i64 IN_FLOAT64, i64 %code
   %lacks_residual = icmp eq ptr %residual_object, %none
-  %kernels = select i1 %lacks_residual, ptr $kernels, ptr $kernels_with_residual
-  %kernel_at = getelementptr i64, ptr %kernels, i64 %which
+  %is_sum = select i1 %lacks_residual, i64 0, i64 1
+  %twice = mul i64 %rule, 2
+  %norm = add i64 %twice, %is_sum
+  %kinds = mul i64 %norm, KINDS
+  %which = add i64 %kinds, %kind
+  %kernel_at = getelementptr i64, ptr $kernels, i64 %which
   %kernel = load ptr, ptr %kernel_at
   %has_kernel = icmp ne ptr %kernel, null
   require %has_kernel

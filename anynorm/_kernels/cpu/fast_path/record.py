@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
+from anynorm._kernels.cpu.kernels.task import Variant
+
 _WORD = ctypes.c_int64
 
 # All are public: of the stable ABI, which Py_buffer belongs to since Python 3.11, or documented beside it.
@@ -18,9 +20,14 @@ OBJECTS = (
     "bfloat16",  # a dtype of NumPy's, once it is known
     "Tensor", "Parameter", "empty_like_tensor",  # torch, once it is known
 )  # fmt: skip
-# By the code of x's dtype; the last one is for float32 that is computed in float64.
-IN_FLOAT64 = 4
-KERNELS = IN_FLOAT64 + 1
+IN_FLOAT64 = 4  # in place of the code of x's dtype, for float32 that is computed in float64
+KINDS = IN_FLOAT64 + 1
+
+
+def place_of(variant: Variant) -> int:
+    """Where among `kernels` the address of one lies."""
+    kind = IN_FLOAT64 if variant.code == 2 and variant.in_float64 else variant.code
+    return (2 * variant.rule + variant.has_residual) * KINDS + kind
 
 
 class Record(ctypes.Structure):
@@ -33,6 +40,5 @@ class Record(ctypes.Structure):
         ("look_at_tensor", _WORD),  # torch's own function, see `instructions`
         ("most_nbytes", _WORD),  # of x; larger ones are shared among threads, or stored past the caches
         ("few_elements", _WORD),  # for which the lock of the interpreter is kept
-        ("kernels", _WORD * KERNELS),
-        ("kernels_with_residual", _WORD * KERNELS),
+        ("kernels", _WORD * (3 * 2 * KINDS)),  # 0 until it has run a call the long way
     )
