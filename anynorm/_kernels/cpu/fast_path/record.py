@@ -17,7 +17,7 @@ FUNCTIONS = (
 OBJECTS = (
     "none", "float", "layer_norm", "rms_norm", "scale_norm",
     "ndarray", "empty_like_array",  # NumPy
-    "bfloat16",  # a dtype of NumPy's, once it is known
+    "bfloat16",  # a dtype of NumPy's, once an x has had it
     "Tensor", "Parameter", "empty_like_tensor",  # torch, once it is known
 )  # fmt: skip
 IN_FLOAT64 = 4  # in place of the code of x's dtype, for float32 that is computed in float64
