@@ -113,7 +113,7 @@ ORDER = [
     "_kernels.cpu.kernels.columns", "_kernels.cpu.kernels.float64", "_kernels.cpu.kernels.derivative",
     "_kernels.cpu.kernels.derivative_steps", "_kernels.cpu.kernels.rows", "_kernels.cpu.kernels.parameters",
     "_kernels.cpu.kernels.factors", "_kernels.cpu.kernels.scatter", "_kernels.cpu.kernels.chunks",
-    "_kernels.cpu.kernels.sweep", "_kernels.cpu.kernels.values", "_kernels.cpu.kernels.task",
+    "_kernels.cpu.kernels.streaming", "_kernels.cpu.kernels.values", "_kernels.cpu.kernels.task",
     "_kernels.cpu.fast_path.objects", "_kernels.cpu.launch.memory", "_kernels.cpu.fast_path.recipe",
     "_kernels.cpu.language.lanes", "_kernels.cpu.language", "_kernels.cpu.language.interpreted",
     "_kernels.cpu.language.interpreted_memory", "_kernels.cpu.language.compiled_memory",
@@ -135,7 +135,7 @@ COMPILED = [
     for name in (
         "fast_path.again", "fast_path.objects", "kernels.given", "kernels.moments", "kernels.derivative",
         "kernels.derivative_steps", "kernels.columns", "kernels.float64", "kernels.rows", "kernels.parameters",
-        "kernels.factors", "kernels.scatter", "kernels.chunks", "kernels.sweep", "language.lanes", "kernels.values",
+        "kernels.factors", "kernels.scatter", "kernels.chunks", "kernels.streaming", "language.lanes", "kernels.values",
         "language.interpreted",
         "language.interpreted_memory", "language.compiled", "language.compiled_memory", "language.tracing",
         "compiler.machine_code", "threads.program",
