@@ -22,7 +22,7 @@ from tests.test_torch_autograd import Subclass
 pytestmark = needs_llvmlite
 RULES = {"layer_norm": LAYER_NORM, "rms_norm": RMS_NORM}
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 NBYTES = 512 << 10  # from which on threads share a call
 
 
@@ -100,7 +100,6 @@ def wrapped(tensor):
 
 
 REFUSED = {
-    "float64": lambda x, w, b, dy: (x.double(), w, b, dy.double()),
     "no rows": lambda x, w, b, dy: (x[:0], w, b, dy[:0]),
     "x by columns": lambda x, w, b, dy: (x.T.contiguous().T, w, b, dy),
     "dy by columns": lambda x, w, b, dy: (x, w, b, dy.T.contiguous().T),
@@ -125,6 +124,19 @@ def test_what_is_not_plain_goes_another_way(rule, reason):
     given = [tensor(*shape, seed=seed) for seed, shape in enumerate(((4, 6), (6,), (6,), (4, 6)))]
     assert quickly(rule, *given) is not None
     assert quickly(rule, *REFUSED[reason](*given)) is None
+
+
+@pytest.mark.parametrize("parameters", [True, False])
+@pytest.mark.parametrize("row", [0, 63, 64, 199])
+@every_rule
+def test_rows_that_float64_does_not_hold_go_another_way(rule, row, parameters):
+    x, dy = tensor(200, 5, dtype=torch.float64), tensor(200, 5, dtype=torch.float64, seed=1)
+    given = [rule, x, tensor(5, seed=2), tensor(5, seed=3), dy]
+    assert quickly(*given, parameters=parameters) is not None
+    x[row] *= 2.0**600
+    assert quickly(*given, parameters=parameters) is None
+    given[2] = given[3] = None
+    assert quickly(*given, parameters=parameters) is None
 
 
 def test_lengths_go_another_way():
