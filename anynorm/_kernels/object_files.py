@@ -63,7 +63,7 @@ def write(name: str, code: bytes, place: Path | None = None) -> str | None:
 
 
 def distrusted(path: Path, found: os.stat_result) -> str | None:
-    """Why a file or folder is not trusted; None where it is this user's or root's, and no other user can write to it."""
+    """Why a file or folder is not trusted; None where it is this user's or root's, and nobody else can write to it."""
     if not hasattr(os, "geteuid"):  # Windows, where a folder of the user's own is closed to others
         return None
     if found.st_uid not in (os.geteuid(), 0):
