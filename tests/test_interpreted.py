@@ -12,14 +12,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-numba = pytest.importorskip("numba", reason="the CPU kernels need Numba")
-if numba.config.DISABLE_JIT:
+pytest.importorskip("llvmlite", reason="the CPU kernels need llvmlite")
+from anynorm._kernels.cpu.language.dtypes import INTERPRETED
+
+if INTERPRETED:
     pytest.skip("nothing is compiled here to compare with", allow_module_level=True)
 
-from anynorm._kernels.cpu import language as lanes  # noqa: E402
-from anynorm._kernels.cpu.language import interpreted, interpreted_memory  # noqa: E402
-from anynorm._kernels.cpu.language.dtypes import TAGS, WIDE64, Tag, lanes_of  # noqa: E402
-from tests import kernel_calls, kernel_lines  # noqa: E402
+from anynorm._kernels.cpu.language import (
+    interpreted,
+    interpreted_memory,
+    lanes,
+)
+from anynorm._kernels.cpu.language.dtypes import TAGS, WIDE64, Tag, lanes_of
+from tests import kernel_calls, kernel_lines
 
 PLAIN = SimpleNamespace(**{**vars(interpreted), **vars(interpreted_memory)})
 # The dtype in memory and that in lanes, as the kernels pair them.
@@ -31,7 +36,7 @@ def digests_of(dtypes, *options):
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "tests.kernel_lines", *dtypes, *options],
         cwd=Path(__file__).parents[1],
-        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        env={**os.environ, "ANYNORM_INTERPRET": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,8 +14,18 @@ from typing import Any, NamedTuple
 import numpy
 
 from anynorm._kernels.cpu.kernels.sweep import further, read, sweep
-from anynorm._kernels.cpu.kernels.task import Task
-from anynorm._kernels.cpu.language import (
+from anynorm._kernels.cpu.kernels.values import TaskValues
+from anynorm._kernels.cpu.language.dtypes import (
+    CHUNK,
+    LAYER,
+    WIDE64,
+    Address,
+    Lanes,
+    Number,
+    Tag,
+    lanes_of,
+)
+from anynorm._kernels.cpu.language.lanes import (
     cell,
     combinations,
     fma,
@@ -32,19 +42,9 @@ from anynorm._kernels.cpu.language import (
     weighted,
     where,
 )
-from anynorm._kernels.cpu.language.dtypes import (
-    CHUNK,
-    LAYER,
-    WIDE64,
-    Address,
-    Lanes,
-    Number,
-    Tag,
-    lanes_of,
-)
 
 
-def chunks_of(task: Task, tag: Tag, step: int = CHUNK) -> Iterator[tuple[int, int]]:
+def chunks_of(task: TaskValues, tag: Tag, step: int = CHUNK) -> Iterator[tuple[int, int]]:
     """Where each chunk of a row begins, and how long it is; none but that of a short row is shorter than lanes."""
     lanes = lanes_of(tag)
     for start in loop(0, larger(task.features - lanes + 1, 1), step):
@@ -164,7 +164,7 @@ def _apply_paired(value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes 
 
 
 def apply_chunk(
-    task: Task, tag: Tag, wide: Tag, parameter: Tag, x: int, other: Address, y: int, added: Address,
+    task: TaskValues, tag: Tag, wide: Tag, parameter: Tag, x: int, other: Address, y: int, added: Address,
     weight: int, bias: int, count: int, shift: Number, factor: Number, constant: Number, ahead: int, carry: int,
 ) -> None:  # fmt: skip
     """Step 3 of the definition, of lanes or more.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from anynorm._kernels.cpu.compiler.jit import kernel
 from anynorm._kernels.cpu.kernels.chunks import (
     Factors,
     apply_lanes,
@@ -22,8 +21,19 @@ from anynorm._kernels.cpu.kernels.parameters import are_weights_safe, widen_para
 from anynorm._kernels.cpu.kernels.rows import NEAR, ROOMS_NBYTES, count_safe, furnish
 from anynorm._kernels.cpu.kernels.scatter import ADDED, OTHER, X, Y, axis_length, axis_stride, place
 from anynorm._kernels.cpu.kernels.sweep import clear, further, settle, sweep
-from anynorm._kernels.cpu.kernels.task import Rooms, Task
-from anynorm._kernels.cpu.language import (
+from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.kernels.values import Rooms, TaskValues, values_of, word
+from anynorm._kernels.cpu.language.dtypes import (
+    CHUNK,
+    LAYER,
+    WIDE64,
+    WIDEST_BLOCK,
+    Address,
+    Lanes,
+    Tag,
+    lanes_of,
+)
+from anynorm._kernels.cpu.language.lanes import (
     as_lanes,
     buffer,
     cases,
@@ -41,21 +51,9 @@ from anynorm._kernels.cpu.language import (
     splat,
     store,
     total,
-    traced,
     when,
     where,
     where_less,
-)
-from anynorm._kernels.cpu.language.dtypes import (
-    CHUNK,
-    LAYER,
-    WIDE64,
-    WIDEST_BLOCK,
-    Address,
-    Lanes,
-    Number,
-    Tag,
-    lanes_of,
 )
 
 # For each lane of a sum, lanes of rows; two sums.
@@ -120,7 +118,7 @@ def _rounded(tag: Tag, value: Lanes, rooms: Rooms) -> Lanes:
     return load(rooms.x, None, tag, WIDE64)
 
 
-def _shift_of(task: Task, tag: Tag, wide: Tag, rooms: Rooms, x: _Place, other: _Place, room: int) -> Lanes:
+def _shift_of(task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, x: _Place, other: _Place, room: int) -> Lanes:
     """Numbers near the means of the rows, as in rows.py."""
     sums_in = statistics_in(tag, wide)
     if sums_in is WIDE64:
@@ -130,7 +128,7 @@ def _shift_of(task: Task, tag: Tag, wide: Tag, rooms: Rooms, x: _Place, other: _
     return _rounded(tag, sums / splat(number(count), WIDE64, lanes_of(tag)), rooms)
 
 
-def _reduce(task: Task, tag: Tag, wide: Tag, rooms: Rooms, x: _Place, other: _Place, room: int) -> None:
+def _reduce(task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, x: _Place, other: _Place, room: int) -> None:
     """Leave shifts, sums of deviations and sums of their squares in the rooms, of as many rows as there are lanes."""
     lanes, sums_in = lanes_of(tag), statistics_in(tag, wide)
     zero = splat(0.0, WIDE64, lanes)
@@ -177,7 +175,7 @@ def _numbers_at(tag: Tag, wide: Tag, centred: bool, found: int, column: int) -> 
     )
 
 
-def _reduce_block(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, columns: int, room: int) -> bool:
+def _reduce_block(task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, first: int, columns: int, room: int) -> bool:
     """Find what each row of a block is multiplied and moved by; whether all are safe for float32."""
     lanes, size = lanes_of(tag), size_of(tag)
     safe = cell(True)
@@ -211,7 +209,7 @@ def _apply_feature(
         settle(tag, carry)
 
 
-def _apply_block(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, columns: int, found: int) -> None:
+def _apply_block(task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, first: int, columns: int, found: int) -> None:
     size, lanes = size_of(wide), lanes_of(tag)
     places = [_Place(place(task, tag, which, first), axis_stride(task, which)) for which in (X, OTHER, Y, ADDED)]
     for start, length in chunks_of(task, tag):
@@ -228,22 +226,21 @@ def _apply_block(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, colu
                 _apply_feature(tag, wide, places, start + k, parameters, found, columns, centred, carry)
 
 
-@traced
-def _normalize(
-    tag: Tag, wide: Tag, first: int, last: int, rule: int, eps: Number, scale: Number, features: int,
-    x: int, other: Address, y: int, added: Address, layout: Address, weight: int, weight_code: int,
-    bias: int, bias_code: int, weight_offset: Number, streaming: bool, block: int, head: int, rooms_at: int, room: int,
-) -> int:  # fmt: skip
-    task = Task(
-        rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code, weight_offset,
-        (weight != 0) | (bias != 0), False, streaming,
-    )  # fmt: skip
-    rooms, lanes = furnish(rooms_at), lanes_of(tag)
+def normalize_columns(variant: Variant, task: int, first: int, last: int) -> int:
+    """Normalize blocks of rows first to last, or up to one that float32 cannot hold; return which is the next.
+
+    That is -1 where it cannot hold the weights. The last free axis of the layout is that of the neighbours; it is cut
+    into blocks as layout.py says.
+    """
+    (tag, wide), values = variant.dtypes, values_of(task, variant, variant.has_residual, variant.has_residual)
+    values = values._replace(direct=False)
+    block, head = word(task, "block"), word(task, "head")
+    rooms, room, lanes = furnish(buffer(ROOMS_NBYTES)), buffer(_ROOM_NBYTES), lanes_of(tag)
     following, ended = cell(-1), cell(False)
-    for _ in when(are_weights_safe(task, tag, wide, rooms)):
-        for _ in when(task.widened & (features < CHUNK + lanes)):
-            widen_parameters(task, wide, rooms, 0, features, weight_offset)
-        neighbours = axis_length(task)
+    for _ in when(are_weights_safe(values, tag, wide, rooms)):
+        for _ in when(values.widened & (values.features < CHUNK + lanes)):
+            widen_parameters(values, wide, rooms, 0, values.features, values.weight_offset)
+        neighbours = axis_length(values)
         blocks = 1 + larger(0, neighbours - head - lanes) // block
         following[...] = last
         clear(rooms.carry)
@@ -252,29 +249,12 @@ def _normalize(
             start = where(i == 0, 0, head + i * block)
             end = where(i == blocks - 1, neighbours, head + (i + 1) * block)
             row, columns = unit // blocks * neighbours + start, end - start
-            safe = _reduce_block(task, tag, wide, rooms, row, columns, room)
+            safe = _reduce_block(values, tag, wide, rooms, row, columns, room)
             for is_safe in cases(safe):
                 if is_safe:
-                    _apply_block(task, tag, wide, rooms, row, columns, room + 2 * _SUMS_NBYTES)
+                    _apply_block(values, tag, wide, rooms, row, columns, room + 2 * _SUMS_NBYTES)
                 else:
                     following[...], ended[...] = unit, True
-        for _ in when(streaming):
+        for _ in when(values.streaming):
             fence()
     return following
-
-
-@kernel
-def normalize_columns(
-    tag, wide, first, last, rule, eps, scale, features, x, other, y, added, layout,
-    weight, weight_code, bias, bias_code, weight_offset, direct, streaming, block, head,
-):  # fmt: skip
-    """Normalize blocks of rows first to last, or up to one that float32 cannot hold; return which is the next.
-
-    That is -1 where it cannot hold the weights. The last free axis of the layout is that of the neighbours; it is cut
-    into blocks as layout.py says. The other arguments are those of Task, and the dtypes of x and of what is computed
-    in.
-    """
-    return _normalize(
-        tag, wide, first, last, rule, eps, scale, features, x, other, y, added, layout, weight, weight_code,
-        bias, bias_code, weight_offset, streaming, block, head, buffer(ROOMS_NBYTES), buffer(_ROOM_NBYTES),
-    )  # fmt: skip

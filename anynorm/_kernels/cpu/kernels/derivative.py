@@ -6,7 +6,6 @@ block of rows first, and then of all blocks; what makes a block depends on the s
 
 from __future__ import annotations
 
-from anynorm._kernels.cpu.compiler.jit import kernel
 from anynorm._kernels.cpu.kernels.chunks import chunks_of
 from anynorm._kernels.cpu.kernels.derivative_steps import (
     SLOTS_NBYTES,
@@ -32,8 +31,10 @@ from anynorm._kernels.cpu.kernels.scatter import (
     scatter,
     target,
 )
-from anynorm._kernels.cpu.kernels.task import Rooms, Task
-from anynorm._kernels.cpu.language import (
+from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.kernels.values import Rooms, TaskValues, values_of, word
+from anynorm._kernels.cpu.language.dtypes import CHUNK, CODES, SCALE, WIDE32, WIDE64, Address, Tag
+from anynorm._kernels.cpu.language.lanes import (
     buffer,
     cases,
     cell,
@@ -46,11 +47,9 @@ from anynorm._kernels.cpu.language import (
     size_of,
     smaller,
     store_integer,
-    traced,
     when,
     where,
 )
-from anynorm._kernels.cpu.language.dtypes import CHUNK, CODES, SCALE, WIDE32, WIDE64, Address, Number, Tag
 
 # Bytes of x and dy in a group, which are read for dx right after they were for the means: the sums of a column stay in
 # registers from row to row.
@@ -60,7 +59,7 @@ _MOST_ROWS = 8
 _LEFT_NBYTES = (_MOST_ROWS + 1) * 8
 
 
-def _prepare(task: Task, tag: Tag, weights: int) -> None:
+def _prepare(task: TaskValues, tag: Tag, weights: int) -> None:
     """Set weight + weight_offset for each feature, 1 where there is none, and the scale of scale_norm."""
     for given in cases(task.weight != 0):
         if given:
@@ -74,7 +73,9 @@ def _prepare(task: Task, tag: Tag, weights: int) -> None:
         narrow_chunk(CODES["float32"], weights, task.features, weights_of(task._replace(weight=weights), WIDE32))
 
 
-def _add_up(task: Task, sums: int, blocks: int, dweight: int, dweight_code: int, dbias: int, dbias_code: int) -> None:
+def _add_up(
+    task: TaskValues, sums: int, blocks: int, dweight: int, dweight_code: int, dbias: int, dbias_code: int
+) -> None:
     """The sums of all blocks, one after the other, as gradients of the parameters."""
     nbytes = task.features * 16
     for block in loop(1, blocks, 1):
@@ -94,8 +95,8 @@ def _add_up(task: Task, sums: int, blocks: int, dweight: int, dweight_code: int,
         narrow_chunk(dbias_code, sums + task.features * 8, task.features, dbias)
 
 
-def _pull_group(
-    task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, sums: int, refused: int, first: int, rows: int,
+def _differentiate_group(
+    task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, sums: int, refused: int, first: int, rows: int,
     numbers: Address,
 ) -> None:  # fmt: skip
     """The derivative at up to _MOST_ROWS rows, but for those that it notes down as refused."""
@@ -135,8 +136,8 @@ def _pull_group(
             scatter(task, tag, Y, place(task, tag, Y, first), start, count, rooms.y)
 
 
-def _pull_block(
-    task: Task, tag: Tag, rooms: Rooms, slots: Slots, sums: int, refused: int, unit: int, rows: int, block: int,
+def _differentiate_block(
+    task: TaskValues, tag: Tag, rooms: Rooms, slots: Slots, sums: int, refused: int, unit: int, rows: int, block: int,
     left: int, numbers: Address,
 ) -> None:  # fmt: skip
     """The derivative at the rows of a block, and its sums; ``left`` is room for rows that float32 does not hold."""
@@ -152,58 +153,44 @@ def _pull_block(
         if (
             size_of(tag) == 8 or numbers is not None
         ):  # given factors may be any, and float64 has room for those of float32
-            _pull_group(task, tag, WIDE64, rooms, slots, sums, refused, start, count, numbers)
+            _differentiate_group(task, tag, WIDE64, rooms, slots, sums, refused, start, count, numbers)
             continue
         store_integer(left, 0)
-        _pull_group(task, tag, WIDE32, rooms, slots, sums, left, start, count, None)
+        _differentiate_group(task, tag, WIDE32, rooms, slots, sums, left, start, count, None)
         for i in loop(1, integer(left) + 1, 1):
-            _pull_group(task, tag, WIDE64, rooms, slots, sums, 0, integer(left + 8 * i), 1, None)
+            _differentiate_group(task, tag, WIDE64, rooms, slots, sums, 0, integer(left + 8 * i), 1, None)
 
 
-@traced
-def _pull(
-    tag: Tag, first: int, last: int, rule: int, eps: Number, scale: Number, features: int,
-    x: int, dy: int, dx: int, dtotal: Address, layout: Address, rows: int, block: int,
-    weight: int, weight_code: int, weight_offset: Number, dweight: int, dweight_code: int, dbias: int, dbias_code: int,
-    work: int, numbers: Address, room: int, slots: int, left: int,
-) -> int:  # fmt: skip
-    task = Task(
-        rule, eps, scale, features, x, dy, dx, dtotal, layout, weight, weight_code, dbias, 0, weight_offset,
-        True, False, False,
-    )  # fmt: skip
-    blocks = (rows + block - 1) // block
-    has_sums = (dweight != 0) | (dbias != 0)
-    sums = work + features * 16
-    refusals = sums + where(has_sums, blocks * features * 16, 0)
-    for _ in when(first < 0):
-        _prepare(task, tag, work)
-    # What `finish_group` divides by is the norm alone; the scale is a weight.
-    task = task._replace(weight=work, scale=number(features) / number(features))
-    for unit in loop(larger(first, 0), smaller(last, blocks), 1):
-        of_unit = where(has_sums, sums + unit * features * 16, 0)
-        refused = refusals + unit * (block + 1) * 8
-        _pull_block(task, tag, furnish(room), Slots.at(slots), of_unit, refused, unit, rows, block, left, numbers)
-    for _ in when((last > blocks) & has_sums):
-        _add_up(task, sums, blocks, dweight, dweight_code, dbias, dbias_code)
-    return last
-
-
-@kernel
-def pull_rows(
-    tag, wide, first, last, rule, eps, scale, features, x, dy, dx, dtotal, layout, rows, block,
-    weight, weight_code, weight_offset, dweight, dweight_code, dbias, dbias_code, work, numbers,
-):  # fmt: skip
+def differentiate_rows(variant: Variant, task: int, first: int, last: int) -> int:
     """Find the derivative at blocks of rows, first to last; return the last.
 
     Block -1 is the widening of the weight, which comes before all others, and the one behind all rows the adding up of
     the gradients of the parameters, which comes last. Gradients that are not wanted are at 0. In ``work`` there is room
     for float64 numbers: the weights, with as much again for float32; for each block, where a parameter's gradient is
     wanted, the sums of dy * x_hat and of dy for each feature; and where x is float64, for each block how many rows are
-    left to the definition, and which. ``numbers`` is None, or for each row what step 2 has made of given moments, as in
-    apply.py: FINISHED float64 numbers, of which the first two become the sums of g and of g * x_hat.
+    left to the definition, and which. ``numbers`` is for given moments: for each row what step 2 has made of them, as
+    in given.py; of FINISHED float64 numbers the first two become the sums of g and of g * x_hat.
     """
-    return _pull(
-        tag, first, last, rule, eps, scale, features, x, dy, dx, dtotal, layout, rows, block, weight, weight_code,
-        weight_offset, dweight, dweight_code, dbias, dbias_code, work, numbers,
-        buffer(ROOMS_NBYTES), buffer(SLOTS_NBYTES), buffer(_LEFT_NBYTES),
-    )  # fmt: skip
+    tag, values = variant.dtypes[0], values_of(task, variant, True, variant.has_residual)
+    rows, block, work = (word(task, name) for name in ("rows", "block_rows", "work"))
+    dweight, dweight_code, dbias, dbias_code = (
+        word(task, name) for name in ("dweight", "dweight_code", "dbias", "dbias_code")
+    )
+    numbers = word(task, "numbers") if variant.has_numbers else None
+    rooms, slots, left = furnish(buffer(ROOMS_NBYTES)), Slots.at(buffer(SLOTS_NBYTES)), buffer(_LEFT_NBYTES)
+    features = values.features
+    blocks = (rows + block - 1) // block
+    has_sums = (dweight != 0) | (dbias != 0)
+    sums = work + features * 16
+    refusals = sums + where(has_sums, blocks * features * 16, 0)
+    for _ in when(first < 0):
+        _prepare(values, tag, work)
+    # What `finish_group` divides by is the norm alone; the scale is a weight.
+    values = values._replace(weight=work, bias=dbias, scale=number(features) / number(features))
+    for unit in loop(larger(first, 0), smaller(last, blocks), 1):
+        of_unit = where(has_sums, sums + unit * features * 16, 0)
+        refused = refusals + unit * (block + 1) * 8
+        _differentiate_block(values, tag, rooms, slots, of_unit, refused, unit, rows, block, left, numbers)
+    for _ in when((last > blocks) & has_sums):
+        _add_up(values, sums, blocks, dweight, dweight_code, dbias, dbias_code)
+    return last

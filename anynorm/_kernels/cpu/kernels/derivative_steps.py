@@ -19,8 +19,21 @@ from typing import NamedTuple
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, is_flat_chunk, sum_first
 from anynorm._kernels.cpu.kernels.rows import is_far, rounded
 from anynorm._kernels.cpu.kernels.scatter import OTHER, X, gather, gather_both, place, place_numbers
-from anynorm._kernels.cpu.kernels.task import Rooms, Task
-from anynorm._kernels.cpu.language import (
+from anynorm._kernels.cpu.kernels.values import Rooms, TaskValues
+from anynorm._kernels.cpu.language.dtypes import (
+    FINISHED,
+    GROUP,
+    LAYER,
+    SCALE,
+    WIDE32,
+    WIDE64,
+    Address,
+    Lanes,
+    Number,
+    Tag,
+    lanes_of,
+)
+from anynorm._kernels.cpu.language.lanes import (
     as_lanes,
     cases,
     cell,
@@ -39,19 +52,6 @@ from anynorm._kernels.cpu.language import (
     total,
     when,
     where,
-)
-from anynorm._kernels.cpu.language.dtypes import (
-    FINISHED,
-    GROUP,
-    LAYER,
-    SCALE,
-    WIDE32,
-    WIDE64,
-    Address,
-    Lanes,
-    Number,
-    Tag,
-    lanes_of,
 )
 
 # Steps of float32 after which sums go on in float64.
@@ -101,7 +101,7 @@ def parts_of(count: int, wide: Tag) -> tuple[tuple[int, int, int], ...]:
     return (lanes, 0, whole), (1, whole, count)
 
 
-def weights_of(task: Task, wide: Tag) -> int:
+def weights_of(task: TaskValues, wide: Tag) -> int:
     """Where the weights lie, which are in float64 first and then in float32."""
     return task.weight if wide is WIDE64 else task.weight + task.features * 8
 
@@ -121,7 +121,9 @@ class _Sums:
         energies[...] = fma(g, g, energies)
 
 
-def reduce_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, row: int, k: int, numbers: Address) -> None:
+def reduce_row(
+    task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, row: int, k: int, numbers: Address
+) -> None:
     """Leave the sums of a row in its slot; about a shift that is near its mean, or the first of given numbers."""
     x, dy = place(task, tag, X, row), place(task, tag, OTHER, row)
     shift = cell(0.0)
@@ -152,7 +154,7 @@ def reduce_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, row:
         poke(room + k, WIDE64, value)
 
 
-def _shift_of(task: Task, tag: Tag, wide: Tag, rooms: Rooms, x: int) -> Number:
+def _shift_of(task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, x: int) -> Number:
     """A number near the mean of a row."""
     if wide is WIDE32:
         count = smaller(task.features, lanes_of(tag))
@@ -174,7 +176,7 @@ def _shift_of(task: Task, tag: Tag, wide: Tag, rooms: Rooms, x: int) -> Number:
     return first + sums / number(task.features)
 
 
-def use_given(task: Task, rooms: Rooms, numbers: int, row: int, k: int) -> None:
+def use_given(task: TaskValues, rooms: Rooms, numbers: int, row: int, k: int) -> None:
     """Take factor and constant of a row from what step 2 has made of given moments."""
     at = place_numbers(task, numbers, row, FINISHED)
     poke(rooms.factors + k, WIDE64, peek(at + 8, None, WIDE64))
@@ -182,7 +184,7 @@ def use_given(task: Task, rooms: Rooms, numbers: int, row: int, k: int) -> None:
 
 
 def finish_row(
-    task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, row: int, k: int, slot: int, numbers: Address
+    task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, row: int, k: int, slot: int, numbers: Address
 ) -> bool:
     """Leave in a slot what the elements of a row are multiplied and moved by; whether that holds the row.
 
@@ -232,7 +234,7 @@ def finish_row(
     return safe & known
 
 
-def _has_no_gradient(task: Task, tag: Tag, rooms: Rooms, row: int) -> bool:
+def _has_no_gradient(task: TaskValues, tag: Tag, rooms: Rooms, row: int) -> bool:
     """Whether g is 0 throughout, rather than too small to be squared."""
     dy, nothing = place(task, tag, OTHER, row), cell(True)
     for start, count in chunks_of(task, tag):
@@ -249,7 +251,7 @@ def _lies_within(value: Number, bounds: tuple[float, float]) -> bool:
 
 
 def apply_chunk(
-    task: Task, tag: Tag, wide: Tag, slots: Slots, sums: int, rows: int, start: int, count: int, given: bool
+    task: TaskValues, tag: Tag, wide: Tag, slots: Slots, sums: int, rows: int, start: int, count: int, given: bool
 ) -> None:
     """Write a chunk of dx, of each row in the slots, and add to the sums of its columns; 0 where there are none."""
     for centred in cases(task.rule == LAYER):
@@ -265,7 +267,7 @@ def apply_chunk(
 
 
 def _apply_elements(
-    task: Task, tag: Tag, wide: Tag, slots: Slots, sums: tuple[int, ...], rows: int, i: int, lanes: int,
+    task: TaskValues, tag: Tag, wide: Tag, slots: Slots, sums: tuple[int, ...], rows: int, i: int, lanes: int,
     weight: Lanes, centred: bool, given: bool,
 ) -> None:  # fmt: skip
     """The i-th elements of a chunk, row after row, with the sums of their columns in registers."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 from anynorm._kernels.cpu.kernels.chunks import uses_pairs
-from anynorm._kernels.cpu.kernels.task import Rooms, Task
-from anynorm._kernels.cpu.language import alike, cases, load, loop, number, root, store, where_less
+from anynorm._kernels.cpu.kernels.values import Rooms, TaskValues
 from anynorm._kernels.cpu.language.dtypes import SCALE, WIDE64, Lanes, Number, Tag
+from anynorm._kernels.cpu.language.lanes import alike, cases, load, loop, number, root, store, where_less
 
 # Below the first, a mean square is that of a row of zeros and of an eps too small to divide by; so is a norm below the
 # second.
@@ -20,7 +20,7 @@ _LARGEST = 1.7976931348623157e308
 _STEP = 4  # rows that share the latency of their roots and divisions; more would fill more registers than there are
 
 
-def finish_group(task: Task, tag: Tag, wide: Tag, rooms: Rooms, count: int) -> None:
+def finish_group(task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, count: int) -> None:
     """Turn shifts, sums and squares of so many rows into factors and constants."""
     for is_scale in cases(task.rule == SCALE):
         for i in loop(0, count * 8, _STEP * 8):

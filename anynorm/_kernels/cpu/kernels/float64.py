@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 
-from anynorm._kernels.cpu.compiler.jit import kernel
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, read, read_rest
 from anynorm._kernels.cpu.kernels.parameters import fill_chunk, widen_parameters
 from anynorm._kernels.cpu.kernels.rows import ROOMS_NBYTES, furnish
 from anynorm._kernels.cpu.kernels.scatter import ADDED, OTHER, X, Y, gather_both, is_gathered, place, scatter, target
 from anynorm._kernels.cpu.kernels.sweep import clear, settle, sweep
-from anynorm._kernels.cpu.kernels.task import Rooms, Task
-from anynorm._kernels.cpu.language import (
+from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.kernels.values import Rooms, TaskValues, values_of
+from anynorm._kernels.cpu.language.dtypes import CHUNK, LAYER, SCALE, WIDE64, Address, Lanes, Number, lanes_of
+from anynorm._kernels.cpu.language.lanes import (
     alike,
     buffer,
     cases,
@@ -33,12 +34,10 @@ from anynorm._kernels.cpu.language import (
     store,
     total,
     total_pair,
-    traced,
     when,
     where,
     where_less,
 )
-from anynorm._kernels.cpu.language.dtypes import CHUNK, LAYER, SCALE, WIDE64, Address, Lanes, Number, lanes_of
 
 _LANES = lanes_of(WIDE64)
 
@@ -88,7 +87,7 @@ class _Sums:
         self.squares_low[...] = self.squares_low + (squares[1] + error)
 
 
-def reduce_row(task: Task, rooms: Rooms, x: int, other: Address, centred: bool) -> tuple[Number, _Sums]:
+def reduce_row(task: TaskValues, rooms: Rooms, x: int, other: Address, centred: bool) -> tuple[Number, _Sums]:
     """The shift, and as pairs the sum of deviations from it and the sum of their squares."""
     # Any element will do for a shift: none is further from the mean than sqrt(features) standard deviations (Samuelson
     # 1968), and pairs have the bits to spare. A constant row has no deviations then.
@@ -106,7 +105,7 @@ def reduce_row(task: Task, rooms: Rooms, x: int, other: Address, centred: bool) 
     return shift, row
 
 
-def _finish(task: Task, shift: Number, row: _Sums, is_scale: bool) -> tuple[Number, Number, Number, Number]:
+def _finish(task: TaskValues, shift: Number, row: _Sums, is_scale: bool) -> tuple[Number, Number, Number, Number]:
     """The mean and the factor as pairs; NaN for a factor that is out of the range in which apply is exact."""
     sums, sums_low, squares, squares_low = (one + 0.0 for one in (row.sums, row.sums_low, row.squares, row.squares_low))
     count = number(task.features)
@@ -171,7 +170,7 @@ def _apply_lanes(
 
 
 def _apply_chunk(
-    task: Task, rooms: Rooms, x: int, other: Address, y: int, added: Address, count: int, row: PairedFactors,
+    task: TaskValues, rooms: Rooms, x: int, other: Address, y: int, added: Address, count: int, row: PairedFactors,
     ahead: int, has_parameters: bool, has_offset: bool, streaming: bool,
 ) -> None:  # fmt: skip
     """Step 3 of the definition, with mean and factor as pairs; as `chunks.apply_chunk`."""
@@ -184,7 +183,7 @@ def _apply_chunk(
     sweep(WIDE64, WIDE64, x, other, y, added, count, ahead, compute, rooms.carry if streaming else None)
 
 
-def _widen_parameters(task: Task, rooms: Rooms, start: int, count: int) -> None:
+def _widen_parameters(task: TaskValues, rooms: Rooms, start: int, count: int) -> None:
     """A chunk of weight + weight_offset as pairs, and of bias."""
     widen_parameters(task, WIDE64, rooms, start, count, alike(0.0, task.eps))
     for _ in when(task.weight_offset != 0.0):
@@ -195,7 +194,7 @@ def _widen_parameters(task: Task, rooms: Rooms, start: int, count: int) -> None:
             store(rooms.lows + i, WIDE64, low)
 
 
-def _are_weights_safe(task: Task, rooms: Rooms) -> bool:
+def _are_weights_safe(task: TaskValues, rooms: Rooms) -> bool:
     """Whether all weights lie within 2**-500 and 2**500 or are 0; the last chunk of parameters is left in the rooms."""
     zero, one, least, most = (splat(value, WIDE64, 1) for value in (0.0, 1.0, 2.0**-500, 2.0**500))
     outside = cell(zero)
@@ -208,7 +207,7 @@ def _are_weights_safe(task: Task, rooms: Rooms) -> bool:
     return total(outside) == 0.0
 
 
-def prepare_parameters(task: Task, rooms: Rooms) -> bool:
+def prepare_parameters(task: TaskValues, rooms: Rooms) -> bool:
     """Widen parameters that take no more than a chunk; whether all weights are safe."""
     safe = cell(True)
     for _ in when(task.widened):
@@ -218,7 +217,7 @@ def prepare_parameters(task: Task, rooms: Rooms) -> bool:
     return safe
 
 
-def _normalize_row(task: Task, rooms: Rooms, row: int) -> bool:
+def _normalize_row(task: TaskValues, rooms: Rooms, row: int) -> bool:
     """Normalize a row; whether that was safe."""
     x, other, y, added = (place(task, WIDE64, which, row) for which in (X, OTHER, Y, ADDED))
     safe = cell(True)
@@ -235,7 +234,7 @@ def _normalize_row(task: Task, rooms: Rooms, row: int) -> bool:
 
 
 def apply_row(
-    task: Task, rooms: Rooms, row: int, x: int, other: Address, y: int, added: Address, numbers: PairedFactors
+    task: TaskValues, rooms: Rooms, row: int, x: int, other: Address, y: int, added: Address, numbers: PairedFactors
 ) -> None:
     ahead = where(is_gathered(task, WIDE64), 0, place(task, WIDE64, X, row + 1) - x)
     for start, count in chunks_of(task, WIDE64):
@@ -254,43 +253,24 @@ def apply_row(
         scatter(task, WIDE64, ADDED, added, start, count, rooms.added)
 
 
-@traced
-def _normalize(
-    first: int, last: int, rule: int, eps: Number, scale: Number, features: int, x: int, other: Address, y: int,
-    added: Address, layout: Address, weight: int, weight_code: int, bias: int, bias_code: int, weight_offset: Number,
-    streaming: bool, room: int,
-) -> int:  # fmt: skip
-    widened = (weight != 0) | (bias != 0)
-    streaming = streaming & (features >= _LANES)  # shorter rows are put together in buffers
-    task = Task(
-        rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code, weight_offset,
-        widened, False, streaming,
-    )  # fmt: skip
-    rooms = furnish(room)
+def normalize_float64(variant: Variant, task: int, first: int, last: int) -> int:
+    """Normalize rows first to last, or up to one of extreme magnitude; return which is the next.
+
+    That is -1 where weights are extreme.
+    """
+    values = values_of(task, variant, variant.has_residual, variant.has_residual)
+    # Shorter rows are put together in buffers.
+    values = values._replace(streaming=values.streaming & (values.features >= _LANES))
+    rooms = furnish(buffer(ROOMS_NBYTES))
     following = cell(-1)
-    safe = prepare_parameters(task, rooms)
+    safe = prepare_parameters(values, rooms)
     for _ in when(safe):
         clear(rooms.carry)
         following[...], ended = last, cell(False)
         for row in loop(first, last, 1, ended):
-            for _ in when(_normalize_row(task, rooms, row) == False):  # noqa: E712
+            for _ in when(_normalize_row(values, rooms, row) == False):  # noqa: E712
                 following[...], ended[...] = row, True
-        for _ in when(streaming):
+        for _ in when(values.streaming):
             settle(WIDE64, rooms.carry)
             fence()
     return following
-
-
-@kernel
-def normalize_paired(
-    tag, wide, first, last, rule, eps, scale, features, x, other, y, added, layout,
-    weight, weight_code, bias, bias_code, weight_offset, direct, streaming, block, head,
-):  # fmt: skip
-    """Normalize rows first to last, or up to one of extreme magnitude; return which is the next.
-
-    That is -1 where weights are extreme. The arguments are those of `normalize_rows`; tag and wide are float64.
-    """
-    return _normalize(
-        first, last, rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code,
-        weight_offset, streaming, buffer(ROOMS_NBYTES),
-    )  # fmt: skip

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, uses_pairs
-from anynorm._kernels.cpu.kernels.task import Rooms, Task
-from anynorm._kernels.cpu.language import (
+from anynorm._kernels.cpu.kernels.values import Rooms, TaskValues
+from anynorm._kernels.cpu.language.dtypes import CODES, LAYER, TAGS, WIDE32, WIDE64, Lanes, Number, Tag
+from anynorm._kernels.cpu.language.lanes import (
     cases,
     cell,
     load,
@@ -18,12 +19,11 @@ from anynorm._kernels.cpu.language import (
     where,
     where_less,
 )
-from anynorm._kernels.cpu.language.dtypes import CODES, LAYER, TAGS, WIDE32, WIDE64, Lanes, Number, Tag
 
 _STEP = 8  # parameters that are widened at a time
 
 
-def widen_parameters(task: Task, wide: Tag, rooms: Rooms, start: int, count: int, weight_offset: Number) -> None:
+def widen_parameters(task: TaskValues, wide: Tag, rooms: Rooms, start: int, count: int, weight_offset: Number) -> None:
     """A chunk of weight + weight_offset and of bias in the wide dtype, where there is one of them.
 
     -0.0 is added to what is to stay as it is: 0.0 would turn a parameter of -0.0 into 0.0.
@@ -37,7 +37,7 @@ def widen_parameters(task: Task, wide: Tag, rooms: Rooms, start: int, count: int
             widen_chunk(code, wide, address + start * itemsize, count, offset, room)
 
 
-def are_weights_safe(task: Task, tag: Tag, wide: Tag, rooms: Rooms) -> bool:
+def are_weights_safe(task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms) -> bool:
     """Whether products with the weights keep their range in the wide dtype."""
     safe = cell(True)
     if wide is WIDE64:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-from anynorm._kernels.cpu.compiler.jit import kernel
 from anynorm._kernels.cpu.kernels.chunks import (
     apply_chunk,
     chunks_of,
@@ -23,8 +22,10 @@ from anynorm._kernels.cpu.kernels.factors import finish_group
 from anynorm._kernels.cpu.kernels.parameters import are_weights_safe, widen_parameters
 from anynorm._kernels.cpu.kernels.scatter import ADDED, OTHER, X, Y, gather_both, is_gathered, place, scatter, target
 from anynorm._kernels.cpu.kernels.sweep import CARRY_NBYTES, clear, settle
-from anynorm._kernels.cpu.kernels.task import Rooms, Task
-from anynorm._kernels.cpu.language import (
+from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.kernels.values import Rooms, TaskValues, values_of
+from anynorm._kernels.cpu.language.dtypes import CHUNK, GROUP, LAYER, WIDE64, Address, Number, Tag, lanes_of
+from anynorm._kernels.cpu.language.lanes import (
     buffer,
     cases,
     cell,
@@ -37,11 +38,9 @@ from anynorm._kernels.cpu.language import (
     poke,
     size_of,
     smaller,
-    traced,
     when,
     where,
 )
-from anynorm._kernels.cpu.language.dtypes import CHUNK, GROUP, LAYER, WIDE32, WIDE64, Address, Number, Tag, lanes_of
 
 # Room for a chunk, which may have some lanes more than CHUNK elements, and for what is read behind it.
 _CHUNK_NBYTES = (CHUNK + 64) * 8
@@ -68,7 +67,7 @@ def rounded(value: Number, tag: Tag, room: int) -> Number:
     return peek(room, None, tag)
 
 
-def _shift_of(task: Task, tag: Tag, wide: Tag, rooms: Rooms, x: int, other: Address) -> Number:
+def _shift_of(task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, x: int, other: Address) -> Number:
     """A number near the mean of a row."""
     if statistics_in(tag, wide) is WIDE64:
         # Any element will do: none is further from the mean than sqrt(features) standard deviations (Samuelson 1968,
@@ -81,7 +80,7 @@ def _shift_of(task: Task, tag: Tag, wide: Tag, rooms: Rooms, x: int, other: Addr
 
 
 def _add_up(
-    task: Task, tag: Tag, wide: Tag, rooms: Rooms, x: int, other: Address, centred: bool, shift: Number, k: int
+    task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, x: int, other: Address, centred: bool, shift: Number, k: int
 ) -> None:
     """Leave in the rooms the sum of deviations from the shift and that of their squares."""
     sums, squares = cell(0.0), cell(0.0)
@@ -103,7 +102,7 @@ def is_far(sums: Number, squares: Number, between: Number) -> bool:
     return sums * between > squares * NEAR
 
 
-def reduce_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, row: int, k: int) -> None:
+def reduce_row(task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, row: int, k: int) -> None:
     """Leave the moments of a row in the rooms."""
     x, other = place(task, tag, X, row), place(task, tag, OTHER, row)
     for centred in cases(task.rule == LAYER):
@@ -123,7 +122,7 @@ def reduce_row(task: Task, tag: Tag, wide: Tag, rooms: Rooms, row: int, k: int) 
             near[...] = rounded(near + between, tag, rooms.mean)
 
 
-def count_safe(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, count: int) -> int:
+def count_safe(task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, first: int, count: int) -> int:
     """How many rows there are before the first on which float32 would leave its range."""
     if wide is WIDE64:
         return count
@@ -146,7 +145,7 @@ def count_safe(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, count:
     return safe
 
 
-def _flatten(task: Task, tag: Tag, rooms: Rooms, row: int, k: int) -> bool:
+def _flatten(task: TaskValues, tag: Tag, rooms: Rooms, row: int, k: int) -> bool:
     """Whether a row has no deviations at all, rather than such as have squares of 0; it is one of zeros then."""
     x, other = place(task, tag, X, row), place(task, tag, OTHER, row)
     flat = cell(True)
@@ -158,7 +157,7 @@ def _flatten(task: Task, tag: Tag, rooms: Rooms, row: int, k: int) -> bool:
     return flat
 
 
-def _normalize_group(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, count: int) -> int:
+def _normalize_group(task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, first: int, count: int) -> int:
     """Normalize up to GROUP rows; return how many, which is less where one is not safe for float32."""
     for k in loop(0, count, 1):
         reduce_row(task, tag, wide, rooms, first + k, 8 * k)
@@ -183,7 +182,7 @@ def _normalize_group(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, 
 
 
 def _apply_row(
-    task: Task, tag: Tag, wide: Tag, parameter: Tag, rooms: Rooms, row: int, behind: int, start: int, count: int,
+    task: TaskValues, tag: Tag, wide: Tag, parameter: Tag, rooms: Rooms, row: int, behind: int, start: int, count: int,
     weight: int, bias: int, k: int,
 ) -> None:  # fmt: skip
     """Apply a chunk of a row, and fetch that of the row so many behind it."""
@@ -201,7 +200,7 @@ def _apply_row(
     scatter(task, tag, ADDED, added, start, count, rooms.added)
 
 
-def normalize_all(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, last: int) -> int:
+def normalize_all(task: TaskValues, tag: Tag, wide: Tag, rooms: Rooms, first: int, last: int) -> int:
     """Normalize rows in groups; return which is the next, or -1."""
     following, ended = cell(-1), cell(False)
     for _ in when(are_weights_safe(task, tag, wide, rooms)):
@@ -221,33 +220,17 @@ def normalize_all(task: Task, tag: Tag, wide: Tag, rooms: Rooms, first: int, las
     return following
 
 
-@traced
-def _normalize(
-    tag: Tag, wide: Tag, first: int, last: int, rule: int, eps: Number, scale: Number, features: int,
-    x: int, other: Address, y: int, added: Address, layout: Address, weight: int, weight_code: int,
-    bias: int, bias_code: int, weight_offset: Number, direct: bool, streaming: bool, fetching: bool, room: int,
-) -> int:  # fmt: skip
-    direct = direct if wide is WIDE32 else False  # rows that are taken up again in float64 come with it
-    widened = where(direct, False, (weight != 0) | (bias != 0))
-    streaming = streaming & (features >= lanes_of(tag))  # shorter rows are put together in buffers
-    task = Task(
-        rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code,
-        weight_offset, widened, direct, streaming, fetching,
-    )  # fmt: skip
-    return normalize_all(task, tag, wide, furnish(room), first, last)
-
-
-@kernel
-def normalize_rows(
-    tag, wide, first, last, rule, eps, scale, features, x, other, y, added, layout,
-    weight, weight_code, bias, bias_code, weight_offset, direct, streaming, block, head,
-):  # fmt: skip
+def normalize_rows(variant: Variant, task: int, first: int, last: int) -> int:
     """Normalize rows first to last, or up to one that float32 cannot hold; return which is the next.
 
-    That is -1 where it cannot hold the weights. The arguments are those of Task, and the dtypes of x and of what is
-    computed in; ``block`` is not 0 where rows are fetched ahead.
+    That is -1 where it cannot hold the weights.
     """
-    return _normalize(
-        tag, wide, first, last, rule, eps, scale, features, x, other, y, added, layout,
-        weight, weight_code, bias, bias_code, weight_offset, direct, streaming, block != 0, buffer(ROOMS_NBYTES),
-    )  # fmt: skip
+    (tag, wide), values = variant.dtypes, values_of(task, variant, variant.has_residual, variant.has_residual)
+    if wide is WIDE64:  # rows that are taken up again in float64 come as they were
+        values = values._replace(direct=False)
+    values = values._replace(
+        widened=where(values.direct, False, values.widened),
+        # Shorter rows are put together in buffers.
+        streaming=values.streaming & (values.features >= lanes_of(tag)),
+    )
+    return normalize_all(values, tag, wide, furnish(buffer(ROOMS_NBYTES)), first, last)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from anynorm._kernels.cpu.language import (
+from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, Address, Lanes, Tag, lanes_of
+from anynorm._kernels.cpu.language.lanes import (
     copy,
     integer,
     load,
@@ -24,7 +25,6 @@ from anynorm._kernels.cpu.language import (
     when,
     where,
 )
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, Address, Lanes, Tag, lanes_of
 
 # In the room that is carried from row to row: where the last row ended, if that is within a line, and 0 if not; which
 # of the two buffers holds its end; the buffers, with a line before and behind what becomes one.

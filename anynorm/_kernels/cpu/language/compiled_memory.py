@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from anynorm._kernels.cpu.language.compiled import constant, in_memory, vector, widened
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, WIDE64, Lanes, Number, Tag, lanes_of
@@ -20,6 +18,7 @@ from anynorm._kernels.cpu.language.tracing import (
     DOUBLE,
     FLOAT,
     HALF,
+    INT8,
     INT16,
     INT32,
     INT64,
@@ -28,7 +27,6 @@ from anynorm._kernels.cpu.language.tracing import (
     builder,
     call,
     spread,
-    traced,
 )
 
 
@@ -112,29 +110,23 @@ def stream_line(target: Any, source: Any) -> None:
 
 def prefetch(address: Any) -> None:
     """Have a cache line brought near; any address will do."""
-    pointer = _pointer(address, ir.IntType(8))
+    pointer = _pointer(address, INT8)
     call("llvm.prefetch.p0", ir.VoidType(), pointer, INT32(0), INT32(3), INT32(1))
 
 
 # Nothing else may pass streaming stores: a thread that waits for the result must find all of it.
-@traced
 def fence() -> None:
     """Make streamed stores seen before whatever is stored next."""
     builder().fence("seq_cst")
 
 
-@intrinsic(prefer_literal=True)
-def buffer(context, nbytes):
-    """The address of so many bytes on the stack, a number known when compiling, on a cache line of their own."""
-    length = nbytes.literal_value
-
-    def generate(_, builder, signature, arguments):
-        with builder.goto_entry_block():
-            memory = builder.alloca(ir.ArrayType(ir.IntType(8), length))
-            memory.align = CACHE_LINE_NBYTES
-        return builder.ptrtoint(memory, ir.IntType(64))
-
-    return types.int64(nbytes), generate
+def buffer(nbytes: int) -> int:
+    """The address of so many bytes on the stack, on a cache line of their own."""
+    write = builder()
+    with write.goto_entry_block():
+        memory = write.alloca(ir.ArrayType(INT8, nbytes))
+        memory.align = CACHE_LINE_NBYTES
+    return Value(write.ptrtoint(memory, INT64))  # type: ignore[return-value]
 
 
 def peek(address: Any, other: Any, tag: Tag) -> Value:
@@ -153,13 +145,11 @@ def poke(address: Any, tag: Tag, value: Any) -> None:
     builder().store(raw, _pointer(address, raw.type), align=1)
 
 
-@traced
 def integer(address: Any) -> int:
     """An int64 from an address."""
     return Value(builder().load(_pointer(address, INT64)))  # type: ignore[return-value]
 
 
-@traced
 def real(address: Any) -> Number:
     """A float64 from an address."""
     return peek(address, None, WIDE64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy
@@ -11,6 +12,9 @@ Number = Any  # a float64
 Lanes = Any  # a vector of numbers
 Address = Any  # an int, or None where there is nothing
 
+# Kernels run as plain Python, for a debugger and to see which lines are run.
+INTERPRETED = os.environ.get("ANYNORM_INTERPRET", "") not in ("", "0")
+
 CACHE_LINE_NBYTES = 64
 GROUP = 32  # rows at most that go through each step together
 CHUNK = 1024  # features whose parameters are widened at a time
@@ -18,8 +22,7 @@ REDUCED = 5  # numbers that a row is reduced to, see reduce.py
 FINISHED = 4  # numbers that a row is applied with, see apply.py
 WIDEST_BLOCK = 256  # rows that are taken side by side
 
-# A dtype as a number of which only the type counts: Numba compiles each kernel anew for each type of tag. NumPy's own
-# float16 is not used, for Numba has no arithmetic for it, and NumPy has no bfloat16.
+# A dtype as a number of which only the type counts. NumPy's own float16 is not used, for it has no bfloat16.
 TAGS = {
     "float16": numpy.uint16(0),
     "bfloat16": numpy.int16(0),
@@ -27,7 +30,8 @@ TAGS = {
     "float64": numpy.float64(0),
 }
 # The same where it is known only when the kernel runs.
-CODES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
+CODES = {name: code for code, name in enumerate(TAGS)}
+DTYPES = tuple(TAGS.values())
 
 LAYER, RMS, SCALE = 0, 1, 2
 RULES = {"layer_norm": LAYER, "rms_norm": RMS, "scale_norm": SCALE}

@@ -1,13 +1,13 @@
 """What `compiled` and `tracing` do, written in NumPy: lanes are an array of numbers.
 
-This and `interpreted_memory` stand in for them under NUMBA_DISABLE_JIT=1 and give the same bits, but for the sign and
+This and `interpreted_memory` stand in for them under ANYNORM_INTERPRET=1 and give the same bits, but for the sign and
 payload of NaN, a few thousand times slower. A number is a numpy.float64, whose division by zero is not an exception.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
@@ -15,11 +15,6 @@ import numpy
 from anynorm._kernels.cpu.language.dtypes import Lanes, Number, Tag
 
 # --- what is run when
-
-
-def traced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Nothing has to be traced."""
-    return function
 
 
 def cell(start: Any) -> numpy.ndarray:

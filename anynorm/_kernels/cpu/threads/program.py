@@ -25,7 +25,6 @@ from llvmlite import binding as llvm
 _SPIN_NANOSECONDS = 50_000
 # Where things are in the memory of a crew; what different threads write is on cache lines of its own.
 BUSY, LEFT, UNDONE, ASLEEP, RETIRED, JOB, RESULTS, WORK, DONE, NBYTES = 0, 64, 128, 136, 192, 256, 264, 320, 384, 448
-BEGINNING_OF_JOB = "qqq"  # the function, the number of pieces, the number of units
 BUSY_NOW, RAN, STOPPED = 0, 1, 2  # what `run` returns
 
 _PROGRAM = """
@@ -64,10 +63,11 @@ take:
 do:
   %job = load ptr, ptr %job_at
   %results = load ptr, ptr %results_at
-  %pieces_at = getelementptr i64, ptr %job, i64 1
-  %units_at = getelementptr i64, ptr %job, i64 2
-  %arguments = getelementptr i64, ptr %job, i64 3
+  %task_at = getelementptr i64, ptr %job, i64 1
+  %pieces_at = getelementptr i64, ptr %job, i64 2
+  %units_at = getelementptr i64, ptr %job, i64 3
   %function = load ptr, ptr %job
+  %task = load i64, ptr %task_at
   %pieces = load i64, ptr %pieces_at
   %units = load i64, ptr %units_at
   %piece = sub i64 %pieces, %seen
@@ -76,7 +76,7 @@ do:
   %first = udiv i64 %before, %pieces
   %until = mul i64 %units, %next
   %last = udiv i64 %until, %pieces
-  %reached = call i64 %function(ptr %arguments, i64 %first, i64 %last)
+  %reached = call i64 %function(i64 %task, i64 %first, i64 %last)
   %result_at = getelementptr i64, ptr %results, i64 %next
   store i64 %reached, ptr %result_at
   %all = icmp eq i64 %reached, %last
@@ -143,7 +143,7 @@ begin:
   %results_at = getelementptr i8, ptr %crew, i64 {RESULTS}
   %work = getelementptr i8, ptr %crew, i64 {WORK}
   %done = getelementptr i8, ptr %crew, i64 {DONE}
-  %pieces_at = getelementptr i64, ptr %job, i64 1
+  %pieces_at = getelementptr i64, ptr %job, i64 2
   %pieces = load i64, ptr %pieces_at
   %swap = cmpxchg ptr %busy, i64 0, i64 1 seq_cst seq_cst
   %mine = extractvalue {{ i64, i1 }} %swap, 1
@@ -204,7 +204,7 @@ class Program(NamedTuple):
     """Functions that are called with the address of the memory of a crew, and run without the GIL."""
 
     help: Callable[[Any], None]
-    run: Callable[[Any, bytes, Any, int], int]
+    run: Callable[[Any, int, Any, int], int]
     sem_init: Callable[[Any, int, int], int]
     sem_post: Callable[[Any], int]
 
@@ -229,27 +229,10 @@ def program() -> Program | None:
     helping, running = _compiled(text, "help", "run")
     return Program(
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(helping),
-        ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64)(running),
+        ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)(running),
         begin,
         post,
     )
-
-
-def piece_of(kernel: int, types: tuple[str, ...]) -> int:
-    """The address of a function for jobs, which calls a kernel at an address with arguments that lie in memory.
-
-    The first two, of which only the type counts, do not lie there, and the next two are the first and last unit.
-    """
-    lines, passed = [], [f"{types[0]} zeroinitializer", f"{types[1]} zeroinitializer", "i64 %first", "i64 %last"]
-    for i, kind in enumerate(types[4:]):
-        lines.append(f"%at{i} = getelementptr i64, ptr %arguments, i64 {i}")
-        lines.append(f"%word{i} = load {'i64' if kind == 'i1' else kind}, ptr %at{i}")
-        if kind == "i1":
-            lines.append(f"%bit{i} = trunc i64 %word{i} to i1")
-        passed.append(f"{kind} %{'bit' if kind == 'i1' else 'word'}{i}")
-    lines.append(f"%reached = call i64 inttoptr (i64 {kernel} to ptr)({', '.join(passed)})")
-    body = "\n".join([*lines, "ret i64 %reached"])
-    return _compiled(f"define i64 @piece(ptr %arguments, i64 %first, i64 %last) {{\n{body}\n}}", "piece")[0]
 
 
 def _compiled(text: str, *names: str) -> list[int]:
