@@ -10,12 +10,12 @@ import pytest
 
 import anynorm
 from anynorm._definition.norms import RMS_NORM
-from tests.backends import ALL, as_dtype, needs_numba
+from tests.backends import ALL, as_dtype, needs_llvmlite
 from tests.fast_path import goes_short
 from tests.processes import in_threads
 from tests.test_fast_path import assert_twice, case
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 
 
 def program():

@@ -7,10 +7,10 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import anynorm
-from tests.backends import needs_numba
+from tests.backends import needs_llvmlite
 from tests.test_fast_path_torch import HAS_EXCHANGE, goes_short, tensors
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

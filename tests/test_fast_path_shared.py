@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.backends import NUMPY, TORCH, as_dtype, needs_numba
+from tests.backends import NUMPY, TORCH, as_dtype, needs_llvmlite
 from tests.fast_path import goes_short
 from tests.test_fast_path import forced
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.backends import ALL, as_dtype, needs_numba
+from tests.backends import ALL, as_dtype, needs_llvmlite
 from tests.fast_path import goes_short
 from tests.processes import script
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 every_dtype = pytest.mark.parametrize("dtype", ALL)
 
 

@@ -11,10 +11,10 @@ import torch
 import anynorm
 import anynorm.torch
 from tests import fast_path
-from tests.backends import needs_numba
+from tests.backends import needs_llvmlite
 from tests.processes import in_threads
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 # DLPack's exchange interface, by which the program looks at tensors; without it all take the long way.
 HAS_EXCHANGE = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]

@@ -28,13 +28,14 @@ def widen_parameters(task: TaskValues, start: int, count: int, weight_offset: Nu
 
     -0.0 is added to what is to stay as it is: 0.0 would turn a parameter of -0.0 into 0.0.
     """
-    for address, code, offset, room in (
-        (task.weight, task.weight_code, where(weight_offset == 0.0, -0.0, weight_offset), task.scratch.weights),
-        (task.bias, task.bias_code, -0.0, task.scratch.biases),
-    ):
+    for turn in loop(0, 2, 1):  # which is compiled once for both: the code for all dtypes is long
+        is_weight = turn == 0
+        address, code = where(is_weight, task.weight, task.bias), where(is_weight, task.weight_code, task.bias_code)
+        offset = where(is_weight, where(weight_offset == 0.0, -0.0, weight_offset), -0.0)
         for _ in when(address != 0):
             itemsize = where(code < 2, 2, 4 * (code - 1))
-            widen_chunk(code, task.compute_dtype, address + start * itemsize, count, offset, room)
+            target = where(is_weight, task.scratch.weights, task.scratch.biases)
+            widen_chunk(code, task.compute_dtype, address + start * itemsize, count, offset, target)
 
 
 def are_weights_safe(task: TaskValues) -> bool:
