@@ -84,7 +84,9 @@ def _by_short_way(
     rule: Rule, x: Any, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float | None, offset: float
 ) -> Tensor | None:
     """What becomes of a plain tensor whose last axis is as long as the weight, which is as long as it should be."""
-    if _is_compiling() or type(x) is not Tensor or weight is None or weight.shape != shape or len(shape) != 1:
+    if _is_compiling() or type(x) is not Tensor or weight is None:
+        return None
+    if len(shape) != 1 or weight.shape != shape:  # type: ignore[comparison-overlap]  # see Shape
         return None
     eps = _EPS.get(x.dtype) if eps is None else eps
     return try_short_ways(rule, x, None, weight, bias, -1, eps, offset, None)  # type: ignore[no-any-return]

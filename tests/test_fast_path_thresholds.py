@@ -19,9 +19,9 @@ every_dtype = pytest.mark.parametrize("dtype", ALL)
 
 @pytest.fixture
 def record():
-    from anynorm._kernels.cpu.fast_path.program import program
+    from anynorm._kernels.cpu.fast_path import functions
 
-    return program().record
+    return functions.record()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.fast_path.offers import offer
 from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, CODES, RULES
+from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, CODES, FEW_ROWS, RULES
 from anynorm._kernels.cpu.launch import extreme
 from anynorm._kernels.cpu.launch.layout import Layout, plan
 from anynorm._kernels.cpu.launch.memory import NumPy, Torch, last_cache_nbytes
@@ -26,7 +26,6 @@ ACCESS: dict[str, Any] = {"numpy": NumPy, "torch": Torch}
 # To fetch what will be read next gains where it comes from afar, and elsewhere takes room in the first cache: rms_norm
 # of float32 without and with it, ns an element, 2 MB 0.29 and 0.34, 8 MB 0.58 and 0.49, 12 MB 0.81, 0.56 (EPYC 7003).
 LEAST_FETCHED_NBYTES = 4 << 20
-_FEW_ROWS = 4  # for which it does not pay to widen the parameters beforehand
 
 
 class _Kind(NamedTuple):
@@ -163,7 +162,7 @@ def _task(
     direct = (
         alike
         and kind.itemsize * features >= CACHE_LINE_NBYTES
-        and (kind.itemsize == 4 or features > CHUNK or rows < _FEW_ROWS)
+        and (kind.itemsize == 4 or features > CHUNK or rows < FEW_ROWS)
     )
     task = Task(
         features=features, rows=rows, eps=call.eps, scale=scale, weight_offset=call.weight_offset,
