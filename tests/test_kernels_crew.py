@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.backends import as_dtype, needs_numba, thorough_but
+from tests.backends import as_dtype, needs_llvmlite, thorough_but
 from tests.crews import assert_helpers, helpers_alive, needs_crew
 from tests.test_kernels_crew_tasks import spin  # noqa: F401  a fixture
 from tests.test_kernels_layout import assert_bits, normalize, parameters_of, rows_of
 from tests.test_kernels_sharing import shared  # noqa: F401  a fixture
 
 pytestmark = [
-    needs_numba,
+    needs_llvmlite,
     needs_crew,
     pytest.mark.usefixtures("shared"),
 ]

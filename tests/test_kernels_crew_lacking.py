@@ -8,14 +8,14 @@ import pytest
 import anynorm
 from anynorm import _threads
 from anynorm._kernels.cpu.threads import functions, memory
-from tests.backends import needs_numba
+from tests.backends import needs_llvmlite
 from tests.crews import assert_helpers, needs_crew
 from tests.processes import PREPARE, script
 from tests.test_kernels_crew import forced  # noqa: F401  # a fixture
 from tests.test_kernels_layout import assert_bits, normalize, rows_of
 from tests.test_kernels_sharing import shared  # noqa: F401  # a fixture
 
-pytestmark = [needs_numba, pytest.mark.usefixtures("shared")]
+pytestmark = [needs_llvmlite, pytest.mark.usefixtures("shared")]
 
 
 @needs_crew

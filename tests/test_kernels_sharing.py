@@ -10,10 +10,10 @@ import pytest
 
 import anynorm
 from anynorm import _threads
-from tests.backends import ALL, TORCH, as_dtype, needs_numba, thorough_but
+from tests.backends import ALL, TORCH, as_dtype, needs_llvmlite, thorough_but
 from tests.test_kernels_layout import assert_bits, normalize, parameters_of, rows_of
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 GUARD = 0xA5
 
