@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import struct
 import threading
 import time
 
@@ -11,7 +10,10 @@ import pytest
 
 import anynorm
 from anynorm import _threads
+from anynorm._kernels.cpu.compiler.entries import Kernel
+from anynorm._kernels.cpu.kernels.task import Task
 from anynorm._kernels.cpu.language.dtypes import INTERPRETED
+from anynorm._kernels.cpu.threads.crew import Crew, launch
 from tests.backends import as_dtype, needs_llvmlite
 from tests.test_kernels_layout import assert_bits, normalize, parameters_of, rows_of
 from tests.test_kernels_sharing import shared  # noqa: F401  a fixture
@@ -158,8 +160,6 @@ def test_helpers_that_have_nothing_to_do_take_no_time():
 
 def crew_of(helpers, monkeypatch, present):
     """A crew in which so many helpers are called, and as many are there as are present."""
-    from anynorm._kernels.cpu.threads.crew import Crew
-
     crew = Crew(present)
     crew.helpers = helpers
     monkeypatch.setattr(_threads, "helpers", lambda start, count: crew)
@@ -218,8 +218,6 @@ def test_a_job_is_made_known_when_all_of_it_is_there():
 
 
 def test_each_unit_is_done_once_whoever_does_it(program, monkeypatch):
-    from anynorm._kernels.cpu.threads.crew import Job, _words, share
-
     # Pieces are noted by a function of Python's: that needs no kernel, and takes the time that it is told to.
     done, threads_seen, met = [], set(), threading.Barrier(3)
 
@@ -231,10 +229,11 @@ def test_each_unit_is_done_once_whoever_does_it(program, monkeypatch):
         return last if first % 2 else first  # every second piece is left
 
     kind = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(piece)
-    job = Job(ctypes.cast(kind, ctypes.c_void_p).value, struct.Struct(_words().BEGINNING_OF_JOB).pack)
+    kernel = Kernel(ctypes.cast(kind, ctypes.c_void_p).value, kind)
     crew = crew_of(2, monkeypatch, 2)
+    anynorm.set_threads(3)
     left = []
-    share(job, (), lambda first, last: left.append((first, last)), 12, 1 << 20, 1 << 30, 3)
+    launch(kernel, Task(), 12, 1 << 20, 1 << 30, lambda first, last: left.append((first, last)), None)
     assert sorted(done) == [(i, i + 1) for i in range(12)]
     assert left == [(i, i + 1) for i in range(0, 12, 2)]
     assert len(threads_seen) == 3

@@ -56,11 +56,11 @@ def test_an_interrupt_while_helpers_are_started_lets_those_go_that_were(monkeypa
 
 
 def test_where_there_are_no_semaphores_pythons_threads_do_it(monkeypatch):
-    from anynorm._kernels.cpu.compiler import entries
+    from anynorm._kernels.cpu.threads import program as crew_program
 
     x = rows_of("bfloat16", 33, 100)
     expected = normalize("layer_norm", x)
-    monkeypatch.setattr(entries, "job", lambda *_: None)
+    monkeypatch.setattr(crew_program, "program", lambda: None)
     anynorm.set_threads(3)
     assert_bits(normalize("layer_norm", x), expected)
     assert _threads._helpers[0] is _threads._pool_of
@@ -68,7 +68,6 @@ def test_where_there_are_no_semaphores_pythons_threads_do_it(monkeypatch):
 
 def test_a_library_without_semaphores(monkeypatch):
     from anynorm._kernels.cpu.threads import program as crew_program
-    from anynorm._kernels.cpu.threads.crew import job_of
 
     def no_library(name):
         raise TypeError("there is none on Windows")
@@ -77,6 +76,6 @@ def test_a_library_without_semaphores(monkeypatch):
     try:
         with monkeypatch.context() as patched:
             patched.setattr(crew_program.ctypes, "CDLL", no_library)
-            assert job_of((1, ("i64",))) is None
+            assert crew_program.program() is None
     finally:
         crew_program.program.cache_clear()

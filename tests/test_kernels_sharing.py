@@ -10,6 +10,7 @@ import pytest
 
 import anynorm
 from anynorm import _threads
+from anynorm._kernels.cpu.threads import crew
 from tests.backends import ALL, TORCH, as_dtype, needs_llvmlite, thorough_but
 from tests.test_kernels_layout import assert_bits, normalize, parameters_of, rows_of
 
@@ -30,9 +31,7 @@ def forced():
 @pytest.fixture
 def shared(monkeypatch):
     """Arrays of any size are shared among threads."""
-    from anynorm._kernels.cpu.launch import norm as call
-
-    monkeypatch.setattr(call, "LEAST_SHARED_NBYTES", 1)
+    monkeypatch.setattr(crew, "LEAST_SHARED_NBYTES", 1)
     yield
     anynorm.set_threads(None)
 
