@@ -18,6 +18,12 @@ HEAVY = [
     "torch", "jax", "cupy", "dask", "llvmlite", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "rich", "scipy",
     "sklearn", "pandas", "polars", "cuda",
 ]  # fmt: skip
+# Of Python's own modules and required packages, what takes milliseconds and no norm needs.
+SLOW = [
+    "argparse", "array_api_compat", "asyncio", "concurrent.futures", "ctypes.util", "dataclasses", "difflib", "email",
+    "importlib.metadata", "inspect", "json", "multiprocessing", "numpy.ma", "numpy.testing", "pathlib", "secrets",
+    "socket", "subprocess", "tempfile", "unittest", "zipfile",
+]  # fmt: skip
 PACKAGE = Path(anynorm.__file__).parent
 
 
@@ -37,6 +43,37 @@ def fresh(code, **environment):
 def test_no_heavy_import(then):
     loaded = fresh(f"import sys, numpy, anynorm\n{then}\nprint(*(m for m in {HEAVY} if m in sys.modules))")
     assert loaded == []
+
+
+def loaded_by(code, before="import numpy", **environment):
+    """The modules that code imports beyond those that are there before."""
+    shown = "print(*sorted(set(sys.modules) - there))"
+    return fresh(f"import sys\n{before}\nthere = set(sys.modules)\n{code}\n{shown}", **environment)
+
+
+def test_import_is_quick():
+    loaded = loaded_by("import anynorm", "import numpy, logging")  # which forks have to wait for, see _forks.py
+    assert "anynorm._norms" in loaded
+    assert set(loaded) & {*SLOW, *(f"anynorm.{name}" for name in ("_bench", "_cli", "_files", *COMPILED))} == set()
+
+
+def test_a_kernel_on_disk_is_read_without_what_compiles_it(tmp_path):
+    import llvmlite  # noqa: F401
+
+    calls = """
+import anynorm
+for dtype in ("float32", "float64"):
+    anynorm.layer_norm(numpy.ones((2, 30), dtype))
+"""
+    there = "import numpy, logging, llvmlite.binding"
+    environment = {"ANYNORM_CACHE_DIR": str(tmp_path), "ANYNORM_KERNEL": "cpu", "ANYNORM_INTERPRET": ""}
+    tracing = "anynorm._kernels.cpu.language.tracing", "anynorm._kernels.cpu.kernels.rows"
+    assert set(tracing) <= set(loaded_by(calls, there, **environment))
+    loaded = loaded_by(calls, there, **environment)
+    assert "anynorm._kernels.cpu.compiler.machine_code" in loaded
+    assert set(loaded) & {*HEAVY, *SLOW} == set()
+    rooms = re.compile(r"anynorm\._kernels\.cpu\.(language|kernels)\.(\w+)")
+    assert {found[2] for one in loaded if (found := rooms.match(one))} == {"dtypes", "task"}
 
 
 @pytest.mark.parametrize("names", [["cuda.py"], ["cuda/__init__.py", "cuda/bindings.py"]])
@@ -110,18 +147,19 @@ ORDER = [
     "_explain", "_use_kernel", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_given",
     "_kernels.blocks_pull", "_kernels.blocks",
     "_kernels.cuda.autograd", "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda.repeat", "_kernels.cuda",
-    "_kernels.cuda.arrays", "_kernels.cuda.device", "_kernels.cuda.compile", "_kernels.cuda.kept", "_kernels.cuda.task",
+    "_kernels.cuda.arrays", "_kernels.cuda.device", "_kernels.cuda.compile", "_kernels.cuda.task",
     "_kernels.cuda.launch_derivative", "_kernels.cuda.launch",
     "_kernels.cpu.launch.autograd", "_kernels.autograd", "_kernels.cpu.launch.autograd_given",
     "_kernels.cpu.launch.given_vjp", "_kernels.cpu.launch.vjp", "_kernels.cpu.launch.given",
     "_kernels.cpu.launch.norm", "_kernels.cpu.launch.extreme", "_kernels.cpu", "_kernels.cpu.fast_path.arrays",
-    "_kernels.cpu.fast_path.tensors", "_torch_state", "_kernels.cpu.threads.crew", "_kernels.cpu.threads.program",
+    "_kernels.cpu.fast_path.tensors", "_torch_state", "_kernels.cpu.threads.crew", "_kernels.cpu.threads.functions",
+    "_kernels.cpu.threads.program", "_kernels.cpu.threads.memory",
     "_kernels.cpu.launch.layout", "_kernels.cpu.fast_path.again", "_kernels.cpu.compiler.entries",
     "_kernels.cpu.compiler.machine_code", "_kernels.cpu.kernels.moments", "_kernels.cpu.kernels.given",
     "_kernels.cpu.kernels.columns", "_kernels.cpu.kernels.float64", "_kernels.cpu.kernels.derivative",
     "_kernels.cpu.kernels.derivative_steps", "_kernels.cpu.kernels.rows", "_kernels.cpu.kernels.parameters",
     "_kernels.cpu.kernels.factors", "_kernels.cpu.kernels.scatter", "_kernels.cpu.kernels.chunks",
-    "_kernels.cpu.kernels.sweep", "_kernels.cpu.kernels.values", "_kernels.cpu.kernels.task",
+    "_kernels.cpu.kernels.streaming", "_kernels.cpu.kernels.values", "_kernels.cpu.kernels.task",
     "_kernels.cpu.fast_path.objects", "_kernels.cpu.launch.memory", "_kernels.cpu.fast_path.recipe",
     "_kernels.cpu.language.lanes", "_kernels.cpu.language", "_kernels.cpu.language.interpreted",
     "_kernels.cpu.language.interpreted_memory", "_kernels.cpu.language.compiled_memory",
@@ -129,13 +167,13 @@ ORDER = [
     "_kernels.cpu.kernels", "_kernels.cpu.launch", "_kernels.cpu.compiler", "_kernels.cpu.fast_path",
     "_kernels.cpu.threads", "_kernels.axes", "_kernels.xla",
     "_kernels.by_moments", "_kernels.definition_pull", "_kernels.definition", "_kernels.sparse", "_kernels.stored",
-    "_threads", "_forks", "_forced", "_profiled", "_check", "_moments_gradient", "_loading",
+    "_kernels.object_files", "_threads", "_forks", "_forced", "_profiled", "_check", "_moments_gradient", "_loading",
     "_moments", "_moments.value", "_moments.lazy", "_moments.equal", "_moments.joined", "_moments.made",
     "_moments.written", "_moments.moved", "_moments.properties", "_moments.blocks", "_moments.parts",
     "_arrays", "_overlap", "_libraries", "_definition", "_definition.derivative", "_definition.merging",
     "_definition.missing",
     "_definition.norms", "_definition.scaling", "_definition.counting", "_definition.pairs", "_definition.sums",
-    "_pytrees_torch", "_tasks", "_lengths", "_pytrees", "_numbers", "_wording", "_described", "_types",
+    "_pytrees_torch", "_tasks", "_lengths", "_pytrees", "_numbers", "_processors", "_wording", "_described", "_types",
 ]  # fmt: skip
 # The compiler, and what it compiles; imported only when a kernel is not on disk.
 COMPILED = [
@@ -143,16 +181,33 @@ COMPILED = [
     for name in (
         "fast_path.again", "fast_path.objects", "kernels.given", "kernels.moments", "kernels.derivative",
         "kernels.derivative_steps", "kernels.columns", "kernels.float64", "kernels.rows", "kernels.parameters",
-        "kernels.factors", "kernels.scatter", "kernels.chunks", "kernels.sweep", "language.lanes", "kernels.values",
+        "kernels.factors", "kernels.scatter", "kernels.chunks", "kernels.streaming", "language.lanes", "kernels.values",
         "language.interpreted",
         "language.interpreted_memory", "language.compiled", "language.compiled_memory", "language.tracing",
-        "compiler.machine_code", "threads.program",
+        "compiler.machine_code",
     )
 ]  # fmt: skip
 
 
 def module_name(path):
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
+
+
+def imported_by_string(node):
+    """The modules of the package that a call of import_module or __import__ may import, without the package's name."""
+    called = node.func
+    if getattr(called, "attr", getattr(called, "id", None)) not in ("import_module", "__import__") or not node.args:
+        return
+    parts = node.args[0].values if isinstance(node.args[0], ast.JoinedStr) else node.args[:1]
+    # Of an f-string only what it begins with is known.
+    written = parts[0].value if isinstance(parts[0], ast.Constant) else ""
+    if not written.startswith("anynorm"):
+        return
+    inside = written.removeprefix("anynorm").removeprefix(".")
+    if len(parts) == 1:
+        yield inside
+    else:
+        yield from (name for name in ORDER if name.startswith(inside))
 
 
 def statements(tree):
@@ -163,10 +218,12 @@ def statements(tree):
             yield from statements(node)
 
 
-def imported_modules(path, nodes=ast.walk):
-    """The modules of the package that a file imports, without the package's name."""
+def imported_modules(path, nodes=ast.walk, by_string=False):
+    """The modules of the package that a file imports, without the package's name; those ``by_string`` too."""
     for node in nodes(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "anynorm":
+        if by_string and isinstance(node, ast.Call):
+            yield from imported_by_string(node)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "anynorm":
             inside = node.module.removeprefix("anynorm").removeprefix(".")
             for alias in node.names:
                 deeper = f"{inside}.{alias.name}".removeprefix(".")
@@ -183,8 +240,27 @@ def test_the_map_of_the_source_has_each_file():
 def test_imports_run_one_way():
     for path in PACKAGE.rglob("*.py"):
         name = module_name(path)
-        for other in imported_modules(path) if name else ():
+        for other in imported_modules(path, by_string=True) if name else ():
             assert ORDER.index(name) < ORDER.index(other), f"{name} imports {other}"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("import_module('anynorm._choose').choose", ["_choose"]),
+        ("importlib.import_module('anynorm._kernels.cpu')", ["_kernels.cpu"]),
+        ("__import__('anynorm._norms')", ["_norms"]),
+        ("import_module(f'anynorm._cli.t{letter}bles')", ["_cli.tables", "_cli.terminal"]),
+        ("import_module(f'{package}._choose')", []),
+        ("import_module('torch')", []),
+        ("import_module(name)", []),
+        ("find('anynorm._choose')", []),
+    ],
+)
+def test_imports_by_a_string_are_found(line, expected, tmp_path):
+    (tmp_path / "some.py").write_text(line)
+    assert list(imported_modules(tmp_path / "some.py", by_string=True)) == expected
+    assert list(imported_modules(tmp_path / "some.py")) == []
 
 
 def test_the_compiler_is_only_behind_the_kernels():
