@@ -76,9 +76,9 @@ class _Norm(torch.autograd.Function):
         weight: Any,
         bias: Array | None,
         residual: Array | None,
-        by: Call | tuple[Any],
+        by: Any,
     ) -> Any:
-        """``by``: the call, or in a tuple, for else torch would take it for one more argument, what came of it."""
+        """``by``: the call, or a tuple of its result, which torch would take for one more argument by itself."""
         if type(by) is tuple:
             (result,) = by
         else:
