@@ -31,7 +31,14 @@ def way_of_tensors(torch: Any, normalize: Callable[..., Any]) -> Way:
     profiler = profiler_of(torch)
 
     def way(
-        rule: Any, x: Array, residual: Array | None, weight: Any, bias: Array | None, eps: float, offset: float, out: Any
+        rule: Any,
+        x: Array,
+        residual: Array | None,
+        weight: Any,
+        bias: Array | None,
+        eps: float,
+        offset: float,
+        out: Any,
     ) -> Any:
         # First, for no other question can be asked while a graph is being traced. What follows torch operation by
         # operation would not see what a kernel does.
