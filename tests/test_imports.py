@@ -57,9 +57,8 @@ def test_import_is_quick():
     assert set(loaded) & {*SLOW, *(f"anynorm.{name}" for name in ("_bench", "_cli", "_files", *COMPILED))} == set()
 
 
+@needs_llvmlite
 def test_a_kernel_on_disk_is_read_without_what_compiles_it(tmp_path):
-    import llvmlite  # noqa: F401
-
     calls = """
 import anynorm
 for dtype in ("float32", "float64"):
