@@ -10,7 +10,7 @@ import anynorm
 import anynorm.torch
 from anynorm import _profiled
 from anynorm import _torch_state as torch_state
-from anynorm._kernels import short_ways
+from anynorm._kernels import autograd, short_ways
 from anynorm._kernels.cpu.fast_path import functions
 from anynorm._kernels.cpu.fast_path.tensors import way_of_tensors
 from tests.processes import script
@@ -60,6 +60,9 @@ def test_questions_that_are_gone_are_answered_with_yes():
     assert torch_state.transforms_question(bare)()
     assert torch_state.modes_question(bare)()
     assert torch_state.below_autograd(bare) is None
+    bare.autograd, bare.jit = SimpleNamespace(forward_ad=SimpleNamespace()), SimpleNamespace(is_tracing=bool)
+    assert torch_state.followed_question(bare)()
+    assert not torch_state.followed_question(torch)()
 
 
 def test_operators_without_the_block_below_autograd():
@@ -102,6 +105,7 @@ def test_names_in_the_profiler(monkeypatch):
         assert len(seen) == 12
     monkeypatch.delattr(torch.autograd.profiler, "_is_profiler_enabled")
     assert not _profiled.is_profiled()
+    monkeypatch.setattr(autograd, "_profiler", _profiled.profiler_of(torch))
     monkeypatch.setattr(short_ways, "_ways", {})  # as in a process that has just begun
     short_ways.add(torch.Tensor, way_of_tensors(torch, functions.normalize_tensors()))
     assert_right(anynorm.layer_norm)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from anynorm._check import Call
 from anynorm._kernels.short_ways import Way
-from anynorm._libraries import library_of
 from anynorm._profiled import profiler_of
 from anynorm._torch_state import forward_level, modes_question, tracing_question, transforms_question
 
 Array = Any
-# call, x, weight, bias, residual, result -> the same result with what leads back from there, for torch's autograd
+# rule, x, residual, weight, bias, eps, offset, result -> the result with what leads back from there, for autograd
 Follow = Callable[..., Any]
 
 _follow: Follow | None = None
@@ -31,14 +29,7 @@ def way_of_tensors(torch: Any, normalize: Callable[..., Any]) -> Way:
     profiler = profiler_of(torch)
 
     def way(
-        rule: Any,
-        x: Array,
-        residual: Array | None,
-        weight: Any,
-        bias: Array | None,
-        eps: float,
-        offset: float,
-        out: Any,
+        rule: Any, x: Array, residual: Array | None, weight: Any, bias: Array | None, eps: float, offset: float, out: Any
     ) -> Any:
         # First, for no other question can be asked while a graph is being traced. What follows torch operation by
         # operation would not see what a kernel does.
@@ -67,9 +58,6 @@ def way_of_tensors(torch: Any, normalize: Callable[..., Any]) -> Way:
             return found
         if _follow is None:
             return None
-        library = library_of(x)
-        axes = (x.ndim - 1,)
-        call = Call(rule, library, library.precision(x), None, axes, eps, None, None, offset, None, None, None)
-        return _follow(call, x, weight, bias, residual, found)
+        return _follow(rule, x, residual, weight, bias, eps, offset, found)
 
     return way
