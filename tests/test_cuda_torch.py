@@ -10,8 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import anynorm
 import anynorm.torch as norms
-from anynorm._kernels import cuda
-from anynorm._kernels import short_ways
+from anynorm._kernels import cuda, short_ways
 from anynorm._kernels.cuda import arrays, autograd, run
 from tests.emulated import emulation, needs_compiler
 from tests.tolerances import CUDA_GRADIENT_BOUNDS, assert_exact, gradient_of_bias, gradient_of_rows

@@ -131,8 +131,21 @@ def given(dtype="float32"):
 
 
 UNFIT = {
-    "x": [np.ones((6, 32), np.float32), np.ones(33), 3, None, np.ones((0, 33), np.float32), np.ones((33, 6), np.float32).T],
-    "weight": [np.ones(32, np.float32), np.ones((1, 33), np.float32), 1.0, np.ones(33, np.int32), np.ones(66, np.float32)[::2]],
+    "x": [
+        np.ones((6, 32), np.float32),
+        np.ones(33),
+        3,
+        None,
+        np.ones((0, 33), np.float32),
+        np.ones((33, 6), np.float32).T,
+    ],
+    "weight": [
+        np.ones(32, np.float32),
+        np.ones((1, 33), np.float32),
+        1.0,
+        np.ones(33, np.int32),
+        np.ones(66, np.float32)[::2],
+    ],
     "y": [np.ones((6, 33), np.int16), np.ones((3, 33), np.float32), b"123", np.broadcast_to(np.float32(1), (6, 33))],
     "eps": [1, -1.0, float("nan"), float("inf"), None],
     "offset": [1, float("nan"), float("inf"), "0"],

@@ -14,8 +14,7 @@ pytestmark = needs_llvmlite
 @pytest.fixture
 def shared(monkeypatch):
     """Arrays of 1 KB and more are shared among three threads."""
-    from anynorm._kernels.cpu.fast_path import offers
-    from anynorm._kernels.cpu.fast_path import functions
+    from anynorm._kernels.cpu.fast_path import functions, offers
     from anynorm._kernels.cpu.threads import crew
 
     for module in (crew, offers):

@@ -57,9 +57,8 @@ def test_import_is_quick():
     assert set(loaded) & {*SLOW, *(f"anynorm.{name}" for name in ("_bench", "_cli", "_files", *COMPILED))} == set()
 
 
+@needs_llvmlite
 def test_a_kernel_on_disk_is_read_without_what_compiles_it(tmp_path):
-    import llvmlite  # noqa: F401
-
     calls = """
 import anynorm
 for dtype in ("float32", "float64"):
@@ -152,23 +151,26 @@ ORDER = [
     "_kernels.cpu.launch.autograd", "_kernels.cpu.launch.quick_vjp", "_kernels.cpu.launch.autograd_given",
     "_kernels.autograd",
     "_kernels.cpu.launch.given_vjp", "_kernels.cpu.launch.vjp", "_kernels.cpu.launch.given",
-    "_kernels.cpu.launch.norm", "_kernels.cpu.launch.extreme", "_kernels.cpu", "_kernels.cpu.fast_path.arrays",
-    "_kernels.cpu.fast_path.tensors", "_torch_state", "_kernels.cpu.threads.crew", "_kernels.cpu.threads.functions",
+    "_kernels.cpu.launch.norm", "_kernels.cpu.launch.extreme", "_kernels.cpu", "_kernels.cpu.fast_path.offers",
+    "_kernels.cpu.fast_path.arrays", "_kernels.cpu.fast_path.tensors", "_kernels.cpu.fast_path.functions",
+    "_kernels.cpu.fast_path.program", "_kernels.cpu.fast_path.views", "_kernels.cpu.fast_path.words",
+    "_kernels.cpu.fast_path.record", "_torch_state", "_kernels.cpu.threads.crew", "_kernels.cpu.threads.functions",
     "_kernels.cpu.threads.program", "_kernels.cpu.threads.memory",
-    "_kernels.cpu.launch.layout", "_kernels.cpu.fast_path.again", "_kernels.cpu.compiler.entries",
+    "_kernels.cpu.launch.layout", "_kernels.cpu.compiler.entries",
     "_kernels.cpu.compiler.machine_code", "_kernels.cpu.kernels.moments", "_kernels.cpu.kernels.given",
     "_kernels.cpu.kernels.columns", "_kernels.cpu.kernels.float64", "_kernels.cpu.kernels.derivative",
     "_kernels.cpu.kernels.derivative_steps", "_kernels.cpu.kernels.rows", "_kernels.cpu.kernels.parameters",
     "_kernels.cpu.kernels.factors", "_kernels.cpu.kernels.scatter", "_kernels.cpu.kernels.chunks",
     "_kernels.cpu.kernels.streaming", "_kernels.cpu.kernels.values", "_kernels.cpu.kernels.task",
-    "_kernels.cpu.fast_path.objects", "_kernels.cpu.launch.memory", "_kernels.cpu.fast_path.recipe",
+    "_kernels.cpu.launch.memory",
     "_kernels.cpu.language.lanes", "_kernels.cpu.language", "_kernels.cpu.language.interpreted",
     "_kernels.cpu.language.interpreted_memory", "_kernels.cpu.language.compiled_memory",
     "_kernels.cpu.language.compiled", "_kernels.cpu.language.tracing", "_kernels.cpu.language.dtypes",
     "_kernels.cpu.kernels", "_kernels.cpu.launch", "_kernels.cpu.compiler", "_kernels.cpu.fast_path",
     "_kernels.cpu.threads", "_kernels.axes", "_kernels.xla",
     "_kernels.by_moments", "_kernels.definition_pull", "_kernels.definition", "_kernels.sparse", "_kernels.stored",
-    "_kernels.object_files", "_threads", "_forks", "_forced", "_profiled", "_check", "_moments_gradient", "_loading",
+    "_kernels.object_files", "_kernels.short_ways",
+    "_threads", "_forks", "_forced", "_profiled", "_check", "_moments_gradient", "_loading",
     "_moments", "_moments.value", "_moments.lazy", "_moments.equal", "_moments.joined", "_moments.made",
     "_moments.written", "_moments.moved", "_moments.properties", "_moments.blocks", "_moments.parts",
     "_arrays", "_overlap", "_libraries", "_definition", "_definition.derivative", "_definition.merging",
@@ -180,7 +182,8 @@ ORDER = [
 COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
-        "fast_path.again", "fast_path.objects", "kernels.given", "kernels.moments", "kernels.derivative",
+        "fast_path.program", "fast_path.views", "fast_path.words",
+        "kernels.given", "kernels.moments", "kernels.derivative",
         "kernels.derivative_steps", "kernels.columns", "kernels.float64", "kernels.rows", "kernels.parameters",
         "kernels.factors", "kernels.scatter", "kernels.chunks", "kernels.streaming", "language.lanes", "kernels.values",
         "language.interpreted",

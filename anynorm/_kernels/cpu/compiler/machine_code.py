@@ -27,7 +27,7 @@ def load(name: str, write: Callable[[], Any]) -> int:
 
     The code is never freed, as a thread may be in it to the end of the process.
     """
-    file = f"{name}-{_key()}.o"
+    file = f"{name}-{_key()}"
     code = object_files.read(file)
     if code is None:
         code = compile_module(str(write()))

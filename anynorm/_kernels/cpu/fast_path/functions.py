@@ -11,17 +11,14 @@ from typing import Any
 import numpy
 
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
-from anynorm._kernels.cpu.compiler.machine_code import load
-from anynorm._kernels.cpu.fast_path import program, views
-from anynorm._kernels.cpu.fast_path.record import FUNCTIONS, Record
-from anynorm._kernels.cpu.language.tracing import trace
+from anynorm._kernels.cpu.fast_path.record import BEGIN, FUNCTIONS, Record
 
 _METH_FASTCALL = 0x80
 # To release Python's lock and take it again costs 0.07 microseconds, and a wait where another thread has taken it.
 # Such work takes 4 (float32).
 _FEW_ELEMENTS = 1 << 13
 
-# Of the program: rule, x, residual, y, total, weight, bias, eps, offset -> y, or (y, total); None; or the row of a given y that a kernel stopped at.
+# Of the program: rule, x, residual, y, total, weight, bias, eps, weight_offset -> y, or (y, total), as `program` says.
 Normalize = Callable[..., Any]
 
 
@@ -49,6 +46,14 @@ class _Exchange(ctypes.Structure):
         ("look_at_tensor", ctypes.c_int64),  # dltensor_from_py_object_no_sync, which may be missing
         ("current_stream", ctypes.c_void_p),
     )
+
+
+def _trace(name: str, kind: str) -> Any:
+    from anynorm._kernels.cpu.fast_path import program, views
+    from anynorm._kernels.cpu.language.tracing import trace
+
+    look = getattr(views, f"look_at_{kind}")
+    return trace(name, partial(program.normalize, look, f"empty_like_{kind}"), 3)
 
 
 _methods: list[_Method] = []  # which builtin functions refer to
@@ -80,7 +85,7 @@ def record() -> Record:
 @cache
 def normalize_arrays() -> Normalize | None:
     """The function of the program for NumPy arrays; None where the fast path cannot be."""
-    return _builtin("fast_path_arrays", views.look_at_array, "empty_like_array") if _is_served() else None
+    return _builtin("array") if _is_served() else None
 
 
 @cache
@@ -90,7 +95,7 @@ def normalize_tensors() -> Normalize | None:
 
     if not (_is_served() and write_torch(torch)):
         return None
-    return _builtin("fast_path_tensors", views.look_at_tensor, "empty_like_tensor")
+    return _builtin("tensor")
 
 
 def _is_served() -> bool:
@@ -123,11 +128,14 @@ def _pointer_in(capsule: Any, name: bytes) -> int:
     return int(get(capsule, name))
 
 
-def _builtin(name: str, look: program.Look, make: str) -> Normalize:
+def _builtin(kind: str) -> Normalize:
     """A builtin function of Python. Called through ctypes it would take several times as long."""
-    address = load(name, lambda: trace(name, partial(program.normalize, look, make), 3))
+    from anynorm._kernels.cpu.compiler.machine_code import load
+
+    name = f"fast_path_{kind}"
+    address = load(name, partial(_trace, name, kind))
     begin = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)
-    begin(0, ctypes.addressof(record()), program.BEGIN)
+    begin(0, ctypes.addressof(record()), BEGIN)
     _methods.append(_Method(name.encode(), address, _METH_FASTCALL, None))
     new = ctypes.pythonapi.PyCFunction_NewEx
     new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from anynorm._kernels.cpu.fast_path.record import IN_FLOAT64, KINDS, Record
+from anynorm._kernels.cpu.fast_path.record import BEGIN, IN_FLOAT64, KINDS, Record
 from anynorm._kernels.cpu.fast_path.views import VIEW_NBYTES, View, is_of
 from anynorm._kernels.cpu.fast_path.words import Fields, Require, call, call_for_real, static_word, way_out, word
 from anynorm._kernels.cpu.kernels.task import Task
@@ -25,10 +25,20 @@ from anynorm._kernels.cpu.language.dtypes import (
     RMS,
     SCALE,
 )
-from anynorm._kernels.cpu.language.lanes import buffer, cases, cell, loop, magnitude, peek, poke, store_integer, when, where
+from anynorm._kernels.cpu.language.lanes import (
+    buffer,
+    cases,
+    cell,
+    loop,
+    magnitude,
+    peek,
+    poke,
+    store_integer,
+    when,
+    where,
+)
 
 ARRAYS = ("x", "residual", "y", "total", "weight", "bias")
-BEGIN = -1  # a number of arguments that is none
 Look = Callable[..., None]
 
 
@@ -212,11 +222,14 @@ def _require_alike(a: View, b: View, require: Require) -> None:
 
 def _are_apart(views: dict[str, View], nbytes: Any, weights: Any, features: Any) -> Any:
     """Whether results share no memory, but that x and the residual may be one of them each."""
-    nbytes_of = {name: nbytes for name in ARRAYS}
+    nbytes_of = dict.fromkeys(ARRAYS, nbytes)
     for name, count in (("weight", weights), ("bias", features)):
         nbytes_of[name] = views[name].itemsize * count
     apart: Any = True
-    for result, others in (("y", ("x", "residual", "total", "weight", "bias")), ("total", ("x", "residual", "weight", "bias"))):
+    for result, others in (
+        ("y", ("x", "residual", "total", "weight", "bias")),
+        ("total", ("x", "residual", "weight", "bias")),
+    ):
         for other in others:
             a, b = views[result].place, views[other].place
             is_beside = (a + nbytes <= b) | (b + nbytes_of[other] <= a) | (a == 0) | (b == 0)
@@ -225,9 +238,7 @@ def _are_apart(views: dict[str, View], nbytes: Any, weights: Any, features: Any)
     return apart
 
 
-def _task(
-    views: dict[str, View], rows: Any, features: Any, is_scale: Any, eps: Any, scale: Any, offset: Any
-) -> Any:
+def _task(views: dict[str, View], rows: Any, features: Any, is_scale: Any, eps: Any, scale: Any, offset: Any) -> Any:
     """What the kernel is handed; its address."""
     code, itemsize = views["x"].code, views["x"].itemsize
     weight_code, bias_code = where(is_scale, code, views["weight"].code), views["bias"].code

@@ -12,7 +12,7 @@ from anynorm._kernels.cpu.fast_path.words import Fields, Require, call, fails, w
 from anynorm._kernels.cpu.language.lanes import buffer, cases, cell, loop, store_integer, when, where
 from anynorm._overlap import LOW_ADDRESS
 
-# Of a Py_buffer, which belongs to the stable ABI since Python 3.11, in bytes; behind it, the code of the dtype and how many axes there are.
+# Of a Py_buffer, in bytes; it belongs to the stable ABI since Python 3.11. Behind it, a dtype's code and how many axes.
 _BUF, _OBJ, _NDIM, _FORMAT, _SHAPE, _CODE, _AXES, VIEW_NBYTES = 0, 8, 36, 40, 48, 80, 88, 96
 _IN_ORDER, _FORMATTED, _WRITABLE = 0x38, 0x04, 0x01  # PyBUF_C_CONTIGUOUS and so on
 _FORMATS = {"e": 0, "f": 2, "d": 3}

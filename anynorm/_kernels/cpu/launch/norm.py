@@ -60,8 +60,13 @@ def _kind_of_call(call: Call) -> _Kind:
     return kind
 
 
-def run(call: Call, first: int = 0) -> Any:
-    """Return y, or (y, total) where the call has a residual; the fast path may have written the rows before ``first``."""
+def run(call: Call) -> Any:
+    """Return y, or (y, total) where the call has a residual."""
+    return _run_from(call, 0)
+
+
+def _run_from(call: Call, first: int) -> Any:
+    """The same, where the fast path has written the rows before the first one."""
     access, x, residual = ACCESS[call.library.name], call.x, call.residual
     shape, kind = x.shape, _kind_of_call(call)
     features = shape[call.axes[0]] if len(call.axes) == 1 else math.prod([shape[axis] for axis in call.axes])
@@ -98,7 +103,7 @@ def run(call: Call, first: int = 0) -> Any:
         compiled = kernel(name, variant)
         launch(compiled, task, units, rows, nbytes, resume, keepalive)
         if layout is None and 4 * nbytes < last_cache_nbytes() and nbytes < LEAST_SHARED_NBYTES:
-            offer(call, variant, compiled.address, run)
+            offer(call, variant, compiled.address, _run_from)
     if call.out is not None:
         for one in call.out:
             access.written(one)
