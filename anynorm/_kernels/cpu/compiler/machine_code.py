@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,26 @@ from typing import Any
 import llvmlite
 from llvmlite import binding as llvm
 
-from anynorm._kernels.cuda import kept
+from anynorm._kernels import object_files
 
 _FOLDER = Path(__file__).parents[1]
 
 
-def load(name: str, write: Callable[[], Any]) -> int:
-    """The address of a function of that name, whose module ``write`` makes where it is not on disk.
+def read(name: str, place: Path | None = None) -> bytes | None:
+    """The object file of a function of that name, where it is on disk."""
+    return object_files.read(_file(name), place)
+
+
+def write(name: str, code: bytes, place: Path | None = None) -> str | None:
+    """Keep it on disk; return why it is not kept, or None."""
+    return object_files.write(_file(name), code, place)
+
+
+def load(name: str, code: bytes) -> int:
+    """The address of a function of that name, in an object file.
 
     The code is never freed, as a thread may be in it to the end of the process.
     """
-    file = f"{name}-{_key()}.o"
-    code = kept.read(file)
-    if code is None:
-        code = compile_module(str(write()))
-        kept.write(file, code)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -59,6 +64,10 @@ def _features() -> str:
     """What the processor can do."""
     features: str = llvm.get_host_cpu_features().flatten()
     return features
+
+
+def _file(name: str) -> str:
+    return f"{name}-{_key()}"
 
 
 @cache

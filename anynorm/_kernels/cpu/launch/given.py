@@ -215,7 +215,9 @@ def _task(call: Call, numbers: Array, layout: Layout | None) -> Task:
 
 def _run(name: str, call: Call, task: Task, keepalive: Any) -> bool:
     """Run a kernel on all rows, in several threads where that pays; whether it took them."""
-    compute = kernel(name, Variant(RULES[call.rule.name], kind_of(call.x.dtype).code, True, has_layout=task.layout != 0))
+    compute = kernel(
+        name, Variant(RULES[call.rule.name], kind_of(call.x.dtype).code, True, has_layout=task.layout != 0)
+    )
     # Whether weights are safe is seen before the first row.
     if compute.run(task, 0, 0) < 0:
         return False

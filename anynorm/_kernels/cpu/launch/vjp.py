@@ -70,9 +70,8 @@ def run(
         block_rows=block, work=NumPy.address(work), numbers=0 if numbers is None else NumPy.address(numbers),
     )  # fmt: skip
     compute = kernel(
-        "derivative", Variant(
-        RULES[call.rule.name], kind.code, True, dtotal is not None, layout is not None, numbers is not None
-    )
+        "derivative",
+        Variant(RULES[call.rule.name], kind.code, True, dtotal is not None, layout is not None, numbers is not None),
     )
     if not refusals and (blocks == 1 or nbytes < LEAST_SHARED_NBYTES):
         compute.run(task, -1, blocks + 1)
