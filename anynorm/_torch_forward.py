@@ -15,6 +15,8 @@ from torch.overrides import handle_torch_function
 
 from anynorm import _torch_functions as functions
 from anynorm import _torch_own
+from anynorm._choose import try_short_ways
+from anynorm._definition.norms import LAYER_NORM, RMS_NORM, Rule
 from anynorm._wording import as_array_of, describe, sentence
 
 Tensor = torch.Tensor
@@ -34,6 +36,7 @@ def _eps_of_none(dtype: torch.dtype) -> float:
     return own if is_own else torch.finfo(torch.float32).eps
 
 
+_is_compiling = torch.compiler.is_compiling
 _EPS = {dtype: _eps_of_none(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 
 
@@ -43,6 +46,9 @@ def layer_norm(
     """Apply layer_norm over the last axes; without a weight there is no offset."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return _torch_own.layer_norm(x, shape, weight, bias, eps, offset)
+    y = _by_short_way(LAYER_NORM, x, shape, weight, bias, eps, offset)
+    if y is not None:
+        return y
     if _is_other(x):
         return _of_others(layer_norm, x, shape, weight, bias, eps, offset)
     x, axis = _laid_out(x), _axis_of(shape, x)
@@ -55,6 +61,9 @@ def rms_norm(
     """Likewise for rms_norm; without an eps, by that of torch for the dtype."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return _torch_own.rms_norm(x, shape, weight, bias, eps, offset)
+    y = _by_short_way(RMS_NORM, x, shape, weight, bias, eps, offset)
+    if y is not None:
+        return y
     if _is_other(x):
         return _of_others(rms_norm, x, shape, weight, bias, eps, offset)
     eps = _EPS.get(x.dtype, 0.0) if eps is None else eps
@@ -69,6 +78,16 @@ def scale_norm(x: Tensor, shape: Shape, scale: Tensor, eps: float) -> Tensor:
     if _is_other(x):
         return _of_others(scale_norm, x, shape, scale, eps)
     return functions.scale_norm(x, scale, axis=_axis_of(shape, x), eps=eps)
+
+
+def _by_short_way(
+    rule: Rule, x: Any, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float | None, offset: float
+) -> Tensor | None:
+    """What becomes of a plain tensor whose last axis is as long as the weight, which is as long as it should be."""
+    if _is_compiling() or type(x) is not Tensor or weight is None or weight.shape != shape or len(shape) != 1:
+        return None
+    eps = _EPS.get(x.dtype) if eps is None else eps
+    return try_short_ways(rule, x, None, weight, bias, -1, eps, offset, None)  # type: ignore[no-any-return]
 
 
 def _laid_out(x: Tensor) -> Tensor:

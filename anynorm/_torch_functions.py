@@ -12,7 +12,7 @@ import torch
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
-from anynorm import _norms, _torch_ops, _torch_own
+from anynorm import _norms, _residual, _torch_ops, _torch_own
 from anynorm._check import check
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._torch_state import transforms_question
@@ -156,9 +156,9 @@ def _add(
     options = {"axis": axis, "eps": eps, "weight_offset": offset}
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(function, (x,), x, residual, weight, bias, **options)
-    call = check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual)
     if not _is_compiling():
-        return _torch_own.choose(call).run(call)  # type: ignore[no-any-return]
+        return _residual.run(rule, x, residual, weight, bias, axis, eps, offset, choose=_torch_own.choose)
+    check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual)
     total = x + residual
     return norm(total, weight, bias, **options), total
 

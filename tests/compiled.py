@@ -1,7 +1,5 @@
 """What is compiled once in a session of tests, whichever of its processes needs it first."""
 
-import functools
-import hashlib
 import os
 from pathlib import Path
 
@@ -17,15 +15,12 @@ def locked(name: str) -> FileLock:
 
 def one_at_a_time() -> None:
     """Have no two workers compile the same kernel: the second finds it on disk."""
-    from anynorm._kernels.cpu.compiler import jit
+    from anynorm._kernels.cpu.compiler import entries
 
-    def held(compile_entry):
-        @functools.wraps(compile_entry)
-        def entry(kernel, *signature):
-            name = hashlib.sha256(f"{kernel.__module__}.{kernel.__name__}{signature}".encode()).hexdigest()[:16]
-            with locked(f"kernel-{name}"):
-                return compile_entry(kernel, *signature)
+    compiled = entries._compiled
 
-        return entry
+    def compiled_in_turn(name, variant):
+        with locked(f"kernel-{name}-{'-'.join(str(int(one)) for one in variant)}"):
+            return compiled(name, variant)
 
-    jit.entry, jit.entry_again = held(jit.entry), held(jit.entry_again)
+    entries._compiled = compiled_in_turn

@@ -1,6 +1,6 @@
 """Prints digests of what the CPU kernels return for dtypes, and with --lines which of their lines were not run.
 
-NUMBA_DISABLE_JIT=1 has them interpreted.
+ANYNORM_INTERPRET=1 has them interpreted.
 """
 
 import json
@@ -13,7 +13,6 @@ from tests.kernel_calls import digests
 
 CPU = Path(anynorm.__file__).parent / "_kernels" / "cpu"
 KERNEL_FILES = [str(path) for path in sorted((CPU / "kernels").glob("[!_]*.py")) if path.name != "task.py"]
-KERNEL_FILES.append(str(CPU / "fast_path" / "again.py"))
 
 
 def lines_of(path):

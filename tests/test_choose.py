@@ -5,6 +5,8 @@ import contextvars
 import gc
 import sys
 import threading
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import pytest
 import anynorm
 from anynorm import _choose, _explain, _forced
 from anynorm._kernels import cpu
-from tests.backends import CPU_BACKENDS, HAS_NUMBA, needs_numba
+from tests.backends import CPU_BACKENDS, HAS_LLVMLITE, needs_llvmlite
 from tests.processes import in_threads
 
 X = np.ones((2, 4), np.float32)
@@ -39,7 +41,7 @@ def with_kernels(monkeypatch, *kernels):
         monkeypatch.setattr(module, "KERNELS", (*kernels, *_choose.KERNELS[-1:]))
 
 
-@needs_numba
+@needs_llvmlite
 def test_explain_names_the_kernel():
     explained = anynorm.explain(X, norm="rms_norm")
     assert explained.kernel == "cpu"
@@ -64,7 +66,7 @@ def test_the_definition_refuses_nothing():
 def test_the_backends_of_these_tests_run_what_their_names_say(norm, backend):
     with backend.context():
         kernel = anynorm.explain(backend.make(X), norm=norm).kernel
-    assert kernel == ("cpu" if HAS_NUMBA and "definition" not in backend.name else "definition")
+    assert kernel == ("cpu" if HAS_LLVMLITE and "definition" not in backend.name else "definition")
 
 
 def test_explain_checks_the_arguments():
@@ -86,7 +88,15 @@ def test_a_kernel_that_refuses_or_is_missing_is_passed_over(monkeypatch):
     assert [one.shape for one in (anynorm.layer_norm(X), y, pullback(X)[0])] == [X.shape] * 3
 
 
-@needs_numba
+@pytest.fixture
+def asked_again():
+    """Whether the compiler will do is asked once in a process; after this test it is asked anew."""
+    yield
+    cpu._lacking.cache_clear()
+
+
+@needs_llvmlite
+@pytest.mark.usefixtures("asked_again")
 def test_a_compiler_that_cannot_be_imported_is_one_that_is_missing(monkeypatch):
     x = np.linspace(0, 1, 8).reshape(2, 4)
     _, pullback = anynorm.layer_norm_vjp(x)
@@ -96,11 +106,42 @@ def test_a_compiler_that_cannot_be_imported_is_one_that_is_missing(monkeypatch):
             expected = run()
         with monkeypatch.context() as patch:
             patch.setattr(cpu, "_MISSING", None)  # to have it put back
-            patch.setitem(sys.modules, "numba", None)
+            patch.setitem(sys.modules, "llvmlite", None)
+            cpu._lacking.cache_clear()
             np.testing.assert_array_equal(run(), expected)
-            assert "Numba cannot be imported (" in anynorm.explain(x).refused["cpu"]
-            with anynorm.use_kernel("cpu"), pytest.raises(RuntimeError, match="Numba cannot be imported"):
+            assert "llvmlite cannot be imported (" in anynorm.explain(x).refused["cpu"]
+            with anynorm.use_kernel("cpu"), pytest.raises(RuntimeError, match="llvmlite cannot be imported"):
                 run()
+
+
+@needs_llvmlite
+@pytest.mark.usefixtures("asked_again")
+@pytest.mark.parametrize(("version", "is_too_old"), [((15, 0, 7), True), ((19, 1, 7), True), ((20, 1, 8), False)])
+def test_a_compiler_that_is_too_old_is_one_that_is_missing(version, is_too_old, monkeypatch):
+    from llvmlite import binding
+
+    monkeypatch.setattr(cpu, "_MISSING", None)
+    monkeypatch.setattr(binding, "llvm_version_info", version)
+    cpu._lacking.cache_clear()
+    assert cpu.has_compiler() != is_too_old
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    (requirement,) = project["optional-dependencies"]["cpu"]
+    assert (cpu.missing() or "").endswith(f" is too old; pip install '{requirement}'") == is_too_old
+
+
+@needs_llvmlite
+@pytest.mark.usefixtures("asked_again")
+@pytest.mark.parametrize("lacks", [None, "f16c", "fma"])
+def test_a_processor_that_lacks_instructions(lacks, monkeypatch):
+    from llvmlite import binding
+
+    features = dict.fromkeys(("avx2", "f16c", "fma"), True) | {lacks: False}
+    monkeypatch.setattr(cpu, "_MISSING", None)
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: features)
+    cpu._lacking.cache_clear()
+    assert cpu.has_compiler() == (lacks is None)
+    assert (cpu.missing() or "").startswith("this processor has no instructions") == (lacks is not None)
 
 
 def test_a_forced_kernel_that_refuses_raises(monkeypatch):
@@ -170,7 +211,7 @@ def count_forced():
     return len(_forced._alive)
 
 
-@needs_numba
+@needs_llvmlite
 def test_a_call_alone_forces_until_the_next():
     before = count_forced()
 
@@ -194,7 +235,7 @@ def test_a_call_alone_forces_until_the_next():
     assert count_forced() == before
 
 
-@needs_numba
+@needs_llvmlite
 def test_a_block_ends_what_it_began():
     before = count_forced()
     with pytest.raises(ZeroDivisionError), anynorm.use_kernel("definition"):
@@ -212,7 +253,7 @@ def test_a_block_ends_what_it_began():
     assert count_forced() == before
 
 
-@needs_numba
+@needs_llvmlite
 def test_use_kernel_decorates_functions():
     @anynorm.use_kernel("definition")
     def decorated(x, *, again=0):
@@ -240,7 +281,7 @@ def test_use_kernel_decorates_functions():
     assert kernel() == "cpu"
 
 
-@needs_numba
+@needs_llvmlite
 def test_a_generator_that_stops_within_a_block():
     def generator():
         with anynorm.use_kernel("definition"):
@@ -251,7 +292,7 @@ def test_a_generator_that_stops_within_a_block():
     assert kernel() == "cpu"
 
 
-@needs_numba
+@needs_llvmlite
 def test_tasks_keep_to_themselves():
     async def task(name):
         anynorm.use_kernel(name)

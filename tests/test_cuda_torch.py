@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 import anynorm
 import anynorm.torch as norms
 from anynorm._kernels import cuda
-from anynorm._kernels.cpu.fast_path import arrays as repeat
+from anynorm._kernels import short_ways
 from anynorm._kernels.cuda import arrays, autograd, run
 from tests.emulated import emulation, needs_compiler
 from tests.tolerances import CUDA_GRADIENT_BOUNDS, assert_exact, gradient_of_bias, gradient_of_rows
@@ -45,7 +45,6 @@ class Tensors(arrays.Tensors):
 @pytest.fixture
 def pulled():
     """The derivatives that the kernels form; each CPU tensor says that it is on a GPU."""
-    repeat.forget()  # which goes by what tensors were before
     found = []
 
     def pull(gradient):
@@ -55,6 +54,7 @@ def pulled():
     kernels = autograd._KERNELS
     with (
         emulation(),
+        mock.patch.dict(short_ways._ways, clear=True),  # they go by where tensors are
         mock.patch.dict(run.ACCESS, torch=Tensors),
         mock.patch.object(run, "remember"),
         mock.patch.object(autograd, "_KERNELS", kernels._replace(pull=pull)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -12,23 +13,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-pytest.importorskip("llvmlite", reason="the CPU kernels need llvmlite")
-from anynorm._kernels.cpu.language.dtypes import INTERPRETED
+from anynorm._kernels.cpu.language import interpreted, interpreted_memory
+from anynorm._kernels.cpu.language.dtypes import DTYPES, FLOAT64, INTERPRETED, Dtype, lanes_of
+from tests import kernel_calls, kernel_lines
 
+pytest.importorskip("llvmlite", reason="needs llvmlite, which compiles the kernels")
 if INTERPRETED:
     pytest.skip("nothing is compiled here to compare with", allow_module_level=True)
 
-from anynorm._kernels.cpu.language import (
-    interpreted,
-    interpreted_memory,
-    lanes,
-)
-from anynorm._kernels.cpu.language.dtypes import TAGS, WIDE64, Tag, lanes_of
-from tests import kernel_calls, kernel_lines
+from anynorm._kernels.cpu.compiler import machine_code
+from anynorm._kernels.cpu.language import lanes, tracing
 
 PLAIN = SimpleNamespace(**{**vars(interpreted), **vars(interpreted_memory)})
 # The dtype in memory and that in lanes, as the kernels pair them.
-PAIRS = [(dtype, "float32") for dtype in ("float16", "bfloat16", "float32")] + [(dtype, "float64") for dtype in TAGS]
+PAIRS = [(dtype, "float32") for dtype in ("float16", "bfloat16", "float32")] + [(dtype, "float64") for dtype in DTYPES]
 
 
 def digests_of(dtypes, *options):
@@ -72,8 +70,7 @@ def test_a_digest_tells_bits_apart():
 
 
 def test_lanes_names_all_that_is_interpreted():
-    others = {"annotations", "compiled", "compiled_memory", "dtypes", "interpreted", "interpreted_memory", "tracing"}
-    others |= {"Any", "Iterator", "config", "combinations"}
+    others = {"annotations", "compiled", "compiled_memory", "tracing", "Any", "INTERPRETED", "Iterator", "combinations"}
     for name in {name for name in vars(lanes) if not name.startswith("_")} - others:
         assert callable(getattr(PLAIN, name)), name
 
@@ -91,41 +88,53 @@ def hard_bits(dtype, count, seed):
 
 def arithmetic(words):
     """What is done to elements at each of three addresses, in the words of compiled or of interpreted lanes."""
-    load, splat, store, total = words.load, words.splat, words.store, words.total
+    load, splat, store, total = words.load, words.splat, words.store, words.sum_lanes
 
-    def compute(tag: Tag, wide: Tag, x, y, z, to, nbytes) -> None:
-        lanes = lanes_of(tag)
-        a, b, c = (load(address, None, tag, wide) for address in (x, y, z))
-        sums = words.cell(splat(0.0, wide, lanes))
+    def compute(dtype: Dtype, compute_dtype: Dtype, x, y, z, to, nbytes) -> None:
+        lanes = lanes_of(dtype)
+        a, b, c = (load(address, None, dtype, compute_dtype) for address in (x, y, z))
+        sums = words.cell(splat(0.0, compute_dtype, lanes))
         for turn in words.loop(0, 3, 1):
-            sums[...] = sums + words.fma(a, b, splat(words.number(turn), wide, lanes))
-        high, low = words.total_pair(words.as_lanes(a, WIDE64), words.as_lanes(b, WIDE64))
+            sums[...] = sums + words.fma(a, b, splat(words.number(turn), compute_dtype, lanes))
+        high, low = words.sum_lane_pairs(words.as_lanes(a, FLOAT64), words.as_lanes(b, FLOAT64))
         number = words.fma(total(a), total(b), sum(words.split(total(c))))
         least = words.where(total(a) < total(b), words.smaller(nbytes, 40), words.larger(nbytes, 40))
         for flag in words.cases(total(b) > total(c)):
-            words.poke(to + 7 * nbytes, tag, number + (1.0 if flag else 2.0))
+            words.poke(to + 7 * nbytes, dtype, number + (1.0 if flag else 2.0))
         for step, value in enumerate(
             (
                 words.fma(a, b, c),
                 words.weighted(a, b, c, a) - words.weighted(a, b, c, None),
                 words.where_less(a, b, words.root(words.magnitude(c)), a / b - c),
-                words.part(load(x, y, tag, wide), 1, 5, splat(2.5, wide, lanes)),
-                splat(words.peek(x, y, tag), wide, lanes) * splat(total(a), wide, lanes),
-                words.alike(high, words.as_lanes(a, WIDE64)) + splat(low, WIDE64, lanes),
-                sums * splat(words.number(least), wide, lanes),
+                words.part(load(x, y, dtype, compute_dtype), 1, 5, splat(2.5, compute_dtype, lanes)),
+                splat(words.peek(x, y, dtype), compute_dtype, lanes) * splat(total(a), compute_dtype, lanes),
+                words.alike(high, words.as_lanes(a, FLOAT64)) + splat(low, FLOAT64, lanes),
+                sums * splat(words.number(least), compute_dtype, lanes),
             )
         ):
-            store(to + step * nbytes, tag, value)
+            store(to + step * nbytes, dtype, value)
 
-    return words.traced(compute)
+    return compute
 
 
-@pytest.mark.parametrize(("dtype", "wide"), PAIRS)
-def test_words_agree_on_hard_bits(dtype, wide):
-    traced = arithmetic(lanes)
-    compiled = numba.njit(error_model="numpy")(lambda *arguments: traced(*arguments))
-    plain = interpreted_memory.as_compiled(lambda *arguments: arithmetic(PLAIN)(*arguments) or 0)
-    count, at_once = 3200, lanes_of(TAGS[dtype])
+@pytest.fixture
+def as_machine_code(tmp_path, monkeypatch):
+    """Compiles a function of so many integers, as a kernel is, and keeps it for this test alone."""
+    monkeypatch.setenv("ANYNORM_CACHE_DIR", str(tmp_path))
+
+    def compiled(function, count):
+        address = machine_code.load("words", lambda: tracing.trace("words", function, count))
+        return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * count)(address)
+
+    return compiled
+
+
+@pytest.mark.parametrize(("dtype", "compute_dtype"), PAIRS)
+def test_words_agree_on_hard_bits(dtype, compute_dtype, as_machine_code):
+    dtypes = DTYPES[dtype], DTYPES[compute_dtype]
+    compiled = as_machine_code(lambda *arguments: arithmetic(lanes)(*dtypes, *arguments) or 0, 5)
+    plain = interpreted_memory.as_compiled(lambda *arguments: arithmetic(PLAIN)(*dtypes, *arguments) or 0)
+    count, at_once = 3200, lanes_of(DTYPES[dtype])
     x, y, z = (hard_bits(dtype, count, seed) for seed in range(3))
     nbytes = at_once * x.itemsize
     for start in range(0, count, at_once):
@@ -133,7 +142,7 @@ def test_words_agree_on_hard_bits(dtype, wide):
         for compute in (compiled, plain):
             to = np.zeros(8 * at_once, x.dtype)
             addresses = [array[start:].ctypes.data for array in (x, y, z)]
-            compute(TAGS[dtype], TAGS[wide], *addresses, to.ctypes.data, nbytes)
+            compute(*addresses, to.ctypes.data, nbytes)
             results.append(to)
         assert [kernel_calls.digest(part) for part in results[0].reshape(8, -1)] == [
             kernel_calls.digest(part) for part in results[1].reshape(8, -1)
@@ -141,17 +150,13 @@ def test_words_agree_on_hard_bits(dtype, wide):
 
 
 def test_what_a_value_is_cannot_decide_while_compiling():
-    def compute(x) -> int:
-        return 1 if x > 0 else 0
-
-    traced = lanes.traced(compute)
     with pytest.raises(TypeError, match="branch with cases"):
-        numba.njit(lambda x: traced(x))(3)
+        tracing.trace("decides", lambda x: 1 if x > 0 else 0, 1)
 
 
 def test_streaming_to_the_middle_of_a_cache_line_is_an_error():
     memory = np.zeros(64, np.float32)
     address = -(-memory.ctypes.data // 64) * 64
-    interpreted_memory.stream(address, TAGS["float32"], np.ones(16, np.float32))
+    interpreted_memory.stream(address, DTYPES["float32"], np.ones(16, np.float32))
     with pytest.raises(ValueError, match="cache line"):
-        interpreted_memory.stream(address + 4, TAGS["float32"], np.ones(16, np.float32))
+        interpreted_memory.stream(address + 4, DTYPES["float32"], np.ones(16, np.float32))

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
 
 from anynorm._check import Call, Gradient
+from anynorm._definition.norms import Rule
 from anynorm._forced import force, forced_here, is_forced
 from anynorm._kernels import definition_pull
+from anynorm._libraries import library_of
 from anynorm._overlap import lacks_memory, require_memory
-from anynorm._profiled import is_profiled, name_of, named
-from anynorm._torch_state import direct_apply, is_followed
+from anynorm._profiled import is_profiled, name_of, named, profiler_of
+from anynorm._torch_state import direct_apply, followed_question
+
+_is_grad_enabled, _is_followed, _profiler = torch.is_grad_enabled, followed_question(torch), profiler_of(torch)
 
 Array = Any
-
-# By name, since it is above the kernels: `backward` is called by torch, and so no kernel has been chosen there yet.
-_choose = import_module("anynorm._choose")
+Pull = Callable[[Gradient], tuple[Any, ...]]
+ChoosePull = Callable[[Gradient], Any]  # the kernel that the table has for a derivative
 
 
 class Kernels(NamedTuple):
@@ -26,21 +28,41 @@ class Kernels(NamedTuple):
 
     name: str  # in the table of kernels
     run: Callable[[Call], Any]
-    pull: Callable[[Gradient], tuple[Any, ...]]
-    surely_pulls: Callable[[Gradient], bool]  # a derivative that is not followed; of others the table is asked
+    pull: Pull
+    surely_pulls: Callable[[Array, Array, Array | None], bool]  # x, dy and dtotal; of others the table is asked
+    # Norm, x, weight, bias, dy, and whether the gradients of weight and bias are wanted -> dx, dweight and dbias; or
+    # None, for `pull` to take it.
+    quick_pull: Callable[..., tuple[Any, ...] | None] | None
+    choose_pull: ChoosePull
+
+
+# The kernels, rule, axes, eps and weight_offset.
+Norm = tuple[Kernels, Rule, tuple[int, ...], float, float]
 
 
 def run(kernels: Kernels, call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual, with what leads back from there."""
-    kept = call._replace(x=None, weight=None, bias=None, residual=None)
-    return _Norm.apply(call.x, call.weight, call.bias, call.residual, kept, kernels, None)  # type: ignore[no-untyped-call]
+    norm = kernels, call.rule, call.axes, call.eps, call.weight_offset
+    return _Norm.apply(norm, call.x, call.weight, call.bias, call.residual, call)  # type: ignore[no-untyped-call]
 
 
-def run_again(
-    kernels: Kernels, call: Call, x: Array, weight: Any, bias: Array | None, run: Callable[..., Array | None]
-) -> Array:
-    """The same of a call that has no arrays, for the given ones; ``run`` is tried first."""
-    return _apply(x, weight, bias, None, call, kernels, run)
+def follow(
+    kernels: Kernels,
+    rule: Rule,
+    x: Array,
+    residual: Array | None,
+    weight: Any,
+    bias: Array | None,
+    eps: float,
+    weight_offset: float,
+    result: Any,
+) -> Any:
+    """A result over the last axis that a kernel has written already, with what leads back from there.
+
+    That torch follows nothing else is for the caller to see to.
+    """
+    norm = kernels, rule, (x.ndim - 1,), eps, weight_offset
+    return _apply(norm, x, weight, bias, residual, (result,))
 
 
 class _Norm(torch.autograd.Function):
@@ -49,60 +71,49 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        norm: Norm,
         x: Array,
         weight: Any,
         bias: Array | None,
         residual: Array | None,
-        call: Call,
-        kernels: Kernels,
-        run: Callable[..., Array | None] | None,
+        by: Call | tuple[Any],
     ) -> Any:
-        result = None if run is None else run(x, weight, bias)
-        if result is None:
-            result = kernels.run(call._replace(x=x, weight=weight, bias=bias, residual=residual))
-        number = type(weight) is float
-        ctx.save_for_backward(x if residual is None else result[1], None if number else weight)
-        # Of the bias only shape and dtype are looked at, and whether there is one.
-        ctx.call, ctx.number, ctx.bias = call, weight if number else None, bias
-        ctx.kernels = kernels
+        """``by``: the call, or in a tuple, for else torch would take it for one more argument, what came of it."""
+        if type(by) is tuple:
+            (result,) = by
+        else:
+            result = norm[0].run(by._replace(x=x, weight=weight, bias=bias, residual=residual))
+        scale = weight if type(weight) is float else None
+        ctx.save_for_backward(x if residual is None else result[1], weight if scale is None else None)
         # Torch goes back on a GPU in a thread of its own, where nothing is forced.
-        ctx.forced = None if x.is_cpu or not is_forced() else forced_here()
+        forced = forced_here() if is_forced() and not x.is_cpu else None
+        # Of the bias only shape and dtype are looked at, and whether there is one.
+        ctx.kept = norm, scale, bias, forced
         ctx.set_materialize_grads(False)
         return result
 
     @staticmethod
     def backward(ctx: Any, dy: Array | None, dtotal: Array | None = None) -> Any:
         if dy is None:  # y has not been used, so there is only the sum
-            return dtotal, None, None, dtotal, None, None, None
+            return None, dtotal, None, None, dtotal, None
+        norm, scale, bias, forced = ctx.kept
         x, weight = ctx.saved_tensors
-        needs, kernels = ctx.needs_input_grad, ctx.kernels
-        weight = ctx.number if weight is None else weight
-        call = ctx.call._replace(x=x, weight=weight, bias=ctx.bias)
-        given = {"x": x, "weight": weight, "bias": ctx.bias, "the gradient of y": dy, "the gradient of total": dtotal}
-        for name, one in given.items():
-            if isinstance(one, torch.Tensor) and lacks_memory(one):
-                require_memory(name, one)
-        gradient = Gradient(call, dy, dtotal, needs[1] or needs[2])
-        pull: Callable[[Gradient], tuple[Any, ...]]
-        # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.
-        if torch.is_grad_enabled() or lacks_memory(dy) or (dtotal is not None and lacks_memory(dtotal)):
-            kernel, pull = "definition", definition_pull.pull
-        elif ctx.forced is None and kernels.surely_pulls(gradient) and not is_followed(torch) and not is_forced():
-            kernel, pull = kernels.name, kernels.pull
-        else:
-            kernel, pull = "", _chosen(gradient, ctx.forced)  # which sees to the name itself
-        if kernel and is_profiled():
-            name = name_of(call, kernel, "_backward")
-            dx, dweight, dbias = named(name, (dy, x, weight, ctx.bias), pull, gradient)
-        else:
-            dx, dweight, dbias = pull(gradient)
+        needs = ctx.needs_input_grad
+        parameters, found = needs[2] or needs[3], None
+        is_usual = forced is None and _is_usual()
+        quick_pull = norm[0].quick_pull
+        if is_usual and dtotal is None and quick_pull is not None:
+            found = quick_pull(norm, x, weight, bias, dy, parameters)
+        if found is None:
+            weight = scale if weight is None else weight
+            found = _pull(norm, x, weight, bias, dy, dtotal, parameters, is_usual, forced)
+        dx, dweight, dbias = found
         return (
-            dx if needs[0] else None,
-            dweight if needs[1] else None,
-            dbias if needs[2] else None,
-            dx if needs[3] else None,
             None,
-            None,
+            dx if needs[1] else None,
+            dweight if needs[2] else None,
+            dbias if needs[3] else None,
+            dx if needs[4] else None,
             None,
         )
 
@@ -110,18 +121,48 @@ class _Norm(torch.autograd.Function):
 _apply = direct_apply(torch, _Norm)
 
 
-def _chosen(gradient: Gradient, forced: str | None) -> Callable[[Gradient], tuple[Any, ...]]:
+def _is_usual() -> bool:
+    """Whether torch does nothing but go back, and no kernel is forced."""
+    return not (_is_grad_enabled() or is_forced() or _profiler._is_profiler_enabled or _is_followed())
+
+
+def _pull(
+    norm: Norm, x: Array, weight: Any, bias: Array | None, dy: Array, dtotal: Array | None, parameters: bool,
+    is_usual: bool, forced: str | None,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Return dx, dweight and dbias, whatever the arrays are and whatever torch is doing."""
+    kernels, rule, axes, eps, weight_offset = norm
+    given = {"x": x, "weight": weight, "bias": bias, "the gradient of y": dy, "the gradient of total": dtotal}
+    for name, one in given.items():
+        if isinstance(one, torch.Tensor) and lacks_memory(one):
+            require_memory(name, one)
+    library = library_of(x)
+    call = Call(rule, library, library.precision(x), x, axes, eps, weight, bias, weight_offset, None, None, None)
+    gradient = Gradient(call, dy, dtotal, parameters)
+    if is_usual and kernels.surely_pulls(x, dy, dtotal):
+        return kernels.pull(gradient)
+    # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.
+    if torch.is_grad_enabled() or lacks_memory(dy) or (dtotal is not None and lacks_memory(dtotal)):
+        if not is_profiled():
+            return definition_pull.pull(gradient)
+        name = name_of(call, "definition", "_backward")
+        found: tuple[Any, ...] = named(name, (dy, x, weight, bias), definition_pull.pull, gradient)
+        return found
+    return _chosen(kernels.choose_pull, gradient, forced)(gradient)  # which sees to the name itself
+
+
+def _chosen(choose_pull: ChoosePull, gradient: Gradient, forced: str | None) -> Pull:
     """What the table has for a derivative, where ``forced`` was forced when the norm was called."""
     if forced is None or forced_here() is not None:
-        return _choose.choose_pull(gradient).pull  # type: ignore[no-any-return]
+        return choose_pull(gradient).pull  # type: ignore[no-any-return]
     force(forced)
     try:
-        return _choose.choose_pull(gradient).pull  # type: ignore[no-any-return]
+        return choose_pull(gradient).pull  # type: ignore[no-any-return]
     finally:
         force(None)
 
 
 def is_plain(tensor: Array) -> bool:
     """Whether the memory of a tensor on the right device holds its numbers."""
-    plain = type(tensor) is torch.Tensor and tensor.layout == torch.strided
+    plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
     return plain and not tensor.is_neg() and not lacks_memory(tensor)

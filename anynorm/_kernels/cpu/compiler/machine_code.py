@@ -11,7 +11,13 @@ from typing import Any
 import llvmlite
 from llvmlite import binding as llvm
 
+from anynorm import _forks
 from anynorm._kernels import object_files
+
+# Other code of the process may be in LLVM when it forks: Numba, say. LLVM's lock has no public name; where it is not
+# this one, such a child waits for ever in its first call of a kernel.
+if getattr(llvm.ffi.lib, "_lock", None) is not None:
+    _forks.wait_for(llvm.ffi.lib._lock)
 
 _FOLDER = Path(__file__).parents[1]
 
@@ -45,7 +51,7 @@ def compile_module(text: str) -> bytes:
     module.verify()
     # The kernels are written in vectors, and in the order in which sums are to be formed.
     tuning = llvm.create_pipeline_tuning_options(speed_level=2)
-    tuning.loop_vectorization = tuning.slp_vectorization = False
+    tuning.loop_unrolling = tuning.loop_vectorization = tuning.slp_vectorization = False
     builder = llvm.create_pass_builder(machine, tuning)
     builder.getModulePassManager().run(module, builder)
     code: bytes = machine.emit_object(module)

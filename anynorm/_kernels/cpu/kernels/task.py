@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import NamedTuple
 
-from anynorm._kernels.cpu.language.dtypes import DTYPES, WIDE32, WIDE64, Tag
+from anynorm._kernels.cpu.language.dtypes import BY_CODE, FLOAT32, FLOAT64, Dtype
 
 _WORD, _REAL = ctypes.c_int64, ctypes.c_double
 
@@ -54,6 +54,6 @@ class Variant(NamedTuple):
     has_numbers: bool = False  # the derivative: moments are given
 
     @property
-    def dtypes(self) -> tuple[Tag, Tag]:
+    def dtypes(self) -> tuple[Dtype, Dtype]:
         """That of x, and that of what is computed."""
-        return DTYPES[self.code], WIDE64 if self.in_float64 else WIDE32
+        return BY_CODE[self.code], FLOAT64 if self.in_float64 else FLOAT32

@@ -5,61 +5,25 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.lanes import integer, real
+from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, GROUP, Address, Dtype
+from anynorm._kernels.cpu.language.lanes import buffer, integer, real
+
+# Room for a chunk, which may have some lanes more than CHUNK elements, and for what is read behind it.
+_CHUNK_NBYTES = (CHUNK + 64) * 8
+_GROUP_NBYTES = GROUP * 8
+# For the cache line in which a row ends and the next one begins, see streaming.py.
+_LINE_NBYTES = 7 * CACHE_LINE_NBYTES
+_SCRATCH_NBYTES = 7 * _CHUNK_NBYTES + 6 * _GROUP_NBYTES + _LINE_NBYTES
 
 
-class TaskValues(NamedTuple):
-    """The fields of a Task as the parts of a kernel pass them on; an address is None where there is never anything."""
-
-    rule: int
-    eps: float
-    scale: float
-    features: int
-    x: int
-    other: int | None  # the residual, or dy
-    y: int
-    added: int | None  # the total, or dtotal
-    layout: int | None
-    weight: int
-    weight_code: int
-    bias: int
-    bias_code: int
-    weight_offset: float
-    widened: bool  # parameters are widened into rooms beforehand
-    direct: bool
-    streaming: bool
-    fetching: bool
-
-
-def word(task: int, name: str) -> int:
-    """An integer or an address among the fields of a task."""
-    found: int = integer(task + getattr(Task, name).offset)
-    return found
-
-
-def values_of(task: int, variant: Variant, has_other: bool, has_added: bool) -> TaskValues:
-    """Read a task from memory."""
-    eps, scale, weight_offset = (real(task + getattr(Task, name).offset) for name in ("eps", "scale", "weight_offset"))
-    weight, bias = word(task, "weight"), word(task, "bias")
-    return TaskValues(
-        variant.rule, eps, scale, word(task, "features"),
-        word(task, "x"), word(task, "residual") if has_other else None,
-        word(task, "y"), word(task, "total") if has_added else None,
-        word(task, "layout") if variant.has_layout else None,
-        weight, word(task, "weight_code"), bias, word(task, "bias_code"), weight_offset,
-        (weight != 0) | (bias != 0), word(task, "direct") != 0, word(task, "streaming") != 0,
-        word(task, "fetching") != 0,
-    )  # fmt: skip
-
-
-class Rooms(NamedTuple):
+class Scratch(NamedTuple):
     """Addresses of the memory that a kernel works in."""
 
     x: int  # a chunk of a row whose elements are scattered; likewise:
-    other: int
+    residual: int
     y: int
-    added: int
-    weights: int  # a chunk of weight + weight_offset in the wide dtype
+    total: int
+    weights: int  # a chunk of weight + weight_offset in the dtype that is computed in
     biases: int
     lows: int  # what rounding weight + weight_offset to float64 left behind
     # Float64 numbers for each row of a group:
@@ -69,4 +33,61 @@ class Rooms(NamedTuple):
     factors: int
     constants: int
     mean: int  # one number
-    carry: int  # see sweep.py
+    open_line: int  # see streaming.py
+
+    @classmethod
+    def new(cls) -> Scratch:
+        """Memory on the stack."""
+        address = buffer(_SCRATCH_NBYTES)
+        numbers = address + 7 * _CHUNK_NBYTES
+        return cls(
+            *(address + chunk * _CHUNK_NBYTES for chunk in range(7)),
+            *(numbers + group * _GROUP_NBYTES for group in range(7)),
+        )
+
+
+class TaskValues(NamedTuple):
+    """The fields of a Task, what is fixed when a kernel is compiled, and scratch."""
+
+    dtype: Dtype
+    compute_dtype: Dtype
+    rule: int
+    eps: float
+    scale: float
+    weight_offset: float
+    features: int
+    x: int
+    residual: Address  # or dy; None where there is never anything
+    y: int  # or dx
+    total: Address  # or dtotal
+    layout: Address
+    weight: int
+    weight_code: int
+    bias: int
+    bias_code: int
+    widened: bool  # parameters are widened into scratch beforehand
+    direct: bool
+    streaming: bool
+    fetching: bool
+    scratch: Scratch
+
+
+def word(address: int, field: str) -> int:
+    """An integer or an address in a Task at an address."""
+    found: int = integer(address + getattr(Task, field).offset)
+    return found
+
+
+def load_task(address: int, variant: Variant, has_dy: bool = False) -> TaskValues:
+    """Read a Task, for a kernel of this variant."""
+    eps, scale, offset = (real(address + getattr(Task, field).offset) for field in ("eps", "scale", "weight_offset"))
+    weight, bias = word(address, "weight"), word(address, "bias")
+    return TaskValues(
+        *variant.dtypes, variant.rule, eps, scale, offset, word(address, "features"),
+        word(address, "x"), word(address, "residual") if has_dy or variant.has_residual else None,
+        word(address, "y"), word(address, "total") if variant.has_residual else None,
+        word(address, "layout") if variant.has_layout else None,
+        weight, word(address, "weight_code"), bias, word(address, "bias_code"),
+        (weight != 0) | (bias != 0), word(address, "direct") != 0, word(address, "streaming") != 0,
+        word(address, "fetching") != 0, Scratch.new(),
+    )  # fmt: skip

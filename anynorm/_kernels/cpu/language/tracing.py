@@ -49,27 +49,28 @@ class Value:
     def llvm(self) -> Any:
         return self._llvm
 
-    def _binary(self, other: Any, floats: str, integers: str, swapped: bool = False) -> Value:
-        a, b = self.llvm, as_llvm(other, self.llvm.type)
+    def _binary(self, residual: Any, floats: str, integers: str, swapped: bool = False) -> Value:
+        a, b = self.llvm, as_llvm(residual, self.llvm.type)
         if swapped:
             a, b = b, a
         return Value(getattr(builder(), integers if isinstance(a.type, ir.IntType) else floats)(a, b))
 
-    def _compared(self, how: str, other: Any) -> Value:
-        a, b = self.llvm, as_llvm(other, self.llvm.type)
+    def _compared(self, how: str, residual: Any) -> Value:
+        a, b = self.llvm, as_llvm(residual, self.llvm.type)
         write = builder()
         return Value((write.icmp_signed if isinstance(a.type, ir.IntType) else write.fcmp_ordered)(how, a, b))
 
     def __neg__(self) -> Value:
-        return 0 - self if isinstance(self.llvm.type, ir.IntType) else Value(builder().fneg(self.llvm))
+        write = builder()
+        return Value((write.neg if isinstance(self.llvm.type, ir.IntType) else write.fneg)(self.llvm))
 
     def __bool__(self) -> bool:
         raise TypeError("what a value is, is not known while compiling; branch with cases() or loop()")
 
 
 def _operators(name: str, floats: str, integers: str) -> None:
-    setattr(Value, f"__{name}__", lambda self, other: self._binary(other, floats, integers))
-    setattr(Value, f"__r{name}__", lambda self, other: self._binary(other, floats, integers, True))
+    setattr(Value, f"__{name}__", lambda self, residual: self._binary(residual, floats, integers))
+    setattr(Value, f"__r{name}__", lambda self, residual: self._binary(residual, floats, integers, True))
 
 
 # Integers are lengths and addresses, none of which is negative, so that rounding down is rounding to 0.
@@ -79,7 +80,7 @@ for _name, _floats, _integers in (
 ):  # fmt: skip
     _operators(_name, _floats, _integers)
 for _name, _how in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="), ("eq", "=="), ("ne", "!=")):
-    setattr(Value, f"__{_name}__", lambda self, other, how=_how: self._compared(how, other))
+    setattr(Value, f"__{_name}__", lambda self, residual, how=_how: self._compared(how, residual))
 
 
 class Cell(Value):

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
-from anynorm._check import Call, Gradient
+from anynorm._check import Call
 from anynorm._kernels import autograd
+from anynorm._kernels.cpu.fast_path.tensors import follow_by
 from anynorm._kernels.cpu.launch.norm import run as run_kernel
+from anynorm._kernels.cpu.launch.quick_vjp import quick_pull
 from anynorm._kernels.cpu.launch.vjp import pull
 
-
-def _surely_pulls(gradient: Gradient) -> bool:
-    """Whether gradients are where the kernels read them; torch has seen to it that dtype and shape are right."""
-    return all(one is None or (one.is_cpu and autograd.is_plain(one)) for one in (gradient.dy, gradient.dtotal))
+Array = Any
 
 
-_KERNELS = autograd.Kernels("cpu", run_kernel, pull, _surely_pulls)
-run_again = partial(autograd.run_again, _KERNELS)
-
-
-def run(call: Call) -> Any:
+def run(call: Call, choose_pull: autograd.ChoosePull) -> Any:
     """Return y, or (y, total) where the call has a residual, with what leads back from there."""
-    return autograd.run(_KERNELS, call)
+    return autograd.run(_kernels(choose_pull), call)
+
+
+@cache
+def _kernels(choose_pull: autograd.ChoosePull) -> autograd.Kernels:
+    """The kernels; the short way, which lies below, is told of them."""
+    kernels = autograd.Kernels("cpu", run_kernel, pull, _surely_pulls, quick_pull, choose_pull)
+    follow_by(partial(autograd.follow, kernels))
+    return kernels
+
+
+def _surely_pulls(x: Array, dy: Array, dtotal: Array | None) -> bool:
+    """Whether gradients are where the kernels read them; torch has seen to it that dtype and shape are right."""
+    if not dy.is_cpu or not autograd.is_plain(dy):
+        return False
+    return dtotal is None or (dtotal.is_cpu and autograd.is_plain(dtotal))
