@@ -13,7 +13,7 @@ import anynorm
 from anynorm._choose import KERNELS, Kernel
 from anynorm._cli.terminal import installed
 from anynorm._kernels import cpu, object_files
-from anynorm._kernels.cpu.compiler.entries import kept_nbytes, variants
+from anynorm._kernels.cpu.beforehand import compilables, kept_nbytes
 from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED
 
 # Module, the distribution that holds it, and how to get it.
@@ -86,12 +86,13 @@ def _compiled() -> Iterator[str]:
     if INTERPRETED:
         yield "none is used for the CPU while ANYNORM_INTERPRET is set"
     elif cpu.missing() is None:
-        wanted = [one for dtype in CODES for one in variants(dtype)]
-        found = sum(1 for one in wanted if kept_nbytes(*one))
-        advice = "" if found == len(wanted) else "; anynorm warm compiles them"
-        if advice and unwritten is not None:
-            advice += " --to a folder that can be written, for ANYNORM_CACHE_DIR"
-        yield f"{found} of {len(wanted)} for this processor are there{advice}"
+        wanted = list(compilables(CODES))
+        found = sum(1 for one in wanted if kept_nbytes(one, place))
+        advice = "anynorm warm compiles them"
+        if unwritten is not None:
+            advice = "anynorm warm --to DIR compiles them into another folder"
+        lacks = f"; {advice}" if found < len(wanted) else ""
+        yield f"{found} of {len(wanted)} for this processor are there{lacks}"
 
 
 def _no_driver() -> str | None:

@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 from anynorm._cli.terminal import progress, tell
 from anynorm._cli.words import counted, of_nbytes, of_seconds
 from anynorm._kernels import cpu, object_files
-from anynorm._kernels.cpu.compiler.entries import compile_to, kept_nbytes, variants
-from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.beforehand import Compilable, compilables, compile_to, kept_nbytes
 from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED
 from anynorm._threads import get_threads
 
@@ -26,8 +26,8 @@ _OPEN = 0o755  # others may enter and read
 def run(parsed: argparse.Namespace) -> int:
     """Compile what is not there, and say where it is."""
     place = _place(parsed.to)
-    wanted = [one for dtype in dict.fromkeys(parsed.dtypes or CODES) for one in variants(dtype)]
-    lacking = [one for one in wanted if not kept_nbytes(*one, place)]
+    wanted = list(compilables(parsed.dtypes or CODES))
+    lacking = [one for one in wanted if not kept_nbytes(one, place)]
     started = time.perf_counter()
     if lacking:
         with progress("compiling", lambda: len(lacking), parsed.quiet, of_bytes=False) as advance:
@@ -37,7 +37,7 @@ def run(parsed: argparse.Namespace) -> int:
                 advance(1)
     if not parsed.quiet:
         took = time.perf_counter() - started
-        nbytes = sum(kept_nbytes(*one, place) for one in wanted)
+        nbytes = sum(kept_nbytes(one, place) for one in wanted)
         tell(f"{_done(len(wanted), len(lacking), took)}, {of_nbytes(nbytes)} in {place}; {_to_set(parsed.to, place)}")
         closed = _closed_to_others(place) if parsed.to is not None else []
         if closed:
@@ -64,21 +64,36 @@ def _place(given: Path | None) -> Path:
     return found
 
 
-def _compile(wanted: list[tuple[str, Variant]], place: Path) -> Iterator[str | None]:
+def _compile(wanted: list[Compilable], place: Path) -> Iterator[str | None]:
     """Compile kernels in processes of their own; for each why it is not kept, or None."""
     # Processes, as LLVM compiles in one thread at a time; spawned, as a fork would copy the threads' locks.
     pool = ProcessPoolExecutor(
         min(get_threads(), len(wanted)), multiprocessing.get_context("spawn"), _begin_worker
     )  # fmt: skip
     try:
-        for future in as_completed([pool.submit(compile_to, place, *one) for one in wanted]):
+        with _interrupts_held_back():
+            futures = [pool.submit(compile_to, place, one) for one in wanted]
+        for future in as_completed(futures):
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Begin processes that Ctrl-C does not come to, though a terminal sends it to them all; here it comes later."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin_worker() -> None:
-    """Leave Ctrl-C to the process that started this one, and end with it."""
+    """End with the process that started this one, and leave Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 

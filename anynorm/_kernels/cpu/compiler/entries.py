@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from anynorm._forks import unforked
-from anynorm._kernels import object_files
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED, RULES, SCALE
 
@@ -41,19 +38,6 @@ class Kernel(NamedTuple):
 
 
 _seconds: list[float] = []  # that each kernel took until it could run
-
-
-class _Made(NamedTuple):
-    """A kernel that this process had to compile."""
-
-    symbol: str
-    seconds: float
-    lost: str | None  # why it is not kept on disk
-
-
-_MOST_UNSAID_SECONDS = 1.0  # that users wait for a compiler they do not know of
-_made: list[_Made] = []
-_is_said = False
 
 
 def seconds_to_begin() -> float:
@@ -87,64 +71,27 @@ def kernel(name: str, variant: Variant) -> Kernel:
         started = time.perf_counter()
         found = _interpreted(name, variant) if INTERPRETED else _compiled(name, variant)
         _seconds.append(time.perf_counter() - started)
-        message = _to_say()
-    if message:
-        logging.getLogger("anynorm").info(message)
-    return found
+        return found
 
 
-def kept_nbytes(name: str, variant: Variant, place: Path | None = None) -> int:
-    """How large the machine code of a kernel is in a folder; 0: it is not there. None: where kernels are looked for."""
-    return len(_machine_code().read(_symbol(name, variant), place) or b"")
-
-
-def compile_to(place: Path | None, name: str, variant: Variant) -> str | None:
-    """Compile a kernel for other processes to read in a folder; return why it is not kept there, or None."""
-    symbol = _symbol(name, variant)
-    with unforked:
-        reason: str | None = _machine_code().write(symbol, _compile(symbol, name, variant), place)
-        return reason
+def module_of(name: str, variant: Variant) -> tuple[str, Callable[[], Any]]:
+    """The symbol of a kernel, and what writes its module."""
+    of_variant = "".join(str(int(one)) for one in variant)
+    symbol = f"{name}_{of_variant}"
+    return symbol, lambda: _trace(symbol, name, variant)
 
 
 def _compiled(name: str, variant: Variant) -> Kernel:
-    machine_code, symbol = _machine_code(), _symbol(name, variant)
-    code = machine_code.read(symbol)
-    if code is None:
-        started = time.perf_counter()
-        code = _compile(symbol, name, variant)
-        seconds = time.perf_counter() - started
-        _made.append(_Made(symbol, seconds, machine_code.write(symbol, code)))
-    address = machine_code.load(symbol, code)
+    from anynorm._kernels.cpu.compiler.machine_code import load
+
+    address = load(*module_of(name, variant))
     return Kernel(address, _Function(address))
 
 
-def _compile(symbol: str, name: str, variant: Variant) -> Any:
+def _trace(symbol: str, name: str, variant: Variant) -> Any:
     from anynorm._kernels.cpu.language.tracing import trace
 
-    return _machine_code().compile_module(str(trace(symbol, partial(_source(name), variant), 3)))
-
-
-def _to_say() -> str | None:
-    """What to say, once a process, where it has waited for the compiler for long; None: nothing."""
-    global _is_said
-    seconds = sum(one.seconds for one in _made)
-    if _is_said or seconds <= _MOST_UNSAID_SECONDS:
-        return None
-    _is_said = True
-    symbols, reason = ", ".join(one.symbol for one in _made), _made[-1].lost
-    where = f"kept in {object_files.folder()}" if reason is None else f"not kept on disk: {reason}"
-    return f"compiling CPU kernels took {seconds:.1f} s ({symbols}; {where}); `anynorm warm` does it beforehand"
-
-
-def _symbol(name: str, variant: Variant) -> str:
-    """The name of the machine code of a kernel."""
-    return f"{name}_{''.join(str(int(one)) for one in variant)}"
-
-
-def _machine_code() -> Any:
-    from anynorm._kernels.cpu.compiler import machine_code
-
-    return machine_code
+    return trace(symbol, partial(_source(name), variant), 3)
 
 
 def _interpreted(name: str, variant: Variant) -> Kernel:
