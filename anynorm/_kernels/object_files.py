@@ -73,6 +73,30 @@ def distrusted(path: Path, found: os.stat_result) -> str | None:
     return None
 
 
+def unreadable(place: Path) -> str | None:
+    """Why nothing is read from a folder, which need not be there yet; None: all that is in it is."""
+    try:
+        reason = distrusted(place, place.stat())
+        return reason if reason or os.access(place, os.R_OK | os.X_OK) else f"{place} cannot be read"
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"{place}: {error.strerror or error}"
+
+
+def unwritable(place: Path) -> str | None:
+    """Why nothing would be written to a folder, which need not be there yet; None: it would."""
+    try:
+        there = next(one for one in (place, *place.parents) if one.exists())
+        if not there.is_dir():
+            return f"{there} is not a folder"
+        if there == place and (reason := distrusted(place, place.stat())):
+            return reason
+        return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
+    except OSError as error:
+        return f"{place}: {error.strerror or error}"
+
+
 def _cache_of_user() -> Path:
     given = os.environ.get("XDG_CACHE_HOME")
     if given:
