@@ -16,7 +16,7 @@ import numpy
 
 from anynorm._definition.norms import Precision, as_it_is
 from anynorm._pytrees import register
-from anynorm._pytrees_torch import register_with_torch
+from anynorm._torch.pytrees import register_with_torch
 from anynorm._wording import arrays_of_library, holds_numbers, module_of, package_of, with_article
 
 REAL_DTYPES = ("float16", "bfloat16", "float32", "float64")

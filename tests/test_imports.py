@@ -97,7 +97,7 @@ ORDER = [
     "_files.formats.zarr", "_files.passes", "_files.rows", "_files.pipeline", "_files.contents", "_files.sources",
     "_files.job", "_files.boxes", "_files.original", "_files.target", "_files.locks",
     "nnx", "_nnx_forward", "modules", "_state", "sklearn",
-    "torch", "_torch_convert", "_torch_forward", "_torch_functions", "_torch_ops", "_torch_own",
+    "torch", "_torch.convert", "_torch.forward", "_torch.functions", "_torch.operators", "_torch.native",
     "_gradients", "_residual", "_moments_vjp", "_norms",
     "_explain", "_use_kernel", "_choose", "_kernels", "_kernels.pieces_pull", "_kernels.blocks_given",
     "_kernels.blocks_pull", "_kernels.blocks",
@@ -108,7 +108,7 @@ ORDER = [
     "_kernels.cpu.launch.given_vjp", "_kernels.cpu.launch.vjp", "_kernels.cpu.launch.given",
     "_kernels.cpu.launch.norm", "_kernels.cpu.launch.extreme", "_kernels.cpu.compiler.entries", "_kernels.cpu",
     "_kernels.cpu.fast_path.arrays", "_kernels.cpu.fast_path.tensors", "_kernels.cpu.threads.crew",
-    "_kernels.cpu.threads.program", "_kernels.cpu.launch.layout", "_torch_state", "_kernels.cpu.fast_path.again",
+    "_kernels.cpu.threads.program", "_kernels.cpu.launch.layout", "_torch.state", "_kernels.cpu.fast_path.again",
     "_kernels.cpu.kernels.moments", "_kernels.cpu.kernels.given", "_kernels.cpu.kernels.columns",
     "_kernels.cpu.kernels.float64", "_kernels.cpu.kernels.derivative", "_kernels.cpu.kernels.derivative_steps",
     "_kernels.cpu.kernels.rows", "_kernels.cpu.kernels.parameters", "_kernels.cpu.kernels.factors",
@@ -126,7 +126,7 @@ ORDER = [
     "_arrays", "_overlap", "_libraries", "_definition", "_definition.derivative", "_definition.merging",
     "_definition.missing",
     "_definition.norms", "_definition.scaling", "_definition.counting", "_definition.pairs", "_definition.sums",
-    "_pytrees_torch", "_tasks", "_lengths", "_pytrees", "_numbers", "_wording", "_described", "_types",
+    "_torch.pytrees", "_torch", "_tasks", "_lengths", "_pytrees", "_numbers", "_wording", "_described", "_types",
 ]  # fmt: skip
 # What Numba compiles, and what it needs for that; imported by name, with the first call.
 COMPILED = [

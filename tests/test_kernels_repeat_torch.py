@@ -11,7 +11,7 @@ import anynorm
 from anynorm import _norms
 from anynorm._kernels.cpu.fast_path import arrays as repeat
 from anynorm._kernels.cpu.fast_path import tensors as repeat_torch
-from anynorm._torch_state import Guards
+from anynorm._torch.state import Guards
 from tests.backends import needs_numba
 from tests.processes import in_threads
 

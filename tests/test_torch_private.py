@@ -9,8 +9,8 @@ from torch.autograd import forward_ad
 import anynorm
 import anynorm.torch
 from anynorm import _profiled
-from anynorm import _torch_state as torch_state
 from anynorm._kernels.cpu.fast_path import tensors as repeat_torch
+from anynorm._torch import state as torch_state
 from tests.processes import script
 from tests.tolerances import BOUNDS
 

@@ -13,7 +13,7 @@ from anynorm._forced import force, forced_here, is_forced
 from anynorm._kernels import definition_pull
 from anynorm._overlap import lacks_memory, require_memory
 from anynorm._profiled import is_profiled, name_of, named
-from anynorm._torch_state import direct_apply, is_followed
+from anynorm._torch.state import direct_apply, is_followed
 
 Array = Any
 

@@ -15,7 +15,7 @@ from anynorm._check import Call, Gradient
 from anynorm._forks import unforked
 from anynorm._moments import arrays_of
 from anynorm._overlap import lacks_memory
-from anynorm._torch_state import is_followed
+from anynorm._torch.state import is_followed
 
 _ADVICE = "Numba is not installed; pip install numba"
 

@@ -10,7 +10,7 @@ from typing import Any
 from anynorm._check import Call, Gradient
 from anynorm._kernels.cpu import is_installed, wants_gradient
 from anynorm._overlap import lacks_memory
-from anynorm._torch_state import is_followed
+from anynorm._torch.state import is_followed
 
 _ADVICE = (
     "cuda-bindings is not installed, which launches it; pip install cuda-bindings nvidia-cuda-nvrtc, "

@@ -18,7 +18,7 @@ from anynorm._kernels.cuda.launch import SLOT_NBYTES
 from anynorm._kernels.cuda.task import Task
 from anynorm._overlap import LOW_ADDRESS
 from anynorm._profiled import profiler_of
-from anynorm._torch_state import is_followed
+from anynorm._torch.state import is_followed
 
 Array = Any
 Key = tuple[Any, ...]

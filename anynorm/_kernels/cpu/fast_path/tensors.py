@@ -19,7 +19,7 @@ from anynorm._forks import unforked
 from anynorm._kernels.cpu.fast_path.recipe import DONE, Recipe
 from anynorm._overlap import LOW_ADDRESS, lacks_memory
 from anynorm._profiled import is_profiled, name_of, named, profiler_of
-from anynorm._torch_state import Guards, is_followed, modes_question
+from anynorm._torch.state import Guards, is_followed, modes_question
 
 Array = Any
 Attempt = Callable[..., Array | None]

@@ -13,8 +13,7 @@ import torch
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
-from anynorm import _torch_functions as functions
-from anynorm import _torch_own
+from anynorm._torch import functions, native
 from anynorm._wording import as_array_of, describe, sentence
 
 Tensor = torch.Tensor
@@ -42,7 +41,7 @@ def layer_norm(
 ) -> Tensor:
     """Apply layer_norm over the last axes; without a weight there is no offset."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return _torch_own.layer_norm(x, shape, weight, bias, eps, offset)
+        return native.layer_norm(x, shape, weight, bias, eps, offset)
     if _is_other(x):
         return _of_others(layer_norm, x, shape, weight, bias, eps, offset)
     x, axis = _laid_out(x), _axis_of(shape, x)
@@ -54,7 +53,7 @@ def rms_norm(
 ) -> Tensor:
     """Likewise for rms_norm; without an eps, by that of torch for the dtype."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return _torch_own.rms_norm(x, shape, weight, bias, eps, offset)
+        return native.rms_norm(x, shape, weight, bias, eps, offset)
     if _is_other(x):
         return _of_others(rms_norm, x, shape, weight, bias, eps, offset)
     eps = _EPS.get(x.dtype, 0.0) if eps is None else eps
@@ -65,7 +64,7 @@ def rms_norm(
 def scale_norm(x: Tensor, shape: Shape, scale: Tensor, eps: float) -> Tensor:
     """Likewise for scale_norm."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return _torch_own.scale_norm(x, [-1], scale, 1.0, eps)
+        return native.scale_norm(x, [-1], scale, 1.0, eps)
     if _is_other(x):
         return _of_others(scale_norm, x, shape, scale, eps)
     return functions.scale_norm(x, scale, axis=_axis_of(shape, x), eps=eps)
