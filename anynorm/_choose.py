@@ -45,7 +45,7 @@ def _run_on_cpu(call: Call) -> Any:
         return choose(call).run(call)
     # Imported with the first call: a process without use for the kernels should not wait for them.
     with unforked:
-        is_followed = call.library.name == "torch" and cpu.wants_gradient(call)
+        is_followed = cpu.wants_gradient(call)
         if call.moments is not None and is_followed:
             from anynorm._kernels.cpu.launch.autograd_given import run
         elif call.moments is not None:
@@ -61,7 +61,7 @@ def _moments_on_cpu(call: Call) -> Moments:
     if not cpu.has_compiler():
         return choose(call).moments(call)
     with unforked:
-        if call.library.name == "torch" and cpu.wants_gradient(call):
+        if cpu.wants_gradient(call):
             from anynorm._kernels.cpu.launch.autograd_given import run_moments
         else:
             from anynorm._kernels.cpu.launch.given import run_moments
@@ -81,7 +81,7 @@ def _pull_on_cpu(gradient: Gradient) -> tuple[Any, ...]:
 
 
 def _pull_moments_on_cpu(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
-    if call.library.name == "torch" and cpu.wants_gradient(call, *parts_of(gradient)):
+    if cpu.wants_gradient(call, *parts_of(gradient)):
         return by_moments.pull_moments(call, moments, gradient)
     if not cpu.has_compiler():
         return choose(call).pull_moments(call, moments, gradient)
@@ -92,7 +92,7 @@ def _pull_moments_on_cpu(call: Call, moments: Moments, gradient: MomentsGradient
 
 
 def _run_on_cuda(call: Call) -> Any:
-    if call.library.name == "torch" and cpu.wants_gradient(call):
+    if cpu.wants_gradient(call):
         from anynorm._kernels.cuda.autograd import run
     else:
         from anynorm._kernels.cuda.run import run

@@ -11,7 +11,8 @@ import torch
 from anynorm._check import Call, Gradient
 from anynorm._forced import force, forced_here, is_forced
 from anynorm._kernels import definition_pull
-from anynorm._overlap import lacks_memory, require_memory
+from anynorm._libraries.torch_tensors import lacks_memory
+from anynorm._overlap import require_memory
 from anynorm._profiled import is_profiled, name_of, named
 from anynorm._torch.state import direct_apply, is_followed
 

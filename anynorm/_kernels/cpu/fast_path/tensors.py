@@ -17,7 +17,7 @@ from typing import Any
 from anynorm._check import Call
 from anynorm._forks import unforked
 from anynorm._kernels.cpu.fast_path.recipe import DONE, Recipe
-from anynorm._overlap import LOW_ADDRESS, lacks_memory
+from anynorm._libraries.torch_tensors import LOW_ADDRESS, lacks_memory
 from anynorm._profiled import is_profiled, name_of, named, profiler_of
 from anynorm._torch.state import Guards, is_followed, modes_question
 

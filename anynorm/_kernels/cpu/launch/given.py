@@ -19,10 +19,11 @@ from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler import entries
 from anynorm._kernels.cpu.language.dtypes import FINISHED, REDUCED, RULES
 from anynorm._kernels.cpu.launch.layout import Layout, plan
-from anynorm._kernels.cpu.launch.memory import NumPy, last_cache_nbytes
-from anynorm._kernels.cpu.launch.norm import ACCESS, LEAST_SHARED_NBYTES, kind_of
+from anynorm._kernels.cpu.launch.machine import empty_like, last_cache_nbytes
+from anynorm._kernels.cpu.launch.norm import LEAST_SHARED_NBYTES, kind_of
 from anynorm._kernels.cpu.threads.crew import share
 from anynorm._libraries import library_of
+from anynorm._libraries.numpy_arrays import NumPy
 from anynorm._moments import Moments, arrays_of, mapped, of_arrays, statistics_of
 from anynorm._threads import get_threads
 
@@ -40,7 +41,7 @@ def run_moments(call: Call) -> Moments:
     numbers = room_for(call, REDUCED)
     layout = layout_of(call, numbers, call.x, False)
     arguments = (
-        RULES[call.rule.name], 0.0, _features(call), ACCESS[call.library.name].address(call.x),
+        RULES[call.rule.name], 0.0, _features(call), call.library.memory.address(call.x),
         None if layout is None else NumPy.address(layout.numbers), NumPy.address(numbers),
     )  # fmt: skip
     _share("reduce", call, layout, arguments, (call, numbers, layout))
@@ -106,14 +107,14 @@ def run(call: Call) -> Array:
         xp = call.library.namespace
         y[...] = xp.where(xp.asarray(safe), y, others)
     if call.out is not None:
-        ACCESS[call.library.name].written(y)
+        call.library.memory.written(y)
     return y
 
 
 def apply_numbers(call: Call, numbers: Array) -> Array | None:
     """Apply numbers to each row, as apply.py does; None where the weights are such that it cannot."""
-    access, kind = ACCESS[call.library.name], kind_of(call.x.dtype)
-    y = access.empty_like(call.x, call.x.nbytes) if call.out is None else call.out[0]
+    access, kind = call.library.memory, kind_of(call.x.dtype)
+    y = empty_like(access, call.x, call.x.nbytes) if call.out is None else call.out[0]
     # In place by address: another object may be the same memory.
     streaming = 4 * call.x.nbytes >= last_cache_nbytes() and access.address(y) != access.address(call.x)
     streaming = streaming and access.address(y) % kind.itemsize == 0
@@ -196,7 +197,7 @@ def host(array: Any) -> Any:
 
 def layout_of(call: Call, numbers: Array, y: Array, streaming: bool, other: Array | None = None) -> Layout | None:
     """How x, y, numbers and another array become rows; None where it is one after the other in each of them."""
-    access, x = ACCESS[call.library.name], call.x
+    access, x = call.library.memory, call.x
     given = x, x if other is None else other, y
     if call.axes[0] == len(x.shape) - len(call.axes) and all(map(access.is_contiguous, given)):
         return None

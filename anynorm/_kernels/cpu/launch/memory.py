@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
-from functools import cache
 from typing import Any
 
 import numpy
-
-from anynorm._forks import unforked
 
 Array = Any
 
@@ -24,9 +20,6 @@ DTYPE = DATA + 40  # the address of the dtype
 FLAGS = DATA + 48
 C_CONTIGUOUS, WRITEABLE = 0x1, 0x400  # among the flags
 INT = 0xFFFFFFFF  # of the 8 bytes at NDIM and FLAGS, those of the number
-_LEAST_HUGE_NBYTES = 4 << 20
-_HUGE_PAGE_NBYTES = 2 << 20
-_MADV_HUGEPAGE = 14
 
 
 def _documented_address(array: Array) -> int:
@@ -63,108 +56,3 @@ def _are_fields_known() -> bool:
 
 
 KNOWS_FIELDS = _are_fields_known()
-
-
-class NumPy:
-    """NumPy arrays."""
-
-    address = staticmethod(_quick_address if KNOWS_FIELDS else _documented_address)
-
-    @staticmethod
-    def is_contiguous(array: Array) -> bool:
-        return bool(array.flags.c_contiguous)
-
-    @staticmethod
-    def contiguous(array: Array) -> Array:
-        return numpy.ascontiguousarray(array)
-
-    @staticmethod
-    def strides(array: Array) -> tuple[int, ...]:
-        """In bytes."""
-        return tuple(array.strides)
-
-    @staticmethod
-    def empty_like(array: Array, nbytes: int) -> Array:
-        """A new array like another one, which lies one element after the other if that does."""
-        return numpy.empty_like(array, subok=False)
-
-    @staticmethod
-    def written(array: Array) -> None:
-        """Nothing keeps track of what is written to NumPy arrays."""
-
-
-class Torch:
-    """Dense torch tensors on the CPU."""
-
-    @staticmethod
-    def address(tensor: Array) -> int:
-        return int(tensor.data_ptr())
-
-    @staticmethod
-    def is_contiguous(tensor: Array) -> bool:
-        return bool(tensor.is_contiguous())
-
-    @staticmethod
-    def contiguous(tensor: Array) -> Array:
-        return tensor.contiguous()
-
-    @staticmethod
-    def strides(tensor: Array) -> tuple[int, ...]:
-        """In bytes."""
-        itemsize = tensor.element_size()
-        return tuple(stride * itemsize for stride in tensor.stride())
-
-    @staticmethod
-    def empty_like(tensor: Array, nbytes: int) -> Array:
-        import torch
-
-        made = torch.empty_like(tensor.detach())
-        if nbytes >= _LEAST_HUGE_NBYTES:
-            _ask_for_huge_pages(made.data_ptr(), nbytes)
-        return made
-
-    @staticmethod
-    def written(tensor: Array) -> None:
-        """Tell autograd that a tensor was written to."""
-        import torch
-
-        torch.autograd.graph.increment_version(tensor)
-
-
-@cache
-def _madvise() -> Any:
-    try:
-        return ctypes.CDLL(None).madvise if sys.platform == "linux" else None
-    except (AttributeError, OSError):
-        return None
-
-
-def _ask_for_huge_pages(address: int, nbytes: int) -> None:
-    """Ask for fresh memory in pages of 2 MiB, as NumPy does for its own: 4 KiB at a time takes longer than any norm."""
-    madvise = _madvise()
-    if madvise is None:
-        return
-    start = -(-address // _HUGE_PAGE_NBYTES) * _HUGE_PAGE_NBYTES
-    length = (address + nbytes) // _HUGE_PAGE_NBYTES * _HUGE_PAGE_NBYTES - start
-    if length > 0:  # it is advice: a kernel without such pages refuses, and nothing is lost
-        madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), ctypes.c_int(_MADV_HUGEPAGE))
-
-
-@cache
-def last_cache_nbytes() -> int:
-    """The size of the last cache; 32 MiB where the system does not say."""
-    with unforked:
-        from pathlib import Path  # not at the top: it takes milliseconds, and no norm needs it before this
-
-    for level in (4, 3, 2):
-        try:
-            nbytes = os.sysconf(f"SC_LEVEL{level}_CACHE_SIZE")
-        except (AttributeError, ValueError, OSError):
-            break
-        if nbytes > 0:
-            return nbytes
-    for text in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"), reverse=True):
-        digits = text.read_text().strip().removesuffix("K")
-        if digits.isdecimal():
-            return int(digits) << 10
-    return 32 << 20

@@ -16,14 +16,14 @@ from anynorm._kernels.cpu.fast_path.recipe import Recipe, RecipeNumbers, write
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, CODES, RULES
 from anynorm._kernels.cpu.launch import extreme as rescue
 from anynorm._kernels.cpu.launch.layout import Layout, plan
-from anynorm._kernels.cpu.launch.memory import NumPy, Torch, last_cache_nbytes
+from anynorm._kernels.cpu.launch.machine import empty_like, last_cache_nbytes
 from anynorm._kernels.cpu.threads.crew import share
 from anynorm._libraries import dtype_name
+from anynorm._libraries.numpy_arrays import NumPy
 from anynorm._threads import get_threads
 
 Array = Any
 
-ACCESS: dict[str, Any] = {"numpy": NumPy, "torch": Torch}
 # To wake a thread that sleeps takes the caller 3 microseconds, all of the sharing 7, and the thread some 10 to come.
 # layer_norm on two cores of an EPYC 7003, time of one thread by that of two, for rows of 64, 768 and 8192 numbers:
 # float32 256 KB 0.8, 1.3, 1.0; 512 KB 1.5, 1.2, 1.04; 1 MB 1.2, 1.3, 1.1;
@@ -70,14 +70,14 @@ def _kind_of_call(call: Call) -> _Kind:
 
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
-    access, x, residual = ACCESS[call.library.name], call.x, call.residual
+    access, x, residual = call.library.memory, call.x, call.residual
     shape, kind = x.shape, _kind_of_call(call)
     features = shape[call.axes[0]] if len(call.axes) == 1 else math.prod([shape[axis] for axis in call.axes])
     size = math.prod(shape)
     nbytes = size * kind.itemsize
     if call.out is None:
-        y = access.empty_like(x, nbytes)
-        added = None if residual is None else access.empty_like(x, nbytes)
+        y = empty_like(access, x, nbytes)
+        added = None if residual is None else empty_like(access, x, nbytes)
     else:
         y, added = call.out if len(call.out) == 2 else (call.out[0], None)
     # Past the caches where x and y fill half of the last one together: streaming saves reading what is overwritten.
@@ -129,7 +129,7 @@ def _is_repeatable(call: Call, kind: _Kind) -> bool:
 def _recipe(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> Recipe:
     """What calls like this one need for the short way."""
     # No array is to live on because of this.
-    kept, access = call._replace(x=None, weight=None, bias=None, out=None), ACCESS[call.library.name]
+    kept, access = call._replace(x=None, weight=None, bias=None, out=None), call.library.memory
 
     def resume(x: Array, y: Array, weight: Any, bias: Array | None, first: int) -> None:
         again = kept._replace(x=x, weight=weight, bias=bias)

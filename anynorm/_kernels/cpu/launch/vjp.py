@@ -15,9 +15,10 @@ from anynorm._kernels.cpu.compiler import entries
 from anynorm._kernels.cpu.language.dtypes import RULES
 from anynorm._kernels.cpu.launch.extreme import pull_row
 from anynorm._kernels.cpu.launch.layout import Layout
-from anynorm._kernels.cpu.launch.memory import NumPy
-from anynorm._kernels.cpu.launch.norm import ACCESS, LEAST_SHARED_NBYTES, kind_of, lay_out
+from anynorm._kernels.cpu.launch.machine import empty_like
+from anynorm._kernels.cpu.launch.norm import LEAST_SHARED_NBYTES, kind_of, lay_out
 from anynorm._kernels.cpu.threads.crew import share
+from anynorm._libraries.numpy_arrays import NumPy
 from anynorm._threads import get_threads
 
 Array = Any
@@ -36,8 +37,8 @@ _spare = threading.local()
 def pull(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight and dbias."""
     call, dy, dtotal, _ = gradient
-    access, kind = ACCESS[call.library.name], kind_of(call.x.dtype)
-    dx = access.empty_like(call.x, call.x.nbytes)
+    access, kind = call.library.memory, kind_of(call.x.dtype)
+    dx = empty_like(access, call.x, call.x.nbytes)
     layout = lay_out(call, access, (dy, dx, dtotal), kind.itemsize, 0, False, columns=False)
     return dx, *run(gradient, dx, layout, None, pull_row)
 
@@ -48,7 +49,7 @@ def run(
     """Write dx, and return dweight and dbias; numbers of given moments become sums. The rest is as for `_rescue`."""
     call, dy, dtotal, wanted = gradient
     x: Array = call.x
-    access, kind, shape = ACCESS[call.library.name], kind_of(x.dtype), x.shape
+    access, kind, shape = call.library.memory, kind_of(x.dtype), x.shape
     features = shape[-1] if call.axes == (len(shape) - 1,) else math.prod([shape[axis] for axis in call.axes])
     size = math.prod(shape)
     rows, nbytes = size // features, size * kind.itemsize
@@ -105,7 +106,7 @@ def _parameter(
     held: Array = x[(0,) * x.ndim] if isinstance(parameter, float) else parameter
     if not access.is_contiguous(held):
         held = access.contiguous(held)
-    gradient = access.empty_like(held, 0) if wanted else None
+    gradient = access.empty_like(held) if wanted else None
     return held if held.ndim else None, kind_of(held.dtype).code, gradient  # a scale goes as a number
 
 

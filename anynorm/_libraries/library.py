@@ -1,4 +1,4 @@
-"""Which library an array belongs to, and what anynorm has to know of that library.
+"""Which library an array belongs to, and what its arrays are computed in.
 
 Nothing here imports an array library first: one that was never imported has made no arrays, so sys.modules has the
 answer.
@@ -15,6 +15,10 @@ from typing import Any, NamedTuple
 import numpy
 
 from anynorm._definition.norms import Precision, as_it_is
+from anynorm._libraries.cupy_arrays import CuPy
+from anynorm._libraries.memory import Memory
+from anynorm._libraries.numpy_arrays import NumPy
+from anynorm._libraries.torch_tensors import Torch
 from anynorm._pytrees import register
 from anynorm._torch.pytrees import register_with_torch
 from anynorm._wording import arrays_of_library, holds_numbers, module_of, package_of, with_article
@@ -40,6 +44,10 @@ class UnfitError(TypeError):
         self.must, self.do = must, do
 
 
+# Of the libraries that show where the elements of their arrays lie.
+_MEMORIES: dict[str, type[Memory]] = {"numpy": NumPy, "torch": Torch, "cupy": CuPy}
+
+
 class _Entry(NamedTuple):
     """How the arrays of a library are told apart, and what the library can do."""
 
@@ -60,6 +68,7 @@ class Library:
     def __init__(self, name: str, namespace: Any, entry: _Entry) -> None:
         self.name = name
         self.namespace = namespace
+        self.memory = _MEMORIES.get(name, Memory)
         self.writable = entry.writable
         self.devices = entry.devices
         self.refuses_to_fill = entry.refuses_to_fill
