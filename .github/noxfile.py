@@ -24,7 +24,7 @@ NONE = "axes degenerate ducks namespaces imports libraries modules out pairs pre
 TESTS = {
     "none": f"{NONE} moments_value",
     "cli": "cli_options cli_refusals help",
-    "cpu": f"{NONE} in_place kernels_given kernels_refusals",
+    "cpu": f"{NONE} in_place kernels_bits kernels_given kernels_refusals",
     "dask": "dask dask_* precision",
     "files": "files_between files_columns files_formats files_given files_parquet files_show files_untrusted",
     "flax": "nnx nnx_pieces",

@@ -43,28 +43,33 @@ class Kernel(NamedTuple):
 def _run_on_cpu(call: Call) -> Any:
     if not cpu.has_compiler():
         return choose(call).run(call)
+    if cpu.wants_gradient(call):
+        return _follow_on_cpu(call)
     # Imported with the first call: a process without use for the kernels should not wait for them.
     with unforked:
-        is_followed = cpu.wants_gradient(call)
-        if call.moments is not None and is_followed:
-            from anynorm._kernels.cpu.launch.autograd_given import run
-        elif call.moments is not None:
-            from anynorm._kernels.cpu.launch.given import run
-        elif is_followed:
-            from anynorm._kernels.cpu.launch.autograd import run
-        else:
+        if call.moments is None:
             from anynorm._kernels.cpu.launch.norm import run
+        else:
+            from anynorm._kernels.cpu.launch.given import run
     return run(call)
+
+
+def _follow_on_cpu(call: Call) -> Any:
+    with unforked:
+        from anynorm._kernels.cpu.launch import autograd, autograd_given
+    run = autograd.run if call.moments is None else autograd_given.run
+    return run(call, choose_pull)  # the table is above what needs it when torch goes back
 
 
 def _moments_on_cpu(call: Call) -> Moments:
     if not cpu.has_compiler():
         return choose(call).moments(call)
+    if cpu.wants_gradient(call):
+        with unforked:
+            from anynorm._kernels.cpu.launch import autograd_given
+        return autograd_given.run_moments(call, choose)
     with unforked:
-        if cpu.wants_gradient(call):
-            from anynorm._kernels.cpu.launch.autograd_given import run_moments
-        else:
-            from anynorm._kernels.cpu.launch.given import run_moments
+        from anynorm._kernels.cpu.launch.given import run_moments
 
     return run_moments(call)
 
@@ -93,9 +98,10 @@ def _pull_moments_on_cpu(call: Call, moments: Moments, gradient: MomentsGradient
 
 def _run_on_cuda(call: Call) -> Any:
     if cpu.wants_gradient(call):
-        from anynorm._kernels.cuda.autograd import run
-    else:
-        from anynorm._kernels.cuda.run import run
+        from anynorm._kernels.cuda import autograd
+
+        return autograd.run(call, choose_pull)
+    from anynorm._kernels.cuda.run import run
 
     return run(call)
 
@@ -168,7 +174,7 @@ def _pull_moments_definition(call: Call, moments: Moments, gradient: MomentsGrad
 KERNELS = (
     Kernel(
         "cpu",
-        "fused, compiled by Numba: NumPy arrays and torch tensors on the CPU",
+        "fused, compiled by LLVM: NumPy arrays and torch tensors on the CPU",
         cpu.missing,
         cpu.refuses,
         _run_on_cpu,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -125,6 +124,8 @@ def _listed(names: list[str]) -> str:
 
 def _instead(names: Collection[str], state: Mapping[str, Any], prefix: str) -> str:
     """What to do about it: the prefix nearest to the given one, if a norm of this kind is there by another."""
+    import difflib  # for a message alone
+
     others = prefixes(names, state)
     if prefix in others or not others:
         return "pass exactly these names, or strict=False"

@@ -123,15 +123,15 @@ def _definition():
     return anynorm.use_kernel("definition")
 
 
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
-needs_numba = pytest.mark.skipif(not HAS_NUMBA, reason="needs Numba, which compiles the kernel")
-KERNELS = (pytest.param("cpu", marks=needs_numba), "definition")  # those that take NumPy arrays
+HAS_LLVMLITE = importlib.util.find_spec("llvmlite") is not None
+needs_llvmlite = pytest.mark.skipif(not HAS_LLVMLITE, reason="needs llvmlite, which compiles the kernels")
+KERNELS = (pytest.param("cpu", marks=needs_llvmlite), "definition")  # those that take NumPy arrays
 needs_gpu = pytest.mark.skipif(not has_cuda(), reason="needs an NVIDIA GPU")
 needs_cupy = pytest.mark.skipif(
     importlib.util.find_spec("cupy") is None or not has_cuda(), reason="needs CuPy and an NVIDIA GPU"
 )
 
-# Where Numba is installed these two run the kernel "cpu", else the definition; test_choose.py makes sure of it.
+# Where llvmlite is installed these two run the kernel "cpu", else the definition; test_choose.py makes sure of it.
 NUMPY = Backend("numpy", np.array, np.asarray, ALL, writable=True)
 TORCH = Backend("torch", _torch_make("cpu"), _torch_read, ALL, writable=True, needs="torch")
 _BY_JAX = ("bfloat16", "float32", "float64")  # those of float16 are computed in float32, where they are normal

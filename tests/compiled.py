@@ -1,7 +1,5 @@
 """What is compiled once in a session of tests, whichever of its processes needs it first."""
 
-import functools
-import hashlib
 import os
 from pathlib import Path
 
@@ -17,15 +15,12 @@ def locked(name: str) -> FileLock:
 
 def one_at_a_time() -> None:
     """Have no two workers compile the same kernel: the second finds it on disk."""
-    from anynorm._kernels.cpu.compiler import jit
+    from anynorm._kernels.cpu.compiler import machine_code
 
-    def held(compile_entry):
-        @functools.wraps(compile_entry)
-        def entry(kernel, *signature):
-            name = hashlib.sha256(f"{kernel.__module__}.{kernel.__name__}{signature}".encode()).hexdigest()[:16]
-            with locked(f"kernel-{name}"):
-                return compile_entry(kernel, *signature)
+    load = machine_code.load
 
-        return entry
+    def load_in_turn(name, write):
+        with locked(f"kernel-{name}"):
+            return load(name, write)
 
-    jit.entry, jit.entry_again = held(jit.entry), held(jit.entry_again)
+    machine_code.load = load_in_turn

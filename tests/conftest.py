@@ -13,7 +13,7 @@ from hypothesis import settings
 import anynorm
 from anynorm._files.formats import raw
 from tests import backends, compiled, tolerances
-from tests.backends import HAS_NUMBA
+from tests.backends import HAS_LLVMLITE
 from tests.installed import SkipMissing
 
 # Compiling libraries make single examples slow, and shared machines make any deadline flaky.
@@ -31,7 +31,7 @@ def pytest_configure(config):
     if config.option.installed:
         config.option.doctest_ignore_import_errors = True
         config.pluginmanager.register(SkipMissing())
-    if not HAS_NUMBA:  # without which the modules that it compiles cannot be searched for examples
+    if not HAS_LLVMLITE:  # without which the modules that import it cannot be searched for examples
         kernels = Path(anynorm.__file__).parent / "_kernels" / "cpu" / "*.py"
         config.option.ignore_glob = [*(config.option.ignore_glob or []), str(kernels)]
     if hasattr(config, "workerinput"):
@@ -44,7 +44,7 @@ def pytest_configure(config):
     gc.set_threshold(20_000, 20, 100)
     if not hasattr(config, "workerinput"):
         share_a_folder(config)
-    elif HAS_NUMBA:
+    elif HAS_LLVMLITE:
         compiled.one_at_a_time()
 
 
@@ -56,6 +56,7 @@ def share_a_folder(config):
     folder = tempfile.TemporaryDirectory(prefix="anynorm-tests-", ignore_cleanup_errors=True)
     config.add_cleanup(folder.cleanup)
     os.environ[compiled.FOLDER] = folder.name
+    os.environ.setdefault("ANYNORM_CACHE_DIR", str(Path(folder.name) / "anynorm"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(folder.name) / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

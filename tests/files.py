@@ -98,7 +98,7 @@ def assert_one_line(error, message):
 
 
 def start(*arguments, first="", stderr=subprocess.PIPE, stdin=None, text=True):
-    """The command in a process of its own, which begins with some code; without Numba, which takes long to import."""
+    """The command in a process of its own, which begins with some code; nothing is compiled in it."""
     code = f"{first}\nimport runpy; runpy.run_module('anynorm', run_name='__main__')"
     command = [sys.executable, "-c", code, "normalize", "--norm", "layer", *arguments]
     quick = os.environ | {"ANYNORM_KERNEL": "definition"}

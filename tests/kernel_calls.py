@@ -2,11 +2,11 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import itertools
 from unittest import mock
 
 import numpy as np
-import torch
 
 import anynorm
 from tests.kernel_rows import DTYPES, LARGEST, SMALLEST, extreme_rows, far_rows, numbers, placed
@@ -63,16 +63,6 @@ def unlike(x, weight, bias):
     yield "many", anynorm.layer_norm(np.tile(x, (4000 // x.shape[1], 1)), weight, bias, eps=0.25)
 
 
-def as_tensors(x, weight, bias):
-    """The same for tensors, once more and guarded."""
-    if x.dtype == DTYPES["bfloat16"]:
-        tensors = [torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) for a in (x, weight, bias)]
-    else:
-        tensors = [torch.from_numpy(a) for a in (x, weight, bias)]
-    for turn in ("first", "second", "third", "fourth"):
-        yield f"tensors {turn}", anynorm.layer_norm(*tensors, eps=0.25).double().numpy()
-
-
 def repeated(dtype):
     """The same call once more goes a shorter way."""
     for n in (3, 33):
@@ -84,7 +74,7 @@ def repeated(dtype):
             yield f"{n} out {turn}", anynorm.layer_norm(x, weight, bias, eps=0.25, out=out)
             yield f"{n} in place {turn}", anynorm.layer_norm(out, weight, bias, eps=0.25, out=out)
             yield f"{n} overlaps {turn}", overlapping(x, weight, bias)
-        for name, y in itertools.chain(unlike(x, weight, bias), as_tensors(x, weight, bias)):
+        for name, y in unlike(x, weight, bias):
             yield f"{n} {name}", y
         # It stops at such rows, and at such weights before the first one; what is left goes the longer way.
         x, weight = extreme_rows(n, dtype), weight.copy()
@@ -92,6 +82,20 @@ def repeated(dtype):
         yield f"{n} extreme rows, plain", anynorm.rms_norm(x, eps=0.25)
         weight[1] = LARGEST[dtype]
         yield f"{n} extreme weight", anynorm.layer_norm(x, weight, bias, eps=0.25)
+
+
+def tensors(dtype):
+    """Calls like one before, of tensors: once more, and guarded."""
+    import torch
+
+    for n in (3, 33):
+        arrays = [numbers(shape, dtype, seed) for seed, shape in enumerate(((3, n), n, n), 1)]
+        if dtype == "bfloat16":
+            given = [torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) for array in arrays]
+        else:
+            given = [torch.from_numpy(array) for array in arrays]
+        for turn in ("first", "second", "third", "fourth"):
+            yield f"{n} {turn}", anynorm.layer_norm(*given, eps=0.25).double().numpy()
 
 
 def residuals(dtype):
@@ -251,6 +255,7 @@ KINDS = (
     moments,
     rows,
     repeated,
+    *((tensors,) if importlib.util.find_spec("torch") else ()),
     residuals,
     scattered,
     columns,
@@ -269,6 +274,19 @@ def digest(array):
     return hashlib.blake2b(array.tobytes(), digest_size=8).hexdigest()
 
 
+def by_kind(found):
+    """Digests of digests, by dtype and kind of call, of what kernels alone compute or NumPy number by number.
+
+    The definition computes rows of float64 of extreme magnitude, and by NumPy's sums, in whatever order they have.
+    """
+    kinds = {dtype: {} for dtype in DTYPES if any(name.startswith(f"{dtype} ") for name in found)}
+    for name, digest in found.items():
+        dtype, kind = name.partition(":")[0].split()
+        if dtype != "float64" or "extreme" not in name:
+            kinds[dtype].setdefault(kind, hashlib.blake2b(digest_size=8)).update(f"{name} {digest}\n".encode())
+    return {dtype: {kind: one.hexdigest() for kind, one in of.items()} for dtype, of in kinds.items()}
+
+
 def digests(dtypes):
     """Of the results of all calls with such elements, by name."""
     found = {}
@@ -276,7 +294,7 @@ def digests(dtypes):
         if kind is columns and dtype in ROWS_ONLY:
             continue
         # A forced kernel cannot refuse a call unseen, but no call goes the shorter way then.
-        with contextlib.nullcontext() if kind is repeated else anynorm.use_kernel("cpu"):
+        with contextlib.nullcontext() if kind in (repeated, tensors) else anynorm.use_kernel("cpu"):
             for name, result in kind(dtype):
                 name = f"{dtype} {kind.__name__}: {name}"
                 assert name not in found, f"two calls are named {name}"

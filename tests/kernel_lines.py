@@ -1,6 +1,6 @@
 """Prints digests of what the CPU kernels return for dtypes, and with --lines which of their lines were not run.
 
-NUMBA_DISABLE_JIT=1 has them interpreted.
+ANYNORM_INTERPRET=1 has them interpreted.
 """
 
 import json

@@ -12,7 +12,7 @@ import pytest
 import anynorm
 from anynorm import _choose, _explain, _forced
 from anynorm._kernels import cpu
-from tests.backends import CPU_BACKENDS, HAS_NUMBA, needs_numba
+from tests.backends import CPU_BACKENDS, HAS_LLVMLITE, needs_llvmlite
 from tests.processes import in_threads
 
 X = np.ones((2, 4), np.float32)
@@ -39,7 +39,7 @@ def with_kernels(monkeypatch, *kernels):
         monkeypatch.setattr(module, "KERNELS", (*kernels, *_choose.KERNELS[-1:]))
 
 
-@needs_numba
+@needs_llvmlite
 def test_explain_names_the_kernel():
     explained = anynorm.explain(X, norm="rms_norm")
     assert explained.kernel == "cpu"
@@ -64,7 +64,7 @@ def test_the_definition_refuses_nothing():
 def test_the_backends_of_these_tests_run_what_their_names_say(norm, backend):
     with backend.context():
         kernel = anynorm.explain(backend.make(X), norm=norm).kernel
-    assert kernel == ("cpu" if HAS_NUMBA and "definition" not in backend.name else "definition")
+    assert kernel == ("cpu" if HAS_LLVMLITE and "definition" not in backend.name else "definition")
 
 
 def test_explain_checks_the_arguments():
@@ -86,7 +86,7 @@ def test_a_kernel_that_refuses_or_is_missing_is_passed_over(monkeypatch):
     assert [one.shape for one in (anynorm.layer_norm(X), y, pullback(X)[0])] == [X.shape] * 3
 
 
-@needs_numba
+@needs_llvmlite
 def test_a_compiler_that_cannot_be_imported_is_one_that_is_missing(monkeypatch):
     x = np.linspace(0, 1, 8).reshape(2, 4)
     _, pullback = anynorm.layer_norm_vjp(x)
@@ -96,10 +96,10 @@ def test_a_compiler_that_cannot_be_imported_is_one_that_is_missing(monkeypatch):
             expected = run()
         with monkeypatch.context() as patch:
             patch.setattr(cpu, "_MISSING", None)  # to have it put back
-            patch.setitem(sys.modules, "numba", None)
+            patch.setitem(sys.modules, "llvmlite", None)
             np.testing.assert_array_equal(run(), expected)
-            assert "Numba cannot be imported (" in anynorm.explain(x).refused["cpu"]
-            with anynorm.use_kernel("cpu"), pytest.raises(RuntimeError, match="Numba cannot be imported"):
+            assert "llvmlite cannot be imported (" in anynorm.explain(x).refused["cpu"]
+            with anynorm.use_kernel("cpu"), pytest.raises(RuntimeError, match="llvmlite cannot be imported"):
                 run()
 
 
@@ -170,7 +170,7 @@ def count_forced():
     return len(_forced._alive)
 
 
-@needs_numba
+@needs_llvmlite
 def test_a_call_alone_forces_until_the_next():
     before = count_forced()
 
@@ -194,7 +194,7 @@ def test_a_call_alone_forces_until_the_next():
     assert count_forced() == before
 
 
-@needs_numba
+@needs_llvmlite
 def test_a_block_ends_what_it_began():
     before = count_forced()
     with pytest.raises(ZeroDivisionError), anynorm.use_kernel("definition"):
@@ -212,7 +212,7 @@ def test_a_block_ends_what_it_began():
     assert count_forced() == before
 
 
-@needs_numba
+@needs_llvmlite
 def test_use_kernel_decorates_functions():
     @anynorm.use_kernel("definition")
     def decorated(x, *, again=0):
@@ -240,7 +240,7 @@ def test_use_kernel_decorates_functions():
     assert kernel() == "cpu"
 
 
-@needs_numba
+@needs_llvmlite
 def test_a_generator_that_stops_within_a_block():
     def generator():
         with anynorm.use_kernel("definition"):
@@ -251,7 +251,7 @@ def test_a_generator_that_stops_within_a_block():
     assert kernel() == "cpu"
 
 
-@needs_numba
+@needs_llvmlite
 def test_tasks_keep_to_themselves():
     async def task(name):
         anynorm.use_kernel(name)

@@ -208,7 +208,7 @@ def test_show_before_and_after(capsys):
 
 @pytest.mark.parametrize(("waited", "said"), [(0.0099, ""), (0.01, "; 0.01 s of the time to compile or load it")])
 def test_the_time_until_a_kernel_runs_is_told(monkeypatch, capsys, waited, said):
-    pytest.importorskip("numba", reason="the kernels are compiled by Numba")
+    pytest.importorskip("llvmlite", reason="the kernels are compiled by llvmlite")
     save_x()
     clock = iter((0.0, waited))
     monkeypatch.setattr(anynorm._cli.normalize, "seconds_to_begin", lambda: next(clock))
@@ -252,7 +252,7 @@ def test_show_looks_first_whether_it_may_write(capsys):
 
 
 def test_the_wait_for_a_kernel_counts_once():
-    pytest.importorskip("numba", reason="the kernels are compiled by Numba")
+    pytest.importorskip("llvmlite", reason="the kernels are compiled by llvmlite")
     x = np.ones((2, 3), np.float32)
     anynorm.layer_norm(x)
     waited = seconds_to_begin()

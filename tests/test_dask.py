@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import anynorm
 from anynorm._kernels import blocks
 from tests import reference
-from tests.backends import ALL, as_dtype, needs_numba
+from tests.backends import ALL, as_dtype, needs_llvmlite
 from tests.dask_graphs import dependencies, tasks
 from tests.strategies import cases, examples
 from tests.tolerances import assert_exact
@@ -188,7 +188,7 @@ def test_names_are_readable_and_say_what_is_computed():
     assert names[0] != anynorm.layer_norm(x, BIAS).name
 
 
-@needs_numba
+@needs_llvmlite
 def test_kernels_explained_and_forced():
     whole, cut = da.from_array(X, chunks=(2, 40)), da.from_array(X, chunks=(2, 20))
     assert set(anynorm.explain(whole).refused) == {"cpu", "cuda", "xla"}

@@ -27,7 +27,7 @@ def run_bash(example):
     # Commands are those of the Python that runs the tests, be its environment activated or not.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = ["bash", "-euo", "pipefail", "-c", example.parsed]
-    # Without the kernels, as each command would wait for Numba to start.
+    # Without the kernels, as each command would wait for the compiler.
     environment = {**os.environ, "PATH": path, "ANYNORM_KERNEL": "definition"}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, f"{example.path}, line {example.line}: {ran.stderr}"

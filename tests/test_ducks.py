@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.backends import as_dtype, needs_numba
+from tests.backends import as_dtype, needs_llvmlite
 from tests.ducks import Duck
 from tests.reference import layer_norm, rms_norm, scale_norm
 from tests.tolerances import assert_exact
@@ -63,7 +63,7 @@ def test_ducks_and_their_library_are_two():
     assert anynorm.RMSNorm(3, bias=False)(x).shape == (2, 3)
 
 
-@needs_numba
+@needs_llvmlite
 def test_kernels_say_that_they_take_no_duck():
     found = anynorm.explain(Duck(np.ones((2, 3))))
     assert found.kernel == "definition"

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from anynorm import _forks
-from tests.backends import needs_numba
+from tests.backends import needs_llvmlite
 from tests.processes import script
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -38,37 +38,39 @@ print(fork_and_ask())
 """
 
 
-@needs_numba
+@needs_llvmlite
 def test_while_another_thread_compiles():
     code = """
-import anynorm._kernels.cpu.compiler.jit as jit
-compile = jit.entry
+from anynorm._kernels.cpu.compiler import machine_code
+load = machine_code.load
 def slowly(*arguments):
     if not begun.is_set():
-        with jit.global_compiler_lock:
-            begun.set()
-            time.sleep(0.5)
-    return compile(*arguments)
-jit.entry = slowly
-"""
-    assert script(BEGIN + code + FORK) == ["0", "0"]
-
-
-@needs_numba
-def test_while_another_library_compiles():
-    code = """
-from numba.core.compiler_lock import global_compiler_lock
-def call():
-    with global_compiler_lock:
         begun.set()
         time.sleep(0.5)
-anynorm.layer_norm(numpy.ones((2, 33), numpy.float32))
+    return load(*arguments)
+machine_code.load = slowly
 """
     assert script(BEGIN + code + FORK) == ["0", "0"]
 
 
-@needs_numba
-@pytest.mark.parametrize("module", ["numba.core", "anynorm._kernels.cpu.launch.norm"])
+@needs_llvmlite
+def test_while_another_library_compiles():
+    # It is in LLVM, and has LLVM's lock, for as long as what is called when that is taken.
+    code = """
+from llvmlite import binding
+anynorm.layer_norm(numpy.ones((2, 33), numpy.float32))
+def linger():
+    if threading.current_thread() is thread and not begun.is_set():
+        begun.set()
+        time.sleep(0.5)
+binding.ffi.register_lock_callback(linger, lambda: None)
+call = binding.get_default_triple
+"""
+    assert script(BEGIN + code + FORK) == ["0", "0"]
+
+
+@needs_llvmlite
+@pytest.mark.parametrize("module", ["llvmlite.binding", "anynorm._kernels.cpu.launch.norm"])
 def test_while_another_thread_imports(module):
     code = f"""
 class Slow:
@@ -81,18 +83,17 @@ sys.meta_path.insert(0, Slow())
     assert script(BEGIN + code + FORK) == ["0", "0"]
 
 
-@needs_numba
+@needs_llvmlite
 def test_by_the_thread_that_compiles():
     code = """
-import anynorm._kernels.cpu.compiler.jit as jit
-compile = jit.entry
+from anynorm._kernels.cpu.compiler import machine_code
+load = machine_code.load
 def fork_within(*arguments):
     if not begun.is_set():
-        with jit.global_compiler_lock:
-            begun.set()
-            print(fork_and_ask())
-    return compile(*arguments)
-jit.entry = fork_within
+        begun.set()
+        print(fork_and_ask())
+    return load(*arguments)
+machine_code.load = fork_within
 call()
 print(fork_and_ask())
 """

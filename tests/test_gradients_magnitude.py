@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 import anynorm
 from tests import emulated, reference
-from tests.backends import CPU_BACKENDS, KERNELS, NUMPY, as_dtype, needs_numba, some
+from tests.backends import CPU_BACKENDS, KERNELS, NUMPY, as_dtype, needs_llvmlite, some
 from tests.strategies import rows_of_any_magnitude
-from tests.test_gradients_precision import BY_KERNEL, HAS_NUMBA, NORMS, vjp
+from tests.test_gradients_precision import BY_KERNEL, HAS_LLVMLITE, NORMS, vjp
 from tests.tolerances import (
     assert_exact,
     assert_sums_exact,
@@ -49,7 +49,7 @@ def exact_gradients(norm, x, dy, weight, eps=1e-5, offset=0.0):
 
 
 def assert_gradients(norm, name, got, dy, exact):
-    by_kernel = HAS_NUMBA and name in BY_KERNEL
+    by_kernel = HAS_LLVMLITE and name in BY_KERNEL
     bounds = gradient_bounds_of(name, by_kernel)
     said = {"backend": name, "dtype": "float64", "bounds": bounds, "flushes": "jax" in name}
     dx, dweight = exact[by_kernel]
@@ -98,7 +98,7 @@ def test_ordinary_and_extreme_rows_by_the_cuda_kernels(norm):
         assert_gradients(norm, "cuda", got, dy, exact)
 
 
-@needs_numba
+@needs_llvmlite
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
 def test_extreme_rows_in_several_blocks_and_threads_and_scattered(norm, monkeypatch):
     x, dy = (np.tile(one, (6, 1)) for one in mixed())

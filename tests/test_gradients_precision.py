@@ -6,7 +6,7 @@ from hypothesis import assume, given, note
 from hypothesis import strategies as st
 
 import anynorm
-from tests.backends import ALL, GPU_BACKENDS, HAS_NUMBA, as_dtype, some
+from tests.backends import ALL, GPU_BACKENDS, HAS_LLVMLITE, as_dtype, some
 from tests.strategies import cases, examples
 from tests.tolerances import (
     assert_exact,
@@ -18,7 +18,7 @@ from tests.tolerances import (
 )
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
-# The backends that run the CPU kernels, where Numba is there.
+# The backends that run the CPU kernels, where llvmlite is there.
 BY_KERNEL = ("numpy", "numpy-read-only", "numpy-reversed", "torch")
 # Rows whose gradients stay in range, and to which a library that treats subnormal numbers as zeros does nothing.
 TAME = ("normal", "offset", "outlier", "nearly_constant")
@@ -53,7 +53,7 @@ def check(norm, dtype, case, dy, backends):
         if dtype not in backend.dtypes:
             continue
         is_whole = backend.name == "dask" and case.x.shape[1] == 1  # longer rows are cut there
-        by_kernel = HAS_NUMBA and (backend.name in BY_KERNEL or is_whole)
+        by_kernel = HAS_LLVMLITE and (backend.name in BY_KERNEL or is_whole)
         way = {"by_kernel": by_kernel, "narrow": is_narrow(backend.name)}
         if str(way) not in exact:
             exact[str(way)] = gradient_of_rows(norm, case.x, dy, dtype, **way, **options_of(norm, case))

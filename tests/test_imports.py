@@ -12,10 +12,17 @@ import pytest
 
 import anynorm
 from anynorm._kernels.cpu import is_installed
+from tests.backends import needs_llvmlite
 
 HEAVY = [
-    "torch", "jax", "cupy", "dask", "numba", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "rich", "scipy",
+    "torch", "jax", "cupy", "dask", "llvmlite", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "rich", "scipy",
     "sklearn", "pandas", "polars", "cuda",
+]  # fmt: skip
+# Of Python's own modules and required packages, what takes milliseconds and no norm needs.
+SLOW = [
+    "argparse", "array_api_compat", "asyncio", "concurrent.futures", "ctypes.util", "dataclasses", "difflib", "email",
+    "importlib.metadata", "inspect", "json", "multiprocessing", "numpy.ma", "numpy.testing", "pathlib", "secrets",
+    "socket", "subprocess", "tempfile", "unittest", "zipfile",
 ]  # fmt: skip
 PACKAGE = Path(anynorm.__file__).parent
 
@@ -36,6 +43,37 @@ def fresh(code, **environment):
 def test_no_heavy_import(then):
     loaded = fresh(f"import sys, numpy, anynorm\n{then}\nprint(*(m for m in {HEAVY} if m in sys.modules))")
     assert loaded == []
+
+
+def loaded_by(code, before="import numpy", **environment):
+    """The modules that code imports beyond those that are there before."""
+    shown = "print(*sorted(set(sys.modules) - there))"
+    return fresh(f"import sys\n{before}\nthere = set(sys.modules)\n{code}\n{shown}", **environment)
+
+
+def test_import_is_quick():
+    loaded = loaded_by("import anynorm")
+    assert "anynorm._norms" in loaded
+    assert set(loaded) & {*SLOW, *(f"anynorm.{name}" for name in ("_bench", "_cli", "_files", *COMPILED))} == set()
+
+
+def test_a_kernel_on_disk_is_read_without_what_compiles_it(tmp_path):
+    import llvmlite  # noqa: F401
+
+    calls = """
+import anynorm
+for dtype in ("float32", "float64"):
+    anynorm.layer_norm(numpy.ones((2, 30), dtype))
+"""
+    there = "import numpy, llvmlite.binding"
+    environment = {"ANYNORM_CACHE_DIR": str(tmp_path), "ANYNORM_KERNEL": "cpu", "ANYNORM_INTERPRET": ""}
+    tracing = "anynorm._kernels.cpu.language.tracing", "anynorm._kernels.cpu.kernels.rows"
+    assert set(tracing) <= set(loaded_by(calls, there, **environment))
+    loaded = loaded_by(calls, there, **environment)
+    assert "anynorm._kernels.cpu.compiler.machine_code" in loaded
+    assert set(loaded) & {*HEAVY, *SLOW} == set()
+    rooms = re.compile(r"anynorm\._kernels\.cpu\.(language|kernels)\.(\w+)")
+    assert {found[2] for one in loaded if (found := rooms.match(one))} == {"dtypes", "task"}
 
 
 @pytest.mark.parametrize("names", [["cuda.py"], ["cuda/__init__.py", "cuda/bindings.py"]])
@@ -69,6 +107,13 @@ def test_the_definition_needs_no_heavy_import(norm):
     # The first call of a compiled kernel brings the compiler, so it is kept away from this one.
     then = f"anynorm.{norm}(numpy.ones((2, 3), numpy.float32))\nprint(*(m for m in {HEAVY} if m in sys.modules))"
     assert fresh(f"import sys, numpy, anynorm\n{then}", ANYNORM_KERNEL="definition") == []
+
+
+@needs_llvmlite
+def test_the_first_calls_of_kernels_import_the_compiler_and_no_more():
+    calls = "x = numpy.ones((2, 3), numpy.float32); anynorm.layer_norm_vjp(x)[1](x); anynorm.moments(x)"
+    then = f"{calls}\nprint(*(m for m in {[*HEAVY, 'numba']} if m in sys.modules))"
+    assert fresh(f"import sys, numpy, anynorm\n{then}", ANYNORM_KERNEL="cpu") == ["llvmlite"]
 
 
 def test_every_public_name_is_listed_and_there():
@@ -106,20 +151,22 @@ ORDER = [
     "_kernels.cuda.launch_derivative", "_kernels.cuda.launch",
     "_kernels.cpu.launch.autograd", "_kernels.autograd", "_kernels.cpu.launch.autograd_given",
     "_kernels.cpu.launch.given_vjp", "_kernels.cpu.launch.vjp", "_kernels.cpu.launch.given",
-    "_kernels.cpu.launch.norm", "_kernels.cpu.launch.extreme", "_kernels.cpu.compiler.entries", "_kernels.cpu",
-    "_kernels.cpu.fast_path.arrays", "_kernels.cpu.fast_path.tensors", "_kernels.cpu.threads.crew",
-    "_kernels.cpu.threads.program", "_kernels.cpu.launch.layout", "_kernels.cpu.fast_path.again",
-    "_kernels.cpu.kernels.moments", "_kernels.cpu.kernels.given", "_kernels.cpu.kernels.columns",
-    "_kernels.cpu.kernels.float64", "_kernels.cpu.kernels.derivative", "_kernels.cpu.kernels.derivative_steps",
-    "_kernels.cpu.kernels.rows", "_kernels.cpu.kernels.parameters", "_kernels.cpu.kernels.factors",
-    "_kernels.cpu.kernels.scatter", "_kernels.cpu.kernels.chunks", "_kernels.cpu.kernels.sweep",
-    "_kernels.cpu.compiler.jit", "_kernels.cpu.fast_path.objects", "_kernels.cpu.launch.memory",
-    "_kernels.cpu.launch.machine",
-    "_kernels.cpu.fast_path.recipe", "_kernels.cpu.language", "_kernels.cpu.language.interpreted",
+    "_kernels.cpu.launch.norm", "_kernels.cpu.launch.extreme", "_kernels.cpu", "_kernels.cpu.fast_path.arrays",
+    "_kernels.cpu.fast_path.tensors", "_kernels.cpu.threads.crew", "_kernels.cpu.threads.functions",
+    "_kernels.cpu.threads.program", "_kernels.cpu.threads.memory",
+    "_kernels.cpu.launch.layout", "_kernels.cpu.fast_path.again", "_kernels.cpu.compiler.entries",
+    "_kernels.cpu.compiler.machine_code", "_kernels.cpu.kernels.moments", "_kernels.cpu.kernels.given",
+    "_kernels.cpu.kernels.columns", "_kernels.cpu.kernels.float64", "_kernels.cpu.kernels.derivative",
+    "_kernels.cpu.kernels.derivative_steps", "_kernels.cpu.kernels.rows", "_kernels.cpu.kernels.parameters",
+    "_kernels.cpu.kernels.factors", "_kernels.cpu.kernels.scatter", "_kernels.cpu.kernels.chunks",
+    "_kernels.cpu.kernels.streaming", "_kernels.cpu.kernels.values", "_kernels.cpu.kernels.task",
+    "_kernels.cpu.fast_path.objects", "_kernels.cpu.launch.memory", "_kernels.cpu.launch.machine",
+    "_kernels.cpu.fast_path.recipe",
+    "_kernels.cpu.language.lanes", "_kernels.cpu.language", "_kernels.cpu.language.interpreted",
     "_kernels.cpu.language.interpreted_memory", "_kernels.cpu.language.compiled_memory",
-    "_kernels.cpu.language.compiled", "_kernels.cpu.language.tracing", "_kernels.cpu.kernels.task",
-    "_kernels.cpu.language.dtypes", "_kernels.cpu.kernels", "_kernels.cpu.launch", "_kernels.cpu.compiler",
-    "_kernels.cpu.fast_path", "_kernels.cpu.threads", "_kernels.axes", "_kernels.xla",
+    "_kernels.cpu.language.compiled", "_kernels.cpu.language.tracing", "_kernels.cpu.language.dtypes",
+    "_kernels.cpu.kernels", "_kernels.cpu.launch", "_kernels.cpu.compiler", "_kernels.cpu.fast_path",
+    "_kernels.cpu.threads", "_kernels.axes", "_kernels.xla",
     "_kernels.by_moments", "_kernels.definition_pull", "_kernels.definition", "_kernels.sparse", "_kernels.stored",
     "_threads", "_forks", "_forced", "_profiled", "_check", "_moments_gradient", "_loading",
     "_moments", "_moments.value", "_moments.lazy", "_moments.equal", "_moments.joined", "_moments.made",
@@ -129,17 +176,18 @@ ORDER = [
     "_definition.missing",
     "_definition.norms", "_definition.scaling", "_definition.counting", "_definition.pairs", "_definition.sums",
     "_torch.state", "_torch.pytrees", "_torch",
-    "_tasks", "_lengths", "_pytrees", "_numbers", "_wording", "_described", "_types",
+    "_tasks", "_lengths", "_pytrees", "_numbers", "_processors", "_wording", "_described", "_types",
 ]  # fmt: skip
-# What Numba compiles, and what it needs for that; imported by name, with the first call.
+# The compiler, and what it compiles; imported only when a kernel is not on disk.
 COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
         "fast_path.again", "fast_path.objects", "kernels.given", "kernels.moments", "kernels.derivative",
         "kernels.derivative_steps", "kernels.columns", "kernels.float64", "kernels.rows", "kernels.parameters",
-        "kernels.factors", "kernels.scatter", "kernels.chunks", "kernels.sweep", "language", "language.interpreted",
+        "kernels.factors", "kernels.scatter", "kernels.chunks", "kernels.streaming", "language.lanes", "kernels.values",
+        "language.interpreted",
         "language.interpreted_memory", "language.compiled", "language.compiled_memory", "language.tracing",
-        "compiler.jit", "threads.program",
+        "compiler.machine_code",
     )
 ]  # fmt: skip
 
@@ -148,10 +196,37 @@ def module_name(path):
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
-def imported_modules(path):
-    """The modules of the package that a file imports, without the package's name."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "anynorm":
+def imported_by_string(node):
+    """The modules of the package that a call of import_module or __import__ may import, without the package's name."""
+    called = node.func
+    if getattr(called, "attr", getattr(called, "id", None)) not in ("import_module", "__import__") or not node.args:
+        return
+    parts = node.args[0].values if isinstance(node.args[0], ast.JoinedStr) else node.args[:1]
+    # Of an f-string only what it begins with is known.
+    written = parts[0].value if isinstance(parts[0], ast.Constant) else ""
+    if not written.startswith("anynorm"):
+        return
+    inside = written.removeprefix("anynorm").removeprefix(".")
+    if len(parts) == 1:
+        yield inside
+    else:
+        yield from (name for name in ORDER if name.startswith(inside))
+
+
+def statements(tree):
+    """What runs when a module is imported."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.FunctionDef):
+            yield node
+            yield from statements(node)
+
+
+def imported_modules(path, nodes=ast.walk, by_string=False):
+    """The modules of the package that a file imports, without the package's name; those ``by_string`` too."""
+    for node in nodes(ast.parse(path.read_text())):
+        if by_string and isinstance(node, ast.Call):
+            yield from imported_by_string(node)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "anynorm":
             inside = node.module.removeprefix("anynorm").removeprefix(".")
             for alias in node.names:
                 deeper = f"{inside}.{alias.name}".removeprefix(".")
@@ -168,14 +243,33 @@ def test_the_map_of_the_source_has_each_file():
 def test_imports_run_one_way():
     for path in PACKAGE.rglob("*.py"):
         name = module_name(path)
-        for other in imported_modules(path) if name else ():
+        for other in imported_modules(path, by_string=True) if name else ():
             assert ORDER.index(name) < ORDER.index(other), f"{name} imports {other}"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("import_module('anynorm._choose').choose", ["_choose"]),
+        ("importlib.import_module('anynorm._kernels.cpu')", ["_kernels.cpu"]),
+        ("__import__('anynorm._norms')", ["_norms"]),
+        ("import_module(f'anynorm._cli.t{letter}bles')", ["_cli.tables", "_cli.terminal"]),
+        ("import_module(f'{package}._choose')", []),
+        ("import_module('torch')", []),
+        ("import_module(name)", []),
+        ("find('anynorm._choose')", []),
+    ],
+)
+def test_imports_by_a_string_are_found(line, expected, tmp_path):
+    (tmp_path / "some.py").write_text(line)
+    assert list(imported_modules(tmp_path / "some.py", by_string=True)) == expected
+    assert list(imported_modules(tmp_path / "some.py")) == []
 
 
 def test_the_compiler_is_only_behind_the_kernels():
     for path in PACKAGE.rglob("*.py"):
         if module_name(path) not in COMPILED:
-            assert not set(imported_modules(path)) & set(COMPILED), f"{path.name} imports what imports Numba"
+            assert not set(imported_modules(path, statements)) & set(COMPILED), f"{path.name} imports the compiler"
 
 
 def test_one_version_number():

@@ -6,11 +6,11 @@ import torch
 
 import anynorm
 from tests import reference
-from tests.backends import ALL, TORCH, as_dtype, needs_numba
+from tests.backends import ALL, TORCH, as_dtype, needs_llvmlite
 from tests.kernel_rows import placed
 from tests.tolerances import assert_exact
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 SHAPE = 4, 70  # more than two cache lines a row in each dtype, and no row but the first begins where a line does
 RANDOM = np.random.default_rng(0).standard_normal((2, *SHAPE))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -12,14 +13,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-numba = pytest.importorskip("numba", reason="the CPU kernels need Numba")
-if numba.config.DISABLE_JIT:
+from anynorm._kernels.cpu.language import interpreted, interpreted_memory
+from anynorm._kernels.cpu.language.dtypes import INTERPRETED, TAGS, WIDE64, Tag, lanes_of
+from tests import kernel_calls, kernel_lines
+
+pytest.importorskip("llvmlite", reason="needs llvmlite, which compiles the kernels")
+if INTERPRETED:
     pytest.skip("nothing is compiled here to compare with", allow_module_level=True)
 
-from anynorm._kernels.cpu import language as lanes  # noqa: E402
-from anynorm._kernels.cpu.language import interpreted, interpreted_memory  # noqa: E402
-from anynorm._kernels.cpu.language.dtypes import TAGS, WIDE64, Tag, lanes_of  # noqa: E402
-from tests import kernel_calls, kernel_lines  # noqa: E402
+from anynorm._kernels.cpu.compiler import machine_code
+from anynorm._kernels.cpu.language import lanes, tracing
 
 PLAIN = SimpleNamespace(**{**vars(interpreted), **vars(interpreted_memory)})
 # The dtype in memory and that in lanes, as the kernels pair them.
@@ -31,7 +34,7 @@ def digests_of(dtypes, *options):
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "tests.kernel_lines", *dtypes, *options],
         cwd=Path(__file__).parents[1],
-        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        env={**os.environ, "ANYNORM_INTERPRET": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -67,8 +70,7 @@ def test_a_digest_tells_bits_apart():
 
 
 def test_lanes_names_all_that_is_interpreted():
-    others = {"annotations", "compiled", "compiled_memory", "dtypes", "interpreted", "interpreted_memory", "tracing"}
-    others |= {"Any", "Iterator", "config", "combinations"}
+    others = {"annotations", "compiled", "compiled_memory", "tracing", "Any", "INTERPRETED", "Iterator", "combinations"}
     for name in {name for name in vars(lanes) if not name.startswith("_")} - others:
         assert callable(getattr(PLAIN, name)), name
 
@@ -112,14 +114,26 @@ def arithmetic(words):
         ):
             store(to + step * nbytes, tag, value)
 
-    return words.traced(compute)
+    return compute
+
+
+@pytest.fixture
+def as_machine_code(tmp_path, monkeypatch):
+    """Compiles a function of so many integers, as a kernel is, and keeps it for this test alone."""
+    monkeypatch.setenv("ANYNORM_CACHE_DIR", str(tmp_path))
+
+    def compiled(function, count):
+        address = machine_code.load("words", lambda: tracing.trace("words", function, count))
+        return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * count)(address)
+
+    return compiled
 
 
 @pytest.mark.parametrize(("dtype", "wide"), PAIRS)
-def test_words_agree_on_hard_bits(dtype, wide):
-    traced = arithmetic(lanes)
-    compiled = numba.njit(error_model="numpy")(lambda *arguments: traced(*arguments))
-    plain = interpreted_memory.as_compiled(lambda *arguments: arithmetic(PLAIN)(*arguments) or 0)
+def test_words_agree_on_hard_bits(dtype, wide, as_machine_code):
+    tags = TAGS[dtype], TAGS[wide]
+    compiled = as_machine_code(lambda *arguments: arithmetic(lanes)(*tags, *arguments) or 0, 5)
+    plain = interpreted_memory.as_compiled(lambda *arguments: arithmetic(PLAIN)(*tags, *arguments) or 0)
     count, at_once = 3200, lanes_of(TAGS[dtype])
     x, y, z = (hard_bits(dtype, count, seed) for seed in range(3))
     nbytes = at_once * x.itemsize
@@ -128,7 +142,7 @@ def test_words_agree_on_hard_bits(dtype, wide):
         for compute in (compiled, plain):
             to = np.zeros(8 * at_once, x.dtype)
             addresses = [array[start:].ctypes.data for array in (x, y, z)]
-            compute(TAGS[dtype], TAGS[wide], *addresses, to.ctypes.data, nbytes)
+            compute(*addresses, to.ctypes.data, nbytes)
             results.append(to)
         assert [kernel_calls.digest(part) for part in results[0].reshape(8, -1)] == [
             kernel_calls.digest(part) for part in results[1].reshape(8, -1)
@@ -136,12 +150,8 @@ def test_words_agree_on_hard_bits(dtype, wide):
 
 
 def test_what_a_value_is_cannot_decide_while_compiling():
-    def compute(x) -> int:
-        return 1 if x > 0 else 0
-
-    traced = lanes.traced(compute)
     with pytest.raises(TypeError, match="branch with cases"):
-        numba.njit(lambda x: traced(x))(3)
+        tracing.trace("decides", lambda x: 1 if x > 0 else 0, 1)
 
 
 def test_streaming_to_the_middle_of_a_cache_line_is_an_error():

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from tests.backends import needs_numba, thorough_but
+from tests.backends import needs_llvmlite, thorough_but
 from tests.processes import PACKAGE, script
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 # The kernel for moments is the one that compiles fastest.
 FIND_MEAN = "import numpy, anynorm\nprint(anynorm.moments(numpy.asarray([1.0, 5.0])).mean[0])\n"
 NORMALIZE = "import numpy, anynorm\nprint(anynorm.scale_norm(numpy.asarray([3.0, 4.0], numpy.float32), 5.0)[0])\n"

@@ -6,10 +6,10 @@ import torch
 
 import anynorm
 from tests import reference
-from tests.backends import ALL, TORCH, as_dtype, needs_numba
+from tests.backends import ALL, TORCH, as_dtype, needs_llvmlite
 from tests.tolerances import assert_exact
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 X = np.random.default_rng(0).standard_normal((6, 1100)) * 3 + 7
 WEIGHT, BIAS = np.random.default_rng(1).standard_normal((2, 1100))

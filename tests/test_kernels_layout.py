@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.backends import ALL, TORCH, as_dtype, needs_numba, thorough_but
+from tests.backends import ALL, TORCH, as_dtype, needs_llvmlite, thorough_but
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 FEATURES = (1, 7, 33, 257, 1030)
 ROWS = 40

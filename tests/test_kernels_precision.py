@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 import anynorm
 from tests import reference
-from tests.backends import ALL, NUMPY, TORCH, as_dtype, needs_numba, thorough_but
+from tests.backends import ALL, NUMPY, TORCH, as_dtype, needs_llvmlite, thorough_but
 from tests.strategies import KINDS, cases, examples
 from tests.tolerances import assert_exact, smallest_normal
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 BOTH = (NUMPY, TORCH)
 # Around the lanes of a vector (32), the width of a chunk (1024), and neither.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.backends import HAS_NUMBA, TORCH, as_dtype, needs_numba, thorough_but
+from tests.backends import HAS_LLVMLITE, TORCH, as_dtype, needs_llvmlite, thorough_but
 from tests.processes import PACKAGE, PREPARE, in_threads, script
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
@@ -181,7 +181,7 @@ def test_a_number_of_threads_that_is_none(written, monkeypatch):
     monkeypatch.setenv("ANYNORM_THREADS", written)
     small, large = np.ones((2, 100), np.float32), np.ones((1000, 300), np.float32)
     anynorm.layer_norm(small)  # takes one thread and asks for no number
-    for call in (anynorm.get_threads, *([lambda: anynorm.layer_norm(large)] if HAS_NUMBA else [])):  # kernels ask
+    for call in (anynorm.get_threads, *([lambda: anynorm.layer_norm(large)] if HAS_LLVMLITE else [])):  # kernels ask
         with pytest.raises(ValueError, match="ANYNORM_THREADS must be a number of threads, got"):
             call()
 
@@ -219,7 +219,7 @@ for _ in range(30):
     assert threading.active_count() - python_before <= {threads} - 1
 print(most)
 """
-    # The caller is one of them. Numba's own threads, and those of a BLAS, are not used at all.
+    # The caller is one of them. The threads of a BLAS are not used at all.
     (most,) = script(PREPARE + code)
     assert int(most) <= threads - 1
 
@@ -247,19 +247,19 @@ threading.Thread(target=late).start()
     assert script(PREPARE + code, ANYNORM_THREADS="3") == ["done"]
 
 
-def test_without_numba_the_definition_runs_and_explain_says_what_to_install():
+def test_without_llvmlite_the_definition_runs_and_explain_says_what_to_install():
     code = """
 import sys, importlib.abc
 class Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("numba", "llvmlite"): raise ModuleNotFoundError(name)
+        if name.split(".")[0] == "llvmlite": raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Block())
 """
     code += PREPARE
     code += """
 check()
 assert anynorm.explain(x).kernel == "definition"
-assert "pip install numba" in anynorm.explain(x).refused["cpu"]
+assert "pip install llvmlite" in anynorm.explain(x).refused["cpu"]
 try:
     with anynorm.use_kernel("cpu"): anynorm.layer_norm(x)
 except RuntimeError as error:
@@ -270,7 +270,7 @@ except RuntimeError as error:
 
 
 @linux
-@needs_numba
+@needs_llvmlite
 @pytest.mark.parametrize("norm", thorough_but("layer_norm", of=NORMS))
 @pytest.mark.parametrize("axis", [-1, 0])
 def test_memory_beyond_the_result(axis, norm):

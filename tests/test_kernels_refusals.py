@@ -8,10 +8,10 @@ import torch
 
 import anynorm
 from tests import reference
-from tests.backends import needs_numba
+from tests.backends import needs_llvmlite
 from tests.tolerances import KERNEL_GRADIENT_BOUNDS, assert_exact, gradient_of_rows
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 every_norm = pytest.mark.parametrize("norm", NORMS)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.backends import ALL, NUMPY, TORCH, as_dtype, needs_numba
+from tests.backends import ALL, NUMPY, TORCH, as_dtype, needs_llvmlite
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 every_dtype = pytest.mark.parametrize("dtype", ALL)
 every_norm = pytest.mark.parametrize("norm", NORMS)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.backends import needs_numba
+from tests.backends import needs_llvmlite
 from tests.test_kernels_repeat import assert_twice, case, nothing_remembered  # noqa: F401  # a fixture
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 
 
 def test_neighbours_in_memory_do_not_overlap(monkeypatch):

@@ -8,10 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import anynorm
 from anynorm._kernels.cpu.fast_path import arrays as repeat
-from tests.backends import needs_numba
+from tests.backends import needs_llvmlite
 from tests.test_kernels_repeat_torch import HAS_GUARDS, goes_short, nothing_remembered, prime, tensors  # noqa: F401  # a fixture
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.backends import NUMPY, TORCH, as_dtype, needs_numba
+from tests.backends import NUMPY, TORCH, as_dtype, needs_llvmlite
 from tests.test_kernels_repeat import forced, nothing_remembered, recipes  # noqa: F401  # a fixture
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 
 
 @pytest.fixture

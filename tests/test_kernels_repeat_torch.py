@@ -12,10 +12,10 @@ from anynorm import _norms
 from anynorm._kernels.cpu.fast_path import arrays as repeat
 from anynorm._kernels.cpu.fast_path import tensors as repeat_torch
 from anynorm._torch.state import Guards
-from tests.backends import needs_numba
+from tests.backends import needs_llvmlite
 from tests.processes import in_threads
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 # Of the versions that the guards have been tried with; by others a call is looked at anew each time.
 HAS_GUARDS = torch.__version__.startswith("2.13.")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -10,10 +10,10 @@ import pytest
 
 import anynorm
 from anynorm import _threads
-from tests.backends import ALL, TORCH, as_dtype, needs_numba, thorough_but
+from tests.backends import ALL, TORCH, as_dtype, needs_llvmlite, thorough_but
 from tests.test_kernels_layout import assert_bits, normalize, parameters_of, rows_of
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 GUARD = 0xA5
 
@@ -30,9 +30,11 @@ def forced():
 @pytest.fixture
 def shared(monkeypatch):
     """Arrays of any size are shared among threads."""
-    from anynorm._kernels.cpu.launch import norm as call
+    from anynorm._kernels.cpu.launch import vjp
+    from anynorm._kernels.cpu.threads import crew
 
-    monkeypatch.setattr(call, "LEAST_SHARED_NBYTES", 1)
+    for module in (crew, vjp):
+        monkeypatch.setattr(module, "LEAST_SHARED_NBYTES", 1)
     yield
     anynorm.set_threads(None)
 
@@ -187,8 +189,8 @@ def test_streaming_and_threads_and_torch_at_once(norm, dtype, streamed, shared):
     expected = np.concatenate([normalize(norm, row[None], *parameters) for row in x])
     anynorm.set_threads(3)
     assert_bits(normalize(norm, x, *parameters), expected)
-    held = [p if norm == "scale_norm" else TORCH.make(p) for p in parameters]
-    assert_bits(TORCH.read(normalize(norm, TORCH.make(x), *held)), expected)
+    tensors = [p if norm == "scale_norm" else TORCH.make(p) for p in parameters]
+    assert_bits(TORCH.read(normalize(norm, TORCH.make(x), *tensors)), expected)
     in_place = x.copy()
     normalize(norm, in_place, *parameters, out=in_place)
     assert_bits(in_place, expected)
@@ -200,8 +202,8 @@ def test_an_interrupted_call_leaves_the_memory_to_those_still_at_work(shared, mo
 
     at_work, results = [], []
 
-    def interrupted(job, arguments, work, units, rows, nbytes, threads):
-        at_work.append(work)
+    def interrupted(kernel, task, units, rows, nbytes, resume, keepalive):
+        at_work.append((kernel, task, keepalive))
         raise KeyboardInterrupt
 
     def remembered(x):
@@ -209,7 +211,7 @@ def test_an_interrupted_call_leaves_the_memory_to_those_still_at_work(shared, mo
         results.append(weakref.ref(y))
         return y
 
-    monkeypatch.setattr(call, "share", interrupted)
+    monkeypatch.setattr(call, "launch", interrupted)
     monkeypatch.setattr(NumPy, "empty_like", staticmethod(remembered))
     anynorm.set_threads(2)
     with pytest.raises(KeyboardInterrupt) as caught:
@@ -217,9 +219,10 @@ def test_an_interrupted_call_leaves_the_memory_to_those_still_at_work(shared, mo
     del caught
     gc.collect()
     assert results[0]() is not None
-    at_work[0](0, 20)
+    kernel, task, keepalive = at_work.pop()
+    assert kernel.run(task, 0, 20) == 20
     assert (results[0]() == 0).all()
-    at_work.clear()
+    del keepalive
     gc.collect()
     assert results[0]() is None
 

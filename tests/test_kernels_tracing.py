@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import anynorm
 from tests import backends
-from tests.backends import needs_numba
+from tests.backends import needs_llvmlite
 from tests.test_kernels_refusals import (
     assert_exact_gradient,
     assert_right,
@@ -20,7 +20,7 @@ from tests.test_kernels_refusals import (
     tensors,
 )
 
-pytestmark = needs_numba
+pytestmark = needs_llvmlite
 # Torch compiles derivatives of its own by what it has deprecated.
 forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 

@@ -18,7 +18,7 @@ from tests.backends import (
     STRICT,
     TORCH,
     as_dtype,
-    needs_numba,
+    needs_llvmlite,
     some,
     thorough_but,
 )
@@ -127,7 +127,7 @@ def test_both_together_are_the_derivative_of_the_norm(norm, dtype):
         )
 
 
-@needs_numba
+@needs_llvmlite
 @pytest.mark.parametrize("dtype", ALL)
 def test_layout_threads_and_library_change_no_bit(dtype, monkeypatch):
     x, dy, weight = arrays(dtype, (150, 40))
@@ -273,7 +273,7 @@ def test_what_it_prints_and_is_in_jax():
     assert (returned.mean.tolist(), returned.variance) == ([4.0, 16.0], None)
 
 
-@needs_numba
+@needs_llvmlite
 def test_kernels_tell_the_truth():
     x, dy, _ = arrays()
     found = anynorm.moments(x)

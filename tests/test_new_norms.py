@@ -8,7 +8,7 @@ import torch
 
 import anynorm
 from benchmarks.models import new_norms
-from tests.backends import needs_numba, thorough_but
+from tests.backends import needs_llvmlite, thorough_but
 
 # Float64, with sums of some hundred terms.
 CLOSE = {"rtol": 1e-11, "atol": 1e-13}
@@ -88,7 +88,7 @@ def test_gradients_of_the_model_are_its_slopes():
         assert abs((ahead - behind) / 2e-5 - slope) <= 1e-6 * slope, name
 
 
-@needs_numba
+@needs_llvmlite
 def test_in_torch_all_of_it_runs_through_the_kernels():
     tensors = new_norms.as_tensors(new_norms.start(0, np.float32))
     x, wanted = map(torch.from_numpy, new_norms.batch(0, np.float32))

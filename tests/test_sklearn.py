@@ -64,7 +64,7 @@ def test_equal_to_theirs_or_nearer_to_the_exact_result(dtype, form):
         one = exact[place[0]][place[1]]
         of_ours, of_theirs = (reference.error_in_ulp(float(y[place]), one, dtype) for y in (ours, theirs))
         worse += of_ours > of_theirs and abs(float(ours[place]) - float(theirs[place])) > np.spacing(abs(ours[place]))
-    # Without Numba a dense result is within the bounds of the definition, which are wider than this for float64.
+    # Without llvmlite a dense result is within the bounds of the definition, which are wider than this for float64.
     assert not worse or (form, dtype, anynorm.explain(dense).kernel) == ("dense", "float64", "definition")
 
 

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 import anynorm
 import anynorm.torch as norms
-from tests.backends import ALL, TORCH, needs_numba
+from tests.backends import ALL, TORCH, needs_llvmlite
 from tests.tolerances import KERNEL_GRADIENT_BOUNDS, assert_exact, gradient_of_rows
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
@@ -225,7 +225,7 @@ def test_subclasses_go_to_the_definition(norm):
     assert_close([one.as_subclass(torch.Tensor) for one in got], expected)
 
 
-@needs_numba
+@needs_llvmlite
 @every_norm
 def test_a_forced_kernel_is_asked_for_the_derivative(norm):
     given, dy = given_to(norm), wide(3, 5, seed=9)

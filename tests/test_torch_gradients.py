@@ -8,7 +8,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 import anynorm
 import anynorm.torch as norms
 from tests import backends
-from tests.backends import needs_numba
+from tests.backends import needs_llvmlite
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 every_norm = pytest.mark.parametrize("norm", NORMS)
@@ -230,7 +230,7 @@ def test_operators_have_no_wrong_forward_derivative(norm):
         jvp(lambda x: operator_of(norm, x, *given[1:]), given[:1], given[:1])
 
 
-@needs_numba
+@needs_llvmlite
 @every_norm
 def test_a_forced_definition_is_followed(norm):
     given = wide(3, 5), *parameters_of(norm)

@@ -6,7 +6,7 @@ import torch
 import anynorm
 import anynorm.torch
 from tests import reference
-from tests.backends import needs_numba
+from tests.backends import needs_llvmlite
 from tests.tolerances import assert_exact
 
 NAMES = ("x", "weight", "bias")
@@ -95,7 +95,7 @@ def test_what_a_pullback_holds():
             pullback(dy)
 
 
-@needs_numba
+@needs_llvmlite
 def test_zeros_that_have_no_memory_are_zeros():
     zeros = torch._efficientzerotensor((4, 33))
     x, weight, bias = given()

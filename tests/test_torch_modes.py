@@ -79,3 +79,18 @@ if child == 0:
 print(os.waitpid(child, 0)[1], int(torch.equal(pull(), expected)))
 """
     assert script(code, OMP_NUM_THREADS="2") == ["0", "1"]
+
+
+def test_gradients_are_first_wanted_after_calls_without_any():
+    """In a process whose short way has not been told of autograd yet."""
+    code = """
+import torch, anynorm
+x, weight = torch.randn(2, 33), torch.nn.Parameter(torch.randn(33))
+with torch.no_grad():
+    for _ in range(6):
+        expected = anynorm.rms_norm(x, weight)
+for _ in range(6):
+    y = anynorm.rms_norm(x, weight)
+    print(int(torch.equal(y, expected)), type(y.grad_fn).__name__)
+"""
+    assert script(code) == ["1", "_NormBackward"] * 6

@@ -7,7 +7,7 @@ from torch.func import grad, jacrev, jvp, vmap
 
 import anynorm
 from tests import derivatives, reference
-from tests.backends import ALL, KERNELS, TORCH, as_dtype, needs_numba
+from tests.backends import ALL, KERNELS, TORCH, as_dtype, needs_llvmlite
 from tests.tolerances import GRADIENT_BOUNDS, assert_exact
 
 # Torch compiles derivatives of its own by what it has deprecated.
@@ -63,7 +63,7 @@ def test_gradients_of_first_and_second_order(norm, kernel):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-@needs_numba
+@needs_llvmlite
 @pytest.mark.parametrize("dtype", ALL)
 @every_norm
 def test_rows_of_all_kinds_through_the_kernels(norm, dtype):
@@ -83,7 +83,7 @@ def test_rows_of_all_kinds_through_the_kernels(norm, dtype):
         assert TORCH.read(got).tobytes() == one.tobytes()
 
 
-@needs_numba
+@needs_llvmlite
 def test_all_of_it_together_is_the_derivative_of_float32_rows():
     rng = np.random.default_rng(0)
     x, dy = (as_dtype(rng.standard_normal((6, 33)) * 3 + 7, "float32") for _ in range(2))
@@ -191,7 +191,7 @@ def test_a_compiled_function_has_the_same_gradients():
     assert_close(got, expected)
 
 
-@needs_numba
+@needs_llvmlite
 def test_what_is_written_in_place_has_no_gradient_through_the_kernel():
     x, out = wide(4, 6).requires_grad_(), wide(4, 6).requires_grad_() * 1
     with (

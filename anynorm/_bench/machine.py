@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    *("numpy", "numba", "torch", "onnx", "onnxruntime", "jax", "jaxlib", "scikit-learn", "array-api-compat"),
+    *("numpy", "llvmlite", "torch", "onnx", "onnxruntime", "jax", "jaxlib", "scikit-learn", "array-api-compat"),
     *("array-api-strict", "dask", "ndonnx"),
 )
 

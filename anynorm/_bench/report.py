@@ -109,7 +109,7 @@ def remarks(document: Record) -> list[str]:
     """What else there is to say: which kernels ran, and who was left out."""
     results = [result for record in document["contests"] for result in record["results"].values()]
     kernels = sorted({result["kernel"] for result in results if "kernel" in result})
-    faster = "" if "numba" in document["machine"]["packages"] else "; pip install numba for the fused ones"
+    faster = "" if "llvmlite" in document["machine"]["packages"] else "; pip install llvmlite for the fused ones"
     left_out: dict[str, list[str]] = {}
     for name, reason in document["skipped"].items():
         left_out.setdefault(reason, []).append(name)

@@ -237,7 +237,7 @@ RIVALS: dict[str, Rival] = {
     "anynorm on torch": _on_torch(anynorm_on_torch),
     "anynorm on torch, huge pages": _on_torch(anynorm_on_torch, environment=HUGE_PAGES),
     "copy": Rival(numpy_copy, copies=True),
-    "streaming copy": Rival(streaming_copy, packages=("numba",), copies=True),
+    "streaming copy": Rival(streaming_copy, packages=("llvmlite",), copies=True),
     "copy by torch": Rival(torch_copy, packages=("torch",), copies=True),
     "NumPy": Rival(numpy_expression),
     "torch": _on_torch(torch_eager),

@@ -14,7 +14,7 @@ from anynorm._cli.terminal import installed
 # Module, the distribution that holds it, and how to get it.
 _BACKENDS = (
     ("numpy", ("numpy",), ""),
-    ("numba", ("numba",), "pip install numba (fused kernels on the CPU)"),
+    ("llvmlite", ("llvmlite",), "pip install llvmlite (fused kernels on the CPU)"),
     ("torch", ("torch",), "pip install torch"),
     ("cupy", ("cupy-cuda12x", "cupy-cuda13x", "cupy"), "pip install cupy-cuda12x or cupy-cuda13x"),
     ("jax", ("jax",), "pip install jax"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -85,6 +84,8 @@ def joined(arguments: Sequence[str]) -> list[str]:
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """What to add to a message about a word that is none of these."""
+    import difflib  # for a message alone
+
     bare = {one.lstrip("-"): one for one in sorted(set(words))}  # dashes do not make words alike
     found = difflib.get_close_matches(word.lstrip("-"), bare, 1, 0.65)
     return f"; did you mean {bare[found[0]]}?" if found else ""

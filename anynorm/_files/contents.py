@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import warnings
 from collections.abc import Iterable, Iterator
@@ -52,6 +51,8 @@ def require_there(wanted: Iterable[str], names: list[str], path: Path | str) -> 
     """Raise ValueError where a file does not hold all that is wanted."""
     missing = [name for name in wanted if name not in names]
     if missing:
+        import difflib  # for a message alone
+
         near = difflib.get_close_matches(missing[0], names, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{path} holds no {missing[0]}; it holds {listed(names)}{hint}")

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
 import shutil
 import stat
 import time
@@ -244,7 +243,7 @@ def _remove_left_of(target: Path) -> None:
 
 
 def _part_of(target: Path) -> Path:
-    return target.with_name(f"{_prefix_of(target)}{secrets.token_hex(8)}.part")
+    return target.with_name(f"{_prefix_of(target)}{os.urandom(8).hex()}.part")
 
 
 def _prefix_of(target: Path) -> str:

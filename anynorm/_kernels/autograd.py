@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -13,13 +12,13 @@ from anynorm._forced import force, forced_here, is_forced
 from anynorm._kernels import definition_pull
 from anynorm._libraries.torch_tensors import lacks_memory
 from anynorm._overlap import require_memory
-from anynorm._profiled import is_profiled, name_of, named
+from anynorm._profiled import is_profiled, name_of, named, profiler_of
 from anynorm._torch.state import direct_apply, is_followed
 
 Array = Any
-
-# By name, since it is above the kernels: `backward` is called by torch, and so no kernel has been chosen there yet.
-_choose = import_module("anynorm._choose")
+Pull = Callable[[Gradient], tuple[Any, ...]]
+Run = Callable[..., Any]  # x, weight and bias -> y; None: a call like this does not go that way
+ChoosePull = Callable[[Gradient], Any]  # the kernel that the table has for a derivative
 
 
 class Kernels(NamedTuple):
@@ -27,102 +26,129 @@ class Kernels(NamedTuple):
 
     name: str  # in the table of kernels
     run: Callable[[Call], Any]
-    pull: Callable[[Gradient], tuple[Any, ...]]
-    surely_pulls: Callable[[Gradient], bool]  # a derivative that is not followed; of others the table is asked
+    pull: Pull
+    surely_pulls: Callable[[Array, Array, Array | None], bool]  # x, dy and dtotal; of others the table is asked
 
 
-def run(kernels: Kernels, call: Call) -> Any:
+class _Plan(NamedTuple):
+    """What calls for different tensors have in common."""
+
+    kernels: Kernels
+    choose_pull: ChoosePull
+    call: Call  # without arrays
+    run: Run | None  # tried before the kernels' own
+
+
+def run(kernels: Kernels, choose_pull: ChoosePull, call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual, with what leads back from there."""
-    kept = call._replace(x=None, weight=None, bias=None, residual=None)
-    return _Norm.apply(call.x, call.weight, call.bias, call.residual, kept, kernels, None)  # type: ignore[no-untyped-call]
+    plan = _Plan(kernels, choose_pull, _with_arrays(call, None, None, None), None)
+    return _Norm.apply(plan, call.x, call.weight, call.bias, call.residual)  # type: ignore[no-untyped-call]
 
 
-def run_again(
-    kernels: Kernels, call: Call, x: Array, weight: Any, bias: Array | None, run: Callable[..., Array | None]
-) -> Array:
-    """The same of a call that has no arrays, for the given ones; ``run`` is tried first."""
-    return _apply(x, weight, bias, None, call, kernels, run)
+def differentiable(kernels: Kernels, choose_pull: ChoosePull, call: Call, run: Run) -> Callable[..., Array]:
+    """Make a function of x, weight and bias that does what a call without arrays says, by ``run`` where that does it.
+
+    Torch's autograd can differentiate it; that torch follows nothing else is for the caller to see to.
+    """
+    apply, plan = _apply, _Plan(kernels, choose_pull, call, run)
+
+    def follow(x: Array, weight: Any, bias: Array | None) -> Array:
+        return apply(plan, x, weight, bias, None)
+
+    return follow
 
 
 class _Norm(torch.autograd.Function):
     """A norm, of which x and the weight are saved; statistics are formed anew, from x as it is read for dx anyway."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Array,
-        weight: Any,
-        bias: Array | None,
-        residual: Array | None,
-        call: Call,
-        kernels: Kernels,
-        run: Callable[..., Array | None] | None,
-    ) -> Any:
-        result = None if run is None else run(x, weight, bias)
+    def forward(ctx: Any, plan: _Plan, x: Array, weight: Any, bias: Array | None, residual: Array | None) -> Any:
+        result = None if plan.run is None else plan.run(x, weight, bias)
         if result is None:
-            result = kernels.run(call._replace(x=x, weight=weight, bias=bias, residual=residual))
-        number = type(weight) is float
-        ctx.save_for_backward(x if residual is None else result[1], None if number else weight)
-        # Of the bias only shape and dtype are looked at, and whether there is one.
-        ctx.call, ctx.number, ctx.bias = call, weight if number else None, bias
-        ctx.kernels = kernels
+            result = plan.kernels.run(_with_arrays(plan.call, x, weight, bias, residual))
+        scale = weight if type(weight) is float else None
+        ctx.save_for_backward(x if residual is None else result[1], weight if scale is None else None)
         # Torch goes back on a GPU in a thread of its own, where nothing is forced.
-        ctx.forced = None if x.is_cpu or not is_forced() else forced_here()
+        forced = forced_here() if is_forced() and not x.is_cpu else None
+        # Of the bias only shape and dtype are looked at, and whether there is one.
+        ctx.kept = plan, scale, bias, forced
         ctx.set_materialize_grads(False)
         return result
 
     @staticmethod
     def backward(ctx: Any, dy: Array | None, dtotal: Array | None = None) -> Any:
         if dy is None:  # y has not been used, so there is only the sum
-            return dtotal, None, None, dtotal, None, None, None
+            return None, dtotal, None, None, dtotal
+        plan, scale, bias, forced = ctx.kept
         x, weight = ctx.saved_tensors
-        needs, kernels = ctx.needs_input_grad, ctx.kernels
-        weight = ctx.number if weight is None else weight
-        call = ctx.call._replace(x=x, weight=weight, bias=ctx.bias)
-        given = {"x": x, "weight": weight, "bias": ctx.bias, "the gradient of y": dy, "the gradient of total": dtotal}
-        for name, one in given.items():
-            if isinstance(one, torch.Tensor) and lacks_memory(one):
-                require_memory(name, one)
-        gradient = Gradient(call, dy, dtotal, needs[1] or needs[2])
-        pull: Callable[[Gradient], tuple[Any, ...]]
-        # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.
-        if torch.is_grad_enabled() or lacks_memory(dy) or (dtotal is not None and lacks_memory(dtotal)):
-            kernel, pull = "definition", definition_pull.pull
-        elif ctx.forced is None and kernels.surely_pulls(gradient) and not is_followed(torch) and not is_forced():
-            kernel, pull = kernels.name, kernels.pull
+        needs = ctx.needs_input_grad
+        call = _with_arrays(plan.call, x, scale if weight is None else weight, bias)
+        gradient = Gradient(call, dy, dtotal, needs[2] or needs[3])
+        if forced is None and _is_usual(plan.kernels, x, weight, dy, dtotal):
+            dx, dweight, dbias = plan.kernels.pull(gradient)
         else:
-            kernel, pull = "", _chosen(gradient, ctx.forced)  # which sees to the name itself
-        if kernel and is_profiled():
-            name = name_of(call, kernel, "_backward")
-            dx, dweight, dbias = named(name, (dy, x, weight, ctx.bias), pull, gradient)
-        else:
-            dx, dweight, dbias = pull(gradient)
+            dx, dweight, dbias = _pull(plan, gradient, forced)
         return (
-            dx if needs[0] else None,
-            dweight if needs[1] else None,
-            dbias if needs[2] else None,
-            dx if needs[3] else None,
             None,
-            None,
-            None,
+            dx if needs[1] else None,
+            dweight if needs[2] else None,
+            dbias if needs[3] else None,
+            dx if needs[4] else None,
         )
 
 
 _apply = direct_apply(torch, _Norm)
 
 
-def _chosen(gradient: Gradient, forced: str | None) -> Callable[[Gradient], tuple[Any, ...]]:
+def _with_arrays(call: Call, x: Array, weight: Any, bias: Array | None, residual: Array | None = None) -> Call:
+    """The call on other arrays; by `_replace` it would take three times as long."""
+    rule, library, precision, _, axes, eps, _, _, offset, moments, _, out, skip_nan = call
+    return Call(rule, library, precision, x, axes, eps, weight, bias, offset, moments, residual, out, skip_nan)
+
+
+def _is_usual(kernels: Kernels, x: Array, weight: Array | None, dy: Array, dtotal: Array | None) -> bool:
+    """Whether nothing but the kernels of the device is to take the derivative; the quick questions come first."""
+    return not (
+        torch.is_grad_enabled()
+        or is_forced()
+        or profiler_of(torch)._is_profiler_enabled
+        or not kernels.surely_pulls(x, dy, dtotal)
+        or lacks_memory(x)
+        or (weight is not None and lacks_memory(weight))
+        or is_followed(torch)
+    )
+
+
+def _pull(plan: _Plan, gradient: Gradient, forced: str | None) -> tuple[Any, ...]:
+    """Return dx, dweight and dbias whatever the arrays are, and whatever torch is doing."""
+    call, dy, dtotal, _ = gradient
+    given = {"x": call.x, "weight": call.weight, "bias": call.bias}
+    given |= {"the gradient of y": dy, "the gradient of total": dtotal}
+    for name, one in given.items():
+        if isinstance(one, torch.Tensor) and lacks_memory(one):
+            require_memory(name, one)
+    # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.
+    if torch.is_grad_enabled() or lacks_memory(dy) or (dtotal is not None and lacks_memory(dtotal)):
+        if not is_profiled():
+            return definition_pull.pull(gradient)
+        name = name_of(call, "definition", "_backward")
+        found: tuple[Any, ...] = named(name, (dy, call.x, call.weight, call.bias), definition_pull.pull, gradient)
+        return found
+    return _chosen(plan.choose_pull, gradient, forced)(gradient)  # which sees to the name itself
+
+
+def _chosen(choose_pull: ChoosePull, gradient: Gradient, forced: str | None) -> Pull:
     """What the table has for a derivative, where ``forced`` was forced when the norm was called."""
     if forced is None or forced_here() is not None:
-        return _choose.choose_pull(gradient).pull  # type: ignore[no-any-return]
+        return choose_pull(gradient).pull  # type: ignore[no-any-return]
     force(forced)
     try:
-        return _choose.choose_pull(gradient).pull  # type: ignore[no-any-return]
+        return choose_pull(gradient).pull  # type: ignore[no-any-return]
     finally:
         force(None)
 
 
 def is_plain(tensor: Array) -> bool:
     """Whether the memory of a tensor on the right device holds its numbers."""
-    plain = type(tensor) is torch.Tensor and tensor.layout == torch.strided
+    plain = type(tensor) is torch.Tensor and tensor.layout is torch.strided
     return plain and not tensor.is_neg() and not lacks_memory(tensor)

@@ -19,7 +19,12 @@ LOW_ADDRESS = 1 << 40
 
 def lacks_memory(tensor: Array) -> bool:
     """Whether a tensor has elements that lie nowhere: its storage was freed, or torch knows them to be zeros."""
-    return bool(tensor.numel()) and not _address(tensor)
+    try:
+        if tensor.data_ptr() >= LOW_ADDRESS:
+            return False
+    except RuntimeError:  # of a wrapper, as those of torch.func are
+        return bool(tensor.numel())
+    return not _address(tensor) and bool(tensor.numel())
 
 
 def _address(tensor: Array) -> int | None:

@@ -1,6 +1,6 @@
-"""Fused kernels for NumPy arrays and CPU tensors, compiled by Numba: which calls they take.
+"""Fused kernels for NumPy arrays and CPU tensors, compiled by LLVM: which calls they take.
 
-Nothing here imports Numba, which takes half a second; the first call that a kernel takes does.
+Nothing here imports llvmlite; the first call that a kernel takes does.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 import importlib.util
 import math
 import platform
+from functools import cache
 from importlib.machinery import PathFinder
 from typing import Any
 
 from anynorm._check import Call, Gradient
 from anynorm._forks import unforked
+from anynorm._kernels.cpu.language.dtypes import INTERPRETED
 from anynorm._moments import arrays_of
 
-_ADVICE = "Numba is not installed; pip install numba"
+_ADVICE = "llvmlite is not installed; pip install llvmlite"
 
 
 def is_installed(module: str) -> bool:
@@ -32,20 +34,8 @@ def is_installed(module: str) -> bool:
         return False
 
 
-def _lacks_instructions() -> bool:
-    """Whether this is an x86 processor of before 2013, without what the kernels are compiled to."""
-    try:
-        from numpy._core._multiarray_umath import __cpu_features__ as features  # type: ignore[import-not-found]
-    except ImportError:
-        return False
-    return platform.machine().lower() in ("x86_64", "amd64", "i686") and not (
-        features.get("F16C", True) and features.get("FMA3", True)
-    )
-
-
-_MISSING = None if is_installed("numba") else _ADVICE
-if _MISSING is None and _lacks_instructions():
-    _MISSING = "this processor has no instructions for float16 (F16C) or for fused multiplication and addition (FMA)"
+_MISSING = None if INTERPRETED or is_installed("llvmlite") else _ADVICE
+_NEEDED_X86 = ("f16c", "fma")  # as processors have them since 2013
 
 
 def missing() -> str | None:
@@ -54,14 +44,24 @@ def missing() -> str | None:
 
 
 def has_compiler() -> bool:
-    """Import Numba; where it is installed but cannot be imported, as beside too new a NumPy, kernels are missing."""
+    """Import llvmlite; where it cannot be imported, or compile for this processor, kernels are missing."""
     global _MISSING
-    try:
-        with unforked:
-            import numba  # noqa: F401
-    except (ImportError, OSError) as error:
-        _MISSING = f"Numba cannot be imported ({error}); install releases of Numba and NumPy that go together"
+    if _MISSING is None and not INTERPRETED:
+        _MISSING = _lacking()
     return _MISSING is None
+
+
+@cache
+def _lacking() -> str | None:
+    with unforked:
+        try:
+            from llvmlite import binding
+        except (ImportError, OSError) as error:
+            return f"llvmlite cannot be imported ({error}); install another release of it"
+        features = binding.get_host_cpu_features()
+    if platform.machine().lower() in ("x86_64", "amd64") and not all(features.get(name) for name in _NEEDED_X86):
+        return "this processor has no instructions for float16 (F16C) or for fused multiplication and addition (FMA)"
+    return None
 
 
 def refuses(call: Call) -> str | None:

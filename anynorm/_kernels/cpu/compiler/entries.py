@@ -1,26 +1,40 @@
-"""Kernels by name and by the dtypes they are for, compiled when they are first asked for."""
+"""Kernels by name and variant, compiled or read from disk when they are first asked for."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 from anynorm._forks import unforked
-from anynorm._kernels.cpu.language.dtypes import TAGS, WIDE32, WIDE64
-from anynorm._kernels.cpu.threads.crew import Job, job_of
+from anynorm._kernels.cpu.kernels.task import Task, Variant
+from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED, RULES, SCALE
 
-# The module in `kernels`, the kernel in it, and in jit.py what finds the types of its arguments.
+# The module in `kernels`, and the function in it.
 _NAMES = {
-    "rows": ("rows", "normalize_rows", "signature_of_rows"),
-    "columns": ("columns", "normalize_columns", "signature_of_rows"),
-    "paired": ("float64", "normalize_paired", "signature_of_rows"),
-    "reduce": ("moments", "reduce_rows", "signature_of_reduce"),
-    "apply": ("given", "apply_rows", "signature_of_apply"),
-    "backward": ("derivative", "pull_rows", "signature_of_pull"),
+    "rows": "normalize_rows",
+    "columns": "normalize_columns",
+    "float64": "normalize_float64",
+    "moments": "reduce_rows",
+    "given": "apply_rows",
+    "derivative": "differentiate_rows",
 }
+_Function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+
+class Kernel(NamedTuple):
+    """A compiled kernel."""
+
+    address: int  # of its machine code; 0 where it is interpreted
+    function: Callable[[int, int, int], int]  # releases Python's lock
+
+    def run(self, task: Task, first: int, last: int) -> int:
+        """Work on rows first to last, or blocks of them; return which is the next."""
+        return self.function(ctypes.addressof(task), first, last)
 
 
 _seconds: list[float] = []  # that each kernel took until it could run
@@ -31,53 +45,56 @@ def seconds_to_begin() -> float:
     return sum(_seconds)
 
 
-@cache
-def entry(name: str, code: int, in_float64: bool, *has: bool) -> Callable[..., int]:
-    """A compiled kernel; the compiler is imported with the first one.
+def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
+    """All kernels for arrays of a dtype, by name and variant."""
+    code, is_wide = CODES[dtype], dtype == "float64"
+    for rule in RULES.values():
+        # There is no norm of a sum by scale_norm.
+        for has_residual, has_layout in product((False, True) if rule != SCALE else (False,), (False, True)):
+            one = Variant(rule, code, is_wide, has_residual, has_layout)
+            if is_wide:
+                yield "float64", one
+            else:
+                yield from (("rows", one), ("rows", one._replace(in_float64=True)))
+                if has_layout:
+                    yield "columns", one
+                    yield "columns", one._replace(in_float64=True)
+            yield from (("derivative", one._replace(in_float64=True, has_numbers=given)) for given in (False, True))
+            if not has_residual:
+                yield from ((name, one._replace(in_float64=True)) for name in ("moments", "given"))
 
-    ``has`` tells for which variant, as the function in jit.py does that finds the types of the arguments.
-    """
+
+@cache
+def kernel(name: str, variant: Variant) -> Kernel:
+    """A kernel of this variant."""
     with unforked:
         started = time.perf_counter()
-        function, signature, tags = _found(name, code, in_float64, *has)
-        found = partial(_jit().entry(function, signature), *tags)
+        found = _interpreted(name, variant) if INTERPRETED else _compiled(name, variant)
         _seconds.append(time.perf_counter() - started)
         return found
 
 
-@cache
-def job(name: str, code: int, in_float64: bool, *has: bool) -> Job | None:
-    """The same, to be shared among threads."""
-    entry(name, code, in_float64, *has)
-    with unforked:
-        function, signature, _ = _found(name, code, in_float64, *has)
-        return job_of(_jit().native(function, signature))
+def _compiled(name: str, variant: Variant) -> Kernel:
+    from anynorm._kernels.cpu.compiler.machine_code import load
+
+    of_variant = "".join(str(int(one)) for one in variant)
+    symbol = f"{name}_{of_variant}"
+    address = load(symbol, lambda: _trace(symbol, name, variant))
+    return Kernel(address, _Function(address))
 
 
-@cache
-def address(name: str, code: int, in_float64: bool, *has: bool) -> int:
-    """Where the code of a kernel begins, once it is compiled."""
-    entry(name, code, in_float64, *has)
-    function, signature, _ = _found(name, code, in_float64, *has)
-    return int(_jit().address(function, signature))
+def _trace(symbol: str, name: str, variant: Variant) -> Any:
+    from anynorm._kernels.cpu.language.tracing import trace
+
+    return trace(symbol, partial(_source(name), variant), 3)
 
 
-@cache
-def again() -> Callable[..., int]:
-    """The compiled kernel for calls like one before."""
-    with unforked:
-        module = importlib.import_module("anynorm._kernels.cpu.fast_path.again")
-        compiled: Callable[..., int] = _jit().entry_again(module.normalize_again)
-        return compiled
+def _interpreted(name: str, variant: Variant) -> Kernel:
+    from anynorm._kernels.cpu.language.interpreted_memory import as_compiled
+
+    return Kernel(0, as_compiled(partial(_source(name), variant)))
 
 
-def _found(name: str, code: int, in_float64: bool, *has: bool) -> tuple[Any, tuple[Any, ...], tuple[Any, Any]]:
-    """A kernel, the types of its arguments, and the numbers by whose types it is compiled."""
-    file, function, signature = _NAMES[name]
-    tags = list(TAGS.values())[code], WIDE64 if in_float64 else WIDE32
-    module = importlib.import_module(f"anynorm._kernels.cpu.kernels.{file}")
-    return getattr(module, function), getattr(_jit(), signature)(*tags, *has), tags
-
-
-def _jit() -> Any:
-    return importlib.import_module("anynorm._kernels.cpu.compiler.jit")
+def _source(name: str) -> Callable[..., int]:
+    found: Callable[..., int] = getattr(importlib.import_module(f"anynorm._kernels.cpu.kernels.{name}"), _NAMES[name])
+    return found

@@ -7,11 +7,11 @@ it (see memory.py).
 
 from __future__ import annotations
 
-from anynorm._kernels.cpu.fast_path import recipe as at
 from anynorm._kernels.cpu.compiler.jit import locked
+from anynorm._kernels.cpu.fast_path import recipe as at
 from anynorm._kernels.cpu.fast_path.objects import integer_of, is_apart, jump, lock, misfits, place_of, unlock
-from anynorm._kernels.cpu.language import integer, real
 from anynorm._kernels.cpu.language.dtypes import TAGS, WIDE32
+from anynorm._kernels.cpu.language.lanes import integer, real
 from anynorm._kernels.cpu.launch import memory
 
 _HALF, _BFLOAT, _SINGLE = TAGS["float16"], TAGS["bfloat16"], TAGS["float32"]

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from anynorm._check import Call
-from anynorm._forks import unforked
 from anynorm._kernels.cpu.fast_path.recipe import DONE, Recipe
 from anynorm._libraries.torch_tensors import LOW_ADDRESS, lacks_memory
 from anynorm._profiled import is_profiled, name_of, named, profiler_of
@@ -36,8 +34,8 @@ _forward_ad: Any = None
 _guards: Guards | None = None
 
 
-# `run_again` of autograd, which makes a call with what leads back from there.
-_follow: Any = None
+# From a call without arrays and what runs it, makes a function that torch's autograd can differentiate.
+_follow: Callable[[Call, Attempt], Callable[..., Array]] | None = None
 
 
 def _is_compiling() -> bool:
@@ -103,7 +101,9 @@ def _ask(key: tuple[Any, ...], x: Array, weight: Any, bias: Array | None) -> Arr
     if is_profiled():  # the long way sees to the name
         return None
     if _torch.is_grad_enabled() and (x.requires_grad or _wants_gradient(weight) or _wants_gradient(bias)):
-        return _follow(_call_of(recipe, x), x, weight, bias, partial(_run, recipe))
+        if _follow is None:
+            return None
+        return _follow(_call_of(recipe, x), partial(_run, recipe))(x, weight, bias)
     return _run(recipe, x, weight, bias)
 
 
@@ -140,7 +140,8 @@ def _attempt(
     shape, strides, dtype = tuple(x.shape), tuple(x.stride()), x.dtype
     size = x.numel()
     same_weight, of_weight = None if weighted else weight, type(weight)
-    again, address, call, follow = recipe.again, recipe.address, _call_of(recipe, x), _follow
+    again, address, call = recipe.again, recipe.address, _call_of(recipe, x)
+    followed: Callable[..., Array] | None = None
     # Guards look at what the tensors want, and not at whether it is granted.
     wanted, is_grad_enabled = any(tensor.requires_grad for tensor in given), _torch.is_grad_enabled
     profiler, name = profiler_of(_torch), name_of(call, "cpu")
@@ -163,10 +164,17 @@ def _attempt(
         )
         if is_low and any(map(_lacks_memory, (x, weight, bias))):
             return None
+        begin: Callable[..., Array | None] = run
+        if wanted and is_grad_enabled():
+            nonlocal followed
+            if followed is None:
+                if _follow is None:
+                    return None
+                followed = _follow(call, run)
+            begin = followed
         if profiler._is_profiler_enabled:
-            begin = partial(follow, call, run=run) if wanted and is_grad_enabled() else run
             return named(name, (x, weight, bias), begin, x, weight, bias)
-        return follow(call, x, weight, bias, run) if wanted and is_grad_enabled() else run(x, weight, bias)
+        return begin(x, weight, bias)
 
     def run(x: Array, weight: Any, bias: Array | None) -> Array | None:
         y = make(shape, strides, dtype)
@@ -200,15 +208,12 @@ def _is_plain(tensor: Array) -> bool:
 
 def remember(call: Call, make: Callable[[], Recipe]) -> None:
     """Keep what calls like this one will need, made where it is not kept yet."""
-    global _torch, _Tensor, _forward_ad, _guards, _follow, _is_compiling, _count_modes
+    global _torch, _Tensor, _forward_ad, _guards, _is_compiling, _count_modes
     if _torch is None:
         import torch
 
         _Tensor, _forward_ad, _guards = torch.Tensor, torch.autograd.forward_ad, Guards.of(torch)
         _is_compiling, _count_modes = torch.compiler.is_compiling, modes_question(torch)
-        # By name, since it is above this: it runs what `call` does, which repeats.
-        with unforked:
-            _follow = import_module("anynorm._kernels.cpu.launch.autograd").run_again
         _torch = torch
     weight: Any = call.weight
     w = weight if weight is None or type(weight) is float else weight.dtype
@@ -218,6 +223,12 @@ def remember(call: Call, make: Callable[[], Recipe]) -> None:
         if len(_recipes) >= _MOST_RECIPES:
             forget()
         _recipes[key] = make()
+
+
+def follow_by(make: Callable[[Call, Attempt], Callable[..., Array]]) -> None:
+    """Tell what makes a function that can be differentiated, which lies above; before, such calls go the long way."""
+    global _follow
+    _follow = make
 
 
 def forget() -> None:

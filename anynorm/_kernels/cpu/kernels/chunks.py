@@ -13,9 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from anynorm._kernels.cpu.kernels.sweep import further, read, sweep
-from anynorm._kernels.cpu.kernels.task import Task
-from anynorm._kernels.cpu.language import (
+from anynorm._kernels.cpu.kernels.streaming import further, map_chunk, read
+from anynorm._kernels.cpu.kernels.values import TaskValues
+from anynorm._kernels.cpu.language.dtypes import (
+    CHUNK,
+    FLOAT64,
+    LAYER,
+    Address,
+    Dtype,
+    Lanes,
+    Number,
+    lanes_of,
+)
+from anynorm._kernels.cpu.language.lanes import (
     cell,
     combinations,
     fma,
@@ -28,75 +38,67 @@ from anynorm._kernels.cpu.language import (
     size_of,
     splat,
     split,
-    total,
+    sum_lanes,
     weighted,
     where,
 )
-from anynorm._kernels.cpu.language.dtypes import (
-    CHUNK,
-    LAYER,
-    WIDE64,
-    Address,
-    Lanes,
-    Number,
-    Tag,
-    lanes_of,
-)
 
 
-def chunks_of(task: Task, tag: Tag, step: int = CHUNK) -> Iterator[tuple[int, int]]:
+def chunks_of(task: TaskValues, step: int = CHUNK) -> Iterator[tuple[int, int]]:
     """Where each chunk of a row begins, and how long it is; none but that of a short row is shorter than lanes."""
-    lanes = lanes_of(tag)
+    lanes = lanes_of(task.dtype)
     for start in loop(0, larger(task.features - lanes + 1, 1), step):
         left = task.features - start
         yield start, where(left < step + lanes, left, step)
 
 
-def uses_pairs(tag: Tag, wide: Tag) -> bool:
+def uses_pairs(dtype: Dtype, compute_dtype: Dtype) -> bool:
     """Whether rows of float32 are applied in float32, with factor and constant as pairs of numbers."""
-    return type(tag) is type(wide) is numpy.float32
+    return type(dtype) is type(compute_dtype) is numpy.float32
 
 
-def statistics_in(tag: Tag, wide: Tag) -> Tag:
+def statistics_in(dtype: Dtype, compute_dtype: Dtype) -> Dtype:
     """What the sums of a row are formed in."""
-    return WIDE64 if uses_pairs(tag, wide) else wide
+    return FLOAT64 if uses_pairs(dtype, compute_dtype) else compute_dtype
 
 
-def read_rest(tag: Tag, wide: Tag, x: int, other: Address, count: int, fill: Lanes) -> Lanes:
+def read_rest(dtype: Dtype, compute_dtype: Dtype, x: int, residual: Address, count: int, fill: Lanes) -> Lanes:
     """What is left of a chunk behind whole lanes, and ``fill`` in the other lanes."""
-    lanes = lanes_of(tag)
+    lanes = lanes_of(dtype)
     start = larger(count - lanes, 0)
-    return part(read(tag, wide, x, other, start), count - count % lanes - start, count - start, fill)
+    return part(read(dtype, compute_dtype, x, residual, start), count - count % lanes - start, count - start, fill)
 
 
-def sum_first(tag: Tag, wide: Tag, x: int, other: Address, count: int) -> Number:
+def sum_first(dtype: Dtype, compute_dtype: Dtype, x: int, residual: Address, count: int) -> Number:
     """The sum of the first elements of a row, as many as there are lanes."""
-    zero = splat(0.0, wide, lanes_of(tag))
-    return total(part(read(tag, wide, x, other, 0), 0, count, zero))
+    zero = splat(0.0, compute_dtype, lanes_of(dtype))
+    return sum_lanes(part(read(dtype, compute_dtype, x, residual, 0), 0, count, zero))
 
 
-def squares_chunk(tag: Tag, wide: Tag, x: int, other: Address, count: int) -> Number:
+def squares_chunk(dtype: Dtype, compute_dtype: Dtype, x: int, residual: Address, count: int) -> Number:
     """The sum of squares of a chunk."""
-    lanes = lanes_of(tag)
-    zero = splat(0.0, wide, lanes)
+    lanes = lanes_of(dtype)
+    zero = splat(0.0, compute_dtype, lanes)
     squares = cell(zero)
     for i in loop(0, count - lanes + 1, lanes):
-        value = read(tag, wide, x, other, i)
+        value = read(dtype, compute_dtype, x, residual, i)
         squares[...] = fma(value, value, squares)
     for _ in loop(0, count % lanes, lanes):
-        value = read_rest(tag, wide, x, other, count, zero)
+        value = read_rest(dtype, compute_dtype, x, residual, count, zero)
         squares[...] = fma(value, value, squares)
-    return total(squares)
+    return sum_lanes(squares)
 
 
-def moments_chunk(tag: Tag, wide: Tag, x: int, other: Address, count: int, shift: Number) -> tuple[Number, Number]:
+def moments_chunk(
+    dtype: Dtype, compute_dtype: Dtype, x: int, residual: Address, count: int, shift: Number
+) -> tuple[Number, Number]:
     """The sums of deviations from a shift and of their squares."""
-    lanes = lanes_of(tag)
-    near = splat(shift, wide, lanes)
-    sums, squares = cell(splat(0.0, wide, lanes)), cell(splat(0.0, wide, lanes))
+    lanes = lanes_of(dtype)
+    near = splat(shift, compute_dtype, lanes)
+    sums, squares = cell(splat(0.0, compute_dtype, lanes)), cell(splat(0.0, compute_dtype, lanes))
     # A multiplication by 1 that the compiler does not see through: where additions, subtractions and conversions share
     # a unit and multiplications have their own, that saves a tenth of layer_norm in the first caches (EPYC 7003).
-    one = splat(number(count) / number(count), wide, lanes)
+    one = splat(number(count) / number(count), compute_dtype, lanes)
 
     def add(value: Lanes) -> None:
         value = value - near
@@ -104,10 +106,10 @@ def moments_chunk(tag: Tag, wide: Tag, x: int, other: Address, count: int, shift
         squares[...] = fma(value, value, squares)
 
     for i in loop(0, count - lanes + 1, lanes):
-        add(read(tag, wide, x, other, i))
+        add(read(dtype, compute_dtype, x, residual, i))
     for _ in loop(0, count % lanes, lanes):
-        add(read_rest(tag, wide, x, other, count, near))
-    return total(sums), total(squares)
+        add(read_rest(dtype, compute_dtype, x, residual, count, near))
+    return sum_lanes(sums), sum_lanes(squares)
 
 
 class Factors(NamedTuple):
@@ -120,9 +122,11 @@ class Factors(NamedTuple):
     shift: Lanes | None
 
 
-def numbers_of(tag: Tag, wide: Tag, centred: bool, shift: Lanes, factor: Lanes, constant: Lanes) -> Factors:
+def numbers_of(
+    dtype: Dtype, compute_dtype: Dtype, centred: bool, shift: Lanes, factor: Lanes, constant: Lanes
+) -> Factors:
     """Those of the formula, from float64 numbers or lanes."""
-    paired = uses_pairs(tag, wide)
+    paired = uses_pairs(dtype, compute_dtype)
     factor, factor_low = split(factor) if paired else (factor, None)
     constant, constant_low = split(constant) if paired else (constant, None)
     if not centred:
@@ -164,38 +168,51 @@ def _apply_paired(value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes 
 
 
 def apply_chunk(
-    task: Task, tag: Tag, wide: Tag, parameter: Tag, x: int, other: Address, y: int, added: Address,
-    weight: int, bias: int, count: int, shift: Number, factor: Number, constant: Number, ahead: int, carry: int,
+    task: TaskValues, parameter: Dtype, x: int, residual: Address, y: int, total: Address,
+    weight: int, bias: int, count: int, shift: Number, factor: Number, constant: Number, ahead: int,
 ) -> None:  # fmt: skip
     """Step 3 of the definition, of lanes or more.
 
-    ``weight`` and ``bias`` are where the parameters lie, in the dtype ``parameter``; 0 where there is none. ``added``
-    is where the sum with the residual goes, ``ahead`` how far behind x lies what will be read next, and ``carry`` the
-    room of `sweep`.
+    ``weight`` and ``bias`` are where the parameters lie, in the dtype ``parameter``; 0 where there is none. ``total``
+    is where the sum with the residual goes, and ``ahead`` how far behind x lies what will be read next.
     """
     # Each case is a loop of its own, without a branch in it.
     conditions = (task.rule == LAYER, weight != 0, bias != 0, task.streaming)
     for centred, has_weight, has_bias, streaming in combinations(*conditions):
         row = Factors(
             *(
-                None if one is None else splat(one, wide, lanes_of(tag))
-                for one in numbers_of(tag, wide, centred, shift, factor, constant)
+                None if one is None else splat(one, task.compute_dtype, lanes_of(task.dtype))
+                for one in numbers_of(task.dtype, task.compute_dtype, centred, shift, factor, constant)
             )
         )
         parameters = (weight if has_weight else None, bias if has_bias else None)
 
         def compute(i: int, value: Lanes, row: Factors = row, parameters: Any = parameters) -> Lanes:
-            lanes, size = lanes_of(tag), size_of(parameter)
-            loaded = (None if one is None else load(one + i * size, None, parameter, wide, lanes) for one in parameters)
+            lanes, size = lanes_of(task.dtype), size_of(parameter)
+            loaded = (
+                None if one is None else load(one + i * size, None, parameter, task.compute_dtype, lanes)
+                for one in parameters
+            )
             return apply_lanes(value, row, *loaded)
 
-        sweep(tag, wide, x, other, y, added, count, ahead, compute, carry if streaming else None)
+        map_chunk(
+            task.dtype,
+            task.compute_dtype,
+            x,
+            residual,
+            y,
+            total,
+            count,
+            ahead,
+            compute,
+            task.scratch.open_line if streaming else None,
+        )
 
 
-def is_flat_chunk(tag: Tag, x: int, other: Address, count: int, shift: Number) -> bool:
+def is_flat_chunk(dtype: Dtype, x: int, residual: Address, count: int, shift: Number) -> bool:
     """Whether all of a chunk is the same number as the shift."""
     flat = cell(True)
     for i in loop(0, count, 1):
-        j = i * size_of(tag)
-        flat[...] = flat & (peek(x + j, further(other, j), tag) == shift)
+        j = i * size_of(dtype)
+        flat[...] = flat & (peek(x + j, further(residual, j), dtype) == shift)
     return flat

@@ -6,23 +6,21 @@ block of rows first, and then of all blocks; what makes a block depends on the s
 
 from __future__ import annotations
 
-from anynorm._kernels.cpu.compiler.jit import kernel
 from anynorm._kernels.cpu.kernels.chunks import chunks_of
 from anynorm._kernels.cpu.kernels.derivative_steps import (
     SLOTS_NBYTES,
     Slots,
     apply_chunk,
-    finish_row,
+    prepare_row,
     reduce_row,
     use_given,
     weights_of,
 )
-from anynorm._kernels.cpu.kernels.factors import finish_group
+from anynorm._kernels.cpu.kernels.factors import find_factors
 from anynorm._kernels.cpu.kernels.parameters import narrow_chunk, widen_chunk
-from anynorm._kernels.cpu.kernels.rows import ROOMS_NBYTES, furnish
 from anynorm._kernels.cpu.kernels.scatter import (
-    ADDED,
-    OTHER,
+    RESIDUAL,
+    TOTAL,
     X,
     Y,
     gather,
@@ -32,8 +30,10 @@ from anynorm._kernels.cpu.kernels.scatter import (
     scatter,
     target,
 )
-from anynorm._kernels.cpu.kernels.task import Rooms, Task
-from anynorm._kernels.cpu.language import (
+from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.kernels.values import TaskValues, load_task, word
+from anynorm._kernels.cpu.language.dtypes import CHUNK, CODES, FLOAT32, FLOAT64, SCALE, Address
+from anynorm._kernels.cpu.language.lanes import (
     buffer,
     cases,
     cell,
@@ -46,11 +46,9 @@ from anynorm._kernels.cpu.language import (
     size_of,
     smaller,
     store_integer,
-    traced,
     when,
     where,
 )
-from anynorm._kernels.cpu.language.dtypes import CHUNK, CODES, SCALE, WIDE32, WIDE64, Address, Number, Tag
 
 # Bytes of x and dy in a group, which are read for dx right after they were for the means: the sums of a column stay in
 # registers from row to row.
@@ -60,33 +58,35 @@ _MOST_ROWS = 8
 _LEFT_NBYTES = (_MOST_ROWS + 1) * 8
 
 
-def _prepare(task: Task, tag: Tag, weights: int) -> None:
+def _prepare(task: TaskValues, weights: int) -> None:
     """Set weight + weight_offset for each feature, 1 where there is none, and the scale of scale_norm."""
     for given in cases(task.weight != 0):
         if given:
             # -0.0 leaves a weight of -0.0 as it is.
             offset = where(task.weight_offset == 0.0, -0.0, task.weight_offset)
-            widen_chunk(task.weight_code, WIDE64, task.weight, task.features, offset, weights)
+            widen_chunk(task.weight_code, FLOAT64, task.weight, task.features, offset, weights)
         else:
             for i in loop(0, task.features, 1):
-                poke(weights + i * 8, WIDE64, task.scale)
-    if size_of(tag) < 8:
-        narrow_chunk(CODES["float32"], weights, task.features, weights_of(task._replace(weight=weights), WIDE32))
+                poke(weights + i * 8, FLOAT64, task.scale)
+    if size_of(task.dtype) < 8:
+        narrow_chunk(CODES["float32"], weights, task.features, weights_of(task._replace(weight=weights), FLOAT32))
 
 
-def _add_up(task: Task, sums: int, blocks: int, dweight: int, dweight_code: int, dbias: int, dbias_code: int) -> None:
+def _add_up(
+    task: TaskValues, sums: int, blocks: int, dweight: int, dweight_code: int, dbias: int, dbias_code: int
+) -> None:
     """The sums of all blocks, one after the other, as gradients of the parameters."""
     nbytes = task.features * 16
     for block in loop(1, blocks, 1):
         for i in loop(0, nbytes, 8):
-            poke(sums + i, WIDE64, peek(sums + i, None, WIDE64) + peek(sums + block * nbytes + i, None, WIDE64))
+            poke(sums + i, FLOAT64, peek(sums + i, None, FLOAT64) + peek(sums + block * nbytes + i, None, FLOAT64))
     for is_scale in cases(task.rule == SCALE):
         count = task.features
         if is_scale:
             whole = cell(0.0)
             for i in loop(0, count * 8, 8):
-                whole[...] = whole + peek(sums + i, None, WIDE64)
-            poke(sums, WIDE64, whole)
+                whole[...] = whole + peek(sums + i, None, FLOAT64)
+            poke(sums, FLOAT64, whole)
             count = 1
         for _ in when(dweight != 0):
             narrow_chunk(dweight_code, sums, count, dweight)
@@ -94,21 +94,21 @@ def _add_up(task: Task, sums: int, blocks: int, dweight: int, dweight_code: int,
         narrow_chunk(dbias_code, sums + task.features * 8, task.features, dbias)
 
 
-def _pull_group(
-    task: Task, tag: Tag, wide: Tag, rooms: Rooms, slots: Slots, sums: int, refused: int, first: int, rows: int,
+def _differentiate_group(
+    task: TaskValues, slots: Slots, sums: int, refused: int, first: int, rows: int,
     numbers: Address,
 ) -> None:  # fmt: skip
     """The derivative at up to _MOST_ROWS rows, but for those that it notes down as refused."""
     for k in loop(0, rows, 1):
-        reduce_row(task, tag, wide, rooms, slots, first + k, 8 * k, numbers)
+        reduce_row(task, slots, first + k, 8 * k, numbers)
         if numbers is not None:
-            use_given(task, rooms, numbers, first + k, 8 * k)
+            use_given(task, numbers, first + k, 8 * k)
     if numbers is None:
-        finish_group(task, tag, WIDE64, rooms, rows)
+        find_factors(task._replace(compute_dtype=FLOAT64), rows)
     taken = cell(0)
     for k in loop(0, rows, 1):
         row = first + k
-        safe = finish_row(task, tag, wide, rooms, slots, row, 8 * k, 8 * taken, numbers)
+        safe = prepare_row(task, slots, row, 8 * k, 8 * taken, numbers)
         for is_safe in cases(safe):
             if is_safe:
                 store_integer(slots.row + 8 * taken, row)
@@ -117,93 +117,79 @@ def _pull_group(
                 count = integer(refused) + 1
                 store_integer(refused, count)
                 store_integer(refused + 8 * count, row)
-    step = where(is_gathered(task, tag), CHUNK, task.features)
-    for start, count in chunks_of(task, tag, step):
+    step = where(is_gathered(task), CHUNK, task.features)
+    for start, count in chunks_of(task, step):
         for slot in loop(0, 8 * taken, 8):
             row = integer(slots.row + slot)
-            x, dy, dx, dtotal = (place(task, tag, which, row) for which in (X, OTHER, Y, ADDED))
-            a, b = gather_both(task, tag, rooms, x, dy, start, count)
-            c = gather(task, tag, ADDED, dtotal, start, count, rooms.added)
+            x, dy, dx, dtotal = (place(task, which, row) for which in (X, RESIDUAL, Y, TOTAL))
+            a, b = gather_both(task, x, dy, start, count)
+            c = gather(task, TOTAL, dtotal, start, count, task.scratch.total)
             for room, address in (
-                (slots.x, a), (slots.dy, b), (slots.dx, target(task, tag, dx, start, rooms.y)), (slots.dtotal, c)
+                (slots.x, a), (slots.dy, b), (slots.dx, target(task, dx, start, task.scratch.y)), (slots.dtotal, c)
             ):  # fmt: skip
                 if address is not None:
                     store_integer(room + slot, address)
-        apply_chunk(task, tag, wide, slots, sums, taken, start, count, numbers is not None)
+        apply_chunk(task, slots, sums, taken, start, count, numbers is not None)
         # Elements are gathered one row at a time.
-        for _ in when(is_gathered(task, tag) & (taken != 0)):
-            scatter(task, tag, Y, place(task, tag, Y, first), start, count, rooms.y)
+        for _ in when(is_gathered(task) & (taken != 0)):
+            scatter(task, Y, place(task, Y, first), start, count, task.scratch.y)
 
 
-def _pull_block(
-    task: Task, tag: Tag, rooms: Rooms, slots: Slots, sums: int, refused: int, unit: int, rows: int, block: int,
+def _differentiate_block(
+    task: TaskValues, slots: Slots, sums: int, refused: int, unit: int, rows: int, block: int,
     left: int, numbers: Address,
 ) -> None:  # fmt: skip
     """The derivative at the rows of a block, and its sums; ``left`` is room for rows that float32 does not hold."""
     for i in loop(0, where(sums == 0, 0, task.features * 16), 8):
-        poke(sums + i, WIDE64, 0.0)
-    at_once = larger(1, smaller(_MOST_ROWS, _MOST_NBYTES // (2 * task.features * size_of(tag))))
-    at_once = where(is_gathered(task, tag), 1, at_once)
+        poke(sums + i, FLOAT64, 0.0)
+    at_once = larger(1, smaller(_MOST_ROWS, _MOST_NBYTES // (2 * task.features * size_of(task.dtype))))
+    at_once = where(is_gathered(task), 1, at_once)
     end = smaller(rows, (unit + 1) * block)
-    if size_of(tag) == 8:
+    if size_of(task.dtype) == 8:
         store_integer(refused, 0)
     for start in loop(unit * block, end, at_once):
         count = smaller(at_once, end - start)
-        if (
-            size_of(tag) == 8 or numbers is not None
-        ):  # given factors may be any, and float64 has room for those of float32
-            _pull_group(task, tag, WIDE64, rooms, slots, sums, refused, start, count, numbers)
+        # Given factors may be any, and float64 has room for those of float32.
+        if size_of(task.dtype) == 8 or numbers is not None:
+            _differentiate_group(task, slots, sums, refused, start, count, numbers)
             continue
         store_integer(left, 0)
-        _pull_group(task, tag, WIDE32, rooms, slots, sums, left, start, count, None)
+        in_float32 = task._replace(compute_dtype=FLOAT32)
+        _differentiate_group(in_float32, slots, sums, left, start, count, None)
         for i in loop(1, integer(left) + 1, 1):
-            _pull_group(task, tag, WIDE64, rooms, slots, sums, 0, integer(left + 8 * i), 1, None)
+            _differentiate_group(task, slots, sums, 0, integer(left + 8 * i), 1, None)
 
 
-@traced
-def _pull(
-    tag: Tag, first: int, last: int, rule: int, eps: Number, scale: Number, features: int,
-    x: int, dy: int, dx: int, dtotal: Address, layout: Address, rows: int, block: int,
-    weight: int, weight_code: int, weight_offset: Number, dweight: int, dweight_code: int, dbias: int, dbias_code: int,
-    work: int, numbers: Address, room: int, slots: int, left: int,
-) -> int:  # fmt: skip
-    task = Task(
-        rule, eps, scale, features, x, dy, dx, dtotal, layout, weight, weight_code, dbias, 0, weight_offset,
-        True, False, False,
-    )  # fmt: skip
-    blocks = (rows + block - 1) // block
-    has_sums = (dweight != 0) | (dbias != 0)
-    sums = work + features * 16
-    refusals = sums + where(has_sums, blocks * features * 16, 0)
-    for _ in when(first < 0):
-        _prepare(task, tag, work)
-    # What `finish_group` divides by is the norm alone; the scale is a weight.
-    task = task._replace(weight=work, scale=number(features) / number(features))
-    for unit in loop(larger(first, 0), smaller(last, blocks), 1):
-        of_unit = where(has_sums, sums + unit * features * 16, 0)
-        refused = refusals + unit * (block + 1) * 8
-        _pull_block(task, tag, furnish(room), Slots.at(slots), of_unit, refused, unit, rows, block, left, numbers)
-    for _ in when((last > blocks) & has_sums):
-        _add_up(task, sums, blocks, dweight, dweight_code, dbias, dbias_code)
-    return last
-
-
-@kernel
-def pull_rows(
-    tag, wide, first, last, rule, eps, scale, features, x, dy, dx, dtotal, layout, rows, block,
-    weight, weight_code, weight_offset, dweight, dweight_code, dbias, dbias_code, work, numbers,
-):  # fmt: skip
+def differentiate_rows(variant: Variant, address: int, first: int, last: int) -> int:
     """Find the derivative at blocks of rows, first to last; return the last.
 
     Block -1 is the widening of the weight, which comes before all others, and the one behind all rows the adding up of
     the gradients of the parameters, which comes last. Gradients that are not wanted are at 0. In ``work`` there is room
     for float64 numbers: the weights, with as much again for float32; for each block, where a parameter's gradient is
     wanted, the sums of dy * x_hat and of dy for each feature; and where x is float64, for each block how many rows are
-    left to the definition, and which. ``numbers`` is None, or for each row what step 2 has made of given moments, as in
-    apply.py: FINISHED float64 numbers, of which the first two become the sums of g and of g * x_hat.
+    left to the definition, and which. ``numbers`` is for given moments: for each row what step 2 has made of them, as
+    in given.py; of FINISHED float64 numbers the first two become the sums of g and of g * x_hat.
     """
-    return _pull(
-        tag, first, last, rule, eps, scale, features, x, dy, dx, dtotal, layout, rows, block, weight, weight_code,
-        weight_offset, dweight, dweight_code, dbias, dbias_code, work, numbers,
-        buffer(ROOMS_NBYTES), buffer(SLOTS_NBYTES), buffer(_LEFT_NBYTES),
-    )  # fmt: skip
+    task = load_task(address, variant, has_dy=True)
+    rows, block, work = (word(address, name) for name in ("rows", "block_rows", "work"))
+    dweight, dweight_code, dbias, dbias_code = (
+        word(address, name) for name in ("dweight", "dweight_code", "dbias", "dbias_code")
+    )
+    numbers = word(address, "numbers") if variant.has_numbers else None
+    slots, left = Slots.at(buffer(SLOTS_NBYTES)), buffer(_LEFT_NBYTES)
+    features = task.features
+    blocks = (rows + block - 1) // block
+    has_sums = (dweight != 0) | (dbias != 0)
+    sums = work + features * 16
+    refusals = sums + where(has_sums, blocks * features * 16, 0)
+    for _ in when(first < 0):
+        _prepare(task, work)
+    # What `find_factors` divides by is the norm alone; the scale is a weight.
+    task = task._replace(weight=work, bias=dbias, scale=number(features) / number(features))
+    for unit in loop(larger(first, 0), smaller(last, blocks), 1):
+        of_unit = where(has_sums, sums + unit * features * 16, 0)
+        refused = refusals + unit * (block + 1) * 8
+        _differentiate_block(task, slots, of_unit, refused, unit, rows, block, left, numbers)
+    for _ in when((last > blocks) & has_sums):
+        _add_up(task, sums, blocks, dweight, dweight_code, dbias, dbias_code)
+    return last

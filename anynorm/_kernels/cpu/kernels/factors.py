@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 
 from anynorm._kernels.cpu.kernels.chunks import uses_pairs
-from anynorm._kernels.cpu.kernels.task import Rooms, Task
-from anynorm._kernels.cpu.language import alike, cases, load, loop, number, root, store, where_less
-from anynorm._kernels.cpu.language.dtypes import SCALE, WIDE64, Lanes, Number, Tag
+from anynorm._kernels.cpu.kernels.values import TaskValues
+from anynorm._kernels.cpu.language.dtypes import FLOAT64, SCALE, Lanes, Number
+from anynorm._kernels.cpu.language.lanes import alike, cases, load, loop, number, root, store, where_less
 
 # Below the first, a mean square is that of a row of zeros and of an eps too small to divide by; so is a norm below the
 # second.
@@ -20,27 +20,28 @@ _LARGEST = 1.7976931348623157e308
 _STEP = 4  # rows that share the latency of their roots and divisions; more would fill more registers than there are
 
 
-def finish_group(task: Task, tag: Tag, wide: Tag, rooms: Rooms, count: int) -> None:
+def find_factors(task: TaskValues, count: int) -> None:
     """Turn shifts, sums and squares of so many rows into factors and constants."""
     for is_scale in cases(task.rule == SCALE):
         for i in loop(0, count * 8, _STEP * 8):
             shifts, sums, squares = (
-                load(room + i, None, WIDE64, WIDE64, _STEP) for room in (rooms.shifts, rooms.sums, rooms.squares)
+                load(room + i, None, FLOAT64, FLOAT64, _STEP)
+                for room in (task.scratch.shifts, task.scratch.sums, task.scratch.squares)
             )
             if is_scale:
                 factor, constant = _factor_of_norm(squares, task.eps, task.scale), alike(0.0, squares)
             else:
                 factor, constant = _factor_of_variance(sums, squares, number(task.features), task.eps)
-            if uses_pairs(tag, wide):
+            if uses_pairs(task.dtype, task.compute_dtype):
                 # A constant row has no deviations at all, and x * factor + constant would leave noise of it.
                 zero = alike(0.0, squares)
                 factor, constant = (where_less(zero, squares, value, zero) for value in (factor, constant))
             # Squares of finite numbers are finite here, so a row that holds NaN or Inf is one whose squares are not.
             factor = where_less(squares, alike(math.inf, squares), factor, alike(math.nan, squares))
-            if uses_pairs(tag, wide):
+            if uses_pairs(task.dtype, task.compute_dtype):
                 constant = constant - shifts * factor
-            store(rooms.factors + i, WIDE64, factor)
-            store(rooms.constants + i, WIDE64, constant)
+            store(task.scratch.factors + i, FLOAT64, factor)
+            store(task.scratch.constants + i, FLOAT64, constant)
 
 
 def _factor_of_norm(squares: Lanes, eps: Number, scale: Number) -> Lanes:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 
-from anynorm._kernels.cpu.compiler.jit import kernel
-from anynorm._kernels.cpu.kernels.chunks import chunks_of, read, read_rest
+from anynorm._kernels.cpu.kernels.chunks import chunks_of, read_rest
 from anynorm._kernels.cpu.kernels.parameters import fill_chunk, widen_parameters
-from anynorm._kernels.cpu.kernels.rows import ROOMS_NBYTES, furnish
-from anynorm._kernels.cpu.kernels.scatter import ADDED, OTHER, X, Y, gather_both, is_gathered, place, scatter, target
-from anynorm._kernels.cpu.kernels.sweep import clear, settle, sweep
-from anynorm._kernels.cpu.kernels.task import Rooms, Task
-from anynorm._kernels.cpu.language import (
+from anynorm._kernels.cpu.kernels.scatter import RESIDUAL, TOTAL, X, Y, gather_both, is_gathered, place, scatter, target
+from anynorm._kernels.cpu.kernels.streaming import flush, map_chunk, read, reset
+from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.kernels.values import TaskValues, load_task
+from anynorm._kernels.cpu.language.dtypes import CHUNK, FLOAT64, LAYER, SCALE, Address, Lanes, Number, lanes_of
+from anynorm._kernels.cpu.language.lanes import (
     alike,
-    buffer,
     cases,
     cell,
     fence,
@@ -31,16 +30,14 @@ from anynorm._kernels.cpu.language import (
     root,
     splat,
     store,
-    total,
-    total_pair,
-    traced,
+    sum_lane_pairs,
+    sum_lanes,
     when,
     where,
     where_less,
 )
-from anynorm._kernels.cpu.language.dtypes import CHUNK, LAYER, SCALE, WIDE64, Address, Lanes, Number, lanes_of
 
-_LANES = lanes_of(WIDE64)
+_LANES = lanes_of(FLOAT64)
 
 
 def two_sum(a: Lanes, b: Lanes) -> tuple[Lanes, Lanes]:
@@ -88,25 +85,25 @@ class _Sums:
         self.squares_low[...] = self.squares_low + (squares[1] + error)
 
 
-def reduce_row(task: Task, rooms: Rooms, x: int, other: Address, centred: bool) -> tuple[Number, _Sums]:
+def reduce_row(task: TaskValues, x: int, residual: Address, centred: bool) -> tuple[Number, _Sums]:
     """The shift, and as pairs the sum of deviations from it and the sum of their squares."""
     # Any element will do for a shift: none is further from the mean than sqrt(features) standard deviations (Samuelson
     # 1968), and pairs have the bits to spare. A constant row has no deviations then.
-    shift = peek(x, other, WIDE64) if centred else alike(0.0, task.eps)
-    near = splat(shift, WIDE64, _LANES)
+    shift = peek(x, residual, FLOAT64) if centred else alike(0.0, task.eps)
+    near = splat(shift, FLOAT64, _LANES)
     row = _Sums(shift)
-    for start, count in chunks_of(task, WIDE64):
-        a, b = gather_both(task, WIDE64, rooms, x, other, start, count)
+    for start, count in chunks_of(task):
+        a, b = gather_both(task, x, residual, start, count)
         chunk = _Sums(near)
         for i in loop(0, count - _LANES + 1, _LANES):
-            chunk.add(read(WIDE64, WIDE64, a, b, i), near, centred)
+            chunk.add(read(FLOAT64, FLOAT64, a, b, i), near, centred)
         for _ in loop(0, count % _LANES, _LANES):
-            chunk.add(read_rest(WIDE64, WIDE64, a, b, count, near), near, centred)
-        row.merge(total_pair(chunk.sums, chunk.sums_low), total_pair(chunk.squares, chunk.squares_low))
+            chunk.add(read_rest(FLOAT64, FLOAT64, a, b, count, near), near, centred)
+        row.merge(sum_lane_pairs(chunk.sums, chunk.sums_low), sum_lane_pairs(chunk.squares, chunk.squares_low))
     return shift, row
 
 
-def _finish(task: Task, shift: Number, row: _Sums, is_scale: bool) -> tuple[Number, Number, Number, Number]:
+def _finish(task: TaskValues, shift: Number, row: _Sums, is_scale: bool) -> tuple[Number, Number, Number, Number]:
     """The mean and the factor as pairs; NaN for a factor that is out of the range in which apply is exact."""
     sums, sums_low, squares, squares_low = (one + 0.0 for one in (row.sums, row.sums_low, row.squares, row.squares_low))
     count = number(task.features)
@@ -148,7 +145,7 @@ class PairedFactors:
 
     def __init__(self, centred: bool, *numbers: Number) -> None:
         self.centred = centred
-        self.mean, self.mean_low, self.factor, self.factor_low = (splat(one, WIDE64, _LANES) for one in numbers)
+        self.mean, self.mean_low, self.factor, self.factor_low = (splat(one, FLOAT64, _LANES) for one in numbers)
 
 
 def _apply_lanes(
@@ -171,126 +168,114 @@ def _apply_lanes(
 
 
 def _apply_chunk(
-    task: Task, rooms: Rooms, x: int, other: Address, y: int, added: Address, count: int, row: PairedFactors,
+    task: TaskValues, x: int, residual: Address, y: int, total: Address, count: int, row: PairedFactors,
     ahead: int, has_parameters: bool, has_offset: bool, streaming: bool,
 ) -> None:  # fmt: skip
     """Step 3 of the definition, with mean and factor as pairs; as `chunks.apply_chunk`."""
 
     def compute(i: int, value: Lanes) -> Lanes:
-        needed = ((rooms.weights, has_parameters), (rooms.lows, has_offset), (rooms.biases, has_parameters))
-        parameters = (load(room + i * 8, None, WIDE64, WIDE64) if one else None for room, one in needed)
+        needed = (
+            (task.scratch.weights, has_parameters),
+            (task.scratch.lows, has_offset),
+            (task.scratch.biases, has_parameters),
+        )
+        parameters = (load(room + i * 8, None, FLOAT64, FLOAT64) if one else None for room, one in needed)
         return _apply_lanes(value, row, *parameters)
 
-    sweep(WIDE64, WIDE64, x, other, y, added, count, ahead, compute, rooms.carry if streaming else None)
+    map_chunk(
+        FLOAT64, FLOAT64, x, residual, y, total, count, ahead, compute, task.scratch.open_line if streaming else None
+    )
 
 
-def _widen_parameters(task: Task, rooms: Rooms, start: int, count: int) -> None:
+def _widen_parameters(task: TaskValues, start: int, count: int) -> None:
     """A chunk of weight + weight_offset as pairs, and of bias."""
-    widen_parameters(task, WIDE64, rooms, start, count, alike(0.0, task.eps))
+    widen_parameters(task, start, count, alike(0.0, task.eps))
     for _ in when(task.weight_offset != 0.0):
-        offset = splat(task.weight_offset, WIDE64, _LANES)
+        offset = splat(task.weight_offset, FLOAT64, _LANES)
         for i in loop(0, count * 8, _LANES * 8):
-            high, low = two_sum(load(rooms.weights + i, None, WIDE64, WIDE64), offset)
-            store(rooms.weights + i, WIDE64, high)
-            store(rooms.lows + i, WIDE64, low)
+            high, low = two_sum(load(task.scratch.weights + i, None, FLOAT64, FLOAT64), offset)
+            store(task.scratch.weights + i, FLOAT64, high)
+            store(task.scratch.lows + i, FLOAT64, low)
 
 
-def _are_weights_safe(task: Task, rooms: Rooms) -> bool:
-    """Whether all weights lie within 2**-500 and 2**500 or are 0; the last chunk of parameters is left in the rooms."""
-    zero, one, least, most = (splat(value, WIDE64, 1) for value in (0.0, 1.0, 2.0**-500, 2.0**500))
+def _are_weights_safe(task: TaskValues) -> bool:
+    """Whether all weights lie within 2**-500 and 2**500 or are 0; the last chunk of parameters is left in scratch."""
+    zero, one, least, most = (splat(value, FLOAT64, 1) for value in (0.0, 1.0, 2.0**-500, 2.0**500))
     outside = cell(zero)
-    for start, count in chunks_of(task, WIDE64):
-        _widen_parameters(task, rooms, start, count)
+    for start, count in chunks_of(task):
+        _widen_parameters(task, start, count)
         for i in loop(0, count * 8, 8):
-            size = magnitude(load(rooms.weights + i, None, WIDE64, WIDE64, 1))
+            size = magnitude(load(task.scratch.weights + i, None, FLOAT64, FLOAT64, 1))
             small = where_less(size, least, where_less(zero, size, one, zero), zero)
             outside[...] = outside + where_less(size, most, small, one)
-    return total(outside) == 0.0
+    return sum_lanes(outside) == 0.0
 
 
-def prepare_parameters(task: Task, rooms: Rooms) -> bool:
+def prepare_parameters(task: TaskValues) -> bool:
     """Widen parameters that take no more than a chunk; whether all weights are safe."""
     safe = cell(True)
     for _ in when(task.widened):
-        fill_chunk(WIDE64, 1.0, CHUNK + _LANES, rooms.weights)
-        fill_chunk(WIDE64, -0.0, CHUNK + _LANES, rooms.biases)  # 0.0 would turn a result of -0.0 into 0.0
-        safe[...] = _are_weights_safe(task, rooms)
+        fill_chunk(FLOAT64, 1.0, CHUNK + _LANES, task.scratch.weights)
+        fill_chunk(FLOAT64, -0.0, CHUNK + _LANES, task.scratch.biases)  # 0.0 would turn a result of -0.0 into 0.0
+        safe[...] = _are_weights_safe(task)
     return safe
 
 
-def _normalize_row(task: Task, rooms: Rooms, row: int) -> bool:
+def _normalize_row(task: TaskValues, row: int) -> bool:
     """Normalize a row; whether that was safe."""
-    x, other, y, added = (place(task, WIDE64, which, row) for which in (X, OTHER, Y, ADDED))
+    x, residual, y, total = (place(task, which, row) for which in (X, RESIDUAL, Y, TOTAL))
     safe = cell(True)
     for centred in cases(task.rule == LAYER):
-        shift, sums = reduce_row(task, rooms, x, other, centred)
+        shift, sums = reduce_row(task, x, residual, centred)
         numbers = [cell(shift) for _ in range(4)]
         for is_scale in (False,) if centred else cases(task.rule == SCALE):
             for one, found in zip(numbers, _finish(task, shift, sums, is_scale), strict=True):
                 one[...] = found
         safe[...] = numbers[2] == numbers[2]
         for _ in when(safe):
-            apply_row(task, rooms, row, x, other, y, added, PairedFactors(centred, *numbers))
+            apply_row(task, row, x, residual, y, total, PairedFactors(centred, *numbers))
     return safe
 
 
 def apply_row(
-    task: Task, rooms: Rooms, row: int, x: int, other: Address, y: int, added: Address, numbers: PairedFactors
+    task: TaskValues, row: int, x: int, residual: Address, y: int, total: Address, numbers: PairedFactors
 ) -> None:
-    ahead = where(is_gathered(task, WIDE64), 0, place(task, WIDE64, X, row + 1) - x)
-    for start, count in chunks_of(task, WIDE64):
+    ahead = where(is_gathered(task), 0, place(task, X, row + 1) - x)
+    for start, count in chunks_of(task):
         for _ in when(task.widened & (count != task.features)):
-            _widen_parameters(task, rooms, start, count)
-        a, b = gather_both(task, WIDE64, rooms, x, other, start, count)
-        to, sum_to = (target(task, WIDE64, array, start, room) for array, room in ((y, rooms.y), (added, rooms.added)))
+            _widen_parameters(task, start, count)
+        a, b = gather_both(task, x, residual, start, count)
+        to, sum_to = (
+            target(task, array, start, room) for array, room in ((y, task.scratch.y), (total, task.scratch.total))
+        )
         for widened in cases(task.widened):
             for has_offset in cases(task.weight_offset != 0.0) if widened else (False,):
                 for streaming in cases(task.streaming):
                     _apply_chunk(
-                        task, rooms, a, b, to, sum_to, larger(count, _LANES), numbers, ahead, widened, has_offset,
+                        task, a, b, to, sum_to, larger(count, _LANES), numbers, ahead, widened, has_offset,
                         streaming,
                     )  # fmt: skip
-        scatter(task, WIDE64, Y, y, start, count, rooms.y)
-        scatter(task, WIDE64, ADDED, added, start, count, rooms.added)
+        scatter(task, Y, y, start, count, task.scratch.y)
+        scatter(task, TOTAL, total, start, count, task.scratch.total)
 
 
-@traced
-def _normalize(
-    first: int, last: int, rule: int, eps: Number, scale: Number, features: int, x: int, other: Address, y: int,
-    added: Address, layout: Address, weight: int, weight_code: int, bias: int, bias_code: int, weight_offset: Number,
-    streaming: bool, room: int,
-) -> int:  # fmt: skip
-    widened = (weight != 0) | (bias != 0)
-    streaming = streaming & (features >= _LANES)  # shorter rows are put together in buffers
-    task = Task(
-        rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code, weight_offset,
-        widened, False, streaming,
-    )  # fmt: skip
-    rooms = furnish(room)
-    following = cell(-1)
-    safe = prepare_parameters(task, rooms)
-    for _ in when(safe):
-        clear(rooms.carry)
-        following[...], ended = last, cell(False)
-        for row in loop(first, last, 1, ended):
-            for _ in when(_normalize_row(task, rooms, row) == False):  # noqa: E712
-                following[...], ended[...] = row, True
-        for _ in when(streaming):
-            settle(WIDE64, rooms.carry)
-            fence()
-    return following
-
-
-@kernel
-def normalize_paired(
-    tag, wide, first, last, rule, eps, scale, features, x, other, y, added, layout,
-    weight, weight_code, bias, bias_code, weight_offset, direct, streaming, block, head,
-):  # fmt: skip
+def normalize_float64(variant: Variant, address: int, first: int, last: int) -> int:
     """Normalize rows first to last, or up to one of extreme magnitude; return which is the next.
 
-    That is -1 where weights are extreme. The arguments are those of `normalize_rows`; tag and wide are float64.
+    That is -1 where weights are extreme.
     """
-    return _normalize(
-        first, last, rule, eps, scale, features, x, other, y, added, layout, weight, weight_code, bias, bias_code,
-        weight_offset, streaming, buffer(ROOMS_NBYTES),
-    )  # fmt: skip
+    task = load_task(address, variant)
+    # Shorter rows are put together in buffers.
+    task = task._replace(streaming=task.streaming & (task.features >= _LANES))
+    following = cell(-1)
+    safe = prepare_parameters(task)
+    for _ in when(safe):
+        reset(task.scratch.open_line)
+        following[...], ended = last, cell(False)
+        for row in loop(first, last, 1, ended):
+            for _ in when(_normalize_row(task, row) == False):  # noqa: E712
+                following[...], ended[...] = row, True
+        for _ in when(task.streaming):
+            flush(FLOAT64, task.scratch.open_line)
+            fence()
+    return following

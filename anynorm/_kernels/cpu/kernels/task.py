@@ -1,48 +1,59 @@
-"""One call, as the CPU kernels pass it on among themselves."""
+"""What a kernel is handed: one structure in memory, and what is fixed when it is compiled."""
 
 from __future__ import annotations
 
+import ctypes
 from typing import NamedTuple
 
+from anynorm._kernels.cpu.language.dtypes import BY_CODE, FLOAT32, FLOAT64, Dtype
 
-class Task(NamedTuple):
-    """Addresses and numbers; an address is None or 0 where there is nothing."""
+_WORD, _REAL = ctypes.c_int64, ctypes.c_double
+
+
+class Task(ctypes.Structure):
+    """Addresses and numbers of one call, each of 8 bytes; an address is 0 where there is nothing."""
+
+    _fields_ = (
+        ("features", _WORD),
+        ("rows", _WORD),
+        ("eps", _REAL),
+        ("scale", _REAL),  # of scale_norm
+        ("weight_offset", _REAL),
+        ("x", _WORD),
+        ("residual", _WORD),  # of the derivative dy
+        ("y", _WORD),  # of the derivative dx
+        ("total", _WORD),  # where x + residual goes; of the derivative dtotal
+        ("layout", _WORD),  # of these arrays, see layout.py
+        ("weight", _WORD),
+        ("weight_code", _WORD),
+        ("bias", _WORD),
+        ("bias_code", _WORD),
+        ("direct", _WORD),  # parameters are of x's dtype, and widened where they are used
+        ("streaming", _WORD),  # past the caches
+        ("fetching", _WORD),  # what will be read next, while something is written
+        ("block", _WORD),  # columns taken at a time
+        ("head", _WORD),  # columns that the first block has more
+        ("dweight", _WORD),
+        ("dweight_code", _WORD),
+        ("dbias", _WORD),
+        ("dbias_code", _WORD),
+        ("block_rows", _WORD),  # rows whose shares of those are added up in one go
+        ("work", _WORD),  # room for a derivative, see derivative.py
+        ("numbers", _WORD),  # float64 numbers of each row: what moments are made of, or what rows are applied with
+    )
+
+
+class Variant(NamedTuple):
+    """What is fixed when a kernel is compiled."""
 
     rule: int
-    eps: float
-    scale: float  # of scale_norm
-    features: int
-    x: int
-    other: int | None  # the residual
-    y: int
-    added: int | None  # where x + residual goes
-    layout: int | None  # of the arrays, see layout.py
-    weight: int
-    weight_code: int
-    bias: int
-    bias_code: int
-    weight_offset: float
-    widened: bool  # parameters are widened into rooms beforehand
-    direct: bool  # they are of x's dtype, and widened where they are used
-    streaming: bool  # past the caches
-    fetching: bool = True  # what will be read next, while something is written
+    code: int  # of the dtype of x
+    in_float64: bool  # or it computes in float32
+    has_residual: bool = False  # a residual and a total; to the derivative a dtotal
+    has_layout: bool = False
+    has_numbers: bool = False  # the derivative: moments are given
 
-
-class Rooms(NamedTuple):
-    """Addresses of the memory that a kernel works in."""
-
-    x: int  # a chunk of a row whose elements are scattered; likewise:
-    other: int
-    y: int
-    added: int
-    weights: int  # a chunk of weight + weight_offset in the wide dtype
-    biases: int
-    lows: int  # what rounding weight + weight_offset to float64 left behind
-    # Float64 numbers for each row of a group:
-    shifts: int
-    sums: int  # of deviations from the shift
-    squares: int  # of deviations from the shift
-    factors: int
-    constants: int
-    mean: int  # one number
-    carry: int  # see sweep.py
+    @property
+    def dtypes(self) -> tuple[Dtype, Dtype]:
+        """That of x, and that of what is computed."""
+        return BY_CODE[self.code], FLOAT64 if self.in_float64 else FLOAT32

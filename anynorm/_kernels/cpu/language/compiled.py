@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 from llvmlite import ir
 
-from anynorm._kernels.cpu.language.dtypes import Lanes, Tag
+from anynorm._kernels.cpu.language.dtypes import Dtype, Lanes
 from anynorm._kernels.cpu.language.tracing import (
     DOUBLE,
     FLOAT,
@@ -33,9 +33,9 @@ from anynorm._kernels.cpu.language.tracing import (
 IN_MEMORY = {numpy.uint16: HALF, numpy.int16: INT16, numpy.float32: FLOAT, numpy.float64: DOUBLE}
 
 
-def in_memory(tag: Tag) -> ir.Type:
+def in_memory(dtype: Dtype) -> ir.Type:
     """The LLVM type of an element."""
-    return IN_MEMORY[type(tag)]
+    return IN_MEMORY[type(dtype)]
 
 
 def vector(element: ir.Type, length: int) -> ir.VectorType:
@@ -52,12 +52,12 @@ def suffix_of(kind: ir.Type) -> str:
     return f"v{kind.count}{names[kind.element]}" if isinstance(kind, ir.VectorType) else names[kind]
 
 
-def widened(raw: Any, tag: Tag, element: ir.Type) -> Any:
+def widened(raw: Any, dtype: Dtype, element: ir.Type) -> Any:
     """Elements as they lie in memory in another dtype; exact in a wider one."""
     write, length = builder(), raw.type.count
-    if type(tag) is numpy.uint16:
+    if type(dtype) is numpy.uint16:
         raw = write.fpext(write.bitcast(raw, vector(HALF, length)), vector(FLOAT, length))
-    elif type(tag) is numpy.int16:  # bfloat16 is the upper half of a float32
+    elif type(dtype) is numpy.int16:  # bfloat16 is the upper half of a float32
         bits = write.shl(write.zext(raw, vector(INT32, length)), constant(INT32, 16, length))
         raw = write.bitcast(bits, vector(FLOAT, length))
     if raw.type.element == element:
@@ -69,13 +69,13 @@ def _unary(name: str, a: Value) -> Value:
     return Value(call(f"llvm.{name}.{suffix_of(a.llvm.type)}", a.llvm.type, a.llvm))
 
 
-def splat(value: Any, wide: Tag, lanes: int) -> Lanes:
+def splat(value: Any, compute_dtype: Dtype, lanes: int) -> Lanes:
     """A number in all lanes."""
-    element, number = in_memory(wide), as_llvm(value, DOUBLE)
+    element, number = in_memory(compute_dtype), as_llvm(value, DOUBLE)
     return Value(spread(number if element == DOUBLE else builder().fptrunc(number, element), lanes))
 
 
-def total(lanes: Lanes) -> Value:
+def sum_lanes(lanes: Lanes) -> Value:
     """The sum of all lanes as float64: halves are added until one number is left."""
     write, value = builder(), lanes.llvm
     while value.type.count > 1:
@@ -91,7 +91,7 @@ def _halves(value: Any) -> list[Any]:
     return [builder().shuffle_vector(value, undefined, mask) for mask in masks]
 
 
-def total_pair(high: Lanes, low: Lanes) -> tuple[Value, Value]:
+def sum_lane_pairs(high: Lanes, low: Lanes) -> tuple[Value, Value]:
     """The sum of all lanes of a pair, high + low, as a pair; in halves, with what each addition rounds off."""
     write, sums, errors = builder(), high.llvm, low.llvm
     while sums.type.count > 1:
@@ -104,9 +104,9 @@ def total_pair(high: Lanes, low: Lanes) -> tuple[Value, Value]:
     return Value(write.extract_element(sums, INT32(0))), Value(write.extract_element(errors, INT32(0)))
 
 
-def as_lanes(lanes: Lanes, wide: Tag) -> Lanes:
+def as_lanes(lanes: Lanes, compute_dtype: Dtype) -> Lanes:
     """The same numbers in another dtype."""
-    element, kind = in_memory(wide), lanes.llvm.type
+    element, kind = in_memory(compute_dtype), lanes.llvm.type
     if kind.element == element:
         return lanes
     change = builder().fpext if element == DOUBLE else builder().fptrunc

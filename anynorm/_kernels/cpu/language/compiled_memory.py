@@ -1,6 +1,6 @@
 """Between memory and lanes: the instructions of the CPU kernels that are given an address.
 
-What lies in memory is told by a ``tag`` and what it becomes in lanes by ``wide``: numbers of which only the type
+What lies in memory is told by a ``dtype`` and what it becomes in lanes by ``wide``: numbers of which only the type
 counts.
 """
 
@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
 from anynorm._kernels.cpu.language.compiled import constant, in_memory, vector, widened
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, WIDE64, Lanes, Number, Tag, lanes_of
+from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, FLOAT64, Dtype, Lanes, Number, lanes_of
 from anynorm._kernels.cpu.language.tracing import (
     DOUBLE,
     FLOAT,
     HALF,
+    INT8,
     INT16,
     INT32,
     INT64,
@@ -28,27 +27,26 @@ from anynorm._kernels.cpu.language.tracing import (
     builder,
     call,
     spread,
-    traced,
 )
 
 
-def _raw_type(tag: Tag) -> ir.Type:
-    return INT16 if type(tag) is numpy.uint16 else in_memory(tag)
+def _raw_type(dtype: Dtype) -> ir.Type:
+    return INT16 if type(dtype) is numpy.uint16 else in_memory(dtype)
 
 
 def _pointer(address: Any, kind: ir.Type) -> Any:
     return builder().inttoptr(as_llvm(address), kind.as_pointer())
 
 
-def _narrowed(value: Any, tag: Tag) -> Any:
+def _narrowed(value: Any, dtype: Dtype) -> Any:
     """Lanes rounded to elements as they lie in memory."""
     write, length = builder(), value.type.count
     # float64 reaches 16 bits by way of float32, for want of an instruction; that adds 2**-13 of a unit to the error.
-    if type(tag) is not numpy.float64 and value.type.element == DOUBLE:
+    if type(dtype) is not numpy.float64 and value.type.element == DOUBLE:
         value = write.fptrunc(value, vector(FLOAT, length))
-    if type(tag) is numpy.uint16:
+    if type(dtype) is numpy.uint16:
         return write.bitcast(write.fptrunc(value, vector(HALF, length)), vector(INT16, length))
-    if type(tag) is not numpy.int16:
+    if type(dtype) is not numpy.int16:
         return value
 
     def all_lanes(number: int) -> Any:
@@ -63,35 +61,35 @@ def _narrowed(value: Any, tag: Tag) -> Any:
     return write.trunc(write.lshr(rounded, all_lanes(16)), vector(INT16, length))
 
 
-def _added(a: Any, b: Any, tag: Tag) -> Any:
+def _added(a: Any, b: Any, dtype: Dtype) -> Any:
     """The sum of elements as their own dtype rounds it; float32 holds that of 16-bit floats closely enough."""
-    element = DOUBLE if type(tag) is numpy.float64 else FLOAT
-    return _narrowed(builder().fadd(widened(a, tag, element), widened(b, tag, element)), tag)
+    element = DOUBLE if type(dtype) is numpy.float64 else FLOAT
+    return _narrowed(builder().fadd(widened(a, dtype, element), widened(b, dtype, element)), dtype)
 
 
-def _elements(address: Any, other: Any, tag: Tag, read: Callable[[Any], Any]) -> Any:
+def _elements(address: Any, residual: Any, dtype: Dtype, read: Callable[[Any], Any]) -> Any:
     """What lies at an address, or the rounded sum of that and what lies at another one."""
-    return read(address) if other is None else _added(read(address), read(other), tag)
+    return read(address) if residual is None else _added(read(address), read(residual), dtype)
 
 
-def load(address: Any, other: Any, tag: Tag, wide: Tag, lanes: int | None = None) -> Lanes:
+def load(address: Any, residual: Any, dtype: Dtype, compute_dtype: Dtype, lanes: int | None = None) -> Lanes:
     """Elements from an address, a cache line of them unless told; given another address, the sums of both, rounded."""
-    kind = vector(_raw_type(tag), lanes or lanes_of(tag))
+    kind = vector(_raw_type(dtype), lanes or lanes_of(dtype))
     # No alignment is taken for granted.
-    raw = _elements(address, other, tag, lambda at: builder().load(_pointer(at, kind), align=1))
-    return Value(widened(raw, tag, in_memory(wide)))
+    raw = _elements(address, residual, dtype, lambda at: builder().load(_pointer(at, kind), align=1))
+    return Value(widened(raw, dtype, in_memory(compute_dtype)))
 
 
-def store(address: Any, tag: Tag, value: Lanes) -> None:
+def store(address: Any, dtype: Dtype, value: Lanes) -> None:
     """Round lanes into elements at an address."""
-    raw = _narrowed(value.llvm, tag)
+    raw = _narrowed(value.llvm, dtype)
     builder().store(raw, _pointer(address, raw.type), align=1)
 
 
-def stream(address: Any, tag: Tag, value: Lanes) -> None:
+def stream(address: Any, dtype: Dtype, value: Lanes) -> None:
     """`store` past the caches; the address must be a multiple of a cache line."""
-    write, raw = builder(), _narrowed(value.llvm, tag)
-    if type(tag) is numpy.uint16:
+    write, raw = builder(), _narrowed(value.llvm, dtype)
+    if type(dtype) is numpy.uint16:
         # LLVM would make one instruction of the rounding and the store, and there is none that does both and
         # streams. The lowest bit of the address is 0, which LLVM does not know.
         zero = write.trunc(write.and_(as_llvm(address), INT64(1)), INT16)
@@ -112,57 +110,49 @@ def stream_line(target: Any, source: Any) -> None:
 
 def prefetch(address: Any) -> None:
     """Have a cache line brought near; any address will do."""
-    pointer = _pointer(address, ir.IntType(8))
+    pointer = _pointer(address, INT8)
     call("llvm.prefetch.p0", ir.VoidType(), pointer, INT32(0), INT32(3), INT32(1))
 
 
 # Nothing else may pass streaming stores: a thread that waits for the result must find all of it.
-@traced
 def fence() -> None:
     """Make streamed stores seen before whatever is stored next."""
     builder().fence("seq_cst")
 
 
-@intrinsic(prefer_literal=True)
-def buffer(context, nbytes):
-    """The address of so many bytes on the stack, a number known when compiling, on a cache line of their own."""
-    length = nbytes.literal_value
-
-    def generate(_, builder, signature, arguments):
-        with builder.goto_entry_block():
-            memory = builder.alloca(ir.ArrayType(ir.IntType(8), length))
-            memory.align = CACHE_LINE_NBYTES
-        return builder.ptrtoint(memory, ir.IntType(64))
-
-    return types.int64(nbytes), generate
+def buffer(nbytes: int) -> int:
+    """The address of so many bytes on the stack, on a cache line of their own."""
+    write = builder()
+    with write.goto_entry_block():
+        memory = write.alloca(ir.ArrayType(INT8, nbytes))
+        memory.align = CACHE_LINE_NBYTES
+    return Value(write.ptrtoint(memory, INT64))  # type: ignore[return-value]
 
 
-def peek(address: Any, other: Any, tag: Tag) -> Value:
+def peek(address: Any, residual: Any, dtype: Dtype) -> Value:
     """One element from an address, or the rounded sum of two, as float64."""
 
     def read(at: Any) -> Any:
-        return spread(builder().load(_pointer(at, _raw_type(tag)), align=1), 1)
+        return spread(builder().load(_pointer(at, _raw_type(dtype)), align=1), 1)
 
-    raw = widened(_elements(address, other, tag, read), tag, DOUBLE)
+    raw = widened(_elements(address, residual, dtype, read), dtype, DOUBLE)
     return Value(builder().extract_element(raw, INT32(0)))
 
 
-def poke(address: Any, tag: Tag, value: Any) -> None:
+def poke(address: Any, dtype: Dtype, value: Any) -> None:
     """Round a float64 into one element."""
-    raw = builder().extract_element(_narrowed(spread(as_llvm(value, DOUBLE), 1), tag), INT32(0))
+    raw = builder().extract_element(_narrowed(spread(as_llvm(value, DOUBLE), 1), dtype), INT32(0))
     builder().store(raw, _pointer(address, raw.type), align=1)
 
 
-@traced
 def integer(address: Any) -> int:
     """An int64 from an address."""
     return Value(builder().load(_pointer(address, INT64)))  # type: ignore[return-value]
 
 
-@traced
 def real(address: Any) -> Number:
     """A float64 from an address."""
-    return peek(address, None, WIDE64)
+    return peek(address, None, FLOAT64)
 
 
 def store_integer(address: Any, value: Any) -> None:
@@ -170,12 +160,12 @@ def store_integer(address: Any, value: Any) -> None:
     builder().store(as_llvm(value, INT64), _pointer(address, INT64))
 
 
-def size_of(tag: Tag) -> int:
+def size_of(dtype: Dtype) -> int:
     """The number of bytes of an element."""
-    return int(tag.itemsize)
+    return int(dtype.itemsize)
 
 
-def copy(target: Any, source: Any, tag: Tag) -> None:
+def copy(target: Any, source: Any, dtype: Dtype) -> None:
     """Copy one element from address to address."""
-    kind = _raw_type(tag)
+    kind = _raw_type(dtype)
     builder().store(builder().load(_pointer(source, kind), align=1), _pointer(target, kind), align=1)

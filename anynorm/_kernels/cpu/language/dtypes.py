@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy
 
-Tag = Any  # one of TAGS
+Dtype = Any  # one of DTYPES
 Number = Any  # a float64
 Lanes = Any  # a vector of numbers
 Address = Any  # an int, or None where there is nothing
+
+# Kernels run as plain Python, for a debugger and to see which lines are run.
+INTERPRETED = os.environ.get("ANYNORM_INTERPRET", "") not in ("", "0")
 
 CACHE_LINE_NBYTES = 64
 GROUP = 32  # rows at most that go through each step together
@@ -18,23 +22,23 @@ REDUCED = 5  # numbers that a row is reduced to, see reduce.py
 FINISHED = 4  # numbers that a row is applied with, see apply.py
 WIDEST_BLOCK = 256  # rows that are taken side by side
 
-# A dtype as a number of which only the type counts: Numba compiles each kernel anew for each type of tag. NumPy's own
-# float16 is not used, for Numba has no arithmetic for it, and NumPy has no bfloat16.
-TAGS = {
+# A dtype as a number of which only the type counts. NumPy's own float16 is not used, for it has no bfloat16.
+DTYPES = {
     "float16": numpy.uint16(0),
     "bfloat16": numpy.int16(0),
     "float32": numpy.float32(0),
     "float64": numpy.float64(0),
 }
 # The same where it is known only when the kernel runs.
-CODES = {"float16": 0, "bfloat16": 1, "float32": 2, "float64": 3}
+CODES = {name: code for code, name in enumerate(DTYPES)}
+BY_CODE = tuple(DTYPES.values())
 
 LAYER, RMS, SCALE = 0, 1, 2
 RULES = {"layer_norm": LAYER, "rms_norm": RMS, "scale_norm": SCALE}
 
-WIDE32, WIDE64 = TAGS["float32"], TAGS["float64"]
+FLOAT32, FLOAT64 = DTYPES["float32"], DTYPES["float64"]
 
 
-def lanes_of(tag: Tag) -> int:
+def lanes_of(dtype: Dtype) -> int:
     """How many elements are taken at a time: as many as fill a cache line."""
-    return CACHE_LINE_NBYTES // int(tag.itemsize)
+    return CACHE_LINE_NBYTES // int(dtype.itemsize)

@@ -1,25 +1,20 @@
 """What `compiled` and `tracing` do, written in NumPy: lanes are an array of numbers.
 
-This and `interpreted_memory` stand in for them under NUMBA_DISABLE_JIT=1 and give the same bits, but for the sign and
+This and `interpreted_memory` stand in for them under ANYNORM_INTERPRET=1 and give the same bits, but for the sign and
 payload of NaN, a few thousand times slower. A number is a numpy.float64, whose division by zero is not an exception.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
 
-from anynorm._kernels.cpu.language.dtypes import Lanes, Number, Tag
+from anynorm._kernels.cpu.language.dtypes import Dtype, Lanes, Number
 
 # --- what is run when
-
-
-def traced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Nothing has to be traced."""
-    return function
 
 
 def cell(start: Any) -> numpy.ndarray:
@@ -49,9 +44,9 @@ def when(condition: Any) -> Iterator[None]:
 # --- lanes alone
 
 
-def splat(value: float, wide: Tag, lanes: int) -> Lanes:
+def splat(value: float, compute_dtype: Dtype, lanes: int) -> Lanes:
     """A number in all lanes."""
-    return numpy.full(lanes, value, type(wide))
+    return numpy.full(lanes, value, type(compute_dtype))
 
 
 def _halves(lanes: Lanes) -> tuple[Lanes, Lanes]:
@@ -59,7 +54,7 @@ def _halves(lanes: Lanes) -> tuple[Lanes, Lanes]:
     return lanes[:half], lanes[half:]
 
 
-def total(lanes: Lanes) -> Number:
+def sum_lanes(lanes: Lanes) -> Number:
     """The sum of all lanes as float64: halves are added until one number is left."""
     while len(lanes) > 1:
         a, b = _halves(lanes)
@@ -67,7 +62,7 @@ def total(lanes: Lanes) -> Number:
     return numpy.float64(lanes[0])
 
 
-def total_pair(high: Lanes, low: Lanes) -> tuple[Number, Number]:
+def sum_lane_pairs(high: Lanes, low: Lanes) -> tuple[Number, Number]:
     """The sum of all lanes of a pair, high + low, as a pair; in halves, with what each addition rounds off."""
     while len(high) > 1:
         (a, b), (c, d) = _halves(high), _halves(low)
@@ -77,9 +72,9 @@ def total_pair(high: Lanes, low: Lanes) -> tuple[Number, Number]:
     return high[0], low[0]
 
 
-def as_lanes(lanes: Lanes, wide: Tag) -> Lanes:
+def as_lanes(lanes: Lanes, compute_dtype: Dtype) -> Lanes:
     """The same numbers in another dtype."""
-    return lanes.astype(type(wide))
+    return lanes.astype(type(compute_dtype))
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy
 
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, Address, Lanes, Number, Tag, lanes_of
+from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, Address, Dtype, Lanes, Number, lanes_of
 
 _HALF, _BFLOAT = numpy.uint16, numpy.int16
 
@@ -49,23 +49,23 @@ def _memory(address: int, dtype: Any, count: int) -> numpy.ndarray:
     return numpy.frombuffer((ctypes.c_char * nbytes).from_address(int(address)), dtype)
 
 
-def _widened(raw: numpy.ndarray, tag: Tag, wide: type) -> Any:
+def _widened(raw: numpy.ndarray, dtype: Dtype, compute_dtype: type) -> Any:
     """Elements as they lie in memory in another dtype; exact in a wider one."""
-    if type(tag) is _HALF:
+    if type(dtype) is _HALF:
         raw = raw.view(numpy.float16)
-    elif type(tag) is _BFLOAT:  # the upper half of a float32
+    elif type(dtype) is _BFLOAT:  # the upper half of a float32
         raw = (raw.view(numpy.uint16).astype(numpy.uint32) << 16).view(numpy.float32)
-    return raw.astype(wide)
+    return raw.astype(compute_dtype)
 
 
-def _narrowed(value: Any, tag: Tag) -> Any:
+def _narrowed(value: Any, dtype: Dtype) -> Any:
     """Lanes rounded to elements as they lie in memory."""
-    if type(tag) is numpy.float64:
+    if type(dtype) is numpy.float64:
         return numpy.asarray(value, numpy.float64)
     value = numpy.asarray(value).astype(numpy.float32)  # float64 reaches 16 bits by way of float32 too
-    if type(tag) is _HALF:
+    if type(dtype) is _HALF:
         return value.astype(numpy.float16).view(numpy.uint16)
-    if type(tag) is not _BFLOAT:
+    if type(dtype) is not _BFLOAT:
         return value
     bits = value.view(numpy.uint32)
     rounded = bits + (bits >> 16 & 1) + numpy.uint32(0x7FFF)  # to nearest even
@@ -73,30 +73,33 @@ def _narrowed(value: Any, tag: Tag) -> Any:
     return (rounded >> 16).astype(numpy.uint16).view(numpy.int16)
 
 
-def _elements(address: int, other: Address, tag: Tag, count: int) -> numpy.ndarray:
+def _elements(address: int, residual: Address, dtype: Dtype, count: int) -> numpy.ndarray:
     """What lies at an address, or the rounded sum of that and what lies at another one."""
-    raw = _memory(address, type(tag), count)
-    if other is None:
+    raw = _memory(address, type(dtype), count)
+    if residual is None:
         return raw
-    wide = numpy.float64 if type(tag) is numpy.float64 else numpy.float32
-    return _narrowed(_widened(raw, tag, wide) + _widened(_memory(other, type(tag), count), tag, wide), tag)
+    compute_dtype = numpy.float64 if type(dtype) is numpy.float64 else numpy.float32
+    return _narrowed(
+        _widened(raw, dtype, compute_dtype) + _widened(_memory(residual, type(dtype), count), dtype, compute_dtype),
+        dtype,
+    )
 
 
-def load(address: int, other: Address, tag: Tag, wide: Tag, lanes: int | None = None) -> Lanes:
+def load(address: int, residual: Address, dtype: Dtype, compute_dtype: Dtype, lanes: int | None = None) -> Lanes:
     """Elements from an address, a cache line of them unless told; given another address, the sums of both, rounded."""
-    return _widened(_elements(address, other, tag, lanes or lanes_of(tag)), tag, type(wide))
+    return _widened(_elements(address, residual, dtype, lanes or lanes_of(dtype)), dtype, type(compute_dtype))
 
 
-def store(address: int, tag: Tag, value: Lanes) -> None:
+def store(address: int, dtype: Dtype, value: Lanes) -> None:
     """Round lanes into elements at an address."""
-    _memory(address, type(tag), len(value))[:] = _narrowed(value, tag)
+    _memory(address, type(dtype), len(value))[:] = _narrowed(value, dtype)
 
 
-def stream(address: int, tag: Tag, value: Lanes) -> None:
+def stream(address: int, dtype: Dtype, value: Lanes) -> None:
     """`store` past the caches; the address must be a multiple of a cache line."""
     if address % CACHE_LINE_NBYTES:
         raise ValueError(f"streamed to {address:#x}, which is not the beginning of a cache line")
-    store(address, tag, value)
+    store(address, dtype, value)
 
 
 def stream_line(target: int, source: int) -> None:
@@ -122,9 +125,9 @@ def buffer(nbytes: int) -> int:
     return -(-ctypes.addressof(memory) // CACHE_LINE_NBYTES) * CACHE_LINE_NBYTES
 
 
-def peek(address: int, other: Address, tag: Tag) -> Number:
+def peek(address: int, residual: Address, dtype: Dtype) -> Number:
     """One element from an address, or the rounded sum of two, as float64."""
-    return _widened(_elements(address, other, tag, 1), tag, numpy.float64)[0]
+    return _widened(_elements(address, residual, dtype, 1), dtype, numpy.float64)[0]
 
 
 def integer(address: int) -> int:
@@ -142,16 +145,16 @@ def store_integer(address: int, value: int) -> None:
     ctypes.c_int64.from_address(int(address)).value = int(value)
 
 
-def poke(address: int, tag: Tag, value: Number) -> None:
+def poke(address: int, dtype: Dtype, value: Number) -> None:
     """Round a float64 into one element."""
-    _memory(address, type(tag), 1)[:] = _narrowed(numpy.asarray([value], numpy.float64), tag)
+    _memory(address, type(dtype), 1)[:] = _narrowed(numpy.asarray([value], numpy.float64), dtype)
 
 
-def size_of(tag: Tag) -> int:
+def size_of(dtype: Dtype) -> int:
     """The number of bytes of an element."""
-    return int(tag.itemsize)
+    return int(dtype.itemsize)
 
 
-def copy(target: int, source: int, tag: Tag) -> None:
+def copy(target: int, source: int, dtype: Dtype) -> None:
     """Copy one element from address to address."""
-    ctypes.memmove(int(target), int(source), size_of(tag))
+    ctypes.memmove(int(target), int(source), size_of(dtype))

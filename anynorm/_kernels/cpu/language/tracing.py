@@ -1,36 +1,21 @@
-"""Functions that are run once, while Numba compiles their caller, and leave LLVM instructions in their place.
+"""Functions that are run once, while a kernel is compiled, and leave LLVM instructions in their place.
 
-Numba takes a tenth of a second for each function, most of it to find out types, has no vectors, and keeps a branch
-inside a loop where it stood. A traced function is plain Python: its arguments are `Value`s, whose operators write
-instructions, an ``if`` decides while compiling, `loop` and `cases` are the loop and the branch of the compiled code,
-and a `cell` is what changes from turn to turn. Under NUMBA_DISABLE_JIT=1 the same functions run on NumPy instead.
+A kernel is plain Python: its arguments are `Value`s, whose operators write instructions, an ``if`` decides while
+compiling, `loop` and `cases` are the loop and the branch of the compiled code, and a `cell` is what changes from turn
+to turn. Under ANYNORM_INTERPRET=1 the same functions run on NumPy instead.
 """
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.core.typing import signature
-from numba.extending import lower_builtin, type_callable
-
-from anynorm._kernels.cpu.language.dtypes import TAGS
 
 DOUBLE, FLOAT, HALF = ir.DoubleType(), ir.FloatType(), ir.HalfType()
-INT1, INT16, INT32, INT64 = (ir.IntType(width) for width in (1, 16, 32, 64))
-_RETURNED = {"Number": types.float64, "int": types.int64, "bool": types.boolean, "None": types.none}
-_TAGS = {
-    types.uint16: TAGS["float16"],
-    types.int16: TAGS["bfloat16"],
-    types.float32: TAGS["float32"],
-    types.float64: TAGS["float64"],
-}
+INT1, INT8, INT16, INT32, INT64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
 
 
 class _State(threading.local):
@@ -64,27 +49,28 @@ class Value:
     def llvm(self) -> Any:
         return self._llvm
 
-    def _binary(self, other: Any, floats: str, integers: str, swapped: bool = False) -> Value:
-        a, b = self.llvm, as_llvm(other, self.llvm.type)
+    def _binary(self, residual: Any, floats: str, integers: str, swapped: bool = False) -> Value:
+        a, b = self.llvm, as_llvm(residual, self.llvm.type)
         if swapped:
             a, b = b, a
         return Value(getattr(builder(), integers if isinstance(a.type, ir.IntType) else floats)(a, b))
 
-    def _compared(self, how: str, other: Any) -> Value:
-        a, b = self.llvm, as_llvm(other, self.llvm.type)
+    def _compared(self, how: str, residual: Any) -> Value:
+        a, b = self.llvm, as_llvm(residual, self.llvm.type)
         write = builder()
         return Value((write.icmp_signed if isinstance(a.type, ir.IntType) else write.fcmp_ordered)(how, a, b))
 
     def __neg__(self) -> Value:
-        return 0 - self if isinstance(self.llvm.type, ir.IntType) else Value(builder().fneg(self.llvm))
+        write = builder()
+        return Value((write.neg if isinstance(self.llvm.type, ir.IntType) else write.fneg)(self.llvm))
 
     def __bool__(self) -> bool:
         raise TypeError("what a value is, is not known while compiling; branch with cases() or loop()")
 
 
 def _operators(name: str, floats: str, integers: str) -> None:
-    setattr(Value, f"__{name}__", lambda self, other: self._binary(other, floats, integers))
-    setattr(Value, f"__r{name}__", lambda self, other: self._binary(other, floats, integers, True))
+    setattr(Value, f"__{name}__", lambda self, residual: self._binary(residual, floats, integers))
+    setattr(Value, f"__r{name}__", lambda self, residual: self._binary(residual, floats, integers, True))
 
 
 # Integers are lengths and addresses, none of which is negative, so that rounding down is rounding to 0.
@@ -94,7 +80,7 @@ for _name, _floats, _integers in (
 ):  # fmt: skip
     _operators(_name, _floats, _integers)
 for _name, _how in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="), ("eq", "=="), ("ne", "!=")):
-    setattr(Value, f"__{_name}__", lambda self, other, how=_how: self._compared(how, other))
+    setattr(Value, f"__{_name}__", lambda self, residual, how=_how: self._compared(how, residual))
 
 
 class Cell(Value):
@@ -174,43 +160,14 @@ def when(condition: Any) -> Iterator[None]:
             yield
 
 
-def traced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let Numba's code call a function that writes instructions; others of its kind call it as it is.
-
-    Arguments that are annotated as Tag are known while compiling, as are those that are None. The annotation of what is
-    returned tells Numba the type of that.
-    """
-    parameters = inspect.signature(function).parameters
-    static = [parameter.annotation == "Tag" for parameter in parameters.values()]
-    result = _RETURNED[function.__annotations__["return"]]
-
-    @type_callable(function)
-    def typed(context: Any) -> Any:
-        def typer(*arguments: Any) -> Any:
-            return signature(result, *arguments)
-
-        typer.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [parameter.replace(annotation=parameter.empty) for parameter in parameters.values()]
-        )
-        return typer
-
-    @lower_builtin(function, types.VarArg(types.Any))
-    def lowered(context: Any, write: Any, types_of: Any, arguments: Any) -> Any:
-        with _writing_with(write):
-            found = function(*map(_from_numba, static, types_of.args, arguments))
-            if result is types.none:
-                return context.get_dummy_value()
-            return as_llvm(found, context.get_value_type(result))
-
-    return function
-
-
-def _from_numba(static: bool, kind: Any, value: Any) -> Any:
-    if kind is types.none:
-        return None
-    if static:
-        return _TAGS[kind]
-    return Value(value)
+def trace(name: str, kernel: Callable[..., Any], arguments: int) -> ir.Module:
+    """The instructions of a kernel of so many int64 arguments that returns an int64, in a module of their own."""
+    module = ir.Module(name)
+    function = ir.Function(module, ir.FunctionType(INT64, [INT64] * arguments), name)
+    write = ir.IRBuilder(function.append_basic_block())
+    with _writing_with(write):
+        write.ret(as_llvm(kernel(*map(Value, function.args)), INT64))
+    return module
 
 
 def spread(value: Any, length: int) -> Any:
@@ -224,5 +181,8 @@ def spread(value: Any, length: int) -> Any:
 def call(name: str, result: ir.Type, *arguments: Any) -> Any:
     """Call an LLVM intrinsic."""
     write = builder()
-    kind = ir.FunctionType(result, [argument.type for argument in arguments])
-    return write.call(cgutils.get_or_insert_function(write.module, kind, name), arguments)
+    module = write.module
+    function = module.globals.get(name)
+    if function is None:
+        function = ir.Function(module, ir.FunctionType(result, [argument.type for argument in arguments]), name)
+    return write.call(function, arguments)

@@ -5,21 +5,26 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from anynorm._check import Call, Gradient
+from anynorm._check import Call
 from anynorm._kernels import autograd
+from anynorm._kernels.cpu.fast_path.tensors import follow_by
 from anynorm._kernels.cpu.launch.norm import run as run_kernel
 from anynorm._kernels.cpu.launch.vjp import pull
 
+Array = Any
 
-def _surely_pulls(gradient: Gradient) -> bool:
+
+def _surely_pulls(x: Array, dy: Array, dtotal: Array | None) -> bool:
     """Whether gradients are where the kernels read them; torch has seen to it that dtype and shape are right."""
-    return all(one is None or (one.is_cpu and autograd.is_plain(one)) for one in (gradient.dy, gradient.dtotal))
+    if not dy.is_cpu or not autograd.is_plain(dy):
+        return False
+    return dtotal is None or (dtotal.is_cpu and autograd.is_plain(dtotal))
 
 
 _KERNELS = autograd.Kernels("cpu", run_kernel, pull, _surely_pulls)
-run_again = partial(autograd.run_again, _KERNELS)
 
 
-def run(call: Call) -> Any:
+def run(call: Call, choose_pull: autograd.ChoosePull) -> Any:
     """Return y, or (y, total) where the call has a residual, with what leads back from there."""
-    return autograd.run(_KERNELS, call)
+    follow_by(partial(autograd.differentiable, _KERNELS, choose_pull))
+    return autograd.run(_KERNELS, choose_pull, call)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,21 +18,20 @@ from anynorm._moments_gradient import MomentsGradient, in_factors, parts_of
 from anynorm._overlap import require_memory
 
 Array = Any
+ChoosePull = Callable[[Gradient], Any]  # the kernel that the table has for a derivative
+Choose = Callable[[Call], Any]  # and for a call
 
-# By name, as in autograd.py.
-_choose = import_module("anynorm._choose")
 
-
-def run(call: Call) -> Array:
+def run(call: Call, choose_pull: ChoosePull) -> Array:
     """Return y, by the moments that the call gives, with what leads back from there."""
     moments: Any = call.moments
-    kept = call._replace(x=None, weight=None, bias=None, moments=None), moments.count
-    return _Given.apply(call.x, call.weight, call.bias, *kept, *arrays_of(moments))  # type: ignore[no-untyped-call]
+    plan = call._replace(x=None, weight=None, bias=None, moments=None), moments.count, choose_pull
+    return _Given.apply(plan, call.x, call.weight, call.bias, *arrays_of(moments))  # type: ignore[no-untyped-call]
 
 
-def run_moments(call: Call) -> Moments:
+def run_moments(call: Call, choose: Choose) -> Moments:
     """Return the moments of the call's array, likewise."""
-    count, *arrays = _Moments.apply(call.x, call._replace(x=None))  # type: ignore[no-untyped-call]
+    count, *arrays = _Moments.apply((call._replace(x=None), choose), call.x)  # type: ignore[no-untyped-call]
     return of_arrays(count, arrays, call.library.namespace)
 
 
@@ -41,13 +40,19 @@ class _Given(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Array, weight: Any, bias: Array | None, call: Call, count: Any, *arrays: Array | None
+        ctx: Any,
+        plan: tuple[Call, Any, ChoosePull],
+        x: Array,
+        weight: Any,
+        bias: Array | None,
+        *arrays: Array | None,
     ) -> Array:
-        number = type(weight) is float
-        ctx.save_for_backward(x, None if number else weight, *arrays)
+        scale = weight if type(weight) is float else None
+        ctx.save_for_backward(x, weight if scale is None else None, *arrays)
         # Of the bias only shape and dtype are looked at, and whether there is one.
-        ctx.call, ctx.count, ctx.number, ctx.bias = call, count, weight if number else None, bias
+        ctx.kept = plan, scale, bias
         ctx.set_materialize_grads(False)
+        call, count, _ = plan
         moments = of_arrays(count, arrays, call.library.namespace)
         return run_kernel(call._replace(x=x, weight=weight, bias=bias, moments=moments))
 
@@ -57,27 +62,26 @@ class _Given(torch.autograd.Function):
         if dy is None:
             return (None,) * len(needs)
         x, weight, *arrays = _saved(ctx)
-        moments = of_arrays(ctx.count, arrays, ctx.call.library.namespace)
-        weight = ctx.number if weight is None else weight
-        call = ctx.call._replace(x=x, weight=weight, bias=ctx.bias, moments=moments)
-        gradient = Gradient(call, dy, None, needs[1] or needs[2])
+        (call, count, choose_pull), scale, bias = ctx.kept
+        moments = of_arrays(count, arrays, call.library.namespace)
+        call = call._replace(x=x, weight=scale if weight is None else weight, bias=bias, moments=moments)
+        gradient = Gradient(call, dy, None, needs[2] or needs[3])
         # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.
         is_followed = torch.is_grad_enabled() or lacks_memory(dy)
-        found = by_moments.pull(gradient) if is_followed else _choose.choose_pull(gradient).pull(gradient)
-        by_arrays = _by_arrays(moments, found[3]) if any(needs[5:]) else [None] * len(arrays)
-        wanted = [one if need else None for one, need in zip((*found[:3], None, None, *by_arrays), needs, strict=True)]
-        return tuple(wanted)
+        found = by_moments.pull(gradient) if is_followed else choose_pull(gradient).pull(gradient)
+        by_arrays = _by_arrays(moments, found[3]) if any(needs[4:]) else [None] * len(arrays)
+        return tuple([one if need else None for one, need in zip((None, *found[:3], *by_arrays), needs, strict=True)])
 
 
 class _Moments(torch.autograd.Function):
     """Moments, of which x is saved with what they are made of."""
 
     @staticmethod
-    def forward(ctx: Any, x: Array, call: Call) -> Any:
-        moments = reduce_by_kernel(call._replace(x=x))
+    def forward(ctx: Any, plan: tuple[Call, Choose], x: Array) -> Any:
+        moments = reduce_by_kernel(plan[0]._replace(x=x))
         arrays = arrays_of(moments)
         ctx.save_for_backward(x, *arrays)
-        ctx.call, ctx.count = call, moments.count
+        ctx.kept = plan, moments.count
         ctx.set_materialize_grads(False)
         unit = statistics_of(moments).unit
         if unit is not None:
@@ -95,14 +99,15 @@ class _Moments(torch.autograd.Function):
         )
         if by_mean is None and by_squares is None:
             return None, None
-        call, moments = ctx.call._replace(x=x), of_arrays(ctx.count, arrays, ctx.call.library.namespace)
-        by_variance = None if by_squares is None else by_squares * ctx.count
+        (call, choose), count = ctx.kept
+        call, moments = call._replace(x=x), of_arrays(count, arrays, call.library.namespace)
+        by_variance = None if by_squares is None else by_squares * count
         gradient = in_factors(by_mean, by_variance, None, statistics_of(moments).unit, about_zero=False)
         if torch.is_grad_enabled():
-            return by_moments.pull_moments(call, definition.run_moments(call), gradient), None
+            return None, by_moments.pull_moments(call, definition.run_moments(call), gradient)
         if any(one is not None and lacks_memory(one) for one in grads):
-            return by_moments.pull_moments(call, moments, gradient), None
-        return _choose.choose(call).pull_moments(call, moments, gradient), None
+            return None, by_moments.pull_moments(call, moments, gradient)
+        return None, choose(call).pull_moments(call, moments, gradient)
 
 
 def _saved(ctx: Any) -> Any:
@@ -116,8 +121,8 @@ def _by_arrays(moments: Moments, gradient: MomentsGradient) -> list[Array | None
     """The gradients of the arrays that moments are made of."""
     found, xp = statistics_of(moments), moments.namespace
     given: Any = parts_of(gradient)
-    by_mean, by_variance, *held = given
-    factors = [one for one in held if one is not None] + ([] if found.unit is None else [1.0 / found.unit])
+    by_mean, by_variance, *factors = given
+    factors = [one for one in factors if one is not None] + ([] if found.unit is None else [1.0 / found.unit])
     by_mean, by_squares = product(xp, by_mean, factors), product(xp, by_variance / moments.count, factors * 2)
     by_part = dict.fromkeys(("mean", "mean_low", "mean_rest"), by_mean) | dict.fromkeys(
         ("squares", "squares_low"), by_squares

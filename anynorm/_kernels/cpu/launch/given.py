@@ -16,16 +16,16 @@ from anynorm._definition.norms import Precision
 from anynorm._definition.pairs import add_pairs, multiply_pairs, ratio_pair, renormalize, two_sum
 from anynorm._kernels import definition
 from anynorm._kernels.cpu import scale_of
-from anynorm._kernels.cpu.compiler import entries
+from anynorm._kernels.cpu.compiler.entries import kernel
+from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import FINISHED, REDUCED, RULES
 from anynorm._kernels.cpu.launch.layout import Layout, plan
 from anynorm._kernels.cpu.launch.machine import empty_like, last_cache_nbytes
-from anynorm._kernels.cpu.launch.norm import LEAST_SHARED_NBYTES, kind_of
-from anynorm._kernels.cpu.threads.crew import share
+from anynorm._kernels.cpu.launch.norm import kind_of
+from anynorm._kernels.cpu.threads.crew import launch
 from anynorm._libraries import library_of
 from anynorm._libraries.numpy_arrays import NumPy
 from anynorm._moments import Moments, arrays_of, mapped, of_arrays, statistics_of
-from anynorm._threads import get_threads
 
 Array = Any
 
@@ -40,11 +40,8 @@ def run_moments(call: Call) -> Moments:
     """Return the moments of the call's array."""
     numbers = room_for(call, REDUCED)
     layout = layout_of(call, numbers, call.x, False)
-    arguments = (
-        RULES[call.rule.name], 0.0, _features(call), call.library.memory.address(call.x),
-        None if layout is None else NumPy.address(layout.numbers), NumPy.address(numbers),
-    )  # fmt: skip
-    _share("reduce", call, layout, arguments, (call, numbers, layout))
+    task = _task(call, numbers, layout)
+    _run("moments", call, task, (call, numbers, layout))
     with numpy.errstate(all="ignore"):
         moments = (_paired_moments if call.precision.digits else _plain_moments)(call, numbers)
     if call.library.name == "numpy":
@@ -122,14 +119,13 @@ def apply_numbers(call: Call, numbers: Array) -> Array | None:
     streaming = streaming if layout is None else layout.streaming
     parameters: tuple[Any, ...] = (call.weight if call.rule.averaged else None, call.bias)
     weight, bias = (one if one is None or access.is_contiguous(one) else access.contiguous(one) for one in parameters)
-    arguments = (
-        RULES[call.rule.name], 0.0, _features(call), access.address(call.x), access.address(y),
-        None if layout is None else NumPy.address(layout.numbers),
-        0 if weight is None else access.address(weight), kind.code if weight is None else kind_of(weight.dtype).code,
-        0 if bias is None else access.address(bias), kind.code if bias is None else kind_of(bias.dtype).code,
-        call.weight_offset, streaming, NumPy.address(numbers),
-    )  # fmt: skip
-    return y if _share("apply", call, layout, arguments, (call, y, weight, bias, numbers, layout)) else None
+    task = _task(call, numbers, layout)
+    task.y, task.streaming, task.weight_offset = access.address(y), streaming, call.weight_offset
+    if weight is not None:
+        task.weight, task.weight_code = access.address(weight), kind_of(weight.dtype).code
+    if bias is not None:
+        task.bias, task.bias_code = access.address(bias), kind_of(bias.dtype).code
+    return y if _run("given", call, task, (call, y, weight, bias, numbers, layout)) else None
 
 
 def _by_definition(call: Call) -> Array:
@@ -209,21 +205,26 @@ def layout_of(call: Call, numbers: Array, y: Array, streaming: bool, other: Arra
     return plan(x.shape, strides, call.axes, itemsize, access.address(y), streaming, columns=False)
 
 
-def _share(name: str, call: Call, layout: Layout | None, arguments: tuple[Any, ...], held: Any) -> bool:
+def _task(call: Call, numbers: Array, layout: Layout | None) -> Task:
+    features = _features(call)
+    return Task(
+        features=features, rows=math.prod(call.x.shape) // features,
+        x=call.library.memory.address(call.x), layout=0 if layout is None else NumPy.address(layout.numbers),
+        numbers=NumPy.address(numbers),
+    )  # fmt: skip
+
+
+def _run(name: str, call: Call, task: Task, keepalive: Any) -> bool:
     """Run a kernel on all rows, in several threads where that pays; whether it took them."""
-    nbytes, kind = call.x.nbytes, kind_of(call.x.dtype)
-    rows = math.prod(call.x.shape) // _features(call)
-    variant = name, kind.code, True, layout is not None
-    compute, threads = entries.entry(*variant), get_threads() if nbytes >= LEAST_SHARED_NBYTES and rows > 1 else 1
+    compute = kernel(
+        name, Variant(RULES[call.rule.name], kind_of(call.x.dtype).code, True, has_layout=task.layout != 0)
+    )
     # Whether weights are safe is seen before the first row.
-    if compute(0, 0, *arguments) < 0:
+    if compute.run(task, 0, 0) < 0:
         return False
-    if threads == 1:
-        compute(0, rows, *arguments)
-        return True
 
-    def work(first: int, last: int, held: Any = held) -> None:
-        compute(first, last, *arguments)
+    def resume(first: int, last: int) -> None:
+        compute.run(task, first, last)
 
-    share(entries.job(*variant), arguments, work, rows, rows, nbytes, threads)
+    launch(compute, task, task.rows, task.rows, call.x.nbytes, resume, keepalive)
     return True

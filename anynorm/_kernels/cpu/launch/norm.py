@@ -10,29 +10,21 @@ from typing import Any, NamedTuple
 
 from anynorm._check import Call
 from anynorm._kernels.cpu import scale_of
-from anynorm._kernels.cpu.compiler import entries
-from anynorm._kernels.cpu.fast_path.arrays import MOST_NBYTES, remember
-from anynorm._kernels.cpu.fast_path.recipe import Recipe, RecipeNumbers, write
+from anynorm._kernels.cpu.compiler.entries import kernel
+from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, CODES, RULES
-from anynorm._kernels.cpu.launch import extreme as rescue
+from anynorm._kernels.cpu.launch import extreme
 from anynorm._kernels.cpu.launch.layout import Layout, plan
 from anynorm._kernels.cpu.launch.machine import empty_like, last_cache_nbytes
-from anynorm._kernels.cpu.threads.crew import share
+from anynorm._kernels.cpu.threads.crew import launch
 from anynorm._libraries import dtype_name
 from anynorm._libraries.numpy_arrays import NumPy
-from anynorm._threads import get_threads
 
 Array = Any
 
-# To wake a thread that sleeps takes the caller 3 microseconds, all of the sharing 7, and the thread some 10 to come.
-# layer_norm on two cores of an EPYC 7003, time of one thread by that of two, for rows of 64, 768 and 8192 numbers:
-# float32 256 KB 0.8, 1.3, 1.0; 512 KB 1.5, 1.2, 1.04; 1 MB 1.2, 1.3, 1.1;
-# float16 256 KB 1.4, 1.0, 0.9; 512 KB 1.3, 1.2, 1.1; 1 MB 1.8, 1.3, 1.4.
-LEAST_SHARED_NBYTES = MOST_NBYTES
 # To fetch what will be read next gains where it comes from afar, and elsewhere takes room in the first cache: rms_norm
 # of float32 without and with it, ns an element, 2 MB 0.29 and 0.34, 8 MB 0.58 and 0.49, 12 MB 0.81, 0.56 (EPYC 7003).
 LEAST_FETCHED_NBYTES = 4 << 20
-_RESIDUAL = 5  # among the arguments of a kernel
 _FEW_ROWS = 4  # for which it does not pay to widen the parameters beforehand
 
 
@@ -77,9 +69,9 @@ def run(call: Call) -> Any:
     nbytes = size * kind.itemsize
     if call.out is None:
         y = empty_like(access, x, nbytes)
-        added = None if residual is None else empty_like(access, x, nbytes)
+        total = None if residual is None else empty_like(access, x, nbytes)
     else:
-        y, added = call.out if len(call.out) == 2 else (call.out[0], None)
+        y, total = call.out if len(call.out) == 2 else (call.out[0], None)
     # Past the caches where x and y fill half of the last one together: streaming saves reading what is overwritten.
     # ns an element of rms_norm and then of a sum over y, float32 rows of 1024, stored and streamed, for a last cache of
     # 32 MB: 4 MB 0.54 and 0.69, 8 MB 0.82 and 0.71, 12 MB 1.15 and 0.84, 16 MB 1.14 and 0.92 (EPYC 7003, one core).
@@ -87,31 +79,24 @@ def run(call: Call) -> Any:
     # What is streamed fills cache lines, which elements that are not aligned never do.
     streaming = streaming and access.address(y) % kind.itemsize == 0
     # The beginning of a row is read once more after it was written, so nothing may be in place.
-    streaming = streaming and not _shares_address(access, (y, added), (x, residual))
-    layout = lay_out(call, access, (residual, y, added), kind.itemsize, access.address(y), streaming)
+    streaming = streaming and not _shares_address(access, (y, total), (x, residual))
+    layout = lay_out(call, access, (residual, y, total), kind.itemsize, access.address(y), streaming)
     streaming = streaming if layout is None else layout.streaming
     rows = size // features
-    held, arguments = _arguments(call, access, kind, features, rows, y, added, layout, streaming)
-    name = "paired" if kind.itemsize == 8 else "columns" if layout is not None and layout.in_columns else "rows"
+    task, keepalive = _task(call, access, kind, features, rows, y, total, layout, streaming)
+    in_columns = layout is not None and layout.in_columns
+    name = "float64" if kind.itemsize == 8 else "columns" if in_columns else "rows"
+    variant = Variant(RULES[call.rule.name], kind.code, kind.in_float64, residual is not None, layout is not None)
     units = rows if layout is None else layout.units
-    threads = get_threads() if nbytes >= LEAST_SHARED_NBYTES and units > 1 else 1
-    if threads == 1:
-        normalize(call, name, kind, layout, arguments, 0, units)
-    else:
 
-        def work(first: int, last: int, held: Any = held) -> None:
-            # Holds the memory too: a call may be interrupted, and leave, while other threads are still at work.
-            normalize(call, name, kind, layout, arguments, first, last)
+    def resume(first: int, last: int) -> None:
+        normalize(call, name, variant, layout, task, first, last)
 
-        job = entries.job(name, kind.code, kind.in_float64, residual is not None, layout is not None)
-        share(job, arguments, work, units, rows, nbytes, threads)
-    if layout is None and residual is None and nbytes < MOST_NBYTES and not streaming and _is_repeatable(call, kind):
-        remember(call, lambda: _recipe(call, kind, arguments))
-    del held  # until here, what the addresses are of
+    launch(kernel(name, variant), task, units, rows, nbytes, resume, keepalive)
     if call.out is not None:
         for one in call.out:
             access.written(one)
-    return y if residual is None else (y, added)
+    return y if residual is None else (y, total)
 
 
 def _shares_address(access: Any, outs: tuple[Array | None, ...], inputs: tuple[Array | None, ...]) -> bool:
@@ -120,75 +105,41 @@ def _shares_address(access: Any, outs: tuple[Array | None, ...], inputs: tuple[A
     return any(one is not None and access.address(one) in read for one in outs)
 
 
-def _is_repeatable(call: Call, kind: _Kind) -> bool:
-    """Whether calls like this one may take the short way (repeat.py)."""
-    alike = call.weight is None or call.rule.averaged or type(call.weight) is float
-    return len(call.axes) == 1 and alike and not kind.in_float64
-
-
-def _recipe(call: Call, kind: _Kind, arguments: tuple[Any, ...]) -> Recipe:
-    """What calls like this one need for the short way."""
-    # No array is to live on because of this.
-    kept, access = call._replace(x=None, weight=None, bias=None, out=None), call.library.memory
-
-    def resume(x: Array, y: Array, weight: Any, bias: Array | None, first: int) -> None:
-        again = kept._replace(x=x, weight=weight, bias=bias)
-        rows = math.prod(x.shape[:-1])
-        held, arguments = _arguments(again, access, kind, x.shape[-1], rows, y, None, None, False)
-        normalize(again, "rows", kind, None, arguments, max(first, 0), rows)
-        del held
-
-    rule, eps, scale, features = arguments[:4]
-    weight_code, _, bias_code, weight_offset, direct = arguments[10:15]
-    # Beyond, arrays are shared among threads, or results stored past the caches.
-    most_elements = (min(MOST_NBYTES, last_cache_nbytes() // 4) - 1) // kind.itemsize
-    is_numpy = call.library.name == "numpy"
-    dtypes = [getattr(array, "dtype", None) if is_numpy else None for array in (call.x, call.weight, call.bias)]
-    numbers = write(
-        RecipeNumbers(
-            entries.address("rows", kind.code, kind.in_float64, False, False), kind.code, rule, eps, scale, features,
-            weight_code, bias_code, weight_offset, direct,
-        ),
-        dtypes,
-    )  # fmt: skip
-    return Recipe(entries.again(), NumPy.address(numbers), most_elements, resume, kept, (numbers, dtypes))
-
-
 def normalize(
-    call: Call, name: str, kind: _Kind, layout: Layout | None, arguments: tuple[Any, ...], first: int, last: int
+    call: Call, name: str, variant: Variant, layout: Layout | None, task: Task, first: int, last: int
 ) -> None:
     """Run a kernel on rows, or blocks of columns, first to last."""
-    variant = arguments[_RESIDUAL] is not None, layout is not None
     while first < last:
-        done = entries.entry(name, kind.code, kind.in_float64, *variant)(first, last, *arguments)
+        done = kernel(name, variant).run(task, first, last)
         if done == last:
             return
         # A row, or a block of them, is out of the range of the kernel; or, with such weights, all are.
         end = done + 1 if done >= 0 else last
         done = max(done, first)
-        if name == "paired":
+        if name == "float64":
+            addresses = task.x, task.residual or None, task.y, task.total or None
             for row in range(done, end):
-                rescue.normalize_row(call, layout, arguments[3], arguments[4:8], row)
+                extreme.normalize_row(call, layout, task.features, addresses, row)
         elif name == "columns" and layout is not None and end == done + 1:
             rows = layout.rows_of(done)
-            normalize(call, "rows", kind, layout, arguments, rows.start, rows.stop)
+            normalize(call, "rows", variant, layout, task, rows.start, rows.stop)
         else:
-            entries.entry(name, kind.code, True, *variant)(done, end, *arguments)
+            kernel(name, variant._replace(in_float64=True)).run(task, done, end)
         first = end
 
 
-def _arguments(
+def _task(
     call: Call,
     access: Any,
     kind: _Kind,
     features: int,
     rows: int,
     y: Array,
-    added: Array,
+    total: Array | None,
     layout: Layout | None,
     streaming: bool,
-) -> tuple[Any, tuple[Any, ...]]:
-    """What a kernel is called with, behind the range; and what must live as long as that."""
+) -> tuple[Task, Any]:
+    """What a kernel is called with, and what must live as long as that."""
     weight: Any = call.weight
     bias, scale = call.bias, 1.0
     if not call.rule.averaged:
@@ -207,21 +158,17 @@ def _arguments(
         and kind.itemsize * features >= CACHE_LINE_NBYTES
         and (kind.itemsize == 4 or features > CHUNK or rows < _FEW_ROWS)
     )
-    arguments = (
-        RULES[call.rule.name], call.eps, scale, features,
-        access.address(call.x), None if call.residual is None else access.address(call.residual),
-        access.address(y), None if added is None else access.address(added),
-        None if layout is None else NumPy.address(layout.numbers),
-        0 if weight is None else access.address(weight), weight_code,
-        0 if bias is None else access.address(bias), bias_code, call.weight_offset,
-        direct, streaming, _block(layout, rows * features * kind.itemsize), 0 if layout is None else layout.head,
+    task = Task(
+        features=features, rows=rows, eps=call.eps, scale=scale, weight_offset=call.weight_offset,
+        x=access.address(call.x), residual=0 if call.residual is None else access.address(call.residual),
+        y=access.address(y), total=0 if total is None else access.address(total),
+        layout=0 if layout is None else NumPy.address(layout.numbers),
+        weight=0 if weight is None else access.address(weight), weight_code=weight_code,
+        bias=0 if bias is None else access.address(bias), bias_code=bias_code,
+        direct=direct, streaming=streaming, fetching=rows * features * kind.itemsize >= LEAST_FETCHED_NBYTES,
+        block=0 if layout is None else layout.block, head=0 if layout is None else layout.head,
     )  # fmt: skip
-    return (call, weight, bias, y, added, layout), arguments
-
-
-def _block(layout: Layout | None, nbytes: int) -> int:
-    """How many columns are taken at a time, or whether rows are fetched ahead."""
-    return layout.block if layout is not None and layout.in_columns else int(nbytes >= LEAST_FETCHED_NBYTES)
+    return task, (call, weight, bias, y, total, layout)
 
 
 def lay_out(

@@ -11,15 +11,15 @@ import numpy
 
 from anynorm._check import Gradient
 from anynorm._kernels.cpu import scale_of
-from anynorm._kernels.cpu.compiler import entries
+from anynorm._kernels.cpu.compiler.entries import kernel
+from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import RULES
 from anynorm._kernels.cpu.launch.extreme import pull_row
 from anynorm._kernels.cpu.launch.layout import Layout
 from anynorm._kernels.cpu.launch.machine import empty_like
-from anynorm._kernels.cpu.launch.norm import LEAST_SHARED_NBYTES, kind_of, lay_out
-from anynorm._kernels.cpu.threads.crew import share
+from anynorm._kernels.cpu.launch.norm import kind_of, lay_out
+from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES, launch
 from anynorm._libraries.numpy_arrays import NumPy
-from anynorm._threads import get_threads
 
 Array = Any
 
@@ -60,28 +60,34 @@ def run(
     sums = 0 if dweight is None and dbias is None else 2 * blocks * features
     refusals = blocks * (block + 1) if kind.itemsize == 8 else 0
     work = _take_room(2 * features + sums + refusals)
-    arguments = (
-        RULES[call.rule.name], call.eps, scale_of(call), features,
-        access.address(x), access.address(dy), access.address(dx), None if dtotal is None else access.address(dtotal),
-        None if layout is None else NumPy.address(layout.numbers), rows, block,
-        0 if weight is None else access.address(weight), weight_code, call.weight_offset,
-        0 if dweight is None else access.address(dweight), weight_code,
-        0 if dbias is None else access.address(dbias), bias_code, NumPy.address(work),
-        None if numbers is None else NumPy.address(numbers),
+    task = Task(
+        features=features, rows=rows, eps=call.eps, scale=scale_of(call), weight_offset=call.weight_offset,
+        x=access.address(x), residual=access.address(dy), y=access.address(dx),
+        total=0 if dtotal is None else access.address(dtotal),
+        layout=0 if layout is None else NumPy.address(layout.numbers),
+        weight=0 if weight is None else access.address(weight), weight_code=weight_code,
+        dweight=0 if dweight is None else access.address(dweight), dweight_code=weight_code,
+        dbias=0 if dbias is None else access.address(dbias), dbias_code=bias_code,
+        block_rows=block, work=NumPy.address(work), numbers=0 if numbers is None else NumPy.address(numbers),
     )  # fmt: skip
-    variant = "backward", kind.code, True, dtotal is not None, layout is not None, numbers is not None
-    compute = entries.entry(*variant)
+    compute = kernel(
+        "derivative",
+        Variant(RULES[call.rule.name], kind.code, True, dtotal is not None, layout is not None, numbers is not None),
+    )
     if not refusals and (blocks == 1 or nbytes < LEAST_SHARED_NBYTES):
-        compute(-1, blocks + 1, *arguments)
+        compute.run(task, -1, blocks + 1)
         _give_back(work)
         return dweight, dbias
-    # What is not given to the kernel as an array is to live as long as a thread may be at work.
-    held = gradient, weight, dx, work, layout, numbers
-    _share(variant, arguments, held, blocks, nbytes)
+
+    def resume(first: int, last: int) -> None:
+        compute.run(task, first, last)
+
+    compute.run(task, -1, 0)
+    launch(compute, task, blocks, rows, nbytes, resume, (gradient, weight, dx, work, layout, numbers))
     if refusals:
         refused = work[2 * features + sums :][:refusals].view(numpy.int64).reshape(blocks, -1)
-        _rescue(gradient, layout, arguments, refused, work[2 * features :][:sums], rescue)
-    compute(blocks, blocks + 1, *arguments)
+        _rescue(gradient, layout, task, refused, work[2 * features :][:sums], rescue)
+    compute.run(task, blocks, blocks + 1)
     _give_back(work)
     return dweight, dbias
 
@@ -110,30 +116,15 @@ def _parameter(
     return held if held.ndim else None, kind_of(held.dtype).code, gradient  # a scale goes as a number
 
 
-def _share(variant: tuple[Any, ...], arguments: tuple[Any, ...], held: Any, blocks: int, nbytes: int) -> None:
-    """Widen the weights and work through all blocks, in several threads where that pays."""
-    compute, rows = entries.entry(*variant), arguments[9]
-    threads = get_threads() if nbytes >= LEAST_SHARED_NBYTES else 1
-    if threads == 1 or blocks == 1:
-        compute(-1, blocks, *arguments)
-        return
-    compute(-1, 0, *arguments)
-
-    def work(first: int, last: int, held: Any = held) -> None:
-        compute(first, last, *arguments)
-
-    share(entries.job(*variant), arguments, work, blocks, rows, nbytes, threads)
-
-
 def _rescue(
-    gradient: Gradient, layout: Layout | None, arguments: tuple[Any, ...], refused: numpy.ndarray, sums: numpy.ndarray,
+    gradient: Gradient, layout: Layout | None, task: Task, refused: numpy.ndarray, sums: numpy.ndarray,
     rescue: Callable[..., Array],
 ) -> None:  # fmt: skip
     """Have ``rescue``, such as `pull_row`, take the rows that are left, and add what they are of the sums."""
-    features = arguments[3]
+    features, addresses = task.features, (task.x, task.residual, task.y, task.total or None)
     for unit, (count, *rows) in enumerate(refused):
         for row in rows[:count]:
-            shares = rescue(gradient, layout, features, arguments[4:8], int(row))
+            shares = rescue(gradient, layout, features, addresses, int(row))
             if not len(sums):
                 continue
             with numpy.errstate(all="ignore"):

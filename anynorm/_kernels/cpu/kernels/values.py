@@ -1,0 +1,93 @@
+"""A task as the parts of a kernel pass it on, and the memory that a kernel works in."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from anynorm._kernels.cpu.kernels.task import Task, Variant
+from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, GROUP, Address, Dtype
+from anynorm._kernels.cpu.language.lanes import buffer, integer, real
+
+# Room for a chunk, which may have some lanes more than CHUNK elements, and for what is read behind it.
+_CHUNK_NBYTES = (CHUNK + 64) * 8
+_GROUP_NBYTES = GROUP * 8
+# For the cache line in which a row ends and the next one begins, see streaming.py.
+_LINE_NBYTES = 7 * CACHE_LINE_NBYTES
+_SCRATCH_NBYTES = 7 * _CHUNK_NBYTES + 6 * _GROUP_NBYTES + _LINE_NBYTES
+
+
+class Scratch(NamedTuple):
+    """Addresses of the memory that a kernel works in."""
+
+    x: int  # a chunk of a row whose elements are scattered; likewise:
+    residual: int
+    y: int
+    total: int
+    weights: int  # a chunk of weight + weight_offset in the dtype that is computed in
+    biases: int
+    lows: int  # what rounding weight + weight_offset to float64 left behind
+    # Float64 numbers for each row of a group:
+    shifts: int
+    sums: int  # of deviations from the shift
+    squares: int  # of deviations from the shift
+    factors: int
+    constants: int
+    mean: int  # one number
+    open_line: int  # see streaming.py
+
+    @classmethod
+    def new(cls) -> Scratch:
+        """Memory on the stack."""
+        address = buffer(_SCRATCH_NBYTES)
+        numbers = address + 7 * _CHUNK_NBYTES
+        return cls(
+            *(address + chunk * _CHUNK_NBYTES for chunk in range(7)),
+            *(numbers + group * _GROUP_NBYTES for group in range(7)),
+        )
+
+
+class TaskValues(NamedTuple):
+    """The fields of a Task, what is fixed when a kernel is compiled, and scratch."""
+
+    dtype: Dtype
+    compute_dtype: Dtype
+    rule: int
+    eps: float
+    scale: float
+    weight_offset: float
+    features: int
+    x: int
+    residual: Address  # or dy; None where there is never anything
+    y: int  # or dx
+    total: Address  # or dtotal
+    layout: Address
+    weight: int
+    weight_code: int
+    bias: int
+    bias_code: int
+    widened: bool  # parameters are widened into scratch beforehand
+    direct: bool
+    streaming: bool
+    fetching: bool
+    scratch: Scratch
+
+
+def word(address: int, field: str) -> int:
+    """An integer or an address in a Task at an address."""
+    found: int = integer(address + getattr(Task, field).offset)
+    return found
+
+
+def load_task(address: int, variant: Variant, has_dy: bool = False) -> TaskValues:
+    """Read a Task, for a kernel of this variant."""
+    eps, scale, offset = (real(address + getattr(Task, field).offset) for field in ("eps", "scale", "weight_offset"))
+    weight, bias = word(address, "weight"), word(address, "bias")
+    return TaskValues(
+        *variant.dtypes, variant.rule, eps, scale, offset, word(address, "features"),
+        word(address, "x"), word(address, "residual") if has_dy or variant.has_residual else None,
+        word(address, "y"), word(address, "total") if variant.has_residual else None,
+        word(address, "layout") if variant.has_layout else None,
+        weight, word(address, "weight_code"), bias, word(address, "bias_code"),
+        (weight != 0) | (bias != 0), word(address, "direct") != 0, word(address, "streaming") != 0,
+        word(address, "fetching") != 0, Scratch.new(),
+    )  # fmt: skip

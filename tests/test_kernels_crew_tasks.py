@@ -1,0 +1,311 @@
+"""What a crew does with a task: each piece once, nothing after the call, and no time taken for nothing."""
+
+import ctypes
+import errno
+import gc
+import sys
+import threading
+import weakref
+
+import pytest
+
+from anynorm import _threads
+from anynorm._kernels.cpu.threads import crew as crew_module
+from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES, SPIN_NANOSECONDS, Crew, launch
+from anynorm._kernels.cpu.threads.functions import program
+from anynorm._kernels.cpu.threads.memory import new_memory, thread_attributes, word
+from anynorm._kernels.cpu.threads.program import text
+from tests.crews import Task, assert_helpers, crew_of, helpers_alive, kernel_of, needs_crew
+
+pytestmark = [needs_crew, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
+UNITS, ROWS, NBYTES = 12, 1 << 20, 1 << 30  # of a task that is cut into 12 pieces for 3 threads
+
+
+def share(kernel, task, units, rows, nbytes, threads, resume, keepalive):
+    """Launch a kernel in so many threads."""
+    if _threads.get_threads() != threads:  # whose helpers are told to end
+        _threads.set_threads(threads)
+    launch(kernel, task, units, rows, nbytes, resume, keepalive)
+
+
+@pytest.fixture(autouse=True)
+def _apart():
+    _threads.set_threads(None)
+    gc.collect()
+    assert_helpers(0)
+    yield
+    _threads.set_threads(None)
+
+
+@pytest.fixture(params=[0, SPIN_NANOSECONDS, 10**12], ids=["sleep at once", "spin", "never sleep"])
+def spin(request, monkeypatch):
+    monkeypatch.setattr(crew_module, "processors", lambda: float("inf") if request.param else 1.0)
+    monkeypatch.setattr(crew_module, "SPIN_NANOSECONDS", request.param)
+
+
+def nothing(first, last):
+    return last
+
+
+def never(first, last):
+    raise AssertionError
+
+
+@pytest.mark.usefixtures("spin")
+def test_each_unit_is_done_once_whoever_does_it():
+    done, threads_seen, met, resumed = [], set(), threading.Barrier(3), []
+
+    def every_second_piece(first, last):
+        if threading.get_ident() not in threads_seen:
+            threads_seen.add(threading.get_ident())
+            met.wait(60)  # until all three take part
+        done.append((first, last))
+        return last if first % 2 else first
+
+    kernel = kernel_of(every_second_piece)
+    share(kernel, Task(), UNITS, ROWS, NBYTES, 3, lambda *piece: resumed.append(piece), None)
+    assert sorted(done) == [(i, i + 1) for i in range(UNITS)]
+    assert resumed == [(i, i + 1) for i in range(0, UNITS, 2)]
+    assert len(threads_seen) == 3
+    assert helpers_alive() == 2
+
+
+@pytest.mark.usefixtures("spin")
+@pytest.mark.parametrize("threads", [2, 5])
+def test_one_task_after_the_other(threads):
+    done = []
+    kernel = kernel_of(lambda first, last: done.append((first, last)) or last)
+    for turn in range(300):
+        done.clear()
+        units = 2 + turn % 30
+        share(kernel, Task(), units, ROWS, NBYTES, threads, never, None)
+        assert sorted(i for first, last in done for i in range(first, last)) == list(range(units))
+
+
+@pytest.mark.parametrize("reached", [-1, 0, 1, 7])
+def test_the_rest_of_a_piece_is_resumed(reached):
+    resumed = []
+    kernel = kernel_of(lambda first, last: last if first else reached)
+    share(kernel, Task(), 16, 1, LEAST_SHARED_NBYTES, 2, lambda *units: resumed.append(units), None)
+    assert resumed == [(max(reached, 0), 8)]
+
+
+def test_a_task_is_made_known_when_all_of_it_is_there():
+    # A helper takes a piece as soon as it sees that one is left, and counts it off what is undone. Were the number of
+    # pieces left stored before that of those undone, one could be counted off too early, and the caller wait for good:
+    # within a few nanoseconds, which no test meets.
+    publishing = text().split("@run(")[1].split("\npublish:\n")[1].split("\ntake_part:\n")[0]
+    stores = [line.split() for line in publishing.splitlines() if "store" in line]
+    *before, last = [line[line.index("ptr", 3) + 1].strip(",") for line in stores]
+    fields = ("asleep", "kernel", "pieces", "reached", "task", "undone", "units")
+    assert sorted(before) == [f"%{name}_at" for name in fields]
+    assert last == "%left_at"
+    assert stores[-1][1] == "atomic"
+    assert "seq_cst" in " ".join(stores[-1])
+
+
+def test_no_call_waits_for_a_helper_that_does_not_come(monkeypatch):
+    done = []
+    kernel = kernel_of(lambda first, last: done.append(first) or last)
+    crew = crew_of(3, monkeypatch, 0)
+    for _ in range(100):
+        share(kernel, Task(), UNITS, ROWS, NBYTES, 4, never, None)
+    assert done == [*range(UNITS)] * 100
+    # It comes at last, finds nothing to do and touches nothing: neither kernels nor tasks are there any more.
+    word(crew._memory, "kernel").value = word(crew._memory, "task").value = 0
+    assert program().hire(crew._memory, thread_attributes(), 3) == 3
+    for _ in range(100):
+        share(kernel, Task(), UNITS, ROWS, NBYTES, 4, never, None)
+    assert sorted(done) == sorted([*range(UNITS)] * 200)
+    crew.shutdown()
+    assert_helpers(0)
+    share(kernel, Task(), UNITS, ROWS, NBYTES, 4, never, None)  # by those who still hold the crew
+    assert sorted(done) == sorted([*range(UNITS)] * 201)
+
+
+def test_a_caller_that_finds_the_crew_at_work_does_without(monkeypatch):
+    resumed = []
+    crew = crew_of(1, monkeypatch, 1)
+    busy = word(crew._memory, "busy")
+    busy.value = 1
+    share(kernel_of(never), Task(), UNITS, ROWS, NBYTES, 2, lambda *units: resumed.append(units), None)
+    assert resumed == [(0, UNITS)]
+    assert busy.value == 1
+    busy.value = 0
+    share(kernel_of(nothing), Task(), UNITS, ROWS, NBYTES, 2, never, None)
+    assert busy.value == 0
+
+
+@pytest.mark.parametrize(("granted", "spins"), [(4.0, True), (3.0, True), (2.99, False), (2.0, False), (0.5, False)])
+def test_threads_look_for_work_only_where_each_is_granted_a_processor(granted, spins, monkeypatch):
+    monkeypatch.setattr(crew_module, "processors", lambda: granted)
+    crew = Crew(2)
+    assert word(crew._memory, "spin").value == (SPIN_NANOSECONDS if spins else 0)
+
+
+@pytest.mark.parametrize("spin_nanoseconds", [0, 1, SPIN_NANOSECONDS])
+def test_who_sleeps_at_once_gives_way_to_nobody(spin_nanoseconds):
+    # A helper that finds nothing looks again, and gives way to others in between; so does a caller that waits.
+    yields, looked = [], threading.Event()
+    count = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: yields.append(looked.set()) or 0)
+    memory = new_memory(spin_nanoseconds)
+    word(memory, "sched_yield").value = ctypes.cast(count, ctypes.c_void_p).value
+    try:
+        assert program().hire(memory, thread_attributes(), 1) == 1
+        begun, kernel, reached = threading.Event(), None, (ctypes.c_int64 * 3)()
+
+        def wait_for_each_other(first, last):
+            if threading.current_thread() is threading.main_thread():
+                begun.wait(60)
+            else:
+                begun.set()
+                looked.wait(0.05)
+            return last
+
+        kernel = kernel_of(wait_for_each_other)
+        task = Task()
+        for _ in range(3):
+            begun.clear()
+            program().run(memory, kernel.address, ctypes.addressof(task), 2, 2, reached, 1)
+    finally:
+        program().retire(memory)
+        assert_helpers(0)
+        program().leave(memory)
+    assert bool(yields) == (spin_nanoseconds > 0)
+
+
+def test_helpers_end_when_nobody_refers_to_their_crew():
+    crew = Crew(3)
+    assert helpers_alive() == 3
+    del crew
+    gc.collect()
+    assert_helpers(0)
+
+
+def test_a_crew_of_as_many_threads_as_can_be_started():
+    create = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)
+    real, calls = create(("pthread_create", ctypes.CDLL(None))), []
+
+    def create_one(*arguments):
+        calls.append(arguments)
+        return real(*arguments) if len(calls) == 1 else errno.EAGAIN
+
+    memory, fails = new_memory(0), create(create_one)
+    word(memory, "pthread_create").value = ctypes.cast(fails, ctypes.c_void_p).value
+    assert program().hire(memory, thread_attributes(), 3) == 1
+    assert len(calls) == 2
+    assert word(memory, "present").value == 2  # the helper, and this test
+    program().retire(memory)
+    assert_helpers(0)
+    program().leave(memory)
+
+
+def test_the_last_to_leave_frees_the_memory():
+    freed = []
+    free = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(freed.append)
+    memory = new_memory(0)
+    word(memory, "free").value = ctypes.cast(free, ctypes.c_void_p).value
+    program().hire(memory, thread_attributes(), 2)
+    program().leave(memory)
+    assert freed == []
+    program().retire(memory)
+    assert_helpers(0)
+    assert freed == [memory]
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(("free", ctypes.CDLL(None)))(memory)
+
+
+def test_an_exception_leaves_the_crew_in_order():
+    def interrupted(first, last):
+        raise KeyboardInterrupt
+
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            share(kernel_of(lambda first, last: first), Task(), UNITS, ROWS, NBYTES, 2, interrupted, None)
+    share(kernel_of(nothing), Task(), UNITS, ROWS, NBYTES, 2, never, None)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "units", "threads", "shared"),
+    [
+        (LEAST_SHARED_NBYTES, 2, 2, True), (LEAST_SHARED_NBYTES - 1, 2, 2, False), (LEAST_SHARED_NBYTES, 1, 2, False),
+        (LEAST_SHARED_NBYTES, 2, 1, False),
+    ],
+)  # fmt: skip
+def test_which_tasks_are_shared(nbytes, units, threads, shared):
+    done, resumed = [], []
+    kernel = kernel_of(lambda first, last: done.append((first, last)) or last)
+    share(kernel, Task(), units, units, nbytes, threads, lambda *all_units: resumed.append(all_units), None)
+    assert sorted(done) == ([(0, 1), (1, 2)] if shared else [])
+    assert resumed == ([] if shared else [(0, units)])
+    assert helpers_alive() == shared
+
+
+PIECE_NBYTES, PIECE_ROWS = 64 << 10, 16
+
+
+@pytest.mark.parametrize(
+    ("rows", "nbytes", "pieces"),
+    [
+        (12 * PIECE_ROWS, 12 * PIECE_NBYTES, 12), (13 * PIECE_ROWS, 13 * PIECE_NBYTES, 12),
+        (12 * PIECE_ROWS - 1, 12 * PIECE_NBYTES, 11), (12 * PIECE_ROWS, 12 * PIECE_NBYTES - 1, 11),
+        (3 * PIECE_ROWS, 12 * PIECE_NBYTES, 3), (PIECE_ROWS, 12 * PIECE_NBYTES, 3), (1, 12 * PIECE_NBYTES, 3),
+    ],
+)  # fmt: skip
+def test_pieces_are_large_and_a_few_for_each_thread(rows, nbytes, pieces):
+    done = []
+    kernel = kernel_of(lambda first, last: done.append((first, last)) or last)
+    share(kernel, Task(), 1000, rows, nbytes, 3, never, None)
+    assert len(done) == pieces
+
+
+@pytest.mark.parametrize("address", [0, None])
+def test_what_is_interpreted_is_shared_among_pythons_threads(address):
+    kernel, done = kernel_of(never), []
+    kernel.address = address
+    share(kernel, Task(), UNITS, ROWS, NBYTES, 3, lambda *piece: done.append(piece), None)
+    assert sorted(done) == [(i, i + 1) for i in range(UNITS)]
+    assert _threads._helpers[0] is _threads._pool_of
+
+
+class Memory:
+    """Something that a task has the address of."""
+
+
+def test_memory_is_held_while_another_thread_is_at_work():
+    kernel, begun, goes_on, ended = kernel_of(never), threading.Event(), threading.Event(), threading.Event()
+    kernel.address = 0
+    memory = Memory()
+    there = weakref.ref(memory)
+
+    def resume(first, last):
+        if threading.current_thread() is threading.main_thread():
+            begun.wait(60)
+            raise KeyboardInterrupt
+        begun.set()
+        goes_on.wait(60)
+        assert there() is not None
+        ended.set()
+
+    class Interrupted:
+        """A future that is not waited for: a second interrupt comes."""
+
+        def cancel(self):
+            return False
+
+        def result(self):
+            raise KeyboardInterrupt
+
+    class Pool:
+        def submit(self, take_pieces):
+            threading.Thread(target=take_pieces).start()
+            return Interrupted()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_threads, "helpers", lambda start, count: Pool())
+        with pytest.raises(KeyboardInterrupt):
+            share(kernel, Task(), 2, ROWS, NBYTES, 2, resume, memory)
+    del memory
+    gc.collect()
+    assert there() is not None
+    goes_on.set()
+    assert ended.wait(60)
