@@ -12,7 +12,7 @@ import anynorm
 import anynorm.nnx
 import anynorm.sklearn
 import anynorm.torch
-from anynorm._loading import IncompatibleKeys
+from anynorm._modules.loading import IncompatibleKeys
 from anynorm._torch.convert import Entry, Report
 
 PUBLIC = [
