@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-from anynorm._libraries.memory import Memory, extent_of
+from anynorm._libraries.memory import Memory, array_at
 
 Array = Any
 
@@ -46,7 +46,7 @@ class CuPy(Memory):
 
     @staticmethod
     def extent(array: Array) -> numpy.ndarray:
-        return extent_of(array.data.ptr, tuple(array.shape), array.strides, array.dtype.itemsize)
+        return array_at(array.data.ptr, tuple(array.shape), array.strides, f"|V{array.dtype.itemsize}")
 
     @staticmethod
     def ordinal(array: Array) -> int:

@@ -72,7 +72,7 @@ class Memory:
 
     @staticmethod
     def extent(array: Array) -> numpy.ndarray | None:
-        """A NumPy array that lies where this one does, for NumPy's overlap test; None where there is no such place."""
+        """A NumPy array that lies where this one does, for NumPy's overlap test alone; None: there is no such place."""
         return None
 
     @staticmethod
@@ -106,19 +106,19 @@ class Memory:
         raise NotImplementedError
 
 
-class _Extent:
-    """Offers any strided memory to NumPy's overlap test, which never reads it."""
+class _Place:
+    """Offers memory to NumPy, by its array interface protocol."""
 
-    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> None:
+    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...], typestr: str) -> None:
         self.__array_interface__ = {
             "version": 3,
             "data": (address, False),
             "shape": shape,
             "strides": strides,
-            "typestr": f"|V{itemsize}",
+            "typestr": typestr,
         }
 
 
-def extent_of(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> numpy.ndarray:
-    """A NumPy array that lies there, never to be read."""
-    return numpy.asarray(_Extent(address, shape, strides, itemsize))
+def array_at(address: int, shape: tuple[int, ...], strides: tuple[int, ...], typestr: str) -> numpy.ndarray:
+    """A NumPy array of what lies there; the memory must live for as long as the array is read."""
+    return numpy.asarray(_Place(address, shape, strides, typestr))

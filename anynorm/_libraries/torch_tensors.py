@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-from anynorm._libraries.memory import Memory, extent_of
+from anynorm._libraries.memory import Memory, array_at
 from anynorm._torch.state import is_followed
 
 Array = Any
@@ -144,7 +144,7 @@ class Torch(Memory):
         address = _address(tensor)
         if not address:
             return None
-        return extent_of(address, tuple(tensor.shape), Torch.strides(tensor), tensor.element_size())
+        return array_at(address, tuple(tensor.shape), Torch.strides(tensor), f"|V{tensor.element_size()}")
 
     @staticmethod
     def ordinal(tensor: Array) -> int:

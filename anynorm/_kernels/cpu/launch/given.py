@@ -110,21 +110,21 @@ def run(call: Call) -> Array:
 
 def apply_numbers(call: Call, numbers: Array) -> Array | None:
     """Apply numbers to each row, as apply.py does; None where the weights are such that it cannot."""
-    access, kind = call.library.memory, kind_of(call.x.dtype)
-    y = empty_like(access, call.x, call.x.nbytes) if call.out is None else call.out[0]
+    memory, kind = call.library.memory, kind_of(call.x.dtype)
+    y = empty_like(memory, call.x, call.x.nbytes) if call.out is None else call.out[0]
     # In place by address: another object may be the same memory.
-    streaming = 4 * call.x.nbytes >= last_cache_nbytes() and access.address(y) != access.address(call.x)
-    streaming = streaming and access.address(y) % kind.itemsize == 0
+    streaming = 4 * call.x.nbytes >= last_cache_nbytes() and memory.address(y) != memory.address(call.x)
+    streaming = streaming and memory.address(y) % kind.itemsize == 0
     layout = layout_of(call, numbers, y, streaming)
     streaming = streaming if layout is None else layout.streaming
     parameters: tuple[Any, ...] = (call.weight if call.rule.averaged else None, call.bias)
-    weight, bias = (one if one is None or access.is_contiguous(one) else access.contiguous(one) for one in parameters)
+    weight, bias = (one if one is None or memory.is_contiguous(one) else memory.contiguous(one) for one in parameters)
     task = _task(call, numbers, layout)
-    task.y, task.streaming, task.weight_offset = access.address(y), streaming, call.weight_offset
+    task.y, task.streaming, task.weight_offset = memory.address(y), streaming, call.weight_offset
     if weight is not None:
-        task.weight, task.weight_code = access.address(weight), kind_of(weight.dtype).code
+        task.weight, task.weight_code = memory.address(weight), kind_of(weight.dtype).code
     if bias is not None:
-        task.bias, task.bias_code = access.address(bias), kind_of(bias.dtype).code
+        task.bias, task.bias_code = memory.address(bias), kind_of(bias.dtype).code
     return y if _run("given", call, task, (call, y, weight, bias, numbers, layout)) else None
 
 
@@ -193,16 +193,16 @@ def host(array: Any) -> Any:
 
 def layout_of(call: Call, numbers: Array, y: Array, streaming: bool, other: Array | None = None) -> Layout | None:
     """How x, y, numbers and another array become rows; None where it is one after the other in each of them."""
-    access, x = call.library.memory, call.x
+    memory, x = call.library.memory, call.x
     given = x, x if other is None else other, y
-    if call.axes[0] == len(x.shape) - len(call.axes) and all(map(access.is_contiguous, given)):
+    if call.axes[0] == len(x.shape) - len(call.axes) and all(map(memory.is_contiguous, given)):
         return None
-    of_x, of_other, of_y = (access.strides(one) for one in given)
+    of_x, of_other, of_y = (memory.strides(one) for one in given)
     # The numbers go with the free axes alone.
     of_numbers = [of_x[axis] if axis in call.axes else numbers.strides[axis] for axis in range(len(of_x))]
     strides = list(zip(of_x, of_other, of_y, of_numbers, strict=True))
     itemsize = kind_of(x.dtype).itemsize
-    return plan(x.shape, strides, call.axes, itemsize, access.address(y), streaming, columns=False)
+    return plan(x.shape, strides, call.axes, itemsize, memory.address(y), streaming, columns=False)
 
 
 def _task(call: Call, numbers: Array, layout: Layout | None) -> Task:
