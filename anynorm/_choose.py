@@ -20,6 +20,7 @@ from anynorm._kernels import (
     pieces_pull,
     xla,
 )
+from anynorm._kernels.short_ways import try_short_ways as try_short_ways
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient, parts_of
 from anynorm._profiled import is_profiled, with_names

@@ -10,8 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import anynorm
 import anynorm.torch as norms
-from anynorm._kernels import cuda
-from anynorm._kernels.cpu.fast_path import arrays as repeat
+from anynorm._kernels import cuda, short_ways
 from anynorm._kernels.cuda import autograd, run
 from anynorm._libraries import library_of
 from anynorm._libraries.torch_tensors import Torch
@@ -47,7 +46,6 @@ class OnGPU(Torch):
 @pytest.fixture
 def pulled():
     """The derivatives that the kernels form; each CPU tensor says that it is on a GPU."""
-    repeat.forget()  # which goes by what tensors were before
     found = []
 
     def pull(gradient):
@@ -57,6 +55,7 @@ def pulled():
     kernels = autograd._KERNELS
     with (
         emulation(),
+        mock.patch.dict(short_ways._ways, clear=True),  # they go by where tensors are
         mock.patch.object(library_of(torch.zeros(1)), "memory", OnGPU),
         mock.patch.object(run, "remember"),
         mock.patch.object(autograd, "_KERNELS", kernels._replace(pull=pull)),

@@ -57,9 +57,8 @@ def test_import_is_quick():
     assert set(loaded) & {*SLOW, *(f"anynorm.{name}" for name in ("_bench", "_cli", "_files", *COMPILED))} == set()
 
 
+@needs_llvmlite
 def test_a_kernel_on_disk_is_read_without_what_compiles_it(tmp_path):
-    import llvmlite  # noqa: F401
-
     calls = """
 import anynorm
 for dtype in ("float32", "float64"):
@@ -149,7 +148,8 @@ ORDER = [
     "_kernels.cuda.autograd", "_kernels.cuda.pull", "_kernels.cuda.run", "_kernels.cuda.repeat", "_kernels.cuda",
     "_kernels.cuda.device", "_kernels.cuda.compile", "_kernels.cuda.task",
     "_kernels.cuda.launch_derivative", "_kernels.cuda.launch",
-    "_kernels.cpu.launch.autograd", "_kernels.autograd", "_kernels.cpu.launch.autograd_given",
+    "_kernels.cpu.launch.autograd", "_kernels.cpu.launch.quick_vjp", "_kernels.autograd",
+    "_kernels.cpu.launch.autograd_given",
     "_kernels.cpu.launch.given_vjp", "_kernels.cpu.launch.vjp", "_kernels.cpu.launch.given",
     "_kernels.cpu.launch.norm", "_kernels.cpu.launch.extreme", "_kernels.cpu", "_kernels.cpu.fast_path.arrays",
     "_kernels.cpu.fast_path.tensors", "_kernels.cpu.threads.crew", "_kernels.cpu.threads.functions",
@@ -160,7 +160,7 @@ ORDER = [
     "_kernels.cpu.kernels.derivative_steps", "_kernels.cpu.kernels.rows", "_kernels.cpu.kernels.parameters",
     "_kernels.cpu.kernels.factors", "_kernels.cpu.kernels.scatter", "_kernels.cpu.kernels.chunks",
     "_kernels.cpu.kernels.streaming", "_kernels.cpu.kernels.values", "_kernels.cpu.kernels.task",
-    "_kernels.cpu.fast_path.objects", "_kernels.cpu.launch.memory", "_kernels.cpu.launch.machine",
+    "_kernels.cpu.fast_path.objects", "_kernels.cpu.launch.machine",
     "_kernels.cpu.fast_path.recipe",
     "_kernels.cpu.language.lanes", "_kernels.cpu.language", "_kernels.cpu.language.interpreted",
     "_kernels.cpu.language.interpreted_memory", "_kernels.cpu.language.compiled_memory",

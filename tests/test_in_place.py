@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import anynorm
+from anynorm._kernels.cpu.threads import crew
 from tests import reference
 from tests.backends import ALL, TORCH, as_dtype, needs_llvmlite
 from tests.kernel_rows import placed
@@ -30,11 +31,7 @@ def streaming(request, monkeypatch):
 
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"], autouse=True)
 def threads(request, monkeypatch):
-    from anynorm._kernels.cpu.launch import given
-    from anynorm._kernels.cpu.launch import norm as call
-
-    for module in (call, given):
-        monkeypatch.setattr(module, "LEAST_SHARED_NBYTES", 1)
+    monkeypatch.setattr(crew, "LEAST_SHARED_NBYTES", 1)
     anynorm.set_threads(request.param)
     yield
     anynorm.set_threads(None)

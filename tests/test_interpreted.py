@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from anynorm._kernels.cpu.language import interpreted, interpreted_memory
-from anynorm._kernels.cpu.language.dtypes import INTERPRETED, TAGS, WIDE64, Tag, lanes_of
+from anynorm._kernels.cpu.language.dtypes import DTYPES, FLOAT64, INTERPRETED, Dtype, lanes_of
 from tests import kernel_calls, kernel_lines
 
 pytest.importorskip("llvmlite", reason="needs llvmlite, which compiles the kernels")
@@ -26,7 +26,7 @@ from anynorm._kernels.cpu.language import lanes, tracing
 
 PLAIN = SimpleNamespace(**{**vars(interpreted), **vars(interpreted_memory)})
 # The dtype in memory and that in lanes, as the kernels pair them.
-PAIRS = [(dtype, "float32") for dtype in ("float16", "bfloat16", "float32")] + [(dtype, "float64") for dtype in TAGS]
+PAIRS = [(dtype, "float32") for dtype in ("float16", "bfloat16", "float32")] + [(dtype, "float64") for dtype in DTYPES]
 
 
 def digests_of(dtypes, *options):
@@ -88,31 +88,31 @@ def hard_bits(dtype, count, seed):
 
 def arithmetic(words):
     """What is done to elements at each of three addresses, in the words of compiled or of interpreted lanes."""
-    load, splat, store, total = words.load, words.splat, words.store, words.total
+    load, splat, store, total = words.load, words.splat, words.store, words.sum_lanes
 
-    def compute(tag: Tag, wide: Tag, x, y, z, to, nbytes) -> None:
-        lanes = lanes_of(tag)
-        a, b, c = (load(address, None, tag, wide) for address in (x, y, z))
-        sums = words.cell(splat(0.0, wide, lanes))
+    def compute(dtype: Dtype, compute_dtype: Dtype, x, y, z, to, nbytes) -> None:
+        lanes = lanes_of(dtype)
+        a, b, c = (load(address, None, dtype, compute_dtype) for address in (x, y, z))
+        sums = words.cell(splat(0.0, compute_dtype, lanes))
         for turn in words.loop(0, 3, 1):
-            sums[...] = sums + words.fma(a, b, splat(words.number(turn), wide, lanes))
-        high, low = words.total_pair(words.as_lanes(a, WIDE64), words.as_lanes(b, WIDE64))
+            sums[...] = sums + words.fma(a, b, splat(words.number(turn), compute_dtype, lanes))
+        high, low = words.sum_lane_pairs(words.as_lanes(a, FLOAT64), words.as_lanes(b, FLOAT64))
         number = words.fma(total(a), total(b), sum(words.split(total(c))))
         least = words.where(total(a) < total(b), words.smaller(nbytes, 40), words.larger(nbytes, 40))
         for flag in words.cases(total(b) > total(c)):
-            words.poke(to + 7 * nbytes, tag, number + (1.0 if flag else 2.0))
+            words.poke(to + 7 * nbytes, dtype, number + (1.0 if flag else 2.0))
         for step, value in enumerate(
             (
                 words.fma(a, b, c),
                 words.weighted(a, b, c, a) - words.weighted(a, b, c, None),
                 words.where_less(a, b, words.root(words.magnitude(c)), a / b - c),
-                words.part(load(x, y, tag, wide), 1, 5, splat(2.5, wide, lanes)),
-                splat(words.peek(x, y, tag), wide, lanes) * splat(total(a), wide, lanes),
-                words.alike(high, words.as_lanes(a, WIDE64)) + splat(low, WIDE64, lanes),
-                sums * splat(words.number(least), wide, lanes),
+                words.part(load(x, y, dtype, compute_dtype), 1, 5, splat(2.5, compute_dtype, lanes)),
+                splat(words.peek(x, y, dtype), compute_dtype, lanes) * splat(total(a), compute_dtype, lanes),
+                words.alike(high, words.as_lanes(a, FLOAT64)) + splat(low, FLOAT64, lanes),
+                sums * splat(words.number(least), compute_dtype, lanes),
             )
         ):
-            store(to + step * nbytes, tag, value)
+            store(to + step * nbytes, dtype, value)
 
     return compute
 
@@ -129,12 +129,12 @@ def as_machine_code(tmp_path, monkeypatch):
     return compiled
 
 
-@pytest.mark.parametrize(("dtype", "wide"), PAIRS)
-def test_words_agree_on_hard_bits(dtype, wide, as_machine_code):
-    tags = TAGS[dtype], TAGS[wide]
-    compiled = as_machine_code(lambda *arguments: arithmetic(lanes)(*tags, *arguments) or 0, 5)
-    plain = interpreted_memory.as_compiled(lambda *arguments: arithmetic(PLAIN)(*tags, *arguments) or 0)
-    count, at_once = 3200, lanes_of(TAGS[dtype])
+@pytest.mark.parametrize(("dtype", "compute_dtype"), PAIRS)
+def test_words_agree_on_hard_bits(dtype, compute_dtype, as_machine_code):
+    dtypes = DTYPES[dtype], DTYPES[compute_dtype]
+    compiled = as_machine_code(lambda *arguments: arithmetic(lanes)(*dtypes, *arguments) or 0, 5)
+    plain = interpreted_memory.as_compiled(lambda *arguments: arithmetic(PLAIN)(*dtypes, *arguments) or 0)
+    count, at_once = 3200, lanes_of(DTYPES[dtype])
     x, y, z = (hard_bits(dtype, count, seed) for seed in range(3))
     nbytes = at_once * x.itemsize
     for start in range(0, count, at_once):
@@ -157,6 +157,6 @@ def test_what_a_value_is_cannot_decide_while_compiling():
 def test_streaming_to_the_middle_of_a_cache_line_is_an_error():
     memory = np.zeros(64, np.float32)
     address = -(-memory.ctypes.data // 64) * 64
-    interpreted_memory.stream(address, TAGS["float32"], np.ones(16, np.float32))
+    interpreted_memory.stream(address, DTYPES["float32"], np.ones(16, np.float32))
     with pytest.raises(ValueError, match="cache line"):
-        interpreted_memory.stream(address + 4, TAGS["float32"], np.ones(16, np.float32))
+        interpreted_memory.stream(address + 4, DTYPES["float32"], np.ones(16, np.float32))

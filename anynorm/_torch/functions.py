@@ -12,7 +12,7 @@ import torch
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
-from anynorm import _norms
+from anynorm import _norms, _residual
 from anynorm._check import check
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._torch import native, operators
@@ -157,9 +157,9 @@ def _add(
     options = {"axis": axis, "eps": eps, "weight_offset": offset}
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(function, (x,), x, residual, weight, bias, **options)
-    call = check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual)
     if not _is_compiling():
-        return native.choose(call).run(call)  # type: ignore[no-any-return]
+        return _residual.run(rule, x, residual, weight, bias, axis, eps, offset, choose=native.choose)
+    check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual)
     total = x + residual
     return norm(total, weight, bias, **options), total
 

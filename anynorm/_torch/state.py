@@ -1,9 +1,9 @@
-"""What state torch is in, and whether tensors are like earlier ones: by private names of torch, or without them."""
+"""What state torch is in: by private names of torch, or without them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 
 def is_followed(torch: Any) -> bool:
@@ -36,6 +36,33 @@ def modes_question(torch: Any) -> Callable[[], int]:
     return found
 
 
+def tracing_question(torch: Any) -> Callable[[], bool]:
+    """The function that tells whether torch.jit.trace is at work: the public one, or what that asks, which is quicker."""
+    found: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)
+    return found
+
+
+def forward_level(torch: Any) -> Any:
+    """What tells by `_current_level` how many forward-mode derivatives are being formed, less 1."""
+    forward_ad = torch.autograd.forward_ad
+    return forward_ad if hasattr(forward_ad, "_current_level") else _Unknown
+
+
+class _Unknown:
+    _current_level = 0  # there may be one
+
+
+def followed_question(torch: Any) -> Callable[[], bool]:
+    """The function that tells what `is_followed` does, by names that are looked up once, in a third of the time."""
+    levels, is_transformed = forward_level(torch), transforms_question(torch)
+    count_modes, is_tracing = modes_question(torch), tracing_question(torch)
+
+    def ask() -> bool:
+        return levels._current_level >= 0 or is_transformed() or count_modes() > 0 or is_tracing()
+
+    return ask
+
+
 def has_tangent(torch: Any, tensors: Iterable[Any]) -> bool:
     """Whether a forward-mode derivative may be wanted of an operator."""
     forward_ad = torch.autograd.forward_ad
@@ -57,55 +84,3 @@ def direct_apply(torch: Any, function: Any) -> Callable[..., Any]:
     """
     found = getattr(super(torch.autograd.Function, function), "apply", None)
     return function.apply if found is None else found  # type: ignore[no-any-return]
-
-
-# Guards that are made in another way than a version expects can end the process, so no other is asked.
-_TRIED = ("2.13.",)
-
-
-class Guards(NamedTuple):
-    """What torch made for the code that torch.compile generates; not public, so it is tested before it is used."""
-
-    kind: Callable[..., Any]
-    make: Callable[..., Any]  # shape, strides and dtype -> an empty CPU tensor, in half the time of torch.empty_like
-
-    @classmethod
-    def of(cls, torch: Any) -> Guards | None:
-        """The guards of torch; None where they are missing, are not what they were, or have not been tried."""
-        if not torch.__version__.startswith(_TRIED):
-            return None
-        try:
-            found = torch._C._dynamo.guards
-            guards = cls(found.TensorGuards, found._empty_strided_cpu)
-            return guards if guards._hold(torch) else None
-        except Exception:
-            return None
-
-    def guard(self, tensors: tuple[Any, ...]) -> Callable[..., bool]:
-        """A function that tells whether tensors are like these here and now, in all but their numbers."""
-        # Without these two it would end the process.
-        made = self.kind(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
-        check: Callable[..., bool] = made.check
-        return check
-
-    def _hold(self, torch: Any) -> bool:
-        """Whether guards let pass what they should, and nothing else."""
-        made = self.make((2, 3), (3, 1), torch.bfloat16)
-        as_asked = (made.shape, made.stride(), made.dtype) == ((2, 3), (3, 1), torch.bfloat16)
-        if type(made) is not torch.Tensor or not as_asked or not made.is_cpu or made.requires_grad:
-            return False
-        with torch.no_grad():
-            x, weight = torch.zeros(2, 3), torch.zeros(3)
-            wanted = torch.zeros(3).requires_grad_()
-            alike = self.guard((x, weight))
-            others = (
-                wanted.double(), torch.zeros(4), torch.zeros(1, 3), torch.zeros(6)[::2], torch._neg_view(weight),
-                torch.nn.Parameter(weight), weight.to("meta"), None, 1.0,
-            )  # fmt: skip
-            passed = alike(x, weight) is True
-            refused = not any(alike(x, other) for other in others)
-        with torch.enable_grad():
-            refused = refused and not alike(x, wanted)
-        with torch.inference_mode():
-            refused = refused and not alike(x, weight)
-        return passed and refused and not torch.func.vmap(lambda x: x * alike(x, weight))(x[None]).any()

@@ -35,6 +35,7 @@ def is_installed(module: str) -> bool:
 
 
 _MISSING = None if INTERPRETED or is_installed("llvmlite") else _ADVICE
+_LEAST_LLVM = (20,)  # that of llvmlite 0.45; before, pointers had types
 _NEEDED_X86 = ("f16c", "fma")  # as processors have them since 2013
 
 
@@ -55,9 +56,11 @@ def has_compiler() -> bool:
 def _lacking() -> str | None:
     with unforked:
         try:
-            from llvmlite import binding
+            from llvmlite import __version__, binding
         except (ImportError, OSError) as error:
             return f"llvmlite cannot be imported ({error}); install another release of it"
+        if binding.llvm_version_info < _LEAST_LLVM:
+            return f"llvmlite {__version__} is too old; pip install 'llvmlite>=0.45'"
         features = binding.get_host_cpu_features()
     if platform.machine().lower() in ("x86_64", "amd64") and not all(features.get(name) for name in _NEEDED_X86):
         return "this processor has no instructions for float16 (F16C) or for fused multiplication and addition (FMA)"

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm._check import Call
-from anynorm._kernels.cpu.fast_path.arrays import repeat as repeat_on_cpu
 from anynorm._kernels.cuda.launch import SLOT_NBYTES
 from anynorm._kernels.cuda.task import Task
+from anynorm._kernels.short_ways import Way, add, remove
 from anynorm._libraries import Memory
 from anynorm._libraries.torch_tensors import LOW_ADDRESS
 from anynorm._profiled import profiler_of
@@ -52,8 +52,7 @@ class _Plan(NamedTuple):
 
 
 _plans: dict[Key, _Plan] = {}
-# By the type of x; empty until there is a plan.
-REPEATS: dict[type, Callable[..., Any]] = {}
+_ways: dict[type, Way] = {}  # by the type of x, while there are plans
 _by_library: dict[str, _Repeat] = {}
 
 
@@ -80,13 +79,16 @@ def remember(call: Call, y: Array, start: Start, task: Task) -> None:
     is_apart = _apart(memory, call.x, y, weight, call.bias)
     plan = _Plan(memory.ordinal(call.x), _filled(start, task), memory.is_contiguous(y), is_apart)
     _plans[asked[0]] = plan
-    REPEATS[type(call.x)] = _by_device(found.run) if name == "torch" else found.run
+    _ways[type(call.x)] = found.run
+    add(type(call.x), found.run)
 
 
 def forget() -> None:
     """Let all calls take the full way once more."""
     _plans.clear()
-    REPEATS.clear()
+    for kind, way in _ways.items():
+        remove(kind, way)
+    _ways.clear()
 
 
 def _filled(start: Start, template: Task) -> Callable[..., Any]:
@@ -151,9 +153,18 @@ def _run_by(
     plans, address, stream, written = _plans, memory.address, memory.current_stream(), memory.written
 
     def run(
-        rule: Any, x: Array, weight: Any, bias: Array | None, eps: float, offset: float, out: Array | None
+        rule: Any,
+        x: Array,
+        residual: Array | None,
+        weight: Any,
+        bias: Array | None,
+        eps: float,
+        offset: float,
+        out: Array | None,
     ) -> Array | None:
         """Normalize x as a call of the same kind was; None where there was none."""
+        if residual is not None:
+            return None
         asked = ask(rule.name, x, weight, bias, eps, offset, out)
         if asked is None:
             return None
@@ -176,17 +187,6 @@ def _run_by(
         if out is not None:
             written(out)
         return y
-
-    return run
-
-
-def _by_device(on_gpu: Callable[..., Array | None]) -> Callable[..., Array | None]:
-    """The same for tensors wherever they are."""
-
-    def run(
-        rule: Any, x: Array, weight: Any, bias: Array | None, eps: float, offset: float, out: Array | None
-    ) -> Array | None:
-        return (on_gpu if x.is_cuda else repeat_on_cpu)(rule, x, weight, bias, eps, offset, out)
 
     return run
 

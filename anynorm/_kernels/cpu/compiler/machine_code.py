@@ -12,7 +12,7 @@ import llvmlite
 from llvmlite import binding as llvm
 
 from anynorm import _forks
-from anynorm._kernels.cuda import kept
+from anynorm._kernels import object_files
 
 # Other code of the process may be in LLVM when it forks: Numba, say. LLVM's lock has no public name; where it is not
 # this one, such a child waits for ever in its first call of a kernel.
@@ -27,11 +27,11 @@ def load(name: str, write: Callable[[], Any]) -> int:
 
     The code is never freed, as a thread may be in it to the end of the process.
     """
-    file = f"{name}-{_key()}.o"
-    code = kept.read(file)
+    file = f"{name}-{_key()}"
+    code = object_files.read(file)
     if code is None:
         code = compile_module(str(write()))
-        kept.write(file, code)
+        object_files.write(file, code)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 from anynorm._check import Call
 from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler.entries import kernel
+from anynorm._kernels.cpu.fast_path.offers import offer
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, CODES, RULES
 from anynorm._kernels.cpu.launch import extreme
 from anynorm._kernels.cpu.launch.layout import Layout, plan
 from anynorm._kernels.cpu.launch.machine import empty_like, last_cache_nbytes
-from anynorm._kernels.cpu.threads.crew import launch
+from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES, launch
 from anynorm._libraries import Memory, dtype_name
 from anynorm._libraries.numpy_arrays import NumPy
 
@@ -60,8 +61,8 @@ def _kind_of_call(call: Call) -> _Kind:
     return kind
 
 
-def run(call: Call) -> Any:
-    """Return y, or (y, total) where the call has a residual."""
+def run(call: Call, first: int = 0) -> Any:
+    """Return y, or (y, total) where the call has a residual; the fast path may have written the rows before ``first``."""
     memory, x, residual = call.library.memory, call.x, call.residual
     shape, kind = x.shape, _kind_of_call(call)
     features = shape[call.axes[0]] if len(call.axes) == 1 else math.prod([shape[axis] for axis in call.axes])
@@ -92,7 +93,13 @@ def run(call: Call) -> Any:
     def resume(first: int, last: int) -> None:
         normalize(call, name, variant, layout, task, first, last)
 
-    launch(kernel(name, variant), task, units, rows, nbytes, resume, keepalive)
+    if first:
+        resume(first, units)
+    else:
+        compiled = kernel(name, variant)
+        launch(compiled, task, units, rows, nbytes, resume, keepalive)
+        if layout is None and 4 * nbytes < last_cache_nbytes() and nbytes < LEAST_SHARED_NBYTES:
+            offer(call, variant, compiled.address, run)
     if call.out is not None:
         for one in call.out:
             memory.written(one)
