@@ -44,10 +44,6 @@ class UnfitError(TypeError):
         self.must, self.do = must, do
 
 
-# Of the libraries that show where the elements of their arrays lie.
-_MEMORIES: dict[str, type[Memory]] = {"numpy": NumPy, "torch": Torch, "cupy": CuPy}
-
-
 class _Entry(NamedTuple):
     """How the arrays of a library are told apart, and what the library can do."""
 
@@ -58,6 +54,7 @@ class _Entry(NamedTuple):
     devices: bool = False  # arrays live on devices that a caller can mix up
     refuses_to_fill: bool = False  # centring or a bias would make every stored zero nonzero
     block: str | None = None  # where an array that is made of another library's shows one of those
+    memory: type[Memory] = Memory  # what it says of the memory of its arrays
     is_revisable: bool = False  # the revision of the standard that it follows can be set at any time
 
 
@@ -68,7 +65,7 @@ class Library:
     def __init__(self, name: str, namespace: Any, entry: _Entry) -> None:
         self.name = name
         self.namespace = namespace
-        self.memory = _MEMORIES.get(name, Memory)
+        self.memory = entry.memory
         self.writable = entry.writable
         self.devices = entry.devices
         self.refuses_to_fill = entry.refuses_to_fill
@@ -116,9 +113,9 @@ class Library:
 
 
 _ENTRIES = (
-    _Entry("numpy", "ndarray", "numpy", writable=True),
-    _Entry("torch", "Tensor", "array_api_compat.torch", writable=True, devices=True),
-    _Entry("cupy", "ndarray", "array_api_compat.cupy", writable=True, devices=True),
+    _Entry("numpy", "ndarray", "numpy", writable=True, memory=NumPy),
+    _Entry("torch", "Tensor", "array_api_compat.torch", writable=True, devices=True, memory=Torch),
+    _Entry("cupy", "ndarray", "array_api_compat.cupy", writable=True, devices=True, memory=CuPy),
     _Entry("jax", "Array", "jax.numpy"),
     _Entry("dask.array", "Array", "array_api_compat.dask.array", block="_meta"),
     _Entry(

@@ -106,19 +106,20 @@ def wants_gradient(call: Call, *others: Any) -> bool:
         return False
     import torch
 
-    given = (call.x, call.residual, call.weight, call.bias, *_arrays_of_moments(call), *others)
+    of_moments = () if call.moments is None else arrays_of(call.moments)
+    given = (call.x, call.residual, call.weight, call.bias, *of_moments, *others)
     return torch.is_grad_enabled() and any(getattr(one, "requires_grad", False) for one in given)
 
 
 def refuses_arrays(call: Call, on_cuda: bool) -> str | None:
     """Why kernels for the CPU, or for CUDA, cannot have the arrays of a call; None: they can."""
-    given = (call.x, call.residual, call.weight, call.bias, *_arrays_of_moments(call), *(call.out or ()))
-    arrays = [one for one in given if one is not None and not isinstance(one, float)]
+    given: list[Any] = [call.x, call.residual, call.weight, call.bias]
+    if call.moments is not None:
+        given += arrays_of(call.moments)
+    if call.out is not None:
+        given += call.out
+    arrays = [one for one in given if one is not None and type(one) is not float]
     reason = call.library.memory.refuses(arrays, on_cuda)
     if reason is None and call.out is not None and wants_gradient(call, *call.out):
         return "a gradient is wanted of what is written in place, which goes through the definition"
     return reason
-
-
-def _arrays_of_moments(call: Call) -> tuple[Any, ...]:
-    return () if call.moments is None else arrays_of(call.moments)
