@@ -17,7 +17,7 @@ from anynorm._kernels.cpu.language.dtypes import RULES
 from anynorm._kernels.cpu.launch.norm import kind_of
 from anynorm._kernels.cpu.launch.vjp import blocks_of, give_back, take_room
 from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES
-from anynorm._overlap import LOW_ADDRESS, lacks_memory
+from anynorm._libraries.torch_tensors import LOW_ADDRESS, lacks_memory
 
 Array = Any
 
