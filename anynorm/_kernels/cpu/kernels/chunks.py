@@ -87,10 +87,12 @@ def factors_of(task: TaskValues, centred: bool, shift: Lanes, factor: Lanes, con
     """Those of the formula, from float64 numbers or lanes."""
     if not task.splits_factors:
         return Factors(factor, None, constant, None, shift) if centred else Factors(factor, None, None, None, None)
-    return Factors(*split(factor), *(split(constant) if centred else (None, None)), None)
+    factor, factor_low = split(factor)
+    constant, constant_low = split(constant) if centred else (None, None)
+    return Factors(factor, factor_low, constant, constant_low, None)
 
 
-def apply_lanes(value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes | None, dtype: Dtype) -> Lanes:
+def apply_lanes(dtype: Dtype, value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes | None) -> Lanes:
     """``((x - shift) * factor + constant) * weight + bias``, rounded to the dtype that is computed in.
 
     Where rows are not centred, the first two factors are such that nothing leaves the range of that dtype. In float64
@@ -155,7 +157,7 @@ def apply_chunk(
                 else load(one + i * parameter_dtype.itemsize, parameter_dtype, task.compute_dtype, task.lanes)
                 for one in given
             )
-            return apply_lanes(value, row, *parameters, task.compute_dtype)
+            return apply_lanes(task.compute_dtype, value, row, *parameters)
 
         map_chunk(task, chunk, count, ahead, streaming, compute)
 

@@ -159,7 +159,7 @@ def _apply_block(task: TaskValues, first: int, columns: int, work: int) -> None:
                     column: int, value: Lanes, parameters: list[Lanes | None] = parameters, centred: bool = centred
                 ) -> Lanes:
                     factors = _factors_at(task, centred, work + 2 * _SUMS_NBYTES, column)
-                    return apply_lanes(value, factors, *parameters, dtype)
+                    return apply_lanes(dtype, value, factors, *parameters)
 
                 map_chunk(task, block.at(start + k), columns, columns * task.itemsize, streaming, compute)
                 if streaming:  # what is next to a feature is another block

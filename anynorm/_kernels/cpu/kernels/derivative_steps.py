@@ -208,14 +208,14 @@ def differentiate_chunk(
             for has_bias in (has_weight,) if centred else cases(task.bias != 0) if has_weight else (False,):
                 for lanes, first, last in parts_of(count, _lanes_in(dtype)):
                     for i in loop(first, last, lanes):
-                        places = (sums + (start + i) * 8,) if has_weight else ()
-                        places += (sums + (task.features + start + i) * 8,) if has_bias else ()
+                        of_weight, of_bias = sums + (start + i) * 8, sums + (task.features + start + i) * 8
+                        places = [of_weight] * has_weight + [of_bias] * has_bias
                         weight = load(weights_of(task, dtype) + (start + i) * dtype.itemsize, dtype, dtype, lanes)
                         _differentiate_elements(task, group, places, rows, i, weight, centred, given)
 
 
 def _differentiate_elements(
-    task: TaskValues, group: Group, sums: tuple[int, ...], rows: int, i: int, weight: Lanes, centred: bool, given: bool
+    task: TaskValues, group: Group, sums: list[int], rows: int, i: int, weight: Lanes, centred: bool, given: bool
 ) -> None:
     """The i-th elements of a chunk, row after row, with the sums of their columns in registers."""
     dtype, lanes, offset = task.compute_dtype, len(weight), i * task.itemsize

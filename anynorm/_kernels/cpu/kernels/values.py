@@ -19,7 +19,7 @@ _SCRATCH_NBYTES = 7 * _CHUNK_NBYTES + 6 * _GROUP_NBYTES + _LINE_NBYTES
 class Arrays(NamedTuple):
     """An address in each of the four arrays of a task; None where there is never such an array."""
 
-    x: int
+    x: Address
     residual: Address = None  # or dy
     y: Address = None  # or dx
     total: Address = None  # or dtotal

@@ -56,8 +56,8 @@ def as_compiled(kernel: Callable[..., int]) -> Callable[..., int]:
 
 def _memory(address: int, dtype: Dtype, count: int) -> numpy.ndarray:
     """What lies at an address, as an array."""
-    nbytes = count * dtype.itemsize
-    return numpy.frombuffer((ctypes.c_char * nbytes).from_address(int(address)), _IN_MEMORY[dtype])
+    memory: Any = (ctypes.c_char * (count * dtype.itemsize)).from_address(int(address))
+    return numpy.frombuffer(memory, _IN_MEMORY[dtype])
 
 
 def _widened(raw: numpy.ndarray, dtype: Dtype, compute_dtype: Dtype) -> Any:
