@@ -88,9 +88,9 @@ def split(value: Value) -> tuple[Value, Value]:
     return Value(high), _called("copysign", low, value.llvm)
 
 
-def fma(a: Any, b: Any, c: Any) -> Value:
+def fma(a: Value, b: Value, c: Value) -> Value:
     """``a * b + c`` of lanes or of float64, rounded once."""
-    return _called("fma", *alike(a, b, c))
+    return _called("fma", a.llvm, b.llvm, c.llvm)
 
 
 def root(a: Value) -> Value:
