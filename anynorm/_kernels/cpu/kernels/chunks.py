@@ -43,10 +43,10 @@ def elements_of(task: TaskValues, chunk: Arrays, count: int, dtype: Dtype, fill:
 
 
 def mean_of_first(task: TaskValues, row: Arrays, dtype: Dtype) -> Number:
-    """The mean of the first elements of a row, as many as there are lanes; the sum is formed in a dtype."""
+    """The mean of the first elements of a row, as many as there are lanes, rounded; the sum is formed in a dtype."""
     count = smaller(task.features, task.lanes)
     first = read(task, gather(task, row, 0, count), 0, dtype)
-    return sum_lanes(part(first, 0, count, splat(0.0, dtype, task.lanes))) / number(count)
+    return rounded(task, sum_lanes(part(first, 0, count, splat(0.0, dtype, task.lanes))) / number(count))
 
 
 def rounded(task: TaskValues, value: Number) -> Number:

@@ -56,11 +56,7 @@ class _Rows:
     def mean_of_first(self) -> Lanes:
         count = smaller(self.task.features, self.task.lanes)
         sums, _ = self._sum_chunk(0, count, splat(0.0, self.task.statistics_dtype, self.task.lanes))
-        return sums / number(count)
-
-    def rounded(self, value: Lanes) -> Lanes:
-        store(self.task.scratch.one, self.task.dtype, value)
-        return load(self.task.scratch.one, self.task.dtype)
+        return self._rounded(sums / number(count))
 
     def sum_up(self, shift: Lanes | None) -> tuple[Lanes, Lanes]:
         sums, squares = cell(self.zero), cell(self.zero)
@@ -71,8 +67,13 @@ class _Rows:
             squares[...] = squares + more_squares
         return self.zero if shift is None else sums, squares
 
-    def has_none(self, condition: Lanes) -> bool:
-        return sum_lanes(where(condition, 1.0, self.zero)) == 0.0
+    def moved(self, shift: Lanes, to: Lanes, is_far: Lanes) -> tuple[Lanes, bool]:
+        return where(is_far, self._rounded(to), shift), sum_lanes(where(is_far, 1.0, self.zero)) == 0.0
+
+    def _rounded(self, value: Lanes) -> Lanes:
+        """As the dtype of the rows has it, by way of some memory."""
+        store(self.task.scratch.one, self.task.dtype, value)
+        return load(self.task.scratch.one, self.task.dtype)
 
     def _sum_chunk(self, start: int, count: int, shift: Lanes) -> tuple[Lanes, Lanes]:
         """The sums of a chunk of deviations and of their squares."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from anynorm._kernels.cpu.kernels.chunks import chunks_of, mean_of_first, parts_of, rounded
+from anynorm._kernels.cpu.kernels.chunks import chunks_of, mean_of_first, parts_of
 from anynorm._kernels.cpu.kernels.reduce import is_far
 from anynorm._kernels.cpu.kernels.rows import is_flat
 from anynorm._kernels.cpu.kernels.scatter import RESIDUAL, X, gather, place, place_numbers, row_of
@@ -120,7 +120,7 @@ def _shift_of(task: TaskValues, row: Arrays) -> Number:
     """A number near the mean of a row."""
     if task.compute_dtype is FLOAT32:
         # Rounded to the dtype of the row, so that a constant row has no deviations.
-        return rounded(task, mean_of_first(task, row, FLOAT32))
+        return mean_of_first(task, row, FLOAT32)
     # Any element will do where float64 has bits to spare, as in reduce.py.
     first = peek(row.x, task.dtype)
     if task.dtype is not FLOAT64:

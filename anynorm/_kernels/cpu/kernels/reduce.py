@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from anynorm._kernels.cpu.kernels.values import TaskValues
-from anynorm._kernels.cpu.language.arithmetic import number, where
+from anynorm._kernels.cpu.language.arithmetic import number
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, LAYER, Lanes
 from anynorm._kernels.cpu.language.flow import cases, cell, loop
 from anynorm._kernels.cpu.language.memory import store_real
@@ -22,18 +22,16 @@ class _Rows(Protocol):
 
     zero: Lanes
 
-    # The first element, and the mean of as many as there are lanes.
+    # The first element, and the mean of as many as there are lanes. That is rounded to the dtype of the rows, so that a
+    # constant row has no deviations.
     def first(self) -> Lanes: ...
     def mean_of_first(self) -> Lanes: ...
-
-    # As the dtype of the rows has it.
-    def rounded(self, value: Lanes) -> Lanes: ...
 
     # The sums of deviations from a shift and of their squares; where there is none, 0 and that of squares.
     def sum_up(self, shift: Lanes | None) -> tuple[Lanes, Lanes]: ...
 
-    # Whether it holds for none of them.
-    def has_none(self, condition: Lanes) -> bool: ...
+    # Another shift where the first one is far from the mean, rounded too; and whether none of them is.
+    def moved(self, shift: Lanes, to: Lanes, is_far: Lanes) -> tuple[Lanes, bool]: ...
 
 
 def is_far(sums: Lanes, squares: Lanes, between: Lanes) -> Lanes:
@@ -59,11 +57,8 @@ def reduce(task: TaskValues, rows: _Rows, k: int) -> None:
             # 1968, "How deviant can you be?"), and float64 has the bits to spare.
             sum_up(rows.first())
         else:
-            # Rounded to the dtype of the row, so that a constant row has no deviations.
-            shift, ended = cell(rows.rounded(rows.mean_of_first())), cell(False)
+            shift, ended = cell(rows.mean_of_first()), cell(False)
             for _ in loop(0, 2, 1, ended):
                 sums, squares = sum_up(shift)
                 between = sums / number(task.features)
-                far = is_far(sums, squares, between)
-                shift[...] = where(far, rows.rounded(shift + between), shift)
-                ended[...] = rows.has_none(far)
+                shift[...], ended[...] = rows.moved(shift, shift + between, is_far(sums, squares, between))

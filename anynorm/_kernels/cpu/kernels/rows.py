@@ -47,9 +47,6 @@ class _Row:
     def mean_of_first(self) -> Number:
         return mean_of_first(self.task, self.row, self.task.statistics_dtype)
 
-    def rounded(self, value: Number) -> Number:
-        return rounded(self.task, value)
-
     def sum_up(self, shift: Number | None) -> tuple[Number, Number]:
         sums, squares = cell(0.0), cell(0.0)
         for start, count in chunks_of(self.task):
@@ -58,8 +55,8 @@ class _Row:
             squares[...] = squares + more_squares
         return sums, squares
 
-    def has_none(self, condition: bool) -> bool:
-        return where(condition, False, True)
+    def moved(self, shift: Number, to: Number, is_far: bool) -> tuple[Number, bool]:
+        return rounded(self.task, to), where(is_far, False, True)  # the shift is not used again unless it is far
 
 
 def reduce_row(task: TaskValues, row: int, k: int) -> None:
