@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from anynorm._check import Call, check
-from anynorm._choose import Kernel, choose
+from anynorm._choose import Kernel, choose, try_short_ways
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
-from anynorm._forced import is_forced
-from anynorm._kernels.cpu.fast_path.arrays import repeat
-from anynorm._kernels.cuda.repeat import REPEATS
 from anynorm._moments import Moments
 from anynorm._types import Array, ArrayT, Axis, Number
 from anynorm._wording import describe, sentence
@@ -207,10 +203,9 @@ def run(
     out: Array | None = None,
     choose: Callable[[Call], Kernel] = choose,
 ) -> ArrayT:
-    """Check, choose, run, unless a call was like one before."""
-    if type(axis) is int and axis == -1 and moments is None and not is_forced():
-        again: Callable[..., Any] = REPEATS.get(type(x), repeat)
-        y: ArrayT | None = again(rule, x, weight, bias, eps, weight_offset, out)
+    """Check, choose, run; most small calls take a short way."""
+    if moments is None:
+        y: ArrayT | None = try_short_ways(rule, x, None, weight, bias, axis, eps, weight_offset, out)
         if y is not None:
             return y
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments, out=out)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 from functools import cache
-from pathlib import Path
 
 
 def processors() -> float:
@@ -19,33 +18,33 @@ def processors() -> float:
 
 
 @cache
-def granted(root: Path = Path("/")) -> float:
+def granted(root: str = "") -> float:
     """As many processors as the control groups of this process grant, each of them at most; infinite without a limit.
 
     They are read once: what a process is granted seldom changes, and a child after a fork is in the same groups.
     """
     # A container may see only the part of the tree below its own group, under a path that begins above that. What is
     # not found by the whole path is its root then, which is looked at as well.
-    tree, least = root / "sys/fs/cgroup", math.inf
-    for controllers, path in _groups(root / "proc/self/cgroup"):
+    least = math.inf
+    for controllers, path in _groups(f"{root}/proc/self/cgroup"):
         names = path.strip("/").split("/")
         for depth in range(len(names) + 1):
             inner = "/".join(names[:depth])
             if not controllers:  # version 2: one tree
-                least = min(least, _quotient(tree / inner / "cpu.max"))
+                least = min(least, _quotient(f"{root}/sys/fs/cgroup/{inner}/cpu.max"))
             elif "cpu" in controllers.split(","):  # version 1: a tree for each controller
-                group = tree / "cpu" / inner
-                least = min(least, _quotient(group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us"))
+                group = f"{root}/sys/fs/cgroup/cpu/{inner}"
+                least = min(least, _quotient(f"{group}/cpu.cfs_quota_us", f"{group}/cpu.cfs_period_us"))
     return least
 
 
-def _groups(file: Path) -> list[tuple[str, str]]:
+def _groups(file: str) -> list[tuple[str, str]]:
     """The controllers and the path of each control group of this process."""
     lines = [line.split(":", 2) for line in _read(file).splitlines()]
     return [(fields[1], fields[2]) for fields in lines if len(fields) == 3]
 
 
-def _quotient(*files: Path) -> float:
+def _quotient(*files: str) -> float:
     """The time granted in a period by the length of that, from one file or two; infinite where there is no limit."""
     words = " ".join(map(_read, files)).split()
     if len(words) != 2 or not all(word.isdecimal() for word in words):  # "max", or -1
@@ -54,8 +53,9 @@ def _quotient(*files: Path) -> float:
     return quota / period if quota and period else math.inf
 
 
-def _read(file: Path) -> str:
+def _read(file: str) -> str:
     try:
-        return file.read_text("ascii", "replace")
+        with open(file, encoding="ascii", errors="replace") as opened:
+            return opened.read()
     except (OSError, ValueError):  # there is none; a path that no file can have
         return ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from anynorm._check import Call, check, check_gradient
-from anynorm._choose import choose, choose_pull
+from anynorm._choose import Kernel, choose, choose_pull, try_short_ways
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, Rule
 from anynorm._types import Array, ArrayT, Axis, PullbackOfSum
 
@@ -50,9 +51,7 @@ def add_layer_norm(
     >>> y, total
     (array([-1.,  1.]), array([1., 3.]))
     """
-    call = check(LAYER_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual, out=out)
-    result: tuple[ArrayT, ArrayT] = choose(call).run(call)
-    return result
+    return run(LAYER_NORM, x, residual, weight, bias, axis, eps, weight_offset, out)
 
 
 def add_rms_norm(
@@ -94,8 +93,29 @@ def add_rms_norm(
     >>> y, total
     (array([0.2, 1.4]), array([1., 7.]))
     """
-    call = check(RMS_NORM, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual, out=out)
-    result: tuple[ArrayT, ArrayT] = choose(call).run(call)
+    return run(RMS_NORM, x, residual, weight, bias, axis, eps, weight_offset, out)
+
+
+def run(
+    rule: Rule,
+    x: ArrayT,
+    residual: Array,
+    weight: Array | None,
+    bias: Array | None,
+    axis: Axis,
+    eps: float,
+    weight_offset: float,
+    out: tuple[Array, Array] | None = None,
+    choose: Callable[[Call], Kernel] = choose,
+) -> tuple[ArrayT, ArrayT]:
+    """Check, choose, run; most small calls take a short way."""
+    result: tuple[ArrayT, ArrayT] | None
+    if residual is not None:
+        result = try_short_ways(rule, x, residual, weight, bias, axis, eps, weight_offset, out)
+        if result is not None:
+            return result
+    call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual, out=out)
+    result = choose(call).run(call)
     return result
 
 

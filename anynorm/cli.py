@@ -1,4 +1,4 @@
-"""The command line: anynorm normalize | show | bench | info | completion."""
+"""The command line: anynorm normalize | show | bench | warm | info | completion."""
 
 from __future__ import annotations
 
@@ -55,6 +55,8 @@ def _run_command(parsed: argparse.Namespace) -> int:
         from anynorm._cli.show import run
     elif parsed.command == "bench":
         from anynorm._cli.bench import run
+    elif parsed.command == "warm":
+        from anynorm._cli.warm import run
     elif parsed.command == "info":
         from anynorm._cli.info import run
     else:

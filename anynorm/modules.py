@@ -10,11 +10,11 @@ from typing import Any, SupportsIndex
 import numpy
 
 from anynorm._arrays import check_array
-from anynorm._loading import full, library_and_dtype
+from anynorm._modules.loading import full, library_and_dtype
+from anynorm._modules.state import HoldsParameters
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 from anynorm._numbers import check_length, check_lengths, check_number
 from anynorm._pytrees import pytree
-from anynorm._state import HoldsParameters
 from anynorm._types import Array, ArrayT, Shape
 from anynorm._wording import describe, sentence
 
@@ -53,7 +53,7 @@ class _AffineNorm(HoldsParameters):
 
     def __call__(self, x: ArrayT, *, out: Array | None = None) -> ArrayT:
         """Normalize an array of the parameters' library."""
-        axis = tuple(range(-len(self.shape), 0))
+        axis = -1 if len(self.shape) == 1 else tuple(range(-len(self.shape), 0))
         try:
             y: ArrayT = self._function(
                 x, self.weight, self.bias, axis=axis, eps=self.eps, weight_offset=self.weight_offset, out=out
@@ -187,16 +187,20 @@ class ScaleNorm(HoldsParameters):
 
     def __call__(self, x: ArrayT, *, out: Array | None = None) -> ArrayT:
         """Normalize an array of the scale's library."""
-        check_array("x", x)
-        shape = tuple(x.shape)
-        if shape and shape[-1] != self.dim:
-            must = f"have shape (..., {self.dim}) for {self!r}"
-            raise ValueError(sentence("x", must, str(shape), "pass x of that length along its last axis"))
+        if type(x) is not numpy.ndarray or x.shape[-1:] != (self.dim,):
+            self._check_length(x)
         try:
             return scale_norm(x, self.scale, eps=self.eps, out=out)
         except TypeError:
             self._require_own_library(x)
             raise
+
+    def _check_length(self, x: Any) -> None:
+        check_array("x", x)
+        shape = tuple(x.shape)
+        if shape and shape[-1] != self.dim:
+            must = f"have shape (..., {self.dim}) for {self!r}"
+            raise ValueError(sentence("x", must, str(shape), "pass x of that length along its last axis"))
 
     def _config(self) -> tuple[Any, ...]:
         return self.dim, self.eps, self._dtype_name()

@@ -15,12 +15,12 @@ def locked(name: str) -> FileLock:
 
 def one_at_a_time() -> None:
     """Have no two workers compile the same kernel: the second finds it on disk."""
-    from anynorm._kernels.cpu.compiler import machine_code
+    from anynorm._kernels.cpu.compiler import entries
 
-    load = machine_code.load
+    compiled = entries._compiled
 
-    def load_in_turn(name, write):
-        with locked(f"kernel-{name}"):
-            return load(name, write)
+    def compiled_in_turn(name, variant):
+        with locked(f"kernel-{name}-{'-'.join(str(int(one)) for one in variant)}"):
+            return compiled(name, variant)
 
-    machine_code.load = load_in_turn
+    entries._compiled = compiled_in_turn

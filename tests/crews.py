@@ -1,17 +1,28 @@
 """Crews of helpers with kernels of Python's, which need no compiler of kernels and take the time they are told to."""
 
 import ctypes
+import importlib.util
 import os
+import sys
 import time
 from types import SimpleNamespace
 
 import pytest
 
 from anynorm import _threads
+from anynorm._kernels.cpu.language.dtypes import INTERPRETED
 from anynorm._kernels.cpu.threads.crew import Crew
 from anynorm._kernels.cpu.threads.functions import program
 
-needs_crew = pytest.mark.skipif(program() is None, reason="there are no semaphores without a name here, so no crews")
+HAS_CREWS = (
+    sys.platform == "linux"
+    and importlib.util.find_spec("llvmlite") is not None
+    and not INTERPRETED
+    and program() is not None
+)
+needs_crew = pytest.mark.skipif(
+    not HAS_CREWS, reason="needs llvmlite, compiled kernels and Linux, which counts threads"
+)
 KERNEL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 

@@ -13,7 +13,6 @@ from tests.kernel_calls import digests
 
 CPU = Path(anynorm.__file__).parent / "_kernels" / "cpu"
 KERNEL_FILES = [str(path) for path in sorted((CPU / "kernels").glob("[!_]*.py")) if path.name != "task.py"]
-KERNEL_FILES.append(str(CPU / "fast_path" / "again.py"))
 
 
 def lines_of(path):

@@ -5,6 +5,8 @@ import contextvars
 import gc
 import sys
 import threading
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,7 +88,15 @@ def test_a_kernel_that_refuses_or_is_missing_is_passed_over(monkeypatch):
     assert [one.shape for one in (anynorm.layer_norm(X), y, pullback(X)[0])] == [X.shape] * 3
 
 
+@pytest.fixture
+def asked_again():
+    """Whether the compiler will do is asked once in a process; after this test it is asked anew."""
+    yield
+    cpu._lacking.cache_clear()
+
+
 @needs_llvmlite
+@pytest.mark.usefixtures("asked_again")
 def test_a_compiler_that_cannot_be_imported_is_one_that_is_missing(monkeypatch):
     x = np.linspace(0, 1, 8).reshape(2, 4)
     _, pullback = anynorm.layer_norm_vjp(x)
@@ -97,10 +107,41 @@ def test_a_compiler_that_cannot_be_imported_is_one_that_is_missing(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(cpu, "_MISSING", None)  # to have it put back
             patch.setitem(sys.modules, "llvmlite", None)
+            cpu._lacking.cache_clear()
             np.testing.assert_array_equal(run(), expected)
             assert "llvmlite cannot be imported (" in anynorm.explain(x).refused["cpu"]
             with anynorm.use_kernel("cpu"), pytest.raises(RuntimeError, match="llvmlite cannot be imported"):
                 run()
+
+
+@needs_llvmlite
+@pytest.mark.usefixtures("asked_again")
+@pytest.mark.parametrize(("version", "is_too_old"), [((15, 0, 7), True), ((19, 1, 7), True), ((20, 1, 8), False)])
+def test_a_compiler_that_is_too_old_is_one_that_is_missing(version, is_too_old, monkeypatch):
+    from llvmlite import binding
+
+    monkeypatch.setattr(cpu, "_MISSING", None)
+    monkeypatch.setattr(binding, "llvm_version_info", version)
+    cpu._lacking.cache_clear()
+    assert cpu.has_compiler() != is_too_old
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    (requirement,) = project["optional-dependencies"]["cpu"]
+    assert (cpu.missing() or "").endswith(f" is too old; pip install '{requirement}'") == is_too_old
+
+
+@needs_llvmlite
+@pytest.mark.usefixtures("asked_again")
+@pytest.mark.parametrize("lacks", [None, "f16c", "fma"])
+def test_a_processor_that_lacks_instructions(lacks, monkeypatch):
+    from llvmlite import binding
+
+    features = dict.fromkeys(("avx2", "f16c", "fma"), True) | {lacks: False}
+    monkeypatch.setattr(cpu, "_MISSING", None)
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: features)
+    cpu._lacking.cache_clear()
+    assert cpu.has_compiler() == (lacks is None)
+    assert (cpu.missing() or "").startswith("this processor has no instructions") == (lacks is not None)
 
 
 def test_a_forced_kernel_that_refuses_raises(monkeypatch):

@@ -10,18 +10,21 @@ import torch
 import anynorm
 from anynorm._check import check
 from anynorm._definition.norms import LAYER_NORM
-from anynorm._kernels.cuda import arrays, repeat, run
+from anynorm._kernels import short_ways
+from anynorm._kernels.cuda import repeat, run
+from anynorm._libraries import library_of
+from anynorm._libraries.torch_tensors import Torch
 from tests.emulated import emulation, needs_compiler
 
 X, OTHER = (np.random.default_rng(seed).standard_normal((4, 8)).astype("float32") for seed in range(2))
 WEIGHT = np.linspace(-1, 1, 8, dtype="float32")
 
 
-class OnCPU(arrays.Tensors):
+class OnCPU(Torch):
     """CPU tensors, whose device has the number -1, as if it were the current one of CUDA's."""
 
     @staticmethod
-    def ordinals():
+    def current_ordinal():
         return lambda: -1
 
     @staticmethod
@@ -29,7 +32,7 @@ class OnCPU(arrays.Tensors):
         return contextlib.nullcontext()
 
     @staticmethod
-    def streams():
+    def current_stream():
         return lambda ordinal: 0
 
     @staticmethod
@@ -38,10 +41,9 @@ class OnCPU(arrays.Tensors):
 
 
 @pytest.fixture
-def ask(monkeypatch):
+def ask():
     """What torch is asked before a call is repeated."""
-    monkeypatch.setattr(repeat, "ACCESS", {"torch": OnCPU})
-    found = repeat._by_torch().ask
+    found = repeat._by_torch(OnCPU).ask
     return lambda x, weight=None, bias=None, out=None: found("layer_norm", x, weight, bias, 1e-5, 0.0, out)
 
 
@@ -81,37 +83,40 @@ def test_what_torch_follows_goes_the_full_way(ask):
 @needs_compiler
 def test_tensors_are_normalized_as_before(monkeypatch):
     with emulation(), mock.patch.dict(repeat._by_library, clear=True), torch.no_grad():
-        monkeypatch.setitem(run.ACCESS, "torch", OnCPU)
-        monkeypatch.setattr(repeat, "ACCESS", {"torch": OnCPU})
+        monkeypatch.setattr(library_of(torch.zeros(1)), "memory", OnCPU)
         x, other, weight = map(torch.from_numpy, (X, OTHER, WEIGHT))
         for out in (None, torch.zeros(4, 8)):
             first = run.run(check(LAYER_NORM, x, weight, None, -1, 1e-5, out=out)).clone()
             given = weight, None, 1e-5, 0.0, out
             again = repeat._by_library["torch"].run
             version = None if out is None else out._version
-            assert not torch.equal(again(LAYER_NORM, other, *given), first)
-            y = again(LAYER_NORM, x, *given)
+            assert not torch.equal(again(LAYER_NORM, other, None, *given), first)
+            y = again(LAYER_NORM, x, None, *given)
             assert torch.equal(y, first)
             assert out is None or (y is out and out._version == version + 2)
-            assert again(LAYER_NORM, x, weight, None, 0.5, 0.0, out) is None
-        assert set(repeat.REPEATS) == {torch.Tensor}
+            assert again(LAYER_NORM, x, None, weight, None, 0.5, 0.0, out) is None
+            assert again(LAYER_NORM, x, x, *given) is None
+        assert set(repeat._ways) == {torch.Tensor}
+        repeat.forget()
 
 
 def test_the_stream_of_torch(monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda ordinal: 70 + ordinal, raising=False)
-    assert arrays.Tensors.streams()(3) == 73
+    assert Torch.current_stream()(3) == 73
     monkeypatch.delattr(torch._C, "_cuda_getCurrentRawStream")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda ordinal: mock.Mock(cuda_stream=80 + ordinal))
-    assert arrays.Tensors.streams()(3) == 83
+    assert Torch.current_stream()(3) == 83
 
 
 def test_tensors_on_the_cpu_are_no_matter_of_cuda(ask):
     x = torch.randn(4, 8)
     expected = anynorm.layer_norm(x)
-    with mock.patch.dict(repeat.REPEATS, {torch.Tensor: repeat._by_device(repeat._by_torch().run)}):
-        with mock.patch.object(repeat, "repeat_on_cpu", return_value="repeated") as on_cpu:
-            assert anynorm.layer_norm(x) == "repeated"
-        assert on_cpu.called
+    way = repeat._by_torch(OnCPU).run
+    short_ways.add(torch.Tensor, way)
+    try:
         assert torch.equal(anynorm.layer_norm(x), expected)
+        assert way(LAYER_NORM, x, None, None, None, 1e-5, 0.0, None) is None
         traced = torch.compile(anynorm.layer_norm, fullgraph=True, backend="eager")(x)
+    finally:
+        short_ways.remove(torch.Tensor, way)
     torch.testing.assert_close(traced, expected)

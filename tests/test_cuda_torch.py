@@ -10,9 +10,10 @@ from torch.profiler import ProfilerActivity, profile
 
 import anynorm
 import anynorm.torch as norms
-from anynorm._kernels import cuda
-from anynorm._kernels.cpu.fast_path import arrays as repeat
-from anynorm._kernels.cuda import arrays, autograd, run
+from anynorm._kernels import cuda, short_ways
+from anynorm._kernels.cuda import autograd, run
+from anynorm._libraries import library_of
+from anynorm._libraries.torch_tensors import Torch
 from tests.emulated import emulation, needs_compiler
 from tests.tolerances import CUDA_GRADIENT_BOUNDS, assert_exact, gradient_of_bias, gradient_of_rows
 
@@ -22,7 +23,7 @@ every_norm = pytest.mark.parametrize("norm", NORMS)
 EPS = 1e-3
 
 
-class Tensors(arrays.Tensors):
+class OnGPU(Torch):
     """CPU tensors as if they lay on a GPU."""
 
     @staticmethod
@@ -38,26 +39,26 @@ class Tensors(arrays.Tensors):
         return 0
 
     @staticmethod
-    def numbers(tensor, count):
+    def float64s(tensor, count):
         return torch.full((count,), torch.nan, dtype=torch.float64)
 
 
 @pytest.fixture
 def pulled():
     """The derivatives that the kernels form; each CPU tensor says that it is on a GPU."""
-    repeat.forget()  # which goes by what tensors were before
     found = []
 
     def pull(gradient):
         found.append(gradient)
-        return kernels.pull(gradient)
+        return pull_by_kernels(gradient)
 
-    kernels = autograd._KERNELS
+    pull_by_kernels = autograd.pull
     with (
         emulation(),
-        mock.patch.dict(run.ACCESS, torch=Tensors),
+        mock.patch.dict(short_ways._ways, clear=True),  # they go by where tensors are
+        mock.patch.object(library_of(torch.zeros(1)), "memory", OnGPU),
         mock.patch.object(run, "remember"),
-        mock.patch.object(autograd, "_KERNELS", kernels._replace(pull=pull)),
+        mock.patch.object(autograd, "pull", pull),
         mock.patch.object(cuda, "_MISSING", None),
         mock.patch.object(torch.Tensor, "is_cuda", True),
         mock.patch.object(torch.Tensor, "is_cpu", False),

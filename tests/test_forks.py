@@ -41,14 +41,14 @@ print(fork_and_ask())
 @needs_llvmlite
 def test_while_another_thread_compiles():
     code = """
-from anynorm._kernels.cpu.compiler import machine_code
-load = machine_code.load
+from anynorm._kernels.cpu.compiler import entries
+compiled = entries._compiled
 def slowly(*arguments):
     if not begun.is_set():
         begun.set()
         time.sleep(0.5)
-    return load(*arguments)
-machine_code.load = slowly
+    return compiled(*arguments)
+entries._compiled = slowly
 """
     assert script(BEGIN + code + FORK) == ["0", "0"]
 
@@ -86,14 +86,14 @@ sys.meta_path.insert(0, Slow())
 @needs_llvmlite
 def test_by_the_thread_that_compiles():
     code = """
-from anynorm._kernels.cpu.compiler import machine_code
-load = machine_code.load
+from anynorm._kernels.cpu.compiler import entries
+compiled = entries._compiled
 def fork_within(*arguments):
     if not begun.is_set():
         begun.set()
         print(fork_and_ask())
-    return load(*arguments)
-machine_code.load = fork_within
+    return compiled(*arguments)
+entries._compiled = fork_within
 call()
 print(fork_and_ask())
 """

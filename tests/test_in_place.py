@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import anynorm
+from anynorm._kernels.cpu.threads import crew
 from tests import reference
 from tests.backends import ALL, TORCH, as_dtype, needs_llvmlite
 from tests.kernel_rows import placed
@@ -30,11 +31,7 @@ def streaming(request, monkeypatch):
 
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"], autouse=True)
 def threads(request, monkeypatch):
-    from anynorm._kernels.cpu.launch import given
-    from anynorm._kernels.cpu.launch import norm as call
-
-    for module in (call, given):
-        monkeypatch.setattr(module, "LEAST_SHARED_NBYTES", 1)
+    monkeypatch.setattr(crew, "LEAST_SHARED_NBYTES", 1)
     anynorm.set_threads(request.param)
     yield
     anynorm.set_threads(None)
@@ -153,7 +150,7 @@ def test_memory_that_is_shared_in_part_is_refused(view, streaming):
 
 def test_a_large_array():
     """With the cache that there is."""
-    from anynorm._kernels.cpu.launch.memory import last_cache_nbytes
+    from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
 
     rows = last_cache_nbytes() // 4 // 4000 + 1  # of 1000 float32
     x = placed((rows, 1000), "float32", 1)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import anynorm
-from anynorm._kernels.cpu.language.dtypes import INTERPRETED
 from tests.backends import as_dtype, needs_llvmlite, thorough_but
 from tests.crews import assert_helpers, helpers_alive, needs_crew
 from tests.test_kernels_crew_tasks import spin  # noqa: F401  a fixture
@@ -18,7 +17,6 @@ from tests.test_kernels_sharing import shared  # noqa: F401  a fixture
 pytestmark = [
     needs_llvmlite,
     needs_crew,
-    pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are shared among Python's threads"),
     pytest.mark.usefixtures("shared"),
 ]
 NORMS = ("layer_norm", "rms_norm", "scale_norm")

@@ -9,7 +9,7 @@ import anynorm
 from anynorm import _threads
 from anynorm._kernels.cpu.threads import functions, memory
 from tests.backends import needs_llvmlite
-from tests.crews import assert_helpers, helpers_alive, needs_crew
+from tests.crews import assert_helpers, needs_crew
 from tests.processes import PREPARE, script
 from tests.test_kernels_crew import forced  # noqa: F401  # a fixture
 from tests.test_kernels_layout import assert_bits, normalize, rows_of
@@ -27,10 +27,10 @@ def test_threads_that_cannot_be_started(monkeypatch):
         patched.setattr(memory, "STACK_NBYTES", 1 << 60)
         for _ in range(3):
             assert_bits(normalize("layer_norm", x), expected)
-        assert helpers_alive() == 0
+        assert_helpers(0)
     anynorm.set_threads(3)
     assert_bits(normalize("layer_norm", x), expected)
-    assert helpers_alive() == 2
+    assert_helpers(2)
 
 
 @needs_crew
@@ -47,7 +47,7 @@ def test_no_memory_for_a_crew(monkeypatch):
         with pytest.raises(MemoryError):
             normalize("layer_norm", x)
     normalize("layer_norm", x)
-    assert helpers_alive() == 2
+    assert_helpers(2)
 
 
 @needs_crew
@@ -66,7 +66,7 @@ def test_an_interrupt_behind_the_start_of_helpers_lets_them_go(monkeypatch):
     gc.collect()
     assert_helpers(0)
     normalize("layer_norm", x)
-    assert helpers_alive() == 2
+    assert_helpers(2)
 
 
 def no_library(name):

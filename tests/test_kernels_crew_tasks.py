@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import gc
-import sys
 import threading
 import weakref
 
@@ -17,7 +16,7 @@ from anynorm._kernels.cpu.threads.memory import new_memory, thread_attributes, w
 from anynorm._kernels.cpu.threads.program import text
 from tests.crews import Task, assert_helpers, crew_of, helpers_alive, kernel_of, needs_crew
 
-pytestmark = [needs_crew, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
+pytestmark = needs_crew
 UNITS, ROWS, NBYTES = 12, 1 << 20, 1 << 30  # of a task that is cut into 12 pieces for 3 threads
 
 
@@ -88,6 +87,24 @@ def test_the_rest_of_a_piece_is_resumed(reached):
     kernel = kernel_of(lambda first, last: last if first else reached)
     share(kernel, Task(), 16, 1, LEAST_SHARED_NBYTES, 2, lambda *units: resumed.append(units), None)
     assert resumed == [(max(reached, 0), 8)]
+
+
+def test_the_program_is_compiled_once_and_kept_on_disk(tmp_path, monkeypatch):
+    from anynorm._kernels.cpu.compiler import machine_code
+
+    def compiled_again(text):
+        raise AssertionError
+
+    monkeypatch.setenv("ANYNORM_CACHE_DIR", str(tmp_path))
+    program.__wrapped__()
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(machine_code, "compile_module", compiled_again)
+    read = program.__wrapped__()
+    monkeypatch.setattr(crew_module, "program", lambda: read)
+    done = []
+    kernel = kernel_of(lambda first, last: done.append(first) or last)
+    share(kernel, Task(), UNITS, ROWS, NBYTES, 3, never, None)
+    assert sorted(done) == [*range(UNITS)]
 
 
 def test_a_task_is_made_known_when_all_of_it_is_there():

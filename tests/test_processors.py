@@ -68,16 +68,16 @@ TREES = {
 @pytest.mark.parametrize("name", TREES)
 def test_what_control_groups_grant(name, tmp_path):
     groups, files, expected = TREES[name]
-    assert granted(tree(tmp_path, groups, files)) == expected
+    assert granted(str(tree(tmp_path, groups, files))) == expected
 
 
 def test_a_system_without_control_groups(tmp_path):
-    assert granted(tmp_path) == INF
+    assert granted(str(tmp_path)) == INF
 
 
 def test_a_file_that_is_a_folder(tmp_path):
     (tree(tmp_path, f"{V2}/\n", {}) / "sys/fs/cgroup/cpu.max").mkdir(parents=True)
-    assert granted(tmp_path) == INF
+    assert granted(str(tmp_path)) == INF
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from torch.autograd import forward_ad
 import anynorm
 import anynorm.torch
 from anynorm import _profiled
-from anynorm import _torch_state as torch_state
-from anynorm._kernels.cpu.fast_path import tensors as repeat_torch
+from anynorm._kernels import autograd, short_ways
+from anynorm._kernels.cpu.fast_path import functions
+from anynorm._kernels.cpu.fast_path.tensors import way_of_tensors
+from anynorm._torch import state as torch_state
 from tests.processes import script
 from tests.tolerances import BOUNDS
 
@@ -37,15 +39,20 @@ def assert_right(norm):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_calls_are_right_without_a_question(name, monkeypatch):
-    monkeypatch.setattr(repeat_torch, "_torch", None)  # as in a process that has just begun
+    monkeypatch.setattr(short_ways, "_ways", {})  # as in a process that has just begun
     monkeypatch.delattr(*NAMES[name])
     assert torch_state.is_followed(torch)
+    short_ways.add(torch.Tensor, way_of_tensors(torch, lambda *given: 1 / 0))  # not even tried
     for _ in range(6):
         assert_right(anynorm.layer_norm)
         assert_right(anynorm.torch.layer_norm)
-    assert repeat_torch._torch is None
     with anynorm.use_kernel("cpu"), pytest.raises(RuntimeError, match="torch follows each operation"):
         anynorm.layer_norm(GIVEN[0])
+
+
+def test_tracing_can_be_asked_in_public(monkeypatch):
+    monkeypatch.delattr(torch._C, "_is_tracing")
+    assert torch_state.tracing_question(torch) is torch.jit.is_tracing
 
 
 def test_questions_that_are_gone_are_answered_with_yes():
@@ -53,6 +60,9 @@ def test_questions_that_are_gone_are_answered_with_yes():
     assert torch_state.transforms_question(bare)()
     assert torch_state.modes_question(bare)()
     assert torch_state.below_autograd(bare) is None
+    bare.autograd, bare.jit = SimpleNamespace(forward_ad=SimpleNamespace()), SimpleNamespace(is_tracing=bool)
+    assert torch_state.followed_question(bare)()
+    assert not torch_state.followed_question(torch)()
 
 
 def test_operators_without_the_block_below_autograd():
@@ -95,9 +105,10 @@ def test_names_in_the_profiler(monkeypatch):
         assert len(seen) == 12
     monkeypatch.delattr(torch.autograd.profiler, "_is_profiler_enabled")
     assert not _profiled.is_profiled()
-    repeat_torch.forget()  # as in a process that has just begun
+    monkeypatch.setattr(autograd, "_profiler", _profiled.profiler_of(torch))
+    monkeypatch.setattr(short_ways, "_ways", {})  # as in a process that has just begun
+    short_ways.add(torch.Tensor, way_of_tensors(torch, functions.normalize_tensors()))
     assert_right(anynorm.layer_norm)
     expected = anynorm.layer_norm(*GIVEN)
     for _ in range(6):
         assert torch.equal(anynorm.layer_norm(*GIVEN), expected)
-    repeat_torch.forget()

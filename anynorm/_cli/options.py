@@ -18,6 +18,7 @@ COMMANDS = {
     "normalize": "normalize a file, or a folder of them",
     "show": "what is in a file: shapes, lengths of rows, mean, NaN",
     "bench": "time the three norms on this machine, beside what else is installed",
+    "warm": "compile the CPU kernels beforehand, for an image or a first call that is quick",
     "info": "versions, backends, kernels, and what to install for more",
     "completion": "completion of commands, options and files for a shell",
 }
@@ -60,6 +61,14 @@ _BENCH_EXAMPLES = """anynorm bench --quick
 # Others' names of the libraries that are timed.
 _LIBRARIES = {name: name for name in ("numpy", "torch", "jax", "onnxruntime", "scikit-learn")}
 _LIBRARIES |= {"NumPy": "numpy", "pytorch": "torch", "JAX": "jax", "onnx": "onnxruntime", "sklearn": "scikit-learn"}
+_WARM = """
+Compile the CPU kernels for the processor of this machine, so that no first call has to wait for the compiler. They go
+into the cache folder or, with --to, into one that other users may read: built into an image by root, it serves anybody
+there who has ANYNORM_CACHE_DIR set to it, from a file system that can only be read. What is there already is left, so
+that the same command goes on where it was stopped.
+"""
+_WARM_EXAMPLES = """anynorm warm
+  anynorm warm --dtype float32 --dtype float16 --to /opt/anynorm"""
 _COMPLETION = """
 Print a script with which a shell completes commands, options and files. It needs the package shtab.
 """
@@ -114,6 +123,7 @@ def parser_of_all(files: Any = None) -> Parser:
     _add_normalize(command("normalize", _NORMALIZE, "anynorm normalize embeddings.npy unit.npy --norm l2", usage))
     _add_show(command("show", _SHOW, "anynorm show embeddings.npy", "FILE ... [OPTION ...]"))
     _add_bench(command("bench", _BENCH, _BENCH_EXAMPLES, "[OPTION ...]"))
+    _add_warm(command("warm", _WARM, _WARM_EXAMPLES, "[OPTION ...]"))
     command("info", "Show what is installed, which kernels run, and what to install for more.", "anynorm info", "")
     completion = command("completion", _COMPLETION, 'eval "$(anynorm completion bash)"', "SHELL")
     completion.add_argument(
@@ -217,6 +227,17 @@ def _add_bench(command: Command) -> None:
         "--plot", metavar="FILE", type=Path, help="draw time against size, .svg or .png: --plot times.svg"
     )
     add("-q", "--quiet", action="store_true", help="print the tables alone")
+
+
+def _add_warm(command: Command) -> None:
+    add = command.add_argument
+    add(
+        "--dtype", metavar="DTYPE", type=one_of(_same(_DTYPES)), choices=_DTYPES, action="append", default=[],
+        help=f"for arrays of which dtypes: {', '.join(_DTYPES)} (default: all); may be repeated", dest="dtypes",
+    )  # fmt: skip
+    command.add_files("--to", metavar="DIR", type=Path, help="the folder (default: the cache folder)")
+    add("--threads", metavar="N", type=positive, help="how many to compile at once (default: as many as cores)")
+    add("-q", "--quiet", action="store_true", help="say nothing but errors")
 
 
 def _add_names(command: Command, what: str) -> None:

@@ -8,15 +8,19 @@ from typing import Any, NamedTuple
 import torch
 
 from anynorm._check import Call, Gradient
+from anynorm._definition.norms import Rule
 from anynorm._forced import force, forced_here, is_forced
 from anynorm._kernels import definition_pull
-from anynorm._overlap import lacks_memory, require_memory
+from anynorm._libraries import library_of
+from anynorm._libraries.torch_tensors import lacks_memory
+from anynorm._overlap import require_memory
 from anynorm._profiled import is_profiled, name_of, named, profiler_of
-from anynorm._torch_state import direct_apply, is_followed
+from anynorm._torch.state import direct_apply, followed_question
+
+_is_grad_enabled, _is_followed, _profiler = torch.is_grad_enabled, followed_question(torch), profiler_of(torch)
 
 Array = Any
 Pull = Callable[[Gradient], tuple[Any, ...]]
-Run = Callable[..., Any]  # x, weight and bias -> y; None: a call like this does not go that way
 ChoosePull = Callable[[Gradient], Any]  # the kernel that the table has for a derivative
 
 
@@ -27,113 +31,132 @@ class Kernels(NamedTuple):
     run: Callable[[Call], Any]
     pull: Pull
     surely_pulls: Callable[[Array, Array, Array | None], bool]  # x, dy and dtotal; of others the table is asked
-
-
-class _Plan(NamedTuple):
-    """What calls for different tensors have in common."""
-
-    kernels: Kernels
+    # Norm, x, weight, bias, dy, and whether the gradients of weight and bias are wanted -> dx, dweight and dbias; or
+    # None, for `pull` to take it.
+    quick_pull: Callable[..., tuple[Any, ...] | None] | None
     choose_pull: ChoosePull
-    call: Call  # without arrays
-    run: Run | None  # tried before the kernels' own
 
 
-def run(kernels: Kernels, choose_pull: ChoosePull, call: Call) -> Any:
+# The kernels, rule, axes, eps and weight_offset.
+Norm = tuple[Kernels, Rule, tuple[int, ...], float, float]
+
+
+def run(kernels: Kernels, call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual, with what leads back from there."""
-    plan = _Plan(kernels, choose_pull, _with_arrays(call, None, None, None), None)
-    return _Norm.apply(plan, call.x, call.weight, call.bias, call.residual)  # type: ignore[no-untyped-call]
+    norm = kernels, call.rule, call.axes, call.eps, call.weight_offset
+    return _Norm.apply(norm, call.x, call.weight, call.bias, call.residual, call)  # type: ignore[no-untyped-call]
 
 
-def differentiable(kernels: Kernels, choose_pull: ChoosePull, call: Call, run: Run) -> Callable[..., Array]:
-    """Make a function of x, weight and bias that does what a call without arrays says, by ``run`` where that does it.
+def follow(
+    kernels: Kernels,
+    rule: Rule,
+    x: Array,
+    residual: Array | None,
+    weight: Any,
+    bias: Array | None,
+    eps: float,
+    weight_offset: float,
+    result: Any,
+) -> Any:
+    """A result over the last axis that a kernel has written already, with what leads back from there.
 
-    Torch's autograd can differentiate it; that torch follows nothing else is for the caller to see to.
+    That torch follows nothing else is for the caller to see to.
     """
-    apply, plan = _apply, _Plan(kernels, choose_pull, call, run)
-
-    def follow(x: Array, weight: Any, bias: Array | None) -> Array:
-        return apply(plan, x, weight, bias, None)
-
-    return follow
+    norm = kernels, rule, (x.ndim - 1,), eps, weight_offset
+    return _apply(norm, x, weight, bias, residual, (result,))
 
 
 class _Norm(torch.autograd.Function):
     """A norm, of which x and the weight are saved; statistics are formed anew, from x as it is read for dx anyway."""
 
     @staticmethod
-    def forward(ctx: Any, plan: _Plan, x: Array, weight: Any, bias: Array | None, residual: Array | None) -> Any:
-        result = None if plan.run is None else plan.run(x, weight, bias)
-        if result is None:
-            result = plan.kernels.run(_with_arrays(plan.call, x, weight, bias, residual))
+    def forward(
+        ctx: Any,
+        norm: Norm,
+        x: Array,
+        weight: Any,
+        bias: Array | None,
+        residual: Array | None,
+        by: Any,
+    ) -> Any:
+        """``by``: the call, or a tuple of its result, which torch would take for one more argument by itself."""
+        if type(by) is tuple:
+            (result,) = by
+        else:
+            result = norm[0].run(by._replace(x=x, weight=weight, bias=bias, residual=residual))
         scale = weight if type(weight) is float else None
         ctx.save_for_backward(x if residual is None else result[1], weight if scale is None else None)
         # Torch goes back on a GPU in a thread of its own, where nothing is forced.
         forced = forced_here() if is_forced() and not x.is_cpu else None
         # Of the bias only shape and dtype are looked at, and whether there is one.
-        ctx.kept = plan, scale, bias, forced
+        ctx.kept = norm, scale, bias, forced
         ctx.set_materialize_grads(False)
         return result
 
     @staticmethod
     def backward(ctx: Any, dy: Array | None, dtotal: Array | None = None) -> Any:
         if dy is None:  # y has not been used, so there is only the sum
-            return None, dtotal, None, None, dtotal
-        plan, scale, bias, forced = ctx.kept
+            return None, dtotal, None, None, dtotal, None
+        norm, scale, bias, forced = ctx.kept
         x, weight = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        call = _with_arrays(plan.call, x, scale if weight is None else weight, bias)
-        gradient = Gradient(call, dy, dtotal, needs[2] or needs[3])
-        if forced is None and _is_usual(plan.kernels, x, weight, dy, dtotal):
-            dx, dweight, dbias = plan.kernels.pull(gradient)
-        else:
-            dx, dweight, dbias = _pull(plan, gradient, forced)
+        parameters, found = needs[2] or needs[3], None
+        is_usual = forced is None and _is_usual()
+        quick_pull = norm[0].quick_pull
+        if is_usual and dtotal is None and quick_pull is not None:
+            found = quick_pull(norm, x, weight, bias, dy, parameters)
+        if found is None:
+            weight = scale if weight is None else weight
+            found = _pull(norm, x, weight, bias, dy, dtotal, parameters, is_usual, forced)
+        dx, dweight, dbias = found
         return (
             None,
             dx if needs[1] else None,
             dweight if needs[2] else None,
             dbias if needs[3] else None,
             dx if needs[4] else None,
+            None,
         )
 
 
 _apply = direct_apply(torch, _Norm)
 
 
-def _with_arrays(call: Call, x: Array, weight: Any, bias: Array | None, residual: Array | None = None) -> Call:
-    """The call on other arrays; by `_replace` it would take three times as long."""
-    rule, library, precision, _, axes, eps, _, _, offset, moments, _, out, skip_nan = call
-    return Call(rule, library, precision, x, axes, eps, weight, bias, offset, moments, residual, out, skip_nan)
+def _is_usual() -> bool:
+    """Whether torch does nothing but go back, and no kernel is forced."""
+    return not (_is_grad_enabled() or is_forced() or _profiler._is_profiler_enabled or _is_followed())
 
 
-def _is_usual(kernels: Kernels, x: Array, weight: Array | None, dy: Array, dtotal: Array | None) -> bool:
-    """Whether nothing but the kernels of the device is to take the derivative; the quick questions come first."""
-    return not (
-        torch.is_grad_enabled()
-        or is_forced()
-        or profiler_of(torch)._is_profiler_enabled
-        or not kernels.surely_pulls(x, dy, dtotal)
-        or lacks_memory(x)
-        or (weight is not None and lacks_memory(weight))
-        or is_followed(torch)
-    )
-
-
-def _pull(plan: _Plan, gradient: Gradient, forced: str | None) -> tuple[Any, ...]:
-    """Return dx, dweight and dbias whatever the arrays are, and whatever torch is doing."""
-    call, dy, dtotal, _ = gradient
-    given = {"x": call.x, "weight": call.weight, "bias": call.bias}
-    given |= {"the gradient of y": dy, "the gradient of total": dtotal}
+def _pull(
+    norm: Norm, x: Array, weight: Any, bias: Array | None, dy: Array, dtotal: Array | None, parameters: bool,
+    is_usual: bool, forced: str | None,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Return dx, dweight and dbias, whatever the arrays are and whatever torch is doing."""
+    kernels, rule, axes, eps, weight_offset = norm
+    given = {"x": x, "weight": weight, "bias": bias, "the gradient of y": dy, "the gradient of total": dtotal}
     for name, one in given.items():
         if isinstance(one, torch.Tensor) and lacks_memory(one):
             require_memory(name, one)
-    # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.
-    if torch.is_grad_enabled() or lacks_memory(dy) or (dtotal is not None and lacks_memory(dtotal)):
+    library = library_of(x)
+    call = Call(rule, library, library.precision(x), x, axes, eps, weight, bias, weight_offset, None, None, None)
+    gradient = Gradient(call, dy, dtotal, parameters)
+    if is_usual and kernels.surely_pulls(x, dy, dtotal):
+        return kernels.pull(gradient)
+    if is_for_definition(dy, dtotal):
         if not is_profiled():
             return definition_pull.pull(gradient)
         name = name_of(call, "definition", "_backward")
-        found: tuple[Any, ...] = named(name, (dy, call.x, call.weight, call.bias), definition_pull.pull, gradient)
+        found: tuple[Any, ...] = named(name, (dy, x, weight, bias), definition_pull.pull, gradient)
         return found
-    return _chosen(plan.choose_pull, gradient, forced)(gradient)  # which sees to the name itself
+    return _chosen(kernels.choose_pull, gradient, forced)(gradient)  # which sees to the name itself
+
+
+def is_for_definition(*gradients: Array | None) -> bool:
+    """Whether only the definition can take a derivative.
+
+    It is to be differentiated itself, or is_grads_batched has made one tensor of many gradients, which has no memory.
+    """
+    return torch.is_grad_enabled() or any(one is not None and lacks_memory(one) for one in gradients)
 
 
 def _chosen(choose_pull: ChoosePull, gradient: Gradient, forced: str | None) -> Pull:

@@ -7,7 +7,7 @@ import hashlib
 from importlib import resources
 from typing import Any
 
-from anynorm._kernels.cuda import kept
+from anynorm._kernels import object_files
 from anynorm._kernels.cuda.launch_derivative import STREAM_THREADS
 from anynorm._kernels.cuda.task import NORMALIZE, STEPS, STREAM, STREAM_AND_ADD, Choice
 
@@ -99,11 +99,11 @@ def build(given: tuple[str, ...]) -> tuple[bytes, str]:
 def compiled(choice: Choice, block: int, architecture: str) -> bytes:
     """Machine code for a card, from disk where it has been compiled before."""
     given = options(choice, block, target(architecture))
-    name = f"{_digest(given)}.bin"
-    code = kept.read(name)
+    name = _digest(given)
+    code = object_files.read(name)
     if code is None:
         code, _ = build(given)
-        kept.write(name, code)
+        object_files.write(name, code)
     return code
 
 

@@ -74,12 +74,17 @@ def kernel(name: str, variant: Variant) -> Kernel:
         return found
 
 
+def module_of(name: str, variant: Variant) -> tuple[str, Callable[[], Any]]:
+    """The symbol of a kernel, and what writes its module."""
+    of_variant = "".join(str(int(one)) for one in variant)
+    symbol = f"{name}_{of_variant}"
+    return symbol, lambda: _trace(symbol, name, variant)
+
+
 def _compiled(name: str, variant: Variant) -> Kernel:
     from anynorm._kernels.cpu.compiler.machine_code import load
 
-    of_variant = "".join(str(int(one)) for one in variant)
-    symbol = f"{name}_{of_variant}"
-    address = load(symbol, lambda: _trace(symbol, name, variant))
+    address = load(*module_of(name, variant))
     return Kernel(address, _Function(address))
 
 

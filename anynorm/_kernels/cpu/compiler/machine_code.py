@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,8 @@ import llvmlite
 from llvmlite import binding as llvm
 
 from anynorm import _forks
-from anynorm._kernels.cuda import kept
+from anynorm._kernels import object_files
+from anynorm._kernels.cpu.compiler.waiting import note_compiled
 
 # Other code of the process may be in LLVM when it forks: Numba, say. LLVM's lock has no public name; where it is not
 # this one, such a child waits for ever in its first call of a kernel.
@@ -27,17 +29,28 @@ def load(name: str, write: Callable[[], Any]) -> int:
 
     The code is never freed, as a thread may be in it to the end of the process.
     """
-    file = f"{name}-{_key()}.o"
-    code = kept.read(file)
+    code = object_files.read(_file(name))
     if code is None:
+        started = time.perf_counter()
         code = compile_module(str(write()))
-        kept.write(file, code)
+        seconds = time.perf_counter() - started
+        note_compiled(name, seconds, object_files.write(_file(name), code))
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     address = int(engine.get_function_address(name))
     engine.detach()
     return address
+
+
+def compile_to(place: Path, name: str, write: Callable[[], Any]) -> str | None:
+    """Compile it for others to load from a folder; return why it is not kept there, or None."""
+    return object_files.write(_file(name), compile_module(str(write())), place)
+
+
+def kept_nbytes(name: str, place: Path) -> int:
+    """How large it is in a folder; 0: it is not there."""
+    return len(object_files.read(_file(name), place) or b"")
 
 
 def compile_module(text: str) -> bytes:
@@ -65,6 +78,10 @@ def _features() -> str:
     """What the processor can do."""
     features: str = llvm.get_host_cpu_features().flatten()
     return features
+
+
+def _file(name: str) -> str:
+    return f"{name}-{_key()}"
 
 
 @cache

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from anynorm._check import Call
 from anynorm._kernels import autograd
 from anynorm._kernels.cpu.fast_path.tensors import follow_by
 from anynorm._kernels.cpu.launch.norm import run as run_kernel
+from anynorm._kernels.cpu.launch.quick_vjp import quick_pull
 from anynorm._kernels.cpu.launch.vjp import pull
 
 Array = Any
+
+
+def run(call: Call, choose_pull: autograd.ChoosePull) -> Any:
+    """Return y, or (y, total) where the call has a residual, with what leads back from there."""
+    return autograd.run(_kernels(choose_pull), call)
+
+
+@cache
+def _kernels(choose_pull: autograd.ChoosePull) -> autograd.Kernels:
+    """The kernels; the short way, which lies below, is told of them."""
+    kernels = autograd.Kernels("cpu", run_kernel, pull, _surely_pulls, quick_pull, choose_pull)
+    follow_by(partial(autograd.follow, kernels))
+    return kernels
 
 
 def _surely_pulls(x: Array, dy: Array, dtotal: Array | None) -> bool:
@@ -19,12 +33,3 @@ def _surely_pulls(x: Array, dy: Array, dtotal: Array | None) -> bool:
     if not dy.is_cpu or not autograd.is_plain(dy):
         return False
     return dtotal is None or (dtotal.is_cpu and autograd.is_plain(dtotal))
-
-
-_KERNELS = autograd.Kernels("cpu", run_kernel, pull, _surely_pulls)
-
-
-def run(call: Call, choose_pull: autograd.ChoosePull) -> Any:
-    """Return y, or (y, total) where the call has a residual, with what leads back from there."""
-    follow_by(partial(autograd.differentiable, _KERNELS, choose_pull))
-    return autograd.run(_KERNELS, choose_pull, call)

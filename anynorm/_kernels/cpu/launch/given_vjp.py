@@ -16,7 +16,7 @@ from anynorm._kernels.cpu.language.dtypes import FINISHED
 from anynorm._kernels.cpu.launch.extreme import pull_row
 from anynorm._kernels.cpu.launch.given import apply_numbers, host, in_numpy, layout_of, moments_in_numpy, room_for
 from anynorm._kernels.cpu.launch.layout import Layout
-from anynorm._kernels.cpu.launch.norm import ACCESS
+from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.vjp import run
 from anynorm._libraries import library_of
 from anynorm._moments import Moments, statistics_of
@@ -37,7 +37,7 @@ def pull(gradient: Gradient) -> tuple[Any, ...]:
     with numpy.errstate(all="ignore"):
         step = by_moments.step_of(of_rows)
         _write(of_rows, numbers, step)
-    dx = ACCESS[call.library.name].empty_like(call.x, call.x.nbytes)
+    dx = empty_like(call.library.memory, call.x, call.x.nbytes)
     layout = layout_of(call, numbers, dx, False, gradient.dy)
     parameters = run(gradient, dx, layout, numbers, partial(_pull_row, step, numbers))
     with numpy.errstate(all="ignore"):

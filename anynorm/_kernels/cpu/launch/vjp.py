@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +15,11 @@ from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import RULES
 from anynorm._kernels.cpu.launch.extreme import pull_row
 from anynorm._kernels.cpu.launch.layout import Layout
-from anynorm._kernels.cpu.launch.memory import NumPy
-from anynorm._kernels.cpu.launch.norm import ACCESS, kind_of, lay_out
+from anynorm._kernels.cpu.launch.machine import empty_like
+from anynorm._kernels.cpu.launch.norm import kind_of, lay_out
 from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES, launch
+from anynorm._libraries import Memory
+from anynorm._libraries.numpy_arrays import NumPy
 
 Array = Any
 
@@ -26,19 +27,19 @@ Array = Any
 # and so do the bits of the whole sum. 16 sums of 8192 features take 2 MB.
 _LEAST_BLOCK = 64
 _MOST_BLOCKS = 16
-# Memory of a call that is kept for the next one of its thread. Taken anew each time, it would be what has the C library
-# give freed results back to the system, whose pages then come one by one again.
+# Memory of a call that is kept for another one, no more of it than calls were made at once. Taken anew each time, it
+# would be what has the C library give freed results back to the system, whose pages then come one by one again.
 _MOST_KEPT_NBYTES = 2 << 20
 _LEAST_ROOM = 4096
-_spare = threading.local()
+_spare: list[tuple[numpy.ndarray, int]] = []
 
 
 def pull(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight and dbias."""
     call, dy, dtotal, _ = gradient
-    access, kind = ACCESS[call.library.name], kind_of(call.x.dtype)
-    dx = access.empty_like(call.x, call.x.nbytes)
-    layout = lay_out(call, access, (dy, dx, dtotal), kind.itemsize, 0, False, columns=False)
+    memory, kind = call.library.memory, kind_of(call.x.dtype)
+    dx = empty_like(memory, call.x, call.x.nbytes)
+    layout = lay_out(call, memory, (dy, dx, dtotal), kind.itemsize, False, columns=False)
     return dx, *run(gradient, dx, layout, None, pull_row)
 
 
@@ -48,26 +49,25 @@ def run(
     """Write dx, and return dweight and dbias; numbers of given moments become sums. The rest is as for `_rescue`."""
     call, dy, dtotal, wanted = gradient
     x: Array = call.x
-    access, kind, shape = ACCESS[call.library.name], kind_of(x.dtype), x.shape
+    memory, kind, shape = call.library.memory, kind_of(x.dtype), x.shape
     features = shape[-1] if call.axes == (len(shape) - 1,) else math.prod([shape[axis] for axis in call.axes])
     size = math.prod(shape)
     rows, nbytes = size // features, size * kind.itemsize
-    weight, weight_code, dweight = _parameter(access, call.weight, x, wanted)
-    _, bias_code, dbias = _parameter(access, call.bias, x, wanted)
-    block = max(_LEAST_BLOCK, -(-rows // _MOST_BLOCKS))
-    blocks = -(-rows // block)
+    weight, weight_code, dweight = _parameter(memory, call.weight, x, wanted)
+    _, bias_code, dbias = _parameter(memory, call.bias, x, wanted)
+    block, blocks = blocks_of(rows)
     sums = 0 if dweight is None and dbias is None else 2 * blocks * features
     refusals = blocks * (block + 1) if kind.itemsize == 8 else 0
-    work = _take_room(2 * features + sums + refusals)
+    work, place_of_work = take_room(2 * features + sums + refusals)
     task = Task(
         features=features, rows=rows, eps=call.eps, scale=scale_of(call), weight_offset=call.weight_offset,
-        x=access.address(x), residual=access.address(dy), y=access.address(dx),
-        total=0 if dtotal is None else access.address(dtotal),
+        x=memory.address(x), residual=memory.address(dy), y=memory.address(dx),
+        total=0 if dtotal is None else memory.address(dtotal),
         layout=0 if layout is None else NumPy.address(layout.numbers),
-        weight=0 if weight is None else access.address(weight), weight_code=weight_code,
-        dweight=0 if dweight is None else access.address(dweight), dweight_code=weight_code,
-        dbias=0 if dbias is None else access.address(dbias), dbias_code=bias_code,
-        block_rows=block, work=NumPy.address(work), numbers=0 if numbers is None else NumPy.address(numbers),
+        weight=0 if weight is None else memory.address(weight), weight_code=weight_code,
+        dweight=0 if dweight is None else memory.address(dweight), dweight_code=weight_code,
+        dbias=0 if dbias is None else memory.address(dbias), dbias_code=bias_code,
+        block_rows=block, work=place_of_work, numbers=0 if numbers is None else NumPy.address(numbers),
     )  # fmt: skip
     compute = kernel(
         "derivative",
@@ -75,7 +75,7 @@ def run(
     )
     if not refusals and (blocks == 1 or nbytes < LEAST_SHARED_NBYTES):
         compute.run(task, -1, blocks + 1)
-        _give_back(work)
+        give_back(work, place_of_work)
         return dweight, dbias
 
     def resume(first: int, last: int) -> None:
@@ -87,31 +87,44 @@ def run(
         refused = work[2 * features + sums :][:refusals].view(numpy.int64).reshape(blocks, -1)
         _rescue(gradient, layout, task, refused, work[2 * features :][:sums], rescue)
     compute.run(task, blocks, blocks + 1)
-    _give_back(work)
+    give_back(work, place_of_work)
     return dweight, dbias
 
 
-def _take_room(length: int) -> numpy.ndarray:
-    """Room for so many float64 numbers: what an earlier call of this thread has given back, if that is as long."""
-    room, _spare.room = getattr(_spare, "room", None), None
-    return room if room is not None and len(room) >= length else numpy.empty(max(length, _LEAST_ROOM))
+def blocks_of(rows: int) -> tuple[int, int]:
+    """How many rows make a block, and how many blocks there are."""
+    block = max(_LEAST_BLOCK, -(-rows // _MOST_BLOCKS))
+    return block, -(-rows // block)
 
 
-def _give_back(room: numpy.ndarray) -> None:
+def take_room(length: int) -> tuple[numpy.ndarray, int]:
+    """Room for so many float64 numbers, and its address: what a call has given back, if that is as long."""
+    try:
+        spare = _spare.pop()
+        if len(spare[0]) >= length:
+            return spare
+    except IndexError:
+        pass
+    room = numpy.empty(max(length, _LEAST_ROOM))
+    return room, NumPy.address(room)
+
+
+def give_back(room: numpy.ndarray, address: int) -> None:
+    """Keep room for another call."""
     if room.nbytes <= _MOST_KEPT_NBYTES:
-        _spare.room = room
+        _spare.append((room, address))
 
 
 def _parameter(
-    access: Any, parameter: Array | float | None, x: Array, wanted: bool
+    memory: type[Memory], parameter: Array | float | None, x: Array, wanted: bool
 ) -> tuple[Array | None, int, Array | None]:
     """A parameter as the kernel reads it, the code of its dtype, and room for its gradient."""
     if parameter is None:
         return None, 0, None
     held: Array = x[(0,) * x.ndim] if isinstance(parameter, float) else parameter
-    if not access.is_contiguous(held):
-        held = access.contiguous(held)
-    gradient = access.empty_like(held, 0) if wanted else None
+    if not memory.is_contiguous(held):
+        held = memory.contiguous(held)
+    gradient = memory.empty_like(held) if wanted else None
     return held if held.ndim else None, kind_of(held.dtype).code, gradient  # a scale goes as a number
 
 

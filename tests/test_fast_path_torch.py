@@ -1,5 +1,6 @@
-"""Tensors take the short way where they are like earlier ones in each respect; only the time tells."""
+"""Small tensors on the CPU take the fast path, if they are plain; only the time tells."""
 
+import ctypes
 import gc
 import weakref
 
@@ -8,23 +9,16 @@ import pytest
 import torch
 
 import anynorm
-from anynorm import _norms
-from anynorm._kernels.cpu.fast_path import arrays as repeat
-from anynorm._kernels.cpu.fast_path import tensors as repeat_torch
-from anynorm._torch_state import Guards
+import anynorm.torch
+from tests import fast_path
 from tests.backends import needs_llvmlite
 from tests.processes import in_threads
 
 pytestmark = needs_llvmlite
-# Of the versions that the guards have been tried with; by others a call is looked at anew each time.
-HAS_GUARDS = torch.__version__.startswith("2.13.")
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# DLPack's exchange interface, by which the program looks at tensors; without it all take the long way.
+HAS_EXCHANGE = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-@pytest.fixture(autouse=True)
-def nothing_remembered():
-    repeat.forget()
 
 
 def tensors(shape=(2, 33), dtype=torch.float32, seed=0):
@@ -37,43 +31,25 @@ def long_way(*arguments, norm="layer_norm", **options):
         return getattr(anynorm, norm)(*arguments, **options)
 
 
-def prime(*arguments, norm="layer_norm", **options):
-    for _ in range(4):
-        y = getattr(anynorm, norm)(*arguments, **options)
-    assert (norm in repeat_torch._latest) == HAS_GUARDS
-    return y
-
-
-def goes_short(monkeypatch, *arguments, norm="layer_norm", **options):
-    """Whether a call is made without being looked at anew."""
-    looked = []
-    with monkeypatch.context() as patched:
-        patched.setattr(_norms, "check", lambda *given, **named: looked.append(1) or check(*given, **named))
-        patched.setattr(repeat_torch, "_ask", lambda *given: looked.append(1) and None)
-        getattr(anynorm, norm)(*arguments, **options)
-    return not looked
-
-
-check = _norms.check
-
-
-def test_the_installed_torch_has_guards():
-    assert (Guards.of(torch) is not None) == HAS_GUARDS
+def goes_short(*arguments, norm="layer_norm", **options):
+    """Whether a call is made without being checked; the one before it was like it."""
+    function = getattr(anynorm, norm)
+    function(*arguments, **options)
+    return fast_path.goes_short(function, *arguments, **options)
 
 
 @every_dtype
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
-def test_guarded_calls_have_the_bits_of_the_long_way(norm, dtype, monkeypatch):
+def test_small_calls_have_the_bits_of_the_long_way(norm, dtype):
     x, weight, bias = tensors(dtype=dtype)
     for parameters in ((weight, bias), (weight,), (None, bias), (), (torch.nn.Parameter(weight), bias)):
         with torch.no_grad():
-            prime(x, *parameters, norm=norm)
             for scale in (1.0, 1e-3, 0.0):
-                assert goes_short(monkeypatch, x * scale, *parameters, norm=norm) == HAS_GUARDS
+                assert goes_short(x * scale, *parameters, norm=norm) == HAS_EXCHANGE
                 y, expected = (way(x * scale, *parameters) for way in (getattr(anynorm, norm), long_way_of(norm)))
                 assert torch.equal(y, expected)
                 assert (y.dtype, y.shape, y.stride()) == (x.dtype, x.shape, x.stride())
-    prime(x, 0.7, norm="scale_norm")
+    assert goes_short(x, 0.7, norm="scale_norm") == HAS_EXCHANGE
     assert torch.equal(anynorm.scale_norm(-x, 0.7), long_way(-x, 0.7, norm="scale_norm"))
     assert torch.equal(anynorm.scale_norm(x, 0.5), long_way(x, 0.5, norm="scale_norm"))
 
@@ -82,20 +58,20 @@ def long_way_of(norm):
     return lambda *arguments: long_way(*arguments, norm=norm)
 
 
-def test_kinds_that_alternate_all_go_short(monkeypatch):
+def test_kinds_that_alternate_all_go_short():
     kinds = [tensors((n, features)) for n in (1, 2) for features in (8, 33)]
     for _ in range(4):
         for kind in kinds:
             anynorm.layer_norm(*kind)
     for kind in kinds * 2:
-        assert goes_short(monkeypatch, *kind) == HAS_GUARDS
+        assert goes_short(*kind) == HAS_EXCHANGE
         assert torch.equal(anynorm.layer_norm(*kind), long_way(*kind))
 
 
 @every_dtype
 def test_rows_that_a_kernel_cannot_hold(dtype):
     x, weight, bias = tensors(dtype=dtype)
-    prime(x, weight, bias)
+    anynorm.layer_norm(x, weight, bias)
     largest = torch.finfo(dtype).max
     for scale in (largest / 8, 1 / largest, float("inf")):
         extreme = x.clone()
@@ -136,7 +112,7 @@ OTHERS = {
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_what_becomes_of_a_tensor_is_seen(place, way, other):
     arguments = [t.clone() for t in tensors()]
-    prime(*arguments)
+    anynorm.layer_norm(*arguments)
     WAYS[way](place, OTHERS[other])(arguments)
     with anynorm.use_kernel("definition"):
         expected = anynorm.layer_norm(*[t.resolve_neg().contiguous() for t in arguments])
@@ -148,7 +124,7 @@ def test_what_becomes_of_a_tensor_is_seen(place, way, other):
 
 def test_tensors_that_do_not_fit_are_refused_all_the_same():
     x, weight, bias = tensors()
-    prime(x, weight, bias)
+    anynorm.layer_norm(x, weight, bias)
     wrong = [
         (ValueError, (x, weight[:-1], bias)),
         (ValueError, (x, weight[None], bias)),
@@ -176,7 +152,7 @@ def test_tensors_that_do_not_fit_are_refused_all_the_same():
 
 def test_other_values_and_parameters_left_out():
     x, weight, bias = tensors()
-    prime(x, weight, bias)
+    anynorm.layer_norm(x, weight, bias)
     calls = [(x,), (x, weight), (x, None, bias), (x, weight, weight), (x[:0], weight, bias), (x[0], weight, bias)]
     for arguments in calls:
         for _ in range(4):
@@ -190,14 +166,14 @@ def test_other_values_and_parameters_left_out():
 @pytest.mark.parametrize(("before", "then"), [({}, {"eps": 1.0}), ({"eps": 1.0}, {}), ({}, {"weight_offset": 1.0})])
 def test_another_eps_or_offset_than_that_of_the_call_before(before, then):
     x, weight, bias = tensors()
-    prime(x, weight, bias, **before)
+    anynorm.layer_norm(x, weight, bias, **before)
     for options in (then, before, then, then, before):
         assert torch.equal(anynorm.layer_norm(x, weight, bias, **options), long_way(x, weight, bias, **options))
 
 
 def test_results_are_tensors_like_any_other():
     x, weight, bias = tensors()
-    y = prime(x, weight, bias)
+    y = anynorm.layer_norm(x, weight, bias)
     assert (type(y), y.is_leaf, y._version, y.storage_offset()) == (torch.Tensor, True, 0, 0)
     assert y.resize_(4, 33).shape == (4, 33)
     assert anynorm.layer_norm(x, weight, bias).data_ptr() not in (t.data_ptr() for t in (x, weight, bias))
@@ -208,50 +184,20 @@ class Subclass(torch.Tensor):
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_subclasses(place, monkeypatch):
+def test_subclasses(place):
     arguments = tensors()
-    prime(*arguments)
+    anynorm.layer_norm(*arguments)
     arguments[place] = arguments[place].as_subclass(Subclass)
-    assert not goes_short(monkeypatch, *arguments)
+    assert not goes_short(*arguments)
     assert type(anynorm.layer_norm(*arguments)) is Subclass
 
 
 def test_no_tensor_lives_on():
     arguments = tensors()
-    held = [weakref.ref(t) for t in (*arguments, prime(*arguments))]
+    held = [weakref.ref(t) for t in (*arguments, anynorm.layer_norm(*arguments))]
     del arguments
     gc.collect()
     assert [one() for one in held] == [None] * 4
-
-
-def test_numbers_of_a_recipe_outlive_it():
-    x, weight, bias = tensors()
-    expected = prime(x, weight, bias)
-    repeat_torch._recipes.clear()
-    gc.collect()
-    filled = [np.full(16, -1) for _ in range(1000)]  # memory that was given back would be among this
-    assert torch.equal(anynorm.layer_norm(x, weight, bias), expected)
-    del filled
-
-
-@pytest.mark.parametrize("missing", ["guards", "fit"])
-def test_without_guards(missing, monkeypatch):
-    if missing == "guards":
-        monkeypatch.delattr(torch._C._dynamo.guards, "TensorGuards")
-    else:  # they let everything pass
-
-        class Careless:
-            def __init__(self, *_, **__):
-                self.check = lambda *_: True
-
-        monkeypatch.setattr(torch._C._dynamo.guards, "TensorGuards", Careless)
-    assert Guards.of(torch) is None
-    monkeypatch.setattr(repeat_torch, "_guards", None)
-    arguments = tensors()
-    expected = long_way(*arguments)
-    for _ in range(4):
-        assert torch.equal(anynorm.layer_norm(*arguments), expected)
-    assert not repeat_torch._attempts
 
 
 def test_many_threads_and_kinds():
@@ -268,3 +214,100 @@ def test_many_threads_and_kinds():
 
     in_threads(work, range(4))
     assert wrong == []
+
+
+@every_dtype
+def test_sums_have_the_bits_of_the_long_way(dtype):
+    x, weight, bias = tensors(dtype=dtype)
+    residual = tensors(dtype=dtype, seed=1)[0]
+    for norm in ("add_layer_norm", "add_rms_norm"):
+        for parameters in ((weight, bias), (weight,), ()):
+            assert goes_short(x, residual, *parameters, norm=norm) == HAS_EXCHANGE
+            expected = long_way(x, residual, *parameters, norm=norm)
+            for one, other in zip(getattr(anynorm, norm)(x, residual, *parameters), expected, strict=True):
+                assert torch.equal(one, other)
+        assert not goes_short(x, torch._neg_view(residual), norm=norm)
+
+
+def test_scales_in_tensors():
+    x = tensors()[0]
+    for dtype in DTYPES:
+        for scale in (0.3, -0.0, 2.0):
+            held = torch.tensor(scale, dtype=dtype)
+            assert goes_short(x, held, norm="scale_norm") == HAS_EXCHANGE
+            assert torch.equal(anynorm.scale_norm(x, held), long_way(x, held, norm="scale_norm"))
+        held = torch.tensor(2.0, dtype=dtype, requires_grad=True)
+        y = anynorm.scale_norm(x, held)
+        (gradient,) = torch.autograd.grad(y.sum(), held)
+        torch.testing.assert_close(gradient, (y.sum() / 2).to(dtype).reshape(()))
+
+
+def gradients(way, *arguments, norm="layer_norm"):
+    held = [one.clone().requires_grad_() for one in arguments]
+    found = way(*held) if way is not None else getattr(anynorm, norm)(*held)
+    y, *total = found if isinstance(found, tuple) else (found,)
+    loss = (y * torch.arange(33)).sum() + sum(one.square().sum() for one in total)
+    return [y, *total, *torch.autograd.grad(loss, held)]
+
+
+@every_dtype
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm"])
+def test_gradients_have_the_bits_of_the_long_way(norm, dtype):
+    x, weight, bias = tensors(dtype=dtype)
+    given = [x, *([tensors(dtype=dtype, seed=1)[0]] if norm.startswith("add") else []), weight, bias]
+    expected = gradients(lambda *held: long_way(*held, norm=norm), *given)
+    with fast_path.checks() as seen:
+        found = gradients(None, *given, norm=norm)
+    assert bool(seen) != HAS_EXCHANGE
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", [anynorm.torch.LayerNorm, anynorm.torch.RMSNorm, anynorm.torch.ScaleNorm])
+def test_modules_take_it(kind):
+    norm, x = kind(33), tensors()[0]
+    for is_granted in (True, False):
+        with torch.set_grad_enabled(is_granted):
+            expected = norm(x)
+            with fast_path.checks() as seen:
+                y = norm(x)
+            assert bool(seen) != HAS_EXCHANGE
+            assert torch.equal(y, expected)
+            assert y.requires_grad == is_granted
+            with pytest.raises(ValueError, match="33"):
+                norm(x[:, 1:])
+
+
+def test_modules_whose_weight_was_replaced():
+    """By one of another length, x has to fit both."""
+    for norm in (anynorm.torch.LayerNorm(33), anynorm.torch.RMSNorm(33)):
+        norm.weight = torch.nn.Parameter(torch.ones(32))
+        for features in (32, 33):
+            with pytest.raises(ValueError, match="33"):
+                norm(torch.ones(2, features))
+
+
+@pytest.mark.parametrize("other", ["no attribute", "another version", "no function"])
+def test_without_the_exchange_interface(other, monkeypatch):
+    """Then tensors take the long way."""
+    from anynorm._kernels.cpu.fast_path import functions
+
+    if other == "no attribute":
+        monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__", raising=False)
+    else:
+        exchange = functions._Exchange(2, 0, None, None, None, None, 1, None)
+        if other == "no function":
+            exchange.major, exchange.look_at_tensor = 1, 0
+        monkeypatch.setattr(functions, "_pointer_in", lambda capsule, name: ctypes.addressof(exchange))
+        monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", "a capsule", raising=False)
+    before = functions.record().look_at_tensor
+    assert not functions.write_torch(torch)
+    assert functions.record().look_at_tensor == before
+
+
+def test_a_profiler_sees_a_name():
+    arguments = tensors()
+    anynorm.layer_norm(*arguments)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
+        anynorm.layer_norm(*arguments)
+    assert "anynorm::layer_norm (cpu)" in [event.name for event in profiled.events()]

@@ -7,9 +7,8 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import anynorm
-from anynorm._kernels.cpu.fast_path import arrays as repeat
 from tests.backends import needs_llvmlite
-from tests.test_kernels_repeat_torch import HAS_GUARDS, goes_short, nothing_remembered, prime, tensors  # noqa: F401  # a fixture
+from tests.test_fast_path_torch import HAS_EXCHANGE, goes_short, tensors
 
 pytestmark = needs_llvmlite
 
@@ -17,25 +16,23 @@ pytestmark = needs_llvmlite
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_gradient_is_given_where_one_is_wanted(place):
     arguments = tensors()
-    prime(*arguments)
+    anynorm.layer_norm(*arguments)
     arguments[place].requires_grad_()
     assert anynorm.layer_norm(*arguments).requires_grad
-    repeat.forget()
     with torch.no_grad():
-        assert not prime(*arguments).requires_grad
-    # Primed without gradients, with just these tensors.
+        assert not anynorm.layer_norm(*arguments).requires_grad
     assert anynorm.layer_norm(*arguments).requires_grad
     with torch.no_grad(), torch.enable_grad():
         assert anynorm.layer_norm(*arguments).requires_grad
 
 
-def test_inference_tensors(monkeypatch):
+def test_inference_tensors():
     arguments = tensors()
-    plain = prime(*arguments)
+    plain = anynorm.layer_norm(*arguments)
     with torch.inference_mode():
-        inner = prime(*arguments)
-        assert goes_short(monkeypatch, *arguments) == HAS_GUARDS
-        made = prime(*tensors())
+        inner = anynorm.layer_norm(*arguments)
+        assert goes_short(*arguments) == HAS_EXCHANGE
+        made = anynorm.layer_norm(*tensors())
     assert [y.is_inference() for y in (plain, inner, made, anynorm.layer_norm(*arguments))] == [
         False, True, True, False,
     ]  # fmt: skip
@@ -44,13 +41,13 @@ def test_inference_tensors(monkeypatch):
 
 # Torch compiles derivatives of its own by what it has deprecated.
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-def test_what_observes_torch_still_does(monkeypatch):
+def test_what_observes_torch_still_does():
     x, weight, bias = tensors()
-    expected = prime(x, weight, bias)
+    expected = anynorm.layer_norm(x, weight, bias)
     short = []
 
     def normalize(x):
-        short.append(goes_short(monkeypatch, x, weight, bias))
+        short.append(goes_short(x, weight, bias))
         return anynorm.layer_norm(x, weight, bias)
 
     class Mode(TorchDispatchMode):
@@ -73,7 +70,7 @@ def test_what_observes_torch_still_does(monkeypatch):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")  # torch's own
 def test_graphs_hold_the_norm():
     x, weight, bias = tensors()
-    prime(x, weight, bias)
+    anynorm.layer_norm(x, weight, bias)
     traced = torch.jit.trace(lambda x: anynorm.layer_norm(x, weight, bias), x)
     torch.testing.assert_close(traced(x + x.abs()), anynorm.layer_norm(x + x.abs(), weight, bias))
     torch.compiler.reset()
@@ -81,11 +78,11 @@ def test_graphs_hold_the_norm():
     torch.testing.assert_close(compiled(x), anynorm.layer_norm(x, weight, bias))
 
 
-def test_fake_tensors(monkeypatch):
+def test_fake_tensors():
     arguments = tensors()
-    prime(*arguments)
-    with FakeTensorMode(allow_non_fake_inputs=True):  # which guards do not see
-        assert not goes_short(monkeypatch, *arguments)
+    anynorm.layer_norm(*arguments)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert not goes_short(*arguments)
     with FakeTensorMode() as mode:
         fakes = [mode.from_tensor(t) for t in arguments]
         assert type(anynorm.layer_norm(*fakes)) is type(fakes[0])

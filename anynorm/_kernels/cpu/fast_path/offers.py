@@ -1,0 +1,50 @@
+"""What the fast path serves: kernels that have run a call the long way, and so are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+
+from anynorm._check import Call
+from anynorm._forks import unforked
+from anynorm._kernels import short_ways
+from anynorm._kernels.cpu.fast_path.arrays import way_of_arrays
+from anynorm._kernels.cpu.fast_path.record import place_of
+from anynorm._kernels.cpu.fast_path.tensors import way_of_tensors
+from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.language.dtypes import CODES
+from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
+from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES
+
+_offered: set[tuple[str, Variant]] = set()
+_served: set[str] = set()  # libraries
+
+
+def offer(call: Call, variant: Variant, address: int, resume: Callable[[Call, int], Any]) -> None:
+    """Let small calls of this kind go to the kernel at an address from now on; 0 where it is interpreted."""
+    library = call.library.name
+    if (library, variant) in _offered or not address:
+        return
+    with unforked:
+        from anynorm._kernels.cpu.fast_path import functions
+
+        record = functions.record()
+        # Larger arrays are shared among threads, or stored past the caches.
+        record.most_nbytes = min(LEAST_SHARED_NBYTES, -(-last_cache_nbytes() // 4)) - 1
+        record.kernels[place_of(variant)] = address
+        if library == "numpy" and variant.code == CODES["bfloat16"]:
+            functions.write("bfloat16", numpy.dtype(call.x.dtype.type))
+        if library == "numpy" and library not in _served:
+            normalize = functions.normalize_arrays()
+            if normalize is not None:
+                short_ways.add(numpy.ndarray, way_of_arrays(normalize, resume))
+        elif library not in _served:
+            import torch
+
+            normalize = functions.normalize_tensors()
+            if normalize is not None:
+                short_ways.add(torch.Tensor, way_of_tensors(torch, normalize))
+        _served.add(library)
+        _offered.add((library, variant))

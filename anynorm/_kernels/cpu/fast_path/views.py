@@ -1,0 +1,121 @@
+"""How the program looks at an array: its address, shape and dtype.
+
+NumPy's arrays answer through the buffer protocol, tensors through DLPack's exchange interface for C. Both take some
+nanoseconds, where Python would take a microsecond to ask about three arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anynorm._kernels.cpu.fast_path.words import Fields, Require, call, fails, word
+from anynorm._kernels.cpu.language.arithmetic import where
+from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
+from anynorm._kernels.cpu.language.memory import buffer, store_integer
+from anynorm._libraries.torch_tensors import LOW_ADDRESS
+
+# Of a Py_buffer, in bytes; it belongs to the stable ABI since Python 3.11. Behind it, a dtype's code and how many axes.
+_BUF, _OBJ, _NDIM, _FORMAT, _SHAPE, _CODE, _AXES, VIEW_NBYTES = 0, 8, 36, 40, 48, 80, 88, 96
+_IN_ORDER, _FORMATTED, _WRITABLE = 0x38, 0x04, 0x01  # PyBUF_C_CONTIGUOUS and so on
+_FORMATS = {"e": 0, "f": 2, "d": 3}
+_UNKNOWN = -1
+# Of a DLTensor.
+_DATA, _DEVICE, _DL_NDIM, _DTYPE, _DL_SHAPE, _STRIDES, _OFFSET, _DL_NBYTES = 0, 8, 16, 20, 24, 32, 40, 48
+_CPU, _FLOAT, _BFLOAT = 1, 2, 4
+_DTYPES = {_FLOAT | 16 << 8: 0, _BFLOAT | 16 << 8: 1, _FLOAT | 32 << 8: 2, _FLOAT | 64 << 8: 3}
+_ONE_LANE = 1 << 16
+
+
+class View:
+    """What was seen of an array, in memory; nothing yet."""
+
+    def __init__(self, address: Any) -> None:
+        self.at = address
+        store_integer(self.at + _BUF, 0)
+        store_integer(self.at + _OBJ, 0)
+
+    place = property(lambda self: word(self.at + _BUF, 64))  # its address; 0 where there is no array
+    ndim = property(lambda self: word(self.at + _AXES, 64))
+    shape = property(lambda self: word(self.at + _SHAPE, 64))  # the address of its lengths
+    code = property(lambda self: word(self.at + _CODE, 64))
+
+    @property
+    def itemsize(self) -> Any:
+        """Of its elements."""
+        return where(self.code == 3, 8, where(self.code == 2, 4, 2))
+
+    def leave_out(self, code: Any) -> None:
+        """Take it for an array of a dtype, which is not there."""
+        store_integer(self.at + _CODE, code)
+
+    def length(self, axis: Any) -> Any:
+        """Along one axis."""
+        return word(self.shape + axis * 8, 64)
+
+    def release(self, known: Fields) -> None:
+        """Give back what NumPy has lent."""
+        for _ in when(word(self.at + _OBJ, 64) != 0):
+            call(known.PyBuffer_Release, self.at)
+
+
+def is_of(known: Fields, thing: Any, kind: Any) -> Any:
+    """Whether a thing is of a type, and of none that is derived from it."""
+    found = call(known.PyObject_Type, thing)
+    call(known.Py_DecRef, found)
+    return found == kind
+
+
+def look_at_array(known: Fields, view: View, array: Any, require: Require, writable: bool = False) -> None:
+    """See an ndarray in C order, of a dtype that there are kernels for."""
+    require(is_of(known, array, known.ndarray))
+    access, code = _IN_ORDER | _WRITABLE * writable, cell(_UNKNOWN)
+    for is_nameless in cases(fails(known.PyObject_GetBuffer, array, view.at, access | _FORMATTED)):
+        if not is_nameless:
+            letter = word(word(view.at + _FORMAT, 64), 16)  # and the 0 behind it
+            for name, number in _FORMATS.items():
+                code[...] = where(letter == ord(name), number, code)
+            continue
+        # The buffer protocol has no letter for bfloat16, so that is asked as Python does. Or the array is unfit.
+        call(known.PyErr_Clear)
+        store_integer(view.at + _OBJ, 0)
+        require(known.bfloat16 != 0)
+        dtype = call(known.PyObject_GetAttr, array, known.dtype)
+        call(known.Py_DecRef, dtype)
+        require(dtype == known.bfloat16)
+        for _ in when(fails(known.PyObject_GetBuffer, array, view.at, access)):
+            call(known.PyErr_Clear)
+            store_integer(view.at + _OBJ, 0)
+            require(False)
+        code[...] = 1
+    store_integer(view.at + _CODE, code)
+    store_integer(view.at + _AXES, word(view.at + _NDIM, 32))
+    require(code >= 0)
+
+
+def look_at_tensor(known: Fields, view: View, tensor: Any, require: Require, writable: bool = False) -> None:
+    """See a tensor of one of torch's own types on the CPU, in C order; its memory is not lent, but the caller's."""
+    kind = call(known.PyObject_Type, tensor)
+    call(known.Py_DecRef, kind)
+    require((kind == known.Tensor) | (kind == known.Parameter))
+    told = buffer(_DL_NBYTES)
+    for _ in when(fails(known.look_at_tensor, tensor, told)):
+        call(known.PyErr_Clear)
+        require(False)
+    require(word(told + _DEVICE, 32) == _CPU)
+    code, dtype, ndim = cell(_UNKNOWN), word(told + _DTYPE, 32), word(told + _DL_NDIM, 32)
+    for name, number in _DTYPES.items():
+        code[...] = where(dtype == name | _ONE_LANE, number, code)
+    require(code >= 0)
+    place, shape = word(told + _DATA, 64) + word(told + _OFFSET, 64), word(told + _DL_SHAPE, 64)
+    require(place >= LOW_ADDRESS)  # below, there may be no memory: the long way finds out
+    step, strides, are_in_order = cell(1), word(told + _STRIDES, 64), cell(True)
+    require((strides != 0) | (ndim == 0))
+    for i in loop(1, ndim + 1, 1):
+        length, stride = (word(at + (ndim - i) * 8, 64) for at in (shape, strides))
+        are_in_order[...] = are_in_order & ((length == 1) | (stride == step))
+        step[...] = step * length
+    require(are_in_order)
+    store_integer(view.at + _BUF, place)
+    store_integer(view.at + _SHAPE, shape)
+    store_integer(view.at + _CODE, code)
+    store_integer(view.at + _AXES, ndim)

@@ -1,0 +1,64 @@
+"""The short ways: what a small call tries before check, choose and run.
+
+A kernel puts functions here, by the type of x. Each returns y, or (y, total) for a call with a residual; None where
+the call is not for it, or not right, which the checks will tell: it has written nothing then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+
+from anynorm._forced import is_forced
+
+# rule, x, residual, weight, bias, eps, weight_offset, out; over the last axis.
+Way = Callable[..., Any]
+
+_ways: dict[type, tuple[Way, ...]] = {}
+
+
+def add(kind: type, way: Way) -> None:
+    """Let calls with an x of this type try a way from now on."""
+    ways = _ways.get(kind, ())
+    if way not in ways:
+        _ways[kind] = (*ways, way)
+
+
+def remove(kind: type, way: Way) -> None:
+    """Let them try it no more."""
+    _ways[kind] = tuple(one for one in _ways.get(kind, ()) if one is not way)
+
+
+def try_short_ways(
+    rule: Any,
+    x: Any,
+    residual: Any,
+    weight: Any,
+    bias: Any,
+    axis: Any,
+    eps: Any,
+    weight_offset: Any,
+    out: Any,
+) -> Any:
+    """What a kernel makes of arguments that are not checked; None where no kernel has a short way for them.
+
+    For one row of 768 it takes a tenth of the time of check, choose and run.
+    """
+    for way in _ways.get(type(x), ()):
+        if is_forced() or not ((type(axis) is int and axis == -1) or _is_last(axis, x)):
+            return None
+        result = way(rule, x, residual, weight, bias, eps, weight_offset, out)
+        if result is not None:
+            return result
+    return None
+
+
+def _is_last(axis: Any, x: Any) -> bool:
+    """Whether an axis is the last one of x, however it is written."""
+    if type(axis) in (tuple, list) and len(axis) == 1:
+        (axis,) = axis
+    if isinstance(axis, numpy.integer):
+        axis = int(axis)
+    return type(axis) is int and axis in (-1, x.ndim - 1)

@@ -1,0 +1,28 @@
+"""Which way a call takes."""
+
+from contextlib import contextmanager
+from unittest import mock
+
+from anynorm import _norms, _residual
+
+
+@contextmanager
+def checks():
+    """Count the calls that are checked, which those on the fast path are not."""
+    seen = []
+
+    def counted(check):
+        return lambda *given, **options: seen.append(given) or check(*given, **options)
+
+    with (
+        mock.patch.object(_norms, "check", counted(_norms.check)),
+        mock.patch.object(_residual, "check", counted(_residual.check)),
+    ):
+        yield seen
+
+
+def goes_short(function, *arguments, **options):
+    """Whether a call is made without being checked."""
+    with checks() as seen:
+        function(*arguments, **options)
+    return not seen

@@ -1,0 +1,178 @@
+"""On each side of each threshold the fast path does what the long way does."""
+
+import ctypes
+import itertools
+from contextlib import contextmanager
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import anynorm
+from tests.backends import ALL, as_dtype, needs_llvmlite
+from tests.fast_path import goes_short
+from tests.processes import script
+
+pytestmark = needs_llvmlite
+every_dtype = pytest.mark.parametrize("dtype", ALL)
+
+
+@pytest.fixture
+def record():
+    from anynorm._kernels.cpu.fast_path import functions
+
+    return functions.record()
+
+
+@contextmanager
+def every_kernel(record, address):
+    """Call what lies at an address in place of each kernel."""
+    before = list(record.kernels)
+    record.kernels = type(record.kernels)(*[address if kernel else 0 for kernel in before])
+    try:
+        yield
+    finally:
+        record.kernels = type(record.kernels)(*before)
+
+
+@contextmanager
+def tasks(record):
+    """What kernels are handed, by the fast path and by the long way."""
+    from anynorm._kernels.cpu.kernels.task import Task
+    from anynorm._kernels.cpu.launch import norm
+
+    short, long = [], []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+    def kernel(task, first, last):
+        short.append(fields(Task.from_address(task)))
+        return last
+
+    launch = lambda kernel, task, *rest: long.append(fields(task))  # noqa: E731
+    with every_kernel(record, ctypes.cast(kernel, ctypes.c_void_p).value), mock.patch.object(norm, "launch", launch):
+        yield short, long
+
+
+def fields(task):
+    return {name: getattr(task, name) for name, _ in task._fields_}
+
+
+def numbers(shape, dtype):
+    return as_dtype(np.random.default_rng(0).standard_normal(shape), dtype)
+
+
+def calls(dtype, rows, features):
+    """Of each kind of parameters, with results to write to."""
+    x, residual, y, total = (numbers((rows, features), dtype) for _ in range(4))
+    kinds = [None, *(numbers(features, kind) for kind in ALL)]
+    for weight, bias in itertools.product(kinds, kinds):
+        for offset in (0.0, 1.0) if weight is not None else (0.0,):
+            options = {"eps": 0.25, "weight_offset": offset}
+            yield anynorm.layer_norm, (x, weight, bias), options | {"out": y}
+            yield anynorm.add_rms_norm, (x, residual, weight, bias), options | {"out": (y, total)}
+    for scale in (None, 0.0, -0.0, 2.0, *(as_dtype(np.asarray(0.3), kind) for kind in ALL)):
+        yield anynorm.scale_norm, (x, scale), {"eps": 0.25, "out": y}
+
+
+@every_dtype
+def test_kernels_are_handed_the_same(dtype, record):
+    """A cache line is 16 numbers of float32; parameters are read directly from 1025 features on, or below 4 rows."""
+    anynorm.rms_norm(numbers(8, "bfloat16"))
+    for function, arguments, options in calls(dtype, 2, 8):
+        function(*arguments, **options)
+    with tasks(record) as (short, long):
+        for shape in itertools.product((3, 4), (7, 8, 15, 16, 31, 32, 1024, 1025)):
+            for function, arguments, options in calls(dtype, *shape):
+                assert goes_short(function, *arguments, **options)
+                with anynorm.use_kernel("cpu"):
+                    function(*arguments, **options)
+                assert short.pop() == long.pop()
+        assert short == long == []
+
+
+def test_what_two_threads_would_share_takes_the_long_way(record):
+    from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
+    from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES
+
+    anynorm.rms_norm(np.ones(4, np.float32))
+    most = min(LEAST_SHARED_NBYTES, last_cache_nbytes() // 4)
+    below, at = (np.ones((rows, 64), np.float32) for rows in (most // 256 - 1, most // 256))
+    assert goes_short(anynorm.rms_norm, below)
+    assert not goes_short(anynorm.rms_norm, at)
+
+
+def test_the_most_bytes(record, monkeypatch):
+    from anynorm._kernels.cpu.fast_path import offers
+
+    x = np.ones((3, 11), np.float32)
+    anynorm.rms_norm(x)
+    for most, is_short in ((x.nbytes, True), (x.nbytes - 1, False)):
+        monkeypatch.setattr(record, "most_nbytes", most)
+        assert goes_short(anynorm.rms_norm, x) == is_short
+    # What would be stored past a last cache of 400 bytes has 100 or more.
+    monkeypatch.setattr(offers, "_offered", set())
+    monkeypatch.setattr(offers, "last_cache_nbytes", lambda: 400)
+    with anynorm.use_kernel("cpu"):
+        anynorm.rms_norm(x[:1])
+    assert record.most_nbytes == 99
+
+
+def test_python_is_let_go_of_for_much_work_alone(record):
+    """A function that says whether the lock is held stands for the kernel: 1 is that all of the one row is done."""
+    anynorm.rms_norm(np.ones(4, np.float32))
+    with every_kernel(record, ctypes.cast(ctypes.pythonapi.PyGILState_Check, ctypes.c_void_p).value):
+        for size, is_held in ((8192, True), (8193, False)):
+            assert goes_short(anynorm.rms_norm, np.ones((1, size), np.float32)) == is_held
+
+
+@pytest.mark.parametrize("axis", [-1, 1, (-1,), (1,), [-1], np.int64(-1), np.int8(1), (np.intp(1),)], ids=repr)
+def test_every_spelling_of_the_last_axis(axis):
+    x, weight = numbers((3, 33), "float32"), numbers(33, "float32")
+    expected, _ = anynorm.layer_norm(x, weight), anynorm.add_layer_norm(x, x, weight)
+    assert goes_short(anynorm.layer_norm, x, weight, axis=axis)
+    assert goes_short(anynorm.add_layer_norm, x, x, weight, axis=axis)
+    assert anynorm.layer_norm(x, weight, axis=axis).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("axis", [0, (0, 1), -2, np.int64(0), (0,)], ids=repr)
+def test_another_axis(axis):
+    x = numbers((3, 33), "float32")
+    anynorm.layer_norm(x)
+    assert not goes_short(anynorm.layer_norm, x, axis=axis)
+    with anynorm.use_kernel("definition"):
+        expected = anynorm.layer_norm(x, axis=axis)
+    np.testing.assert_allclose(anynorm.layer_norm(x, axis=axis), expected, rtol=0, atol=2.0**-20)
+
+
+@pytest.mark.parametrize(
+    "axis", [True, 1.0, "1", None, 2, -3, (), (1, 1), (1, -1), np.ones(2, int), np.bool(True)], ids=repr
+)
+def test_what_is_no_axis(axis):
+    x = numbers((3, 33), "float32")
+    anynorm.layer_norm(x)
+    with pytest.raises((TypeError, ValueError), match="axis"):
+        anynorm.layer_norm(x, axis=axis)
+
+
+def test_the_objects_take_it():
+    for dtype in (np.float32, np.float64, np.float16):
+        x = np.random.default_rng(0).standard_normal((3, 33)).astype(dtype)
+        for norm in (
+            anynorm.LayerNorm(33, dtype=dtype),
+            anynorm.RMSNorm(33, dtype=dtype),
+            anynorm.ScaleNorm(33, dtype=dtype),
+        ):
+            expected = norm(x)
+            assert goes_short(norm, x)
+            assert norm(x).tobytes() == expected.tobytes()
+
+
+def test_there_is_none_where_kernels_are_interpreted():
+    code = """
+import numpy, anynorm
+from anynorm._kernels import short_ways
+for _ in range(3):
+    anynorm.rms_norm(numpy.ones((2, 3), numpy.float32))
+print(short_ways._ways)
+"""
+    assert script(code, ANYNORM_INTERPRET="1") == ["{}"]
