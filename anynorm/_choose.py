@@ -47,12 +47,13 @@ def _run_on_cpu(call: Call) -> Any:
     if call.library.name == "torch" and cpu.wants_gradient(call):
         return _follow_on_cpu(call)
     # Imported with the first call: a process without use for the kernels should not wait for them.
+    if call.moments is not None:
+        with unforked:
+            from anynorm._kernels.cpu.launch import given
+        return given.run(call)
     with unforked:
-        if call.moments is None:
-            from anynorm._kernels.cpu.launch.norm import run
-        else:
-            from anynorm._kernels.cpu.launch.given import run
-    return run(call)
+        from anynorm._kernels.cpu.launch import norm
+    return norm.run(call)
 
 
 def _follow_on_cpu(call: Call) -> Any:

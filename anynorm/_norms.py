@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from anynorm._check import Call, check
 from anynorm._choose import Kernel, choose, try_short_ways

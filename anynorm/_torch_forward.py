@@ -14,7 +14,7 @@ from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
 from anynorm import _torch_functions as functions
-from anynorm import _torch_own
+from anynorm import _torch_native
 from anynorm._choose import try_short_ways
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, Rule
 from anynorm._wording import as_array_of, describe, sentence
@@ -45,14 +45,14 @@ def layer_norm(
 ) -> Tensor:
     """Apply layer_norm over the last axes; without a weight there is no offset."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return _torch_own.layer_norm(x, shape, weight, bias, eps, offset)
+        return _torch_native.layer_norm(x, shape, weight, bias, eps, offset)
     y = _by_short_way(LAYER_NORM, x, shape, weight, bias, eps, offset)
     if y is not None:
         return y
-    if _is_other(x):
-        return _of_others(layer_norm, x, shape, weight, bias, eps, offset)
+    if _is_proxy_or_nested(x):
+        return _of_proxy_or_nested(layer_norm, x, shape, weight, bias, eps, offset)
     x, axis = _laid_out(x), _axis_of(shape, x)
-    return functions.layer_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=_used(offset, weight))
+    return functions.layer_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=_offset_beside(offset, weight))
 
 
 def rms_norm(
@@ -60,23 +60,23 @@ def rms_norm(
 ) -> Tensor:
     """Likewise for rms_norm; without an eps, by that of torch for the dtype."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return _torch_own.rms_norm(x, shape, weight, bias, eps, offset)
+        return _torch_native.rms_norm(x, shape, weight, bias, eps, offset)
     y = _by_short_way(RMS_NORM, x, shape, weight, bias, eps, offset)
     if y is not None:
         return y
-    if _is_other(x):
-        return _of_others(rms_norm, x, shape, weight, bias, eps, offset)
+    if _is_proxy_or_nested(x):
+        return _of_proxy_or_nested(rms_norm, x, shape, weight, bias, eps, offset)
     eps = _EPS.get(x.dtype, 0.0) if eps is None else eps
     x, axis = _laid_out(x), _axis_of(shape, x)
-    return functions.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=_used(offset, weight))
+    return functions.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=_offset_beside(offset, weight))
 
 
 def scale_norm(x: Tensor, shape: Shape, scale: Tensor, eps: float) -> Tensor:
     """Likewise for scale_norm."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return _torch_own.scale_norm(x, [-1], scale, 1.0, eps)
-    if _is_other(x):
-        return _of_others(scale_norm, x, shape, scale, eps)
+        return _torch_native.scale_norm(x, [-1], scale, 1.0, eps)
+    if _is_proxy_or_nested(x):
+        return _of_proxy_or_nested(scale_norm, x, shape, scale, eps)
     return functions.scale_norm(x, scale, axis=_axis_of(shape, x), eps=eps)
 
 
@@ -84,7 +84,9 @@ def _by_short_way(
     rule: Rule, x: Any, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float | None, offset: float
 ) -> Tensor | None:
     """What becomes of a plain tensor whose last axis is as long as the weight, which is as long as it should be."""
-    if _is_compiling() or type(x) is not Tensor or weight is None or weight.shape != shape or len(shape) != 1:
+    if _is_compiling() or type(x) is not Tensor or weight is None:
+        return None
+    if len(shape) != 1 or weight.shape != shape:  # type: ignore[comparison-overlap]  # see Shape
         return None
     eps = _EPS.get(x.dtype) if eps is None else eps
     return try_short_ways(rule, x, None, weight, bias, -1, eps, offset, None)  # type: ignore[no-any-return]
@@ -95,17 +97,17 @@ def _laid_out(x: Tensor) -> Tensor:
     return x if x.layout != torch.strided or x.is_contiguous() else x.contiguous()
 
 
-def _used(offset: float, weight: Tensor | None) -> float:
+def _offset_beside(offset: float, weight: Tensor | None) -> float:
     return 0.0 if weight is None else offset
 
 
-def _is_other(x: Any) -> bool:
+def _is_proxy_or_nested(x: Any) -> bool:
     if not isinstance(x, (Tensor, Proxy)):
         raise TypeError(sentence("x", "be a torch tensor", describe(x), f"pass {as_array_of('torch', 'x', x)}"))
     return isinstance(x, Proxy) or bool(getattr(x, "is_nested", False))
 
 
-def _of_others(norm: Callable[..., Tensor], x: Any, *arguments: Any) -> Tensor:
+def _of_proxy_or_nested(norm: Callable[..., Tensor], x: Any, *arguments: Any) -> Tensor:
     """A norm as a node of a graph, or of what a nested tensor holds, laid out as that is."""
     if isinstance(x, Proxy):
         return handle_torch_function(norm, (x,), x, *arguments)

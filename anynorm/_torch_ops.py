@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from anynorm import _norms, _torch_own
+from anynorm import _norms, _torch_native
 from anynorm._check import Gradient, check, check_gradient
 from anynorm._choose import choose_pull
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
@@ -43,7 +43,7 @@ def _run(rule: Rule, x: Tensor, weight: Tensor | None, bias: Tensor | None, *opt
     given = _given(options)
     with torch.no_grad():
         return _norms.run(
-            rule, x, weight, bias, given["axis"], given["eps"], given["weight_offset"], choose=_torch_own.choose
+            rule, x, weight, bias, given["axis"], given["eps"], given["weight_offset"], choose=_torch_native.choose
         )
 
 

@@ -37,7 +37,7 @@ def modes_question(torch: Any) -> Callable[[], int]:
 
 
 def tracing_question(torch: Any) -> Callable[[], bool]:
-    """The function that tells whether torch.jit.trace is at work: the public one, or what that asks, which is quicker."""
+    """The function that tells whether torch.jit.trace is at work: what the public one asks, or that, a slower way."""
     found: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)
     return found
 

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anynorm import _torch_convert, _torch_forward, _torch_own
+from anynorm import _torch_convert, _torch_forward, _torch_native
 from anynorm._numbers import check_length, check_lengths, check_number
 from anynorm._torch_convert import convert, revert
 from anynorm._torch_functions import add_layer_norm, add_rms_norm, layer_norm, rms_norm, scale_norm
@@ -93,7 +93,7 @@ class LayerNorm(torch.nn.LayerNorm):
         normalized_shape = check_lengths("normalized_shape", normalized_shape, least=0)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device=device, dtype=dtype)
         if self.weight_offset:
-            self.register_forward_pre_hook(_insist)
+            self.register_forward_pre_hook(_require_call)
 
     def reset_parameters(self) -> None:
         """Weights of 1, offset and all, and biases of 0."""
@@ -108,7 +108,7 @@ class LayerNorm(torch.nn.LayerNorm):
         """Normalize a tensor whose last axes have the normalized shape."""
         shape, offset = self.normalized_shape, self.weight_offset
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return _torch_own.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
+            return _torch_native.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
         return _torch_forward.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
@@ -159,10 +159,10 @@ class RMSNorm(torch.nn.RMSNorm):
         eps = None if eps is None else check_number("eps", eps, least=0.0)
         normalized_shape = check_lengths("normalized_shape", normalized_shape, least=0)
         super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
-        held = torch.zeros(self.normalized_shape, device=device, dtype=dtype) if bias else None
-        self.register_parameter("bias", None if held is None else torch.nn.Parameter(held))
+        zeros = torch.zeros(self.normalized_shape, device=device, dtype=dtype) if bias else None
+        self.register_parameter("bias", None if zeros is None else torch.nn.Parameter(zeros))
         if bias or self.weight_offset:
-            self.register_forward_pre_hook(_insist)
+            self.register_forward_pre_hook(_require_call)
 
     def reset_parameters(self) -> None:
         """Weights of 1, offset and all, and biases of 0."""
@@ -180,7 +180,7 @@ class RMSNorm(torch.nn.RMSNorm):
         """Normalize a tensor whose last axes have the normalized shape."""
         shape, offset = self.normalized_shape, self.weight_offset
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return _torch_own.rms_norm(x, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
+            return _torch_native.rms_norm(x, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
         return _torch_forward.rms_norm(x, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
@@ -231,7 +231,7 @@ class ScaleNorm(torch.nn.Module):
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             if x.shape[-1] != self.dim:
                 raise ValueError(f"the last axis of the input must have the length {self.dim}")
-            return _torch_own.scale_norm(x, [-1], self.scale, 1.0, self.eps)
+            return _torch_native.scale_norm(x, [-1], self.scale, 1.0, self.eps)
         return _torch_forward.scale_norm(x, (self.dim,), self.scale, self.eps)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
@@ -239,7 +239,7 @@ class ScaleNorm(torch.nn.Module):
         return f"{self.dim}, eps={self.eps}"
 
 
-def _insist(self: torch.nn.Module, input: tuple[Tensor]) -> None:
+def _require_call(self: torch.nn.Module, input: tuple[Tensor]) -> None:
     """Do nothing, as a hook: without one torch.nn.TransformerEncoderLayer may not call a norm but read its parameters.
 
     It takes it for a layer norm of them then, without an offset.

@@ -10,8 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import anynorm
 import anynorm.torch as norms
-from anynorm._kernels import cuda
-from anynorm._kernels import short_ways
+from anynorm._kernels import cuda, short_ways
 from anynorm._kernels.cuda import arrays, autograd, run
 from tests.emulated import emulation, needs_compiler
 from tests.tolerances import CUDA_GRADIENT_BOUNDS, assert_exact, gradient_of_bias, gradient_of_rows
@@ -49,15 +48,15 @@ def pulled():
 
     def pull(gradient):
         found.append(gradient)
-        return kernels.pull(gradient)
+        return pull_by_kernels(gradient)
 
-    kernels = autograd._KERNELS
+    pull_by_kernels = autograd.pull
     with (
         emulation(),
         mock.patch.dict(short_ways._ways, clear=True),  # they go by where tensors are
         mock.patch.dict(run.ACCESS, torch=Tensors),
         mock.patch.object(run, "remember"),
-        mock.patch.object(autograd, "_KERNELS", kernels._replace(pull=pull)),
+        mock.patch.object(autograd, "pull", pull),
         mock.patch.object(cuda, "_MISSING", None),
         mock.patch.object(torch.Tensor, "is_cuda", True),
         mock.patch.object(torch.Tensor, "is_cpu", False),

@@ -19,9 +19,10 @@ pytestmark = needs_llvmlite
 
 
 def program():
-    from anynorm._kernels.cpu.fast_path import program
+    """The builtin function."""
+    from anynorm._kernels.cpu.fast_path import functions
 
-    return program.program()
+    return functions.normalize_arrays()
 
 
 def test_neighbours_in_memory_do_not_overlap(monkeypatch):
@@ -130,8 +131,21 @@ def given(dtype="float32"):
 
 
 UNFIT = {
-    "x": [np.ones((6, 32), np.float32), np.ones(33), 3, None, np.ones((0, 33), np.float32), np.ones((33, 6), np.float32).T],
-    "weight": [np.ones(32, np.float32), np.ones((1, 33), np.float32), 1.0, np.ones(33, np.int32), np.ones(66, np.float32)[::2]],
+    "x": [
+        np.ones((6, 32), np.float32),
+        np.ones(33),
+        3,
+        None,
+        np.ones((0, 33), np.float32),
+        np.ones((33, 6), np.float32).T,
+    ],
+    "weight": [
+        np.ones(32, np.float32),
+        np.ones((1, 33), np.float32),
+        1.0,
+        np.ones(33, np.int32),
+        np.ones(66, np.float32)[::2],
+    ],
     "y": [np.ones((6, 33), np.int16), np.ones((3, 33), np.float32), b"123", np.broadcast_to(np.float32(1), (6, 33))],
     "eps": [1, -1.0, float("nan"), float("inf"), None],
     "offset": [1, float("nan"), float("inf"), "0"],
@@ -142,7 +156,7 @@ UNFIT |= {"bias": UNFIT["weight"], "residual": UNFIT["y"], "total": UNFIT["y"]}
 @pytest.mark.parametrize("dtype", ALL)
 def test_nothing_is_held_whatever_becomes_of_a_call(dtype):
     """An array that is still lent out has one reference more."""
-    normalize = program().normalize_arrays
+    normalize = program()
     arguments = given(dtype)
     anynorm.add_rms_norm(*(arguments[name] for name in ("x", "residual", "weight", "bias")), eps=1e-5)
     without, arrays = arguments | {"y": None, "total": None}, [arguments[name] for name in ARGUMENTS]
@@ -165,7 +179,7 @@ def test_nothing_is_held_whatever_becomes_of_a_call(dtype):
 
 
 def test_unfit_results_are_not_written():
-    normalize, arguments = program().normalize_arrays, given()
+    normalize, arguments = program(), given()
     anynorm.add_rms_norm(*(arguments[name] for name in ("x", "residual", "weight", "bias")), eps=1e-5)
     before = {name: arguments[name].copy() for name in ARGUMENTS}
     for name, others in UNFIT.items():
@@ -184,7 +198,7 @@ def test_results_that_share_one_element(result, other):
     """With an array of their size they may share all, but for each other; with none a part."""
     if result == other:
         return
-    normalize, arguments = program().normalize_arrays, given()
+    normalize, arguments = program(), given()
     anynorm.add_rms_norm(*(arguments[name] for name in ("x", "residual", "weight", "bias")), eps=1e-5)
     size = arguments[other].size
     memory = np.ones(2 * 198, np.float32)
@@ -209,10 +223,12 @@ def test_no_room_for_a_result(error, made, monkeypatch):
         return results[-1]
 
     arguments = given() | {"y": None, "total": None}
-    normalize, results = program().normalize_arrays, []
+    normalize, results = program(), []
     anynorm.add_rms_norm(*(arguments[name] for name in ("x", "residual", "weight", "bias")), eps=1e-5)
     before = references(*(one for one in arguments.values() if one is not None))
-    monkeypatch.setattr(program().record, "empty_like_array", id(make))
+    from anynorm._kernels.cpu.fast_path import functions
+
+    monkeypatch.setattr(functions.record(), "empty_like_array", id(make))
     for _ in range(2):
         with pytest.raises(error):
             normalize(*arguments.values())

@@ -19,9 +19,9 @@ every_dtype = pytest.mark.parametrize("dtype", ALL)
 
 @pytest.fixture
 def record():
-    from anynorm._kernels.cpu.fast_path.program import program
+    from anynorm._kernels.cpu.fast_path import functions
 
-    return program().record
+    return functions.record()
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def calls(dtype, rows, features):
 
 @every_dtype
 def test_kernels_are_handed_the_same(dtype, record):
-    """A line of a cache is 16 numbers of float32; from 1025 features or below 4 rows on parameters are read directly."""
+    """A cache line is 16 numbers of float32; parameters are read directly from 1025 features on, or below 4 rows."""
     anynorm.rms_norm(numbers(8, "bfloat16"))
     for function, arguments, options in calls(dtype, 2, 8):
         function(*arguments, **options)
@@ -144,7 +144,9 @@ def test_another_axis(axis):
     np.testing.assert_allclose(anynorm.layer_norm(x, axis=axis), expected, rtol=0, atol=2.0**-20)
 
 
-@pytest.mark.parametrize("axis", [True, 1.0, "1", None, 2, -3, (), (1, 1), (1, -1), np.ones(2, int), np.bool(True)], ids=repr)
+@pytest.mark.parametrize(
+    "axis", [True, 1.0, "1", None, 2, -3, (), (1, 1), (1, -1), np.ones(2, int), np.bool(True)], ids=repr
+)
 def test_what_is_no_axis(axis):
     x = numbers((3, 33), "float32")
     anynorm.layer_norm(x)
@@ -155,7 +157,11 @@ def test_what_is_no_axis(axis):
 def test_the_objects_take_it():
     for dtype in (np.float32, np.float64, np.float16):
         x = np.random.default_rng(0).standard_normal((3, 33)).astype(dtype)
-        for norm in (anynorm.LayerNorm(33, dtype=dtype), anynorm.RMSNorm(33, dtype=dtype), anynorm.ScaleNorm(33, dtype=dtype)):
+        for norm in (
+            anynorm.LayerNorm(33, dtype=dtype),
+            anynorm.RMSNorm(33, dtype=dtype),
+            anynorm.ScaleNorm(33, dtype=dtype),
+        ):
             expected = norm(x)
             assert goes_short(norm, x)
             assert norm(x).tobytes() == expected.tobytes()

@@ -290,20 +290,19 @@ def test_modules_whose_weight_was_replaced():
 @pytest.mark.parametrize("other", ["no attribute", "another version", "no function"])
 def test_without_the_exchange_interface(other, monkeypatch):
     """Then tensors take the long way."""
-    from anynorm._kernels.cpu.fast_path import program
+    from anynorm._kernels.cpu.fast_path import functions
 
-    found = program.program()
     if other == "no attribute":
         monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__", raising=False)
     else:
-        exchange = program._Exchange(2, 0, None, None, None, None, 1, None)
+        exchange = functions._Exchange(2, 0, None, None, None, None, 1, None)
         if other == "no function":
             exchange.major, exchange.look_at_tensor = 1, 0
-        monkeypatch.setattr(program, "_pointer_in", lambda capsule, name: ctypes.addressof(exchange))
+        monkeypatch.setattr(functions, "_pointer_in", lambda capsule, name: ctypes.addressof(exchange))
         monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", "a capsule", raising=False)
-    before = found.record.look_at_tensor
-    assert not found.write_torch(torch)
-    assert found.record.look_at_tensor == before
+    before = functions.record().look_at_tensor
+    assert not functions.write_torch(torch)
+    assert functions.record().look_at_tensor == before
 
 
 def test_a_profiler_sees_a_name():

@@ -11,7 +11,7 @@ import anynorm.torch
 from anynorm import _profiled
 from anynorm import _torch_state as torch_state
 from anynorm._kernels import autograd, short_ways
-from anynorm._kernels.cpu.fast_path.program import program
+from anynorm._kernels.cpu.fast_path import functions
 from anynorm._kernels.cpu.fast_path.tensors import way_of_tensors
 from tests.processes import script
 from tests.tolerances import BOUNDS
@@ -107,7 +107,7 @@ def test_names_in_the_profiler(monkeypatch):
     assert not _profiled.is_profiled()
     monkeypatch.setattr(autograd, "_profiler", _profiled.profiler_of(torch))
     monkeypatch.setattr(short_ways, "_ways", {})  # as in a process that has just begun
-    short_ways.add(torch.Tensor, way_of_tensors(torch, program().normalize_tensors))
+    short_ways.add(torch.Tensor, way_of_tensors(torch, functions.normalize_tensors()))
     assert_right(anynorm.layer_norm)
     expected = anynorm.layer_norm(*GIVEN)
     for _ in range(6):

@@ -76,9 +76,9 @@ class _Norm(torch.autograd.Function):
         weight: Any,
         bias: Array | None,
         residual: Array | None,
-        by: Call | tuple[Any],
+        by: Any,
     ) -> Any:
-        """``by``: the call, or in a tuple, for else torch would take it for one more argument, what came of it."""
+        """``by``: the call, or a tuple of its result, which torch would take for one more argument by itself."""
         if type(by) is tuple:
             (result,) = by
         else:
@@ -141,14 +141,21 @@ def _pull(
     gradient = Gradient(call, dy, dtotal, parameters)
     if is_usual and kernels.surely_pulls(x, dy, dtotal):
         return kernels.pull(gradient)
-    # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.
-    if torch.is_grad_enabled() or lacks_memory(dy) or (dtotal is not None and lacks_memory(dtotal)):
+    if is_for_definition(dy, dtotal):
         if not is_profiled():
             return definition_pull.pull(gradient)
         name = name_of(call, "definition", "_backward")
         found: tuple[Any, ...] = named(name, (dy, x, weight, bias), definition_pull.pull, gradient)
         return found
     return _chosen(kernels.choose_pull, gradient, forced)(gradient)  # which sees to the name itself
+
+
+def is_for_definition(*gradients: Array | None) -> bool:
+    """Whether only the definition can take a derivative.
+
+    It is to be differentiated itself, or is_grads_batched has made one tensor of many gradients, which has no memory.
+    """
+    return torch.is_grad_enabled() or any(one is not None and lacks_memory(one) for one in gradients)
 
 
 def _chosen(choose_pull: ChoosePull, gradient: Gradient, forced: str | None) -> Pull:

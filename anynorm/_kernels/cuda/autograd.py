@@ -23,9 +23,7 @@ def _surely_pulls(x: Array, dy: Array, dtotal: Array | None) -> bool:
     return are_plain and x.is_cuda and bool(x.is_contiguous())
 
 
-_KERNELS = autograd.Kernels("cuda", run_kernel, pull, _surely_pulls)
-
-
 def run(call: Call, choose_pull: autograd.ChoosePull) -> Any:
     """Return y, or (y, total) where the call has a residual, with what leads back from there."""
-    return autograd.run(_KERNELS, choose_pull, call)
+    kernels = autograd.Kernels("cuda", run_kernel, pull, _surely_pulls, None, choose_pull)
+    return autograd.run(kernels, call)

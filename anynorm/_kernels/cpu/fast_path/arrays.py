@@ -15,7 +15,14 @@ def way_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, int], A
     """The short way by a function of the program; ``resume`` goes on with a call at the row where a kernel stopped."""
 
     def way(
-        rule: Any, x: Array, residual: Array | None, weight: Any, bias: Array | None, eps: float, offset: float, out: Any
+        rule: Any,
+        x: Array,
+        residual: Array | None,
+        weight: Any,
+        bias: Array | None,
+        eps: float,
+        offset: float,
+        out: Any,
     ) -> Any:
         if residual is None:
             found = normalize(rule, x, None, out, None, weight, bias, eps, offset)

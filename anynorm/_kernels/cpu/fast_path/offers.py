@@ -28,22 +28,23 @@ def offer(call: Call, variant: Variant, address: int, resume: Callable[[Call, in
     if (library, variant) in _offered or not address:
         return
     with unforked:
-        from anynorm._kernels.cpu.fast_path.program import program
+        from anynorm._kernels.cpu.fast_path import functions
 
-        found = program()
-        if found is None:
-            return
+        record = functions.record()
         # Larger arrays are shared among threads, or stored past the caches.
-        found.record.most_nbytes = min(LEAST_SHARED_NBYTES, -(-last_cache_nbytes() // 4)) - 1
-        found.record.kernels[place_of(variant)] = address
+        record.most_nbytes = min(LEAST_SHARED_NBYTES, -(-last_cache_nbytes() // 4)) - 1
+        record.kernels[place_of(variant)] = address
         if library == "numpy" and variant.code == CODES["bfloat16"]:
-            found.write("bfloat16", numpy.dtype(call.x.dtype.type))
+            functions.write("bfloat16", numpy.dtype(call.x.dtype.type))
         if library == "numpy" and library not in _served:
-            short_ways.add(numpy.ndarray, way_of_arrays(found.normalize_arrays, resume))
+            normalize = functions.normalize_arrays()
+            if normalize is not None:
+                short_ways.add(numpy.ndarray, way_of_arrays(normalize, resume))
         elif library not in _served:
             import torch
 
-            if found.write_torch(torch):
-                short_ways.add(torch.Tensor, way_of_tensors(torch, found.normalize_tensors))
+            normalize = functions.normalize_tensors()
+            if normalize is not None:
+                short_ways.add(torch.Tensor, way_of_tensors(torch, normalize))
         _served.add(library)
         _offered.add((library, variant))

@@ -10,6 +10,7 @@ import torch
 from anynorm._check import Call, Gradient
 from anynorm._definition.scaling import product
 from anynorm._kernels import by_moments, definition
+from anynorm._kernels.autograd import ChoosePull, is_for_definition
 from anynorm._kernels.cpu.launch.given import run as run_kernel
 from anynorm._kernels.cpu.launch.given import run_moments as reduce_by_kernel
 from anynorm._moments import PARTS, Moments, arrays_of, of_arrays, statistics_of
@@ -17,8 +18,7 @@ from anynorm._moments_gradient import MomentsGradient, in_factors, parts_of
 from anynorm._overlap import lacks_memory, require_memory
 
 Array = Any
-ChoosePull = Callable[[Gradient], Any]  # the kernel that the table has for a derivative
-Choose = Callable[[Call], Any]  # and for a call
+Choose = Callable[[Call], Any]  # the kernel that the table has for a call
 
 
 def run(call: Call, choose_pull: ChoosePull) -> Array:
@@ -65,9 +65,7 @@ class _Given(torch.autograd.Function):
         moments = of_arrays(count, arrays, call.library.namespace)
         call = call._replace(x=x, weight=scale if weight is None else weight, bias=bias, moments=moments)
         gradient = Gradient(call, dy, None, needs[2] or needs[3])
-        # This is to be differentiated itself, or is_grads_batched has made one tensor of many, which has no memory.
-        is_followed = torch.is_grad_enabled() or lacks_memory(dy)
-        found = by_moments.pull(gradient) if is_followed else choose_pull(gradient).pull(gradient)
+        found = by_moments.pull(gradient) if is_for_definition(dy) else choose_pull(gradient).pull(gradient)
         by_arrays = _by_arrays(moments, found[3]) if any(needs[4:]) else [None] * len(arrays)
         return tuple([one if need else None for one, need in zip((None, *found[:3], *by_arrays), needs, strict=True)])
 
@@ -102,9 +100,9 @@ class _Moments(torch.autograd.Function):
         call, moments = call._replace(x=x), of_arrays(count, arrays, call.library.namespace)
         by_variance = None if by_squares is None else by_squares * count
         gradient = in_factors(by_mean, by_variance, None, statistics_of(moments).unit, about_zero=False)
-        if torch.is_grad_enabled():
-            return None, by_moments.pull_moments(call, definition.run_moments(call), gradient)
-        if any(one is not None and lacks_memory(one) for one in grads):
+        if is_for_definition(*grads):
+            if torch.is_grad_enabled():  # the moments, too, are to be differentiated
+                moments = definition.run_moments(call)
             return None, by_moments.pull_moments(call, moments, gradient)
         return None, choose(call).pull_moments(call, moments, gradient)
 

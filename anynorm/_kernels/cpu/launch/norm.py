@@ -13,7 +13,7 @@ from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.fast_path.offers import offer
 from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, CODES, RULES
+from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, CODES, FEW_ROWS, RULES
 from anynorm._kernels.cpu.launch import extreme
 from anynorm._kernels.cpu.launch.layout import Layout, plan
 from anynorm._kernels.cpu.launch.memory import NumPy, Torch, last_cache_nbytes
@@ -26,7 +26,6 @@ ACCESS: dict[str, Any] = {"numpy": NumPy, "torch": Torch}
 # To fetch what will be read next gains where it comes from afar, and elsewhere takes room in the first cache: rms_norm
 # of float32 without and with it, ns an element, 2 MB 0.29 and 0.34, 8 MB 0.58 and 0.49, 12 MB 0.81, 0.56 (EPYC 7003).
 LEAST_FETCHED_NBYTES = 4 << 20
-_FEW_ROWS = 4  # for which it does not pay to widen the parameters beforehand
 
 
 class _Kind(NamedTuple):
@@ -61,8 +60,13 @@ def _kind_of_call(call: Call) -> _Kind:
     return kind
 
 
-def run(call: Call, first: int = 0) -> Any:
-    """Return y, or (y, total) where the call has a residual; the fast path may have written the rows before ``first``."""
+def run(call: Call) -> Any:
+    """Return y, or (y, total) where the call has a residual."""
+    return _run_from(call, 0)
+
+
+def _run_from(call: Call, first: int) -> Any:
+    """The same, where the fast path has written the rows before the first one."""
     access, x, residual = ACCESS[call.library.name], call.x, call.residual
     shape, kind = x.shape, _kind_of_call(call)
     features = shape[call.axes[0]] if len(call.axes) == 1 else math.prod([shape[axis] for axis in call.axes])
@@ -99,7 +103,7 @@ def run(call: Call, first: int = 0) -> Any:
         compiled = kernel(name, variant)
         launch(compiled, task, units, rows, nbytes, resume, keepalive)
         if layout is None and 4 * nbytes < last_cache_nbytes() and nbytes < LEAST_SHARED_NBYTES:
-            offer(call, variant, compiled.address, run)
+            offer(call, variant, compiled.address, _run_from)
     if call.out is not None:
         for one in call.out:
             access.written(one)
@@ -163,7 +167,7 @@ def _task(
     direct = (
         alike
         and kind.itemsize * features >= CACHE_LINE_NBYTES
-        and (kind.itemsize == 4 or features > CHUNK or rows < _FEW_ROWS)
+        and (kind.itemsize == 4 or features > CHUNK or rows < FEW_ROWS)
     )
     task = Task(
         features=features, rows=rows, eps=call.eps, scale=scale, weight_offset=call.weight_offset,

@@ -1,0 +1,143 @@
+"""The program of the fast path as builtin functions of Python, and the record that it reads."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import numpy
+
+from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
+from anynorm._kernels.cpu.fast_path.record import BEGIN, FUNCTIONS, Record
+
+_METH_FASTCALL = 0x80
+# To release Python's lock and take it again costs 0.07 microseconds, and a wait where another thread has taken it.
+# Such work takes 4 (float32).
+_FEW_ELEMENTS = 1 << 13
+
+# Of the program: rule, x, residual, y, total, weight, bias, eps, weight_offset -> y, or (y, total), as `program` says.
+Normalize = Callable[..., Any]
+
+
+class _Method(ctypes.Structure):
+    """PyMethodDef."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("function", ctypes.c_int64),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    )
+
+
+class _Exchange(ctypes.Structure):
+    """DLPackExchangeAPI: a version, those before it, and functions."""
+
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("previous", ctypes.c_void_p),
+        ("allocate", ctypes.c_void_p),
+        ("managed_from_tensor", ctypes.c_void_p),
+        ("tensor_from_managed", ctypes.c_void_p),
+        ("look_at_tensor", ctypes.c_int64),  # dltensor_from_py_object_no_sync, which may be missing
+        ("current_stream", ctypes.c_void_p),
+    )
+
+
+def _trace(name: str, kind: str) -> Any:
+    from anynorm._kernels.cpu.fast_path import program, views
+    from anynorm._kernels.cpu.language.tracing import trace
+
+    look = getattr(views, f"look_at_{kind}")
+    return trace(name, partial(program.normalize, look, f"empty_like_{kind}"), 3)
+
+
+_methods: list[_Method] = []  # which builtin functions refer to
+_held: list[Any] = []  # what there are addresses of in the record
+
+
+def write(name: str, held: Any) -> None:
+    """Put the address of an object into the record, which is then never freed."""
+    _held.append(held)
+    setattr(record(), name, id(held))
+
+
+@cache
+def record() -> Record:
+    """The record, with all that is known from the beginning."""
+    found = Record(few_elements=_FEW_ELEMENTS)
+    for name in FUNCTIONS:
+        setattr(found, name, ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value)
+    objects = {
+        "none": None, "float": float, "dtype": "dtype", "ndarray": numpy.ndarray, "empty_like_array": numpy.empty_like,
+        "layer_norm": LAYER_NORM, "rms_norm": RMS_NORM, "scale_norm": SCALE_NORM,
+    }  # fmt: skip
+    for name, held in objects.items():
+        _held.append(held)
+        setattr(found, name, id(held))
+    return found
+
+
+@cache
+def normalize_arrays() -> Normalize | None:
+    """The function of the program for NumPy arrays; None where the fast path cannot be."""
+    return _builtin("array") if _is_served() else None
+
+
+@cache
+def normalize_tensors() -> Normalize | None:
+    """The same for torch tensors; None too where torch does not tell by DLPack what a tensor is."""
+    import torch
+
+    if not (_is_served() and write_torch(torch)):
+        return None
+    return _builtin("tensor")
+
+
+def _is_served() -> bool:
+    """Whether the interpreter is CPython, on a machine of 64 bits."""
+    return sys.implementation.name == "cpython" and sys.maxsize > 1 << 32
+
+
+def write_torch(torch: Any) -> bool:
+    """Put what is needed of torch into the record, where torch has DLPack's exchange interface for C.
+
+    That is of DLPack 1.2, and torch has it since 2.10.
+    """
+    capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    if capsule is None:
+        return False
+    exchange = _Exchange.from_address(_pointer_in(capsule, b"dlpack_exchange_api"))
+    if exchange.major != 1 or not exchange.look_at_tensor:
+        return False
+    _held.append(capsule)
+    record().look_at_tensor = exchange.look_at_tensor
+    write("Tensor", torch.Tensor)
+    write("Parameter", torch.nn.Parameter)
+    write("empty_like_tensor", torch.empty_like)
+    return True
+
+
+def _pointer_in(capsule: Any, name: bytes) -> int:
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_int64, (ctypes.py_object, ctypes.c_char_p)
+    return int(get(capsule, name))
+
+
+def _builtin(kind: str) -> Normalize:
+    """A builtin function of Python. Called through ctypes it would take several times as long."""
+    from anynorm._kernels.cpu.compiler.machine_code import load
+
+    name = f"fast_path_{kind}"
+    address = load(name, partial(_trace, name, kind))
+    begin = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)
+    begin(0, ctypes.addressof(record()), BEGIN)
+    _methods.append(_Method(name.encode(), address, _METH_FASTCALL, None))
+    new = ctypes.pythonapi.PyCFunction_NewEx
+    new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    made: Normalize = new(ctypes.addressof(_methods[-1]), None, None)
+    return made
