@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,28 @@ def test_a_dtype_that_there_is_not(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["warm", "--dtype", "float23"])
     assert "did you mean float32?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("threads", "kernels", "processes"), [(31, 40, 31), (33, 40, 32), (8, 7, 7), (8, 9, 8)])
+def test_how_many_processes(threads, kernels, processes, monkeypatch, tmp_path):
+    begun = []
+
+    class Pool:
+        def __init__(self, count, *_):
+            begun.append(count)
+
+        def submit(self, *_):
+            future = Future()
+            future.set_result(None)
+            return future
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(warm, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(warm, "compilables", lambda dtypes: ALL[:kernels])
+    assert cli.main(["warm", "--to", str(tmp_path), "--threads", str(threads)]) == 0
+    assert begun == [processes]
 
 
 @posix
