@@ -292,7 +292,7 @@ def _check_out(
     for name, one in zip(names, outs, strict=True):
         _check_twin(name, one, x, library)
     for index, (name, one) in enumerate(zip(names, outs, strict=True)):
-        require_writable(name, one, library.name)
+        require_writable(name, one, library.memory)
         others = dict(zip(names[index + 1 :], outs[index + 1 :], strict=True))
-        require_separate(name, one, inputs, parameters | others, library.name)
+        require_separate(name, one, inputs, parameters | others, library.memory)
     return outs

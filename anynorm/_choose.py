@@ -44,7 +44,7 @@ class Kernel(NamedTuple):
 def _run_on_cpu(call: Call) -> Any:
     if not cpu.has_compiler():
         return choose(call).run(call)
-    if call.library.name == "torch" and cpu.wants_gradient(call):
+    if cpu.wants_gradient(call):
         return _follow_on_cpu(call)
     # Imported with the first call: a process without use for the kernels should not wait for them.
     if call.moments is not None:
@@ -66,7 +66,7 @@ def _follow_on_cpu(call: Call) -> Any:
 def _moments_on_cpu(call: Call) -> Moments:
     if not cpu.has_compiler():
         return choose(call).moments(call)
-    if call.library.name == "torch" and cpu.wants_gradient(call):
+    if cpu.wants_gradient(call):
         with unforked:
             from anynorm._kernels.cpu.launch import autograd_given
         return autograd_given.run_moments(call, choose)
@@ -88,7 +88,7 @@ def _pull_on_cpu(gradient: Gradient) -> tuple[Any, ...]:
 
 
 def _pull_moments_on_cpu(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
-    if call.library.name == "torch" and cpu.wants_gradient(call, *parts_of(gradient)):
+    if cpu.wants_gradient(call, *parts_of(gradient)):
         return by_moments.pull_moments(call, moments, gradient)
     if not cpu.has_compiler():
         return choose(call).pull_moments(call, moments, gradient)
@@ -99,7 +99,7 @@ def _pull_moments_on_cpu(call: Call, moments: Moments, gradient: MomentsGradient
 
 
 def _run_on_cuda(call: Call) -> Any:
-    if call.library.name == "torch" and cpu.wants_gradient(call):
+    if cpu.wants_gradient(call):
         from anynorm._kernels.cuda import autograd
 
         return autograd.run(call, choose_pull)

@@ -10,11 +10,11 @@ from typing import Any, SupportsIndex
 import numpy
 
 from anynorm._arrays import check_array
-from anynorm._loading import full, library_and_dtype
+from anynorm._modules.loading import full, library_and_dtype
+from anynorm._modules.state import HoldsParameters
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 from anynorm._numbers import check_length, check_lengths, check_number
 from anynorm._pytrees import pytree
-from anynorm._state import HoldsParameters
 from anynorm._types import Array, ArrayT, Shape
 from anynorm._wording import describe, sentence
 

@@ -24,7 +24,7 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype as promoted
 from flax.typing import Axes, Dtype, Initializer, PromoteDtypeFn
 
-from anynorm._nnx_forward import normalized, promoted_by, require_features
+from anynorm._modules.nnx_forward import normalized, promoted_by, require_features
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 from anynorm._numbers import check_length, check_number
 

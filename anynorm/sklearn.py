@@ -229,7 +229,7 @@ def _can_be_written(x: Any) -> bool:
     if not library.writable:
         return False
     try:
-        require_writable("X", x, library.name)
+        require_writable("X", x, library.memory)
     except ValueError:
         return False
     return True

@@ -29,10 +29,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anynorm import _torch_convert, _torch_forward, _torch_native
 from anynorm._numbers import check_length, check_lengths, check_number
-from anynorm._torch_convert import convert, revert
-from anynorm._torch_functions import add_layer_norm, add_rms_norm, layer_norm, rms_norm, scale_norm
+from anynorm._torch import convert as _convert
+from anynorm._torch import forward as _forward
+from anynorm._torch import native as _native
+from anynorm._torch.convert import convert, revert
+from anynorm._torch.functions import add_layer_norm, add_rms_norm, layer_norm, rms_norm, scale_norm
 
 __all__ = [
     "LayerNorm",
@@ -108,8 +110,8 @@ class LayerNorm(torch.nn.LayerNorm):
         """Normalize a tensor whose last axes have the normalized shape."""
         shape, offset = self.normalized_shape, self.weight_offset
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return _torch_native.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
-        return _torch_forward.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
+            return _native.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
+        return _forward.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
@@ -180,8 +182,8 @@ class RMSNorm(torch.nn.RMSNorm):
         """Normalize a tensor whose last axes have the normalized shape."""
         shape, offset = self.normalized_shape, self.weight_offset
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            return _torch_native.rms_norm(x, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
-        return _torch_forward.rms_norm(x, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
+            return _native.rms_norm(x, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
+        return _forward.rms_norm(x, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
@@ -231,8 +233,8 @@ class ScaleNorm(torch.nn.Module):
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             if x.shape[-1] != self.dim:
                 raise ValueError(f"the last axis of the input must have the length {self.dim}")
-            return _torch_native.scale_norm(x, [-1], self.scale, 1.0, self.eps)
-        return _torch_forward.scale_norm(x, (self.dim,), self.scale, self.eps)  # type: ignore[arg-type]
+            return _native.scale_norm(x, [-1], self.scale, 1.0, self.eps)
+        return _forward.scale_norm(x, (self.dim,), self.scale, self.eps)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
@@ -251,5 +253,5 @@ def _start_at_one(norm: Any) -> None:
         torch.nn.init.constant_(norm.weight, 1.0 - norm.weight_offset)
 
 
-_torch_convert.OURS.update({torch.nn.LayerNorm: LayerNorm, torch.nn.RMSNorm: RMSNorm})
-_torch_convert.OWN.update((LayerNorm, RMSNorm, ScaleNorm))
+_convert.OURS.update({torch.nn.LayerNorm: LayerNorm, torch.nn.RMSNorm: RMSNorm})
+_convert.OWN.update((LayerNorm, RMSNorm, ScaleNorm))

@@ -15,10 +15,11 @@ import pytest
 
 from anynorm._check import check, check_gradient
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
-from anynorm._kernels.cpu.launch.memory import NumPy as CPUAccess
-from anynorm._kernels.cuda import arrays, device, pull, repeat, run
+from anynorm._kernels.cuda import device, pull, repeat, run
 from anynorm._kernels.cuda import task as tasks
 from anynorm._kernels.cuda.device import Device
+from anynorm._libraries import library_of
+from anynorm._libraries.numpy_arrays import NumPy
 from tests import compiled
 
 COMPILER = shutil.which("g++")
@@ -69,12 +70,8 @@ def library() -> ctypes.CDLL:
     return found
 
 
-class NumPy(CPUAccess):
+class OnGPU(NumPy):
     """NumPy arrays as if they lay on a GPU."""
-
-    @staticmethod
-    def empty_like(array, nbytes=0):
-        return np.empty_like(array, subok=False)
 
     @staticmethod
     def ordinal(array):
@@ -89,7 +86,7 @@ class NumPy(CPUAccess):
         return 0
 
     @staticmethod
-    def numbers(array, count):
+    def float64s(array, count):
         return np.full(count, np.nan)
 
 
@@ -125,16 +122,13 @@ def emulation(
         return start
 
     def remember(call, *given):
-        if call.library.name in arrays.ACCESS:
+        if call.library.name != "numpy":
             repeat.remember(call, *given)
 
-    replaced = {
-        "ACCESS": {"numpy": NumPy, "cupy": arrays.CuPy},
-        "kernel": kernel,
-        "launch": launch,
-    }
+    replaced = {"kernel": kernel, "launch": launch}
     with contextlib.ExitStack() as stack:
         stack.callback(repeat.forget)
+        stack.enter_context(mock.patch.object(library_of(np.zeros(1)), "memory", OnGPU))
         stack.enter_context(mock.patch.multiple(run, starter=starter, remember=remember))
         stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
         # Fewer than there are rows, so that they take one after the other.

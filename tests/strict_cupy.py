@@ -12,7 +12,8 @@ from unittest import mock
 
 import numpy as np
 
-from anynorm import _arrays, _libraries
+from anynorm import _arrays
+from anynorm._libraries import library
 
 # What NumPy has and CuPy has not; more of it is of no use to norms.
 LACKING = {"block", "errstate", "frompyfunc", "geterr", "insert", "longdouble", "memmap", "nditer", "seterr", "spacing"}
@@ -217,9 +218,9 @@ def installed():
     before = {name: module for name, module in sys.modules.items() if name.startswith(ours)}
     modules = _modules()
     with contextlib.ExitStack() as stack:
-        for known in (_libraries._by_name, _libraries._by_type, _arrays._accepted):
+        for known in (library._by_name, library._by_type, _arrays._accepted):
             stack.enter_context(mock.patch.dict(known))
-        _libraries._by_name.pop("cupy", None)
+        library._by_name.pop("cupy", None)
         for name in before:
             del sys.modules[name]
         sys.modules.update(modules)

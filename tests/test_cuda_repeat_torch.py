@@ -11,18 +11,20 @@ import anynorm
 from anynorm._check import check
 from anynorm._definition.norms import LAYER_NORM
 from anynorm._kernels import short_ways
-from anynorm._kernels.cuda import arrays, repeat, run
+from anynorm._kernels.cuda import repeat, run
+from anynorm._libraries import library_of
+from anynorm._libraries.torch_tensors import Torch
 from tests.emulated import emulation, needs_compiler
 
 X, OTHER = (np.random.default_rng(seed).standard_normal((4, 8)).astype("float32") for seed in range(2))
 WEIGHT = np.linspace(-1, 1, 8, dtype="float32")
 
 
-class OnCPU(arrays.Tensors):
+class OnCPU(Torch):
     """CPU tensors, whose device has the number -1, as if it were the current one of CUDA's."""
 
     @staticmethod
-    def ordinals():
+    def current_ordinal():
         return lambda: -1
 
     @staticmethod
@@ -30,7 +32,7 @@ class OnCPU(arrays.Tensors):
         return contextlib.nullcontext()
 
     @staticmethod
-    def streams():
+    def current_stream():
         return lambda ordinal: 0
 
     @staticmethod
@@ -39,10 +41,9 @@ class OnCPU(arrays.Tensors):
 
 
 @pytest.fixture
-def ask(monkeypatch):
+def ask():
     """What torch is asked before a call is repeated."""
-    monkeypatch.setattr(repeat, "ACCESS", {"torch": OnCPU})
-    found = repeat._by_torch().ask
+    found = repeat._by_torch(OnCPU).ask
     return lambda x, weight=None, bias=None, out=None: found("layer_norm", x, weight, bias, 1e-5, 0.0, out)
 
 
@@ -82,8 +83,7 @@ def test_what_torch_follows_goes_the_full_way(ask):
 @needs_compiler
 def test_tensors_are_normalized_as_before(monkeypatch):
     with emulation(), mock.patch.dict(repeat._by_library, clear=True), torch.no_grad():
-        monkeypatch.setitem(run.ACCESS, "torch", OnCPU)
-        monkeypatch.setattr(repeat, "ACCESS", {"torch": OnCPU})
+        monkeypatch.setattr(library_of(torch.zeros(1)), "memory", OnCPU)
         x, other, weight = map(torch.from_numpy, (X, OTHER, WEIGHT))
         for out in (None, torch.zeros(4, 8)):
             first = run.run(check(LAYER_NORM, x, weight, None, -1, 1e-5, out=out)).clone()
@@ -102,16 +102,16 @@ def test_tensors_are_normalized_as_before(monkeypatch):
 
 def test_the_stream_of_torch(monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda ordinal: 70 + ordinal, raising=False)
-    assert arrays.Tensors.streams()(3) == 73
+    assert Torch.current_stream()(3) == 73
     monkeypatch.delattr(torch._C, "_cuda_getCurrentRawStream")
     monkeypatch.setattr(torch.cuda, "current_stream", lambda ordinal: mock.Mock(cuda_stream=80 + ordinal))
-    assert arrays.Tensors.streams()(3) == 83
+    assert Torch.current_stream()(3) == 83
 
 
 def test_tensors_on_the_cpu_are_no_matter_of_cuda(ask):
     x = torch.randn(4, 8)
     expected = anynorm.layer_norm(x)
-    way = repeat._by_torch().run
+    way = repeat._by_torch(OnCPU).run
     short_ways.add(torch.Tensor, way)
     try:
         assert torch.equal(anynorm.layer_norm(x), expected)

@@ -11,7 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 import anynorm
 import anynorm.torch as norms
 from anynorm._kernels import cuda, short_ways
-from anynorm._kernels.cuda import arrays, autograd, run
+from anynorm._kernels.cuda import autograd, run
+from anynorm._libraries import library_of
+from anynorm._libraries.torch_tensors import Torch
 from tests.emulated import emulation, needs_compiler
 from tests.tolerances import CUDA_GRADIENT_BOUNDS, assert_exact, gradient_of_bias, gradient_of_rows
 
@@ -21,7 +23,7 @@ every_norm = pytest.mark.parametrize("norm", NORMS)
 EPS = 1e-3
 
 
-class Tensors(arrays.Tensors):
+class OnGPU(Torch):
     """CPU tensors as if they lay on a GPU."""
 
     @staticmethod
@@ -37,7 +39,7 @@ class Tensors(arrays.Tensors):
         return 0
 
     @staticmethod
-    def numbers(tensor, count):
+    def float64s(tensor, count):
         return torch.full((count,), torch.nan, dtype=torch.float64)
 
 
@@ -54,7 +56,7 @@ def pulled():
     with (
         emulation(),
         mock.patch.dict(short_ways._ways, clear=True),  # they go by where tensors are
-        mock.patch.dict(run.ACCESS, torch=Tensors),
+        mock.patch.object(library_of(torch.zeros(1)), "memory", OnGPU),
         mock.patch.object(run, "remember"),
         mock.patch.object(autograd, "pull", pull),
         mock.patch.object(cuda, "_MISSING", None),

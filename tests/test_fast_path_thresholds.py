@@ -91,7 +91,7 @@ def test_kernels_are_handed_the_same(dtype, record):
 
 
 def test_what_two_threads_would_share_takes_the_long_way(record):
-    from anynorm._kernels.cpu.launch.memory import last_cache_nbytes
+    from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
     from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES
 
     anynorm.rms_norm(np.ones(4, np.float32))

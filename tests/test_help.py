@@ -12,8 +12,8 @@ import anynorm
 import anynorm.nnx
 import anynorm.sklearn
 import anynorm.torch
-from anynorm._loading import IncompatibleKeys
-from anynorm._torch_convert import Entry, Report
+from anynorm._modules.loading import IncompatibleKeys
+from anynorm._torch.convert import Entry, Report
 
 PUBLIC = [
     pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")

@@ -150,7 +150,7 @@ def test_memory_that_is_shared_in_part_is_refused(view, streaming):
 
 def test_a_large_array():
     """With the cache that there is."""
-    from anynorm._kernels.cpu.launch.memory import last_cache_nbytes
+    from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
 
     rows = last_cache_nbytes() // 4 // 4000 + 1  # of 1000 float32
     x = placed((rows, 1000), "float32", 1)

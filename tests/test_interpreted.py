@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from anynorm._kernels.cpu.language import interpreted, interpreted_memory
-from anynorm._kernels.cpu.language.dtypes import DTYPES, FLOAT64, INTERPRETED, Dtype, lanes_of
+from anynorm._kernels.cpu.language.dtypes import BY_CODE, CODES, FLOAT32, FLOAT64, INTERPRETED, Dtype
 from tests import kernel_calls, kernel_lines
 
 pytest.importorskip("llvmlite", reason="needs llvmlite, which compiles the kernels")
@@ -22,11 +22,13 @@ if INTERPRETED:
     pytest.skip("nothing is compiled here to compare with", allow_module_level=True)
 
 from anynorm._kernels.cpu.compiler import machine_code
-from anynorm._kernels.cpu.language import lanes, tracing
+from anynorm._kernels.cpu.kernels.float64 import sum_lane_pairs
+from anynorm._kernels.cpu.language import arithmetic, compiled, compiled_memory, flow, memory, tracing
 
+COMPILED = SimpleNamespace(**{**vars(tracing), **vars(compiled), **vars(compiled_memory)})
 PLAIN = SimpleNamespace(**{**vars(interpreted), **vars(interpreted_memory)})
 # The dtype in memory and that in lanes, as the kernels pair them.
-PAIRS = [(dtype, "float32") for dtype in ("float16", "bfloat16", "float32")] + [(dtype, "float64") for dtype in DTYPES]
+PAIRS = [(dtype, "float32") for dtype in ("float16", "bfloat16", "float32")] + [(dtype, "float64") for dtype in CODES]
 
 
 def digests_of(dtypes, *options):
@@ -69,10 +71,12 @@ def test_a_digest_tells_bits_apart():
     assert kernel_calls.digest(np.zeros(1)) != kernel_calls.digest(-np.zeros(1))
 
 
-def test_lanes_names_all_that_is_interpreted():
-    others = {"annotations", "compiled", "compiled_memory", "tracing", "Any", "INTERPRETED", "Iterator", "combinations"}
-    for name in {name for name in vars(lanes) if not name.startswith("_")} - others:
-        assert callable(getattr(PLAIN, name)), name
+def test_each_word_is_interpreted_too():
+    for words, plain in ((flow, interpreted), (arithmetic, interpreted), (memory, interpreted_memory)):
+        modules = {module.__name__ for module in (tracing, compiled, compiled_memory)}
+        names = [name for name, word in vars(words).items() if getattr(word, "__module__", None) in modules]
+        assert len(names) >= 4
+        assert [name for name in names if not callable(getattr(plain, name, None))] == []
 
 
 def hard_bits(dtype, count, seed):
@@ -86,35 +90,44 @@ def hard_bits(dtype, count, seed):
     return np.where(made.random(count) < 0.1, specials[made.integers(0, 8, count)], numbers)
 
 
-def arithmetic(words):
-    """What is done to elements at each of three addresses, in the words of compiled or of interpreted lanes."""
-    load, splat, store, total = words.load, words.splat, words.store, words.sum_lanes
+def sum_of(lanes, words):
+    """As `sum_lanes`, which has the words of compiled lanes here."""
+    while len(lanes) > 1:
+        lanes = lanes[: len(lanes) // 2] + lanes[len(lanes) // 2 :]
+    return words.as_lanes(lanes, FLOAT64)[0]
 
-    def compute(dtype: Dtype, compute_dtype: Dtype, x, y, z, to, nbytes) -> None:
-        lanes = lanes_of(dtype)
-        a, b, c = (load(address, None, dtype, compute_dtype) for address in (x, y, z))
+
+def calculate(words):
+    """What is done to elements at each of three addresses, in the words of compiled or of interpreted lanes."""
+    load, splat, store, where = words.load, words.splat, words.store, words.where
+
+    def calculated(dtype: Dtype, compute_dtype: Dtype, x, y, z, to, nbytes) -> int:
+        lanes = dtype.lanes
+        a, b, c = (load(address, dtype, compute_dtype) for address in (x, y, z))
+        sum_of_a, sum_of_b, sum_of_c = (sum_of(one, words) for one in (a, b, c))
         sums = words.cell(splat(0.0, compute_dtype, lanes))
         for turn in words.loop(0, 3, 1):
             sums[...] = sums + words.fma(a, b, splat(words.number(turn), compute_dtype, lanes))
-        high, low = words.sum_lane_pairs(words.as_lanes(a, FLOAT64), words.as_lanes(b, FLOAT64))
-        number = words.fma(total(a), total(b), sum(words.split(total(c))))
-        least = words.where(total(a) < total(b), words.smaller(nbytes, 40), words.larger(nbytes, 40))
-        for flag in words.cases(total(b) > total(c)):
-            words.poke(to + 7 * nbytes, dtype, number + (1.0 if flag else 2.0))
+        high, low = sum_lane_pairs(words.as_lanes(a, FLOAT64), words.as_lanes(b, FLOAT64))
+        number = words.fma(sum_of_a, sum_of_b, sum(words.split(sum_of_c)))
+        least = where(sum_of_a < sum_of_b, where(nbytes < 40, nbytes, 40), where(nbytes < 40, 40, nbytes))
+        for flag in words.cases(sum_of_b > sum_of_c):
+            store(to + 7 * nbytes, dtype, number + (1.0 if flag else 2.0))
         for step, value in enumerate(
             (
                 words.fma(a, b, c),
-                words.weighted(a, b, c, a) - words.weighted(a, b, c, None),
-                words.where_less(a, b, words.root(words.magnitude(c)), a / b - c),
-                words.part(load(x, y, dtype, compute_dtype), 1, 5, splat(2.5, compute_dtype, lanes)),
-                splat(words.peek(x, y, dtype), compute_dtype, lanes) * splat(total(a), compute_dtype, lanes),
-                words.alike(high, words.as_lanes(a, FLOAT64)) + splat(low, FLOAT64, lanes),
+                where((a < b) & (b >= 1.0) | (c == 0.0), words.root(words.magnitude(c)), 2.5),
+                -a / b - c,
+                words.part(load(x, dtype, compute_dtype, lanes, y), 1, 5, splat(2.5, compute_dtype, lanes)),
+                splat(words.peek(x, dtype, y), compute_dtype, lanes) * splat(sum_of_a, compute_dtype, lanes),
+                words.as_lanes(high - words.as_lanes(a, FLOAT64) * low, compute_dtype),
                 sums * splat(words.number(least), compute_dtype, lanes),
             )
         ):
             store(to + step * nbytes, dtype, value)
+        return 0
 
-    return compute
+    return calculated
 
 
 @pytest.fixture
@@ -122,24 +135,24 @@ def as_machine_code(tmp_path, monkeypatch):
     """Compiles a function of so many integers, as a kernel is, and keeps it for this test alone."""
     monkeypatch.setenv("ANYNORM_CACHE_DIR", str(tmp_path))
 
-    def compiled(function, count):
+    def compile_words(function, count):
         address = machine_code.load("words", lambda: tracing.trace("words", function, count))
         return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * count)(address)
 
-    return compiled
+    return compile_words
 
 
-@pytest.mark.parametrize(("dtype", "compute_dtype"), PAIRS)
-def test_words_agree_on_hard_bits(dtype, compute_dtype, as_machine_code):
-    dtypes = DTYPES[dtype], DTYPES[compute_dtype]
-    compiled = as_machine_code(lambda *arguments: arithmetic(lanes)(*dtypes, *arguments) or 0, 5)
-    plain = interpreted_memory.as_compiled(lambda *arguments: arithmetic(PLAIN)(*dtypes, *arguments) or 0)
-    count, at_once = 3200, lanes_of(DTYPES[dtype])
-    x, y, z = (hard_bits(dtype, count, seed) for seed in range(3))
+@pytest.mark.parametrize(("name", "compute_name"), PAIRS)
+def test_words_agree_on_hard_bits(name, compute_name, as_machine_code):
+    dtypes = dtype, _ = BY_CODE[CODES[name]], BY_CODE[CODES[compute_name]]
+    as_compiled = as_machine_code(lambda *arguments: calculate(COMPILED)(*dtypes, *arguments), 5)
+    plain = interpreted_memory.as_compiled(lambda *arguments: calculate(PLAIN)(*dtypes, *arguments))
+    count, at_once = 3200, dtype.lanes
+    x, y, z = (hard_bits(name, count, seed) for seed in range(3))
     nbytes = at_once * x.itemsize
     for start in range(0, count, at_once):
         results = []
-        for compute in (compiled, plain):
+        for compute in (as_compiled, plain):
             to = np.zeros(8 * at_once, x.dtype)
             addresses = [array[start:].ctypes.data for array in (x, y, z)]
             compute(*addresses, to.ctypes.data, nbytes)
@@ -157,6 +170,6 @@ def test_what_a_value_is_cannot_decide_while_compiling():
 def test_streaming_to_the_middle_of_a_cache_line_is_an_error():
     memory = np.zeros(64, np.float32)
     address = -(-memory.ctypes.data // 64) * 64
-    interpreted_memory.stream(address, DTYPES["float32"], np.ones(16, np.float32))
+    interpreted_memory.stream(address, FLOAT32, np.ones(16, np.float32))
     with pytest.raises(ValueError, match="cache line"):
-        interpreted_memory.stream(address + 4, DTYPES["float32"], np.ones(16, np.float32))
+        interpreted_memory.stream(address + 4, FLOAT32, np.ones(16, np.float32))

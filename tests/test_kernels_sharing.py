@@ -198,6 +198,7 @@ def test_streaming_and_threads_and_torch_at_once(norm, dtype, streamed, shared):
 
 def test_an_interrupted_call_leaves_the_memory_to_those_still_at_work(shared, monkeypatch):
     from anynorm._kernels.cpu.launch import norm as call
+    from anynorm._libraries.numpy_arrays import NumPy
 
     at_work, results = [], []
 
@@ -205,13 +206,13 @@ def test_an_interrupted_call_leaves_the_memory_to_those_still_at_work(shared, mo
         at_work.append((kernel, task, keepalive))
         raise KeyboardInterrupt
 
-    def remembered(x, nbytes):
+    def remembered(x):
         y = np.empty_like(x)
         results.append(weakref.ref(y))
         return y
 
     monkeypatch.setattr(call, "launch", interrupted)
-    monkeypatch.setattr(call.NumPy, "empty_like", staticmethod(remembered))
+    monkeypatch.setattr(NumPy, "empty_like", staticmethod(remembered))
     anynorm.set_threads(2)
     with pytest.raises(KeyboardInterrupt) as caught:
         anynorm.layer_norm(np.ones((20, 33), np.float32), np.ones(66, np.float32)[::2])

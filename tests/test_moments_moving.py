@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import anynorm
-from anynorm import Moments, _pytrees_torch
+from anynorm import Moments
 from anynorm._moments import LEAVES
+from anynorm._torch import pytrees
 from tests import reference
 from tests.backends import DASK, JAX, JAX_X64, NUMPY, STRICT, TORCH, as_dtype
 from tests.test_moments_value import standardized
@@ -275,6 +276,6 @@ def test_jax_takes_them_apart():
 
 def test_torch_without_what_classes_are_registered_by(monkeypatch):
     """The function has no public module, and may go."""
-    monkeypatch.setattr(_pytrees_torch, "_waiting", [(Moments, (), Moments.flatten, Moments.unflatten)])
-    _pytrees_torch.register_with_torch(SimpleNamespace(utils=SimpleNamespace(_pytree=SimpleNamespace())))
-    assert _pytrees_torch._waiting == []
+    monkeypatch.setattr(pytrees, "_waiting", [(Moments, (), Moments.flatten, Moments.unflatten)])
+    pytrees.register_with_torch(SimpleNamespace(utils=SimpleNamespace(_pytree=SimpleNamespace())))
+    assert pytrees._waiting == []

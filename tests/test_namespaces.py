@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import anynorm
-from anynorm import _libraries
-from anynorm._libraries import NEEDED, REVISION
+from anynorm._libraries import library
+from anynorm._libraries.library import NEEDED, REVISION
 from tests.ducks import Duck, namespace_of
 
 # It is part of the standard that these are there, where __array_namespace_info__ says so.
@@ -42,7 +42,7 @@ class Watched(types.SimpleNamespace):
 
 
 def test_nothing_else_is_called_and_all_of_it_is(monkeypatch):
-    monkeypatch.setattr(_libraries, "NEEDED", ())  # or each would be asked for, only to know that it is there
+    monkeypatch.setattr(library, "NEEDED", ())  # or each would be asked for, only to know that it is there
     called = set()
     for dtypes in (("float32",), ("float32", "float64")):
         names = {name: getattr(np, name, None) for name in (*NEEDED, *DTYPES)}

@@ -119,7 +119,7 @@ def test_no_eps_beside_a_weight_of_another_dtype(dtype, of_weight):
 def test_the_eps_of_none_where_tensors_have_no_numbers():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from anynorm._torch_forward import _eps_of_none
+    from anynorm._torch.forward import _eps_of_none
 
     with FakeTensorMode():
         assert _eps_of_none(torch.float16) == torch.finfo(torch.float32).eps

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import anynorm
-from anynorm import _torch_native
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
+from anynorm._torch import native
 
 RULES = {rule.name: rule for rule in (LAYER_NORM, RMS_NORM, SCALE_NORM)}
 every_norm = pytest.mark.parametrize("norm", RULES)
@@ -18,7 +18,7 @@ def rows(*shape, seed=0, dtype=torch.float32):
 
 
 def own(norm, x, *parameters, **options):
-    return _torch_native.norm(RULES[norm], x, *parameters, **{"eps": EPS} | options)
+    return native.norm(RULES[norm], x, *parameters, **{"eps": EPS} | options)
 
 
 def anynorms(norm, x, *parameters, **options):
@@ -85,6 +85,6 @@ def test_arguments_are_checked(norm):
 def test_rows_of_zeros_without_eps(rule):
     x = torch.zeros(2, 8)
     x[1] = torch.arange(8.0)
-    y = _torch_native.norm(rule, x, eps=0.0)
+    y = native.norm(rule, x, eps=0.0)
     assert (y[0] == 0).all()
     assert torch.isfinite(y).all()

@@ -9,10 +9,10 @@ from torch.autograd import forward_ad
 import anynorm
 import anynorm.torch
 from anynorm import _profiled
-from anynorm import _torch_state as torch_state
 from anynorm._kernels import autograd, short_ways
 from anynorm._kernels.cpu.fast_path import functions
 from anynorm._kernels.cpu.fast_path.tensors import way_of_tensors
+from anynorm._torch import state as torch_state
 from tests.processes import script
 from tests.tolerances import BOUNDS
 

@@ -12,9 +12,10 @@ from anynorm._definition.norms import Rule
 from anynorm._forced import force, forced_here, is_forced
 from anynorm._kernels import definition_pull
 from anynorm._libraries import library_of
-from anynorm._overlap import lacks_memory, require_memory
+from anynorm._libraries.torch_tensors import lacks_memory
+from anynorm._overlap import require_memory
 from anynorm._profiled import is_profiled, name_of, named, profiler_of
-from anynorm._torch_state import direct_apply, followed_question
+from anynorm._torch.state import direct_apply, followed_question
 
 _is_grad_enabled, _is_followed, _profiler = torch.is_grad_enabled, followed_question(torch), profiler_of(torch)
 

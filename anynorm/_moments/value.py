@@ -19,7 +19,7 @@ from anynorm._moments.lazy import MaybeLazy
 from anynorm._moments.parts import LEAVES, of_leaves
 from anynorm._moments.properties import Properties
 from anynorm._pytrees import pytree, register
-from anynorm._pytrees_torch import torch_pytree
+from anynorm._torch.pytrees import torch_pytree
 from anynorm._types import Array, Axis
 from anynorm._wording import describe, sentence
 

@@ -16,8 +16,6 @@ from anynorm._check import Call, Gradient
 from anynorm._forks import unforked
 from anynorm._kernels.cpu.language.dtypes import INTERPRETED
 from anynorm._moments import arrays_of
-from anynorm._overlap import lacks_memory
-from anynorm._torch_state import is_followed
 
 _ADVICE = "llvmlite is not installed; pip install llvmlite"
 
@@ -71,13 +69,9 @@ def _lacking() -> str | None:
 
 def refuses(call: Call) -> str | None:
     """Why the kernels do not take a call; None: they do."""
-    name = call.library.name
-    if name == "numpy":
-        reason = _refuses_numpy(call)
-    elif name == "torch":
-        reason = _refuses_torch(call)
-    else:
-        return f"it takes NumPy arrays and torch tensors on the CPU, and x is an array of {name}"
+    if not call.library.memory.on_cpu:
+        return f"it takes NumPy arrays and torch tensors on the CPU, and x is an array of {call.library.name}"
+    reason = refuses_arrays(call, on_cuda=False)
     if reason is not None:
         return reason
     if 0 in call.x.shape:
@@ -92,7 +86,7 @@ def refuses(call: Call) -> str | None:
 def refuses_to_pull(gradient: Gradient) -> str | None:
     """Why the kernels do not take the derivative of a call; None: they do."""
     call, dy, dtotal, _ = gradient
-    if call.library.name == "torch" and wants_gradient(call, dy, dtotal):
+    if wants_gradient(call, dy, dtotal):
         return "a derivative of the derivative is wanted, which goes through the definition"
     # They read dy and dtotal like a residual and write dx like `out`, so the same is required of these.
     return refuses(call._replace(residual=dy, out=None if dtotal is None else (dtotal,)))
@@ -108,43 +102,24 @@ def scale_of(call: Call) -> float:
 
 def wants_gradient(call: Call, *others: Any) -> bool:
     """Whether torch must be able to differentiate a call."""
+    if call.library.name != "torch":
+        return False
     import torch
 
-    given = (call.x, call.residual, call.weight, call.bias, *_arrays_of_moments(call), *others)
+    of_moments = () if call.moments is None else arrays_of(call.moments)
+    given = (call.x, call.residual, call.weight, call.bias, *of_moments, *others)
     return torch.is_grad_enabled() and any(getattr(one, "requires_grad", False) for one in given)
 
 
-def _arrays_of_moments(call: Call) -> tuple[Any, ...]:
-    return () if call.moments is None else arrays_of(call.moments)
-
-
-def _refuses_numpy(call: Call) -> str | None:
-    arrays: tuple[Any, ...] = (call.x, call.weight, call.bias)
-    for array in arrays:
-        if array is not None and type(array) is not float and not array.dtype.isnative:
-            return f"{array.dtype} is in the byte order of another machine"
-    return None
-
-
-def _refuses_torch(call: Call) -> str | None:
-    import torch
-
-    # First, for no other question can be asked while a graph is being traced.
-    if torch.compiler.is_compiling():
-        return "torch.compile traces the definition"
-    given = (call.x, call.residual, call.weight, call.bias, *_arrays_of_moments(call), *(call.out or ()))
-    arrays = [array for array in given if isinstance(array, torch.Tensor)]
-    for tensor in arrays:
-        if not tensor.is_cpu:
-            return f"it takes tensors on the CPU, and x is on {tensor.device}"
-        if type(tensor) is not torch.Tensor and type(tensor) is not torch.nn.Parameter:
-            return f"it takes plain tensors, got {type(tensor).__name__}"
-        if tensor.is_neg():
-            return "a tensor is a negated view, whose memory holds other numbers"
-    if call.out is not None and wants_gradient(call, *call.out):
+def refuses_arrays(call: Call, on_cuda: bool) -> str | None:
+    """Why kernels for the CPU, or for CUDA, cannot have the arrays of a call; None: they can."""
+    given: list[Any] = [call.x, call.residual, call.weight, call.bias]
+    if call.moments is not None:
+        given += arrays_of(call.moments)
+    if call.out is not None:
+        given += call.out
+    arrays = [one for one in given if one is not None and type(one) is not float]
+    reason = call.library.memory.refuses(arrays, on_cuda)
+    if reason is None and call.out is not None and wants_gradient(call, *call.out):
         return "a gradient is wanted of what is written in place, which goes through the definition"
-    if is_followed(torch):
-        return "torch follows each operation (torch.func, forward-mode derivatives, a dispatch mode, tracing)"
-    if any(map(lacks_memory, arrays)):
-        return "a tensor has no memory, as torch knows that its elements are all 0"
-    return None
+    return reason

@@ -16,7 +16,8 @@ Compilable = tuple[str, Variant | None]  # a kernel by name and variant; None: w
 
 def compilables(dtypes: Iterable[str]) -> Iterator[Compilable]:
     """All that arrays of these dtypes may need."""
-    yield "fast_path", None
+    yield "fast_path_array", None
+    yield "fast_path_tensor", None
     if system() is not None:
         yield "crew", None
     for dtype in dict.fromkeys(dtypes):
@@ -44,6 +45,8 @@ def _module(one: Compilable) -> tuple[str, Callable[[], Any]]:
         return module_of(name, variant)
     if name == "crew":
         from anynorm._kernels.cpu.threads.program import text
-    else:
-        from anynorm._kernels.cpu.fast_path.instructions import text
-    return name, text
+
+        return name, text
+    from anynorm._kernels.cpu.fast_path.functions import module_of_program
+
+    return module_of_program(name.removeprefix("fast_path_"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from anynorm._check import Gradient
-from anynorm._kernels.cuda.arrays import ACCESS
 from anynorm._kernels.cuda.device import device, kernel, launch
 from anynorm._kernels.cuda.launch import SLOT_NBYTES
 from anynorm._kernels.cuda.launch_derivative import STATIC_NBYTES, DerivativeSettings, slots_of_sums
@@ -22,7 +21,7 @@ from anynorm._kernels.cuda.task import (
     Choice,
     Task,
 )
-from anynorm._libraries import dtype_name
+from anynorm._libraries import Memory, dtype_name
 
 Array = Any
 Step = tuple[Choice, tuple[int, int], int]  # a kernel, its blocks, and the threads of each
@@ -35,22 +34,22 @@ _ADD_THREADS, _ADD_FEATURES = 1024, 32  # of a block of that which adds up block
 def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """Return dx, dweight and dbias."""
     call, dy, dtotal, wanted = gradient
-    access, x = ACCESS[call.library.name], call.x
-    with access.current(x):
-        dx = access.empty_like(x)
+    memory, x = call.library.memory, call.x
+    with memory.current(x):
+        dx = memory.empty_like(x)
         arrays = x, dy, dx, dx if dtotal is None else dtotal
-        rows = lay_out(access, call, arrays)
-        held, task, choice = describe(access, call, rows, arrays, dtotal is not None)
-        dweight = _gradient_of(access, call.weight, x) if wanted else None
-        dbias = _gradient_of(access, call.bias, x) if wanted else None
-        ordinal, stream = access.ordinal(x), access.stream(x)
+        rows = lay_out(memory, call, arrays)
+        held, task, choice = describe(memory, call, rows, arrays, dtotal is not None)
+        dweight = _gradient_of(memory, call.weight, x) if wanted else None
+        dbias = _gradient_of(memory, call.bias, x) if wanted else None
+        ordinal, stream = memory.ordinal(x), memory.stream(x)
         how = rows.derivative_settings(device(ordinal).most_cluster)
         task.teams, task.blocks = how.teams, how.blocks(rows.total)
         choice = choice._replace(threads=how.threads, neighbours=how.neighbours, held=how.held)
         choice = choice._replace(paired=False)  # all of it is formed in float64
         are_wanted = dweight is not None or dbias is not None
         steps = _steps(task, choice, how, rows.itemsize, are_wanted, device(ordinal).shared_nbytes)
-        room = _prepare_sums(access, x, task, steps, dweight, dbias) if are_wanted else None
+        room = _prepare_sums(memory, x, task, steps, dweight, dbias) if are_wanted else None
         for step, grid, block in steps:
             launch(kernel(step, block, ordinal), grid, block, task, stream)
     del held, room
@@ -84,28 +83,28 @@ def _sums(choice: Choice) -> int:
     return (choice.weight != NOTHING) + (choice.bias != NOTHING)
 
 
-def _gradient_of(access: Any, parameter: Array | float | None, x: Array) -> Array | None:
+def _gradient_of(memory: type[Memory], parameter: Array | float | None, x: Array) -> Array | None:
     """Room for the gradient of a parameter; of a number, for one of x's dtype."""
     if parameter is None:
         return None
     like = x[(0,) * x.ndim] if isinstance(parameter, float) else parameter
-    return access.empty_like(like if access.is_contiguous(like) else access.contiguous(like))
+    return memory.empty_like(like if memory.is_contiguous(like) else memory.contiguous(like))
 
 
 def _prepare_sums(
-    access: Any, x: Array, task: Task, steps: list[Step], dweight: Array | None, dbias: Array | None
+    memory: type[Memory], x: Array, task: Task, steps: list[Step], dweight: Array | None, dbias: Array | None
 ) -> Array:
     """Room for statistics and sums, and where all of it lies; it must live until the kernels are started."""
     choice = steps[0][0]
     features = 1 if choice.rule == RULES["scale_norm"] else task.features
     count = task.blocks * features * _sums(choice)
     statistics = _STATISTICS * task.rows if choice.step == DERIVE else 0
-    room = access.numbers(x, count + statistics)
-    task.sums = access.address(room)
+    room = memory.float64s(x, count + statistics)
+    task.sums = memory.address(room)
     if statistics:
-        task.statistics = access.address(room) + 8 * count
+        task.statistics = memory.address(room) + 8 * count
     if dweight is not None:
-        task.dweight, task.dweight_code = access.address(dweight), CODES[dtype_name(dweight.dtype)]
+        task.dweight, task.dweight_code = memory.address(dweight), CODES[dtype_name(dweight.dtype)]
     if dbias is not None:
-        task.dbias, task.dbias_code = access.address(dbias), CODES[dtype_name(dbias.dtype)]
+        task.dbias, task.dbias_code = memory.address(dbias), CODES[dtype_name(dbias.dtype)]
     return room

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm._check import Call
-from anynorm._kernels.cuda.arrays import ACCESS
 from anynorm._kernels.cuda.launch import SLOT_NBYTES
 from anynorm._kernels.cuda.task import Task
 from anynorm._kernels.short_ways import Way, add, remove
-from anynorm._overlap import LOW_ADDRESS
+from anynorm._libraries import Memory
+from anynorm._libraries.torch_tensors import LOW_ADDRESS
 from anynorm._profiled import profiler_of
-from anynorm._torch_state import is_followed
+from anynorm._torch.state import is_followed
 
 Array = Any
 Key = tuple[Any, ...]
@@ -63,21 +63,21 @@ def remember(call: Call, y: Array, start: Start, task: Task) -> None:
         return
     if type(weight) is float and not weight:
         return  # as keys, scales of 0.0 and -0.0 are the same
-    access = ACCESS[name]
+    memory = call.library.memory
     parameters = [one for one in (weight, call.bias) if one is not None and type(one) is not float]
-    if not all(map(access.is_contiguous, parameters)):
+    if not all(map(memory.is_contiguous, parameters)):
         return  # of which the kernel was given copies
     found = _by_library.get(name)
     if found is None:
-        found = _by_library[name] = _MAKERS[name]()
+        found = _by_library[name] = _MAKERS[name](memory)
     out = None if call.out is None else call.out[0]
     asked = found.ask(call.rule.name, call.x, weight, call.bias, call.eps, call.weight_offset, out)
     if asked is None:
         return
     if len(_plans) >= _MOST_PLANS:
         forget()
-    is_apart = _apart(access, call.x, y, weight, call.bias)
-    plan = _Plan(access.ordinal(call.x), _filled(start, task), access.is_contiguous(y), is_apart)
+    is_apart = _apart(memory, call.x, y, weight, call.bias)
+    plan = _Plan(memory.ordinal(call.x), _filled(start, task), memory.is_contiguous(y), is_apart)
     _plans[asked[0]] = plan
     _ways[type(call.x)] = found.run
     add(type(call.x), found.run)
@@ -118,14 +118,14 @@ def _copied(template: Task) -> tuple[Any, int, Any]:
     return memoryview(task).cast("B").cast("Q"), ctypes.addressof(argument), (task, argument)
 
 
-def _apart(access: Any, x: Array, out: Array, weight: Any, bias: Any) -> Callable[..., bool]:
+def _apart(memory: type[Memory], x: Array, out: Array, weight: Any, bias: Any) -> Callable[..., bool]:
     """The question whether out, which is laid out as this one, is x itself or surely shares nothing with an input."""
-    x_low, x_high = _span(access, x)
-    low, high = _span(access, out)
+    x_low, x_high = _span(memory, x)
+    low, high = _span(memory, out)
     nbytes_of_weight, nbytes_of_bias = (
-        0 if one is None or type(one) is float else _span(access, one)[1] for one in (weight, bias)
+        0 if one is None or type(one) is float else _span(memory, one)[1] for one in (weight, bias)
     )
-    is_alike = access.strides(x) == access.strides(out)
+    is_alike = memory.strides(x) == memory.strides(out)
 
     def ask(of_x: int, of_out: int, of_weight: int, of_bias: int) -> bool:
         first, last = of_out + low, of_out + high
@@ -138,21 +138,19 @@ def _apart(access: Any, x: Array, out: Array, weight: Any, bias: Any) -> Callabl
     return ask
 
 
-def _span(access: Any, array: Array) -> tuple[int, int]:
+def _span(memory: type[Memory], array: Array) -> tuple[int, int]:
     """From where to where an array uses memory, counted in bytes from its address."""
-    ends = [(length - 1) * stride for length, stride in zip(array.shape, access.strides(array), strict=True)]
+    ends = [(length - 1) * stride for length, stride in zip(array.shape, memory.strides(array), strict=True)]
     return sum(min(0, end) for end in ends), sum(max(0, end) for end in ends) + array.dtype.itemsize
 
 
 def _run_by(
     ask: Callable[..., Asked],
     empty: Callable[[Array, bool], Array],
-    address: Callable[[Array], int],
-    stream: Callable[[int], int],
-    written: Callable[[Array], None],
+    memory: type[Memory],
 ) -> Callable[..., Array | None]:
-    """What repeats calls, by what differs between libraries: the question, a new result, the current stream."""
-    plans = _plans
+    """What repeats calls, by what differs between libraries: the question, a new result, and the memory."""
+    plans, address, stream, written = _plans, memory.address, memory.current_stream(), memory.written
 
     def run(
         rule: Any,
@@ -193,10 +191,10 @@ def _run_by(
     return run
 
 
-def _by_cupy() -> _Repeat:
+def _by_cupy(memory: type[Memory]) -> _Repeat:
     import cupy
 
-    ndarray, current, current_stream = cupy.ndarray, cupy.cuda.runtime.getDevice, cupy.cuda.get_current_stream
+    ndarray, current = cupy.ndarray, memory.current_ordinal()
 
     def ask(
         rule: str, x: Array, weight: Any, bias: Array | None, eps: float, offset: float, out: Array | None
@@ -231,18 +229,15 @@ def _by_cupy() -> _Repeat:
     def empty(x: Array, is_in_order: bool) -> Array:
         return ndarray(x.shape, x.dtype) if is_in_order else cupy.empty_like(x)
 
-    access = ACCESS["cupy"]
-    # Of a device that is named CuPy need not ask which is current.
-    run = _run_by(ask, empty, lambda array: array.data.ptr, lambda device: current_stream(device).ptr, access.written)
+    run = _run_by(ask, empty, memory)
     return _Repeat(ask, run)
 
 
-def _by_torch() -> _Repeat:
+def _by_torch(memory: type[Memory]) -> _Repeat:
     import torch
 
     is_compiling, profiler, is_granted = torch.compiler.is_compiling, profiler_of(torch), torch.is_grad_enabled
-    strided, kinds, access = torch.strided, (torch.Tensor, torch.nn.Parameter), ACCESS["torch"]
-    current_ordinal = access.ordinals()
+    strided, kinds, current_ordinal = torch.strided, (torch.Tensor, torch.nn.Parameter), memory.current_ordinal()
 
     def address_of(tensor: Array, device: int, may_follow: bool) -> int:
         """Where a tensor on the device has its numbers; 0 where that is not all of it, or a gradient is wanted."""
@@ -292,7 +287,7 @@ def _by_torch() -> _Repeat:
     def empty(x: Array, is_in_order: bool) -> Array:
         return torch.empty_like(x)
 
-    return _Repeat(ask, _run_by(ask, empty, torch.Tensor.data_ptr, access.streams(), access.written))
+    return _Repeat(ask, _run_by(ask, empty, memory))
 
 
 _MAKERS = {"cupy": _by_cupy, "torch": _by_torch}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from anynorm._check import Call
-from anynorm._kernels.cuda.arrays import ACCESS
 from anynorm._kernels.cuda.device import Device, clusters_at_once, device, kernel, launch, starter
 from anynorm._kernels.cuda.launch import SLOT_NBYTES, settings_abreast, slots_of_parameters
 from anynorm._kernels.cuda.repeat import remember
@@ -23,34 +22,34 @@ from anynorm._kernels.cuda.task import (
     is_aligned,
     is_aligned_across,
 )
-from anynorm._libraries import dtype_name
+from anynorm._libraries import Memory, dtype_name
 
 Array = Any
 
 
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
-    access, x, residual = ACCESS[call.library.name], call.x, call.residual
-    with access.current(x):
+    memory, x, residual = call.library.memory, call.x, call.residual
+    with memory.current(x):
         if call.out is None:
-            y = access.empty_like(x)
-            added = None if residual is None else access.empty_like(x)
+            y = memory.empty_like(x)
+            added = None if residual is None else memory.empty_like(x)
         else:
             y, added = call.out if len(call.out) == 2 else (call.out[0], None)
         arrays = x, x if residual is None else residual, y, y if added is None else added
-        rows = lay_out(access, call, arrays)
-        held, task, choice = describe(access, call, rows, arrays, residual is not None)
-        choice, block, blocks = started(rows, choice, task, device(access.ordinal(x)))
-        function = kernel(choice, block, access.ordinal(x))
+        rows = lay_out(memory, call, arrays)
+        held, task, choice = describe(memory, call, rows, arrays, residual is not None)
+        choice, block, blocks = started(rows, choice, task, device(memory.ordinal(x)))
+        function = kernel(choice, block, memory.ordinal(x))
         if choice.step == NORMALIZE_LONG:  # blocks that take one row after the other, as many as run at a time
             blocks = min(blocks, clusters_at_once(function, block, choice.cluster) * choice.cluster)
         # Whatever is freed here is freed on the same stream, so it may be before the kernel has run.
-        launch(function, (blocks, 1), block, task, access.stream(x))
+        launch(function, (blocks, 1), block, task, memory.stream(x))
         remember(call, y, starter(function, (blocks, 1), block), task)
     del held
     if call.out is not None:
         for one in call.out:
-            access.written(one)
+            memory.written(one)
     return y if residual is None else (y, added)
 
 
@@ -73,43 +72,43 @@ def started(rows: Rows, choice: Choice, task: Task, on: Device) -> tuple[Choice,
     return choice._replace(step=NORMALIZE_LONG, of_parameters=slots), how.block, blocks
 
 
-def lay_out(access: Any, call: Call, arrays: tuple[Array, ...]) -> Rows:
+def lay_out(memory: type[Memory], call: Call, arrays: tuple[Array, ...]) -> Rows:
     """Arrays as rows, in the order of the task."""
     itemsize = call.x.dtype.itemsize
-    rows = as_rows(tuple(call.x.shape), [access.strides(one) for one in arrays], call.axes, itemsize)
+    rows = as_rows(tuple(call.x.shape), [memory.strides(one) for one in arrays], call.axes, itemsize)
     if isinstance(rows, str):  # results and gradients may be laid out in another way than what was asked about
         raise RuntimeError(f"the CUDA kernels cannot take these arrays: {rows}; pass contiguous ones")
     return rows
 
 
 def describe(
-    access: Any, call: Call, rows: Rows, arrays: tuple[Array, ...], added: bool
+    memory: type[Memory], call: Call, rows: Rows, arrays: tuple[Array, ...], added: bool
 ) -> tuple[tuple[Array, ...], Task, Choice]:
     """What must live until the kernel is started, what it is handed, and what it is compiled for."""
-    weight, number, weight_code = _weight(access, call)
+    weight, number, weight_code = _weight(memory, call)
     bias, bias_code = None, NOTHING
     if call.bias is not None:
-        bias, bias_code = _contiguous(access, call.bias), CODES[dtype_name(call.bias.dtype)]
-    addresses = [access.address(one) for one in arrays]
+        bias, bias_code = _contiguous(memory, call.bias), CODES[dtype_name(call.bias.dtype)]
+    addresses = [memory.address(one) for one in arrays]
     task = fill(rows, addresses)
     task.eps, task.number = call.eps, number
-    task.weight, task.bias = (None if one is None else access.address(one) for one in (weight, bias))
+    task.weight, task.bias = (None if one is None else memory.address(one) for one in (weight, bias))
     dtype = dtype_name(call.x.dtype)
-    paired = dtype != "float64" and device(access.ordinal(call.x)).slow_float64
+    paired = dtype != "float64" and device(memory.ordinal(call.x)).slow_float64
     aligned = is_aligned(rows, [*addresses, task.weight, task.bias])
     rule = RULES[call.rule.name]
     offset = call.weight_offset != 0.0
     return (weight, bias), task, Choice(dtype, rule, weight_code, bias_code, offset, aligned, added, paired)
 
 
-def _weight(access: Any, call: Call) -> tuple[Array | None, float, int]:
+def _weight(memory: type[Memory], call: Call) -> tuple[Array | None, float, int]:
     """The weight, the number that goes with it, and its code; a scale on the device is read there."""
     if call.weight is None:
         return None, 0.0, NOTHING
     if isinstance(call.weight, float):
         return None, call.weight, NUMBER
-    return _contiguous(access, call.weight), call.weight_offset, CODES[dtype_name(call.weight.dtype)]
+    return _contiguous(memory, call.weight), call.weight_offset, CODES[dtype_name(call.weight.dtype)]
 
 
-def _contiguous(access: Any, array: Array) -> Array:
-    return array if access.is_contiguous(array) else access.contiguous(array)
+def _contiguous(memory: type[Memory], array: Array) -> Array:
+    return array if memory.is_contiguous(array) else memory.contiguous(array)

@@ -48,6 +48,12 @@ class _Exchange(ctypes.Structure):
     )
 
 
+def module_of_program(kind: str) -> tuple[str, Callable[[], Any]]:
+    """The name of the program for arrays of a kind, "array" or "tensor", and what makes its module."""
+    name = f"fast_path_{kind}"
+    return name, partial(_trace, name, kind)
+
+
 def _trace(name: str, kind: str) -> Any:
     from anynorm._kernels.cpu.fast_path import program, views
     from anynorm._kernels.cpu.language.tracing import trace
@@ -132,8 +138,8 @@ def _builtin(kind: str) -> Normalize:
     """A builtin function of Python. Called through ctypes it would take several times as long."""
     from anynorm._kernels.cpu.compiler.machine_code import load
 
-    name = f"fast_path_{kind}"
-    address = load(name, partial(_trace, name, kind))
+    name, make = module_of_program(kind)
+    address = load(name, make)
     begin = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)
     begin(0, ctypes.addressof(record()), BEGIN)
     _methods.append(_Method(name.encode(), address, _METH_FASTCALL, None))

@@ -15,7 +15,7 @@ from anynorm._kernels.cpu.fast_path.record import place_of
 from anynorm._kernels.cpu.fast_path.tensors import way_of_tensors
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import CODES
-from anynorm._kernels.cpu.launch.memory import last_cache_nbytes
+from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
 from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES
 
 _offered: set[tuple[str, Variant]] = set()

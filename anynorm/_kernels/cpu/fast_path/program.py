@@ -15,28 +15,10 @@ from anynorm._kernels.cpu.fast_path.record import BEGIN, IN_FLOAT64, KINDS, Reco
 from anynorm._kernels.cpu.fast_path.views import VIEW_NBYTES, View, is_of
 from anynorm._kernels.cpu.fast_path.words import Fields, Require, call, call_for_real, static_word, way_out, word
 from anynorm._kernels.cpu.kernels.task import Task
-from anynorm._kernels.cpu.language.dtypes import (
-    BY_CODE,
-    CACHE_LINE_NBYTES,
-    CHUNK,
-    FEW_ROWS,
-    FLOAT64,
-    LAYER,
-    RMS,
-    SCALE,
-)
-from anynorm._kernels.cpu.language.lanes import (
-    buffer,
-    cases,
-    cell,
-    loop,
-    magnitude,
-    peek,
-    poke,
-    store_integer,
-    when,
-    where,
-)
+from anynorm._kernels.cpu.language.arithmetic import magnitude, where
+from anynorm._kernels.cpu.language.dtypes import BY_CODE, CACHE_LINE_NBYTES, CHUNK, FEW_ROWS, LAYER, RMS, SCALE
+from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
+from anynorm._kernels.cpu.language.memory import buffer, peek, store_integer, store_real
 
 ARRAYS = ("x", "residual", "y", "total", "weight", "bias")
 Look = Callable[..., None]
@@ -172,7 +154,7 @@ def _see_weight(
             require(view.ndim == 0)
             for number, dtype in enumerate(BY_CODE):
                 for _ in when(view.code == number):
-                    scale[...] = peek(view.place, None, dtype)
+                    scale[...] = peek(view.place, dtype)
         require(magnitude(scale) < math.inf)
     return scale
 
@@ -255,7 +237,7 @@ def _task(views: dict[str, View], rows: Any, features: Any, is_scale: Any, eps: 
     for name, kind in Task._fields_:
         at = task + getattr(Task, name).offset
         if kind is ctypes.c_double:
-            poke(at, FLOAT64, filled[name])
+            store_real(at, filled[name])
         else:
             store_integer(at, filled.get(name, 0))
     return task

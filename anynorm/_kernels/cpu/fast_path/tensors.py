@@ -7,7 +7,7 @@ from typing import Any
 
 from anynorm._kernels.short_ways import Way
 from anynorm._profiled import profiler_of
-from anynorm._torch_state import forward_level, modes_question, tracing_question, transforms_question
+from anynorm._torch.state import forward_level, modes_question, tracing_question, transforms_question
 
 Array = Any
 # rule, x, residual, weight, bias, eps, offset, result -> the result with what leads back from there, for autograd
@@ -29,7 +29,14 @@ def way_of_tensors(torch: Any, normalize: Callable[..., Any]) -> Way:
     profiler = profiler_of(torch)
 
     def way(
-        rule: Any, x: Array, residual: Array | None, weight: Any, bias: Array | None, eps: float, offset: float, out: Any
+        rule: Any,
+        x: Array,
+        residual: Array | None,
+        weight: Any,
+        bias: Array | None,
+        eps: float,
+        offset: float,
+        out: Any,
     ) -> Any:
         # First, for no other question can be asked while a graph is being traced. What follows torch operation by
         # operation would not see what a kernel does.

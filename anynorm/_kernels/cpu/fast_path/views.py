@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from anynorm._kernels.cpu.fast_path.words import Fields, Require, call, fails, word
-from anynorm._kernels.cpu.language.lanes import buffer, cases, cell, loop, store_integer, when, where
-from anynorm._overlap import LOW_ADDRESS
+from anynorm._kernels.cpu.language.arithmetic import where
+from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
+from anynorm._kernels.cpu.language.memory import buffer, store_integer
+from anynorm._libraries.torch_tensors import LOW_ADDRESS
 
 # Of a Py_buffer, in bytes; it belongs to the stable ABI since Python 3.11. Behind it, a dtype's code and how many axes.
 _BUF, _OBJ, _NDIM, _FORMAT, _SHAPE, _CODE, _AXES, VIEW_NBYTES = 0, 8, 36, 40, 48, 80, 88, 96

@@ -1,154 +1,118 @@
 """What is done to a chunk: up to CHUNK features of one row, in memory one after the other.
 
-``other`` is the address of the residual's elements, or None; a chunk is then the sum of both, rounded to their dtype.
-Elements are taken lanes_of(dtype) at a time. What is left of a chunk goes with the elements before it, so that it fills
-lanes too; where a chunk is shorter than that, memory behind it is read, and has to be there. Every kernel keeps to that
-order, whatever the layout, so that the bits of a row do not depend on it.
+Where there is a residual, a chunk is the sum with it, rounded to their dtype. Elements are taken as many at a time as
+there are lanes. What is left of a chunk goes with the elements before it, so that it fills lanes too; where a chunk is
+shorter than that, memory behind it is read, and has to be there. Every kernel keeps to that order, whatever the layout,
+so that the bits of a row do not depend on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy
-
+from anynorm._kernels.cpu.kernels.scatter import gather
 from anynorm._kernels.cpu.kernels.streaming import further, map_chunk, read
-from anynorm._kernels.cpu.kernels.values import TaskValues
-from anynorm._kernels.cpu.language.dtypes import (
-    CHUNK,
-    FLOAT64,
-    LAYER,
-    Address,
-    Dtype,
-    Lanes,
-    Number,
-    lanes_of,
-)
-from anynorm._kernels.cpu.language.lanes import (
-    cell,
-    combinations,
-    fma,
-    larger,
-    load,
-    loop,
-    number,
-    part,
-    peek,
-    size_of,
-    splat,
-    split,
-    sum_lanes,
-    weighted,
-    where,
-)
+from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
+from anynorm._kernels.cpu.language.arithmetic import fma, larger, number, part, smaller, splat, split, sum_lanes, where
+from anynorm._kernels.cpu.language.dtypes import CHUNK, FLOAT64, LAYER, Dtype, Lanes, Number
+from anynorm._kernels.cpu.language.flow import cell, combinations, loop
+from anynorm._kernels.cpu.language.memory import load, peek, store
 
 
 def chunks_of(task: TaskValues, step: int = CHUNK) -> Iterator[tuple[int, int]]:
     """Where each chunk of a row begins, and how long it is; none but that of a short row is shorter than lanes."""
-    lanes = lanes_of(task.dtype)
-    for start in loop(0, larger(task.features - lanes + 1, 1), step):
+    for start in loop(0, larger(task.features - task.lanes + 1, 1), step):
         left = task.features - start
-        yield start, where(left < step + lanes, left, step)
+        yield start, where(left < step + task.lanes, left, step)
 
 
-def uses_pairs(dtype: Dtype, compute_dtype: Dtype) -> bool:
-    """Whether rows of float32 are applied in float32, with factor and constant as pairs of numbers."""
-    return type(dtype) is type(compute_dtype) is numpy.float32
+def parts_of(count: int, lanes: int) -> tuple[tuple[int, int, int], ...]:
+    """Lanes, first element and end: of what fills lanes, and of the rest one by one, behind which nothing is read."""
+    whole = count - count % lanes
+    return (lanes, 0, whole), (1, whole, count)
 
 
-def statistics_in(dtype: Dtype, compute_dtype: Dtype) -> Dtype:
-    """What the sums of a row are formed in."""
-    return FLOAT64 if uses_pairs(dtype, compute_dtype) else compute_dtype
+def elements_of(task: TaskValues, chunk: Arrays, count: int, dtype: Dtype, fill: Lanes) -> Iterator[Lanes]:
+    """The elements of a chunk in a dtype; with what is left behind whole lanes, ``fill`` in the other ones."""
+    for i in loop(0, count - task.lanes + 1, task.lanes):
+        yield read(task, chunk, i, dtype)
+    for _ in loop(0, count % task.lanes, task.lanes):
+        start = larger(count - task.lanes, 0)
+        yield part(read(task, chunk, start, dtype), count - count % task.lanes - start, count - start, fill)
 
 
-def read_rest(dtype: Dtype, compute_dtype: Dtype, x: int, residual: Address, count: int, fill: Lanes) -> Lanes:
-    """What is left of a chunk behind whole lanes, and ``fill`` in the other lanes."""
-    lanes = lanes_of(dtype)
-    start = larger(count - lanes, 0)
-    return part(read(dtype, compute_dtype, x, residual, start), count - count % lanes - start, count - start, fill)
+def mean_of_first(task: TaskValues, row: Arrays, dtype: Dtype) -> Number:
+    """The mean of the first elements of a row, as many as there are lanes, rounded; the sum is formed in a dtype."""
+    count = smaller(task.features, task.lanes)
+    first = read(task, gather(task, row, 0, count), 0, dtype)
+    return rounded(task, sum_lanes(part(first, 0, count, splat(0.0, dtype, task.lanes))) / number(count))
 
 
-def sum_first(dtype: Dtype, compute_dtype: Dtype, x: int, residual: Address, count: int) -> Number:
-    """The sum of the first elements of a row, as many as there are lanes."""
-    zero = splat(0.0, compute_dtype, lanes_of(dtype))
-    return sum_lanes(part(read(dtype, compute_dtype, x, residual, 0), 0, count, zero))
+def rounded(task: TaskValues, value: Number) -> Number:
+    """A number as the dtype of the row has it, by way of some memory."""
+    store(task.scratch.one, task.dtype, value)
+    return peek(task.scratch.one, task.dtype)
 
 
-def squares_chunk(dtype: Dtype, compute_dtype: Dtype, x: int, residual: Address, count: int) -> Number:
-    """The sum of squares of a chunk."""
-    lanes = lanes_of(dtype)
-    zero = splat(0.0, compute_dtype, lanes)
-    squares = cell(zero)
-    for i in loop(0, count - lanes + 1, lanes):
-        value = read(dtype, compute_dtype, x, residual, i)
-        squares[...] = fma(value, value, squares)
-    for _ in loop(0, count % lanes, lanes):
-        value = read_rest(dtype, compute_dtype, x, residual, count, zero)
-        squares[...] = fma(value, value, squares)
-    return sum_lanes(squares)
-
-
-def moments_chunk(
-    dtype: Dtype, compute_dtype: Dtype, x: int, residual: Address, count: int, shift: Number
-) -> tuple[Number, Number]:
-    """The sums of deviations from a shift and of their squares."""
-    lanes = lanes_of(dtype)
-    near = splat(shift, compute_dtype, lanes)
-    sums, squares = cell(splat(0.0, compute_dtype, lanes)), cell(splat(0.0, compute_dtype, lanes))
+def sum_chunk(task: TaskValues, chunk: Arrays, count: int, shift: Number | None) -> tuple[Number, Number]:
+    """The sums of deviations from a shift and of their squares; where there is none, 0 and that of squares."""
+    dtype = task.statistics_dtype
+    zero = splat(0.0, dtype, task.lanes)
+    near = zero if shift is None else splat(shift, dtype, task.lanes)
+    sums, squares = cell(zero), cell(zero)
     # A multiplication by 1 that the compiler does not see through: where additions, subtractions and conversions share
     # a unit and multiplications have their own, that saves a tenth of layer_norm in the first caches (EPYC 7003).
-    one = splat(number(count) / number(count), compute_dtype, lanes)
-
-    def add(value: Lanes) -> None:
-        value = value - near
-        sums[...] = fma(value, one, sums)
-        squares[...] = fma(value, value, squares)
-
-    for i in loop(0, count - lanes + 1, lanes):
-        add(read(dtype, compute_dtype, x, residual, i))
-    for _ in loop(0, count % lanes, lanes):
-        add(read_rest(dtype, compute_dtype, x, residual, count, near))
-    return sum_lanes(sums), sum_lanes(squares)
+    one = splat(number(count) / number(count), dtype, task.lanes)
+    for value in elements_of(task, chunk, count, dtype, near):
+        deviation = value
+        if shift is not None:
+            deviation = value - near
+            sums[...] = fma(deviation, one, sums)
+        squares[...] = fma(deviation, deviation, squares)
+    return 0.0 if shift is None else sum_lanes(sums), sum_lanes(squares)
 
 
 class Factors(NamedTuple):
     """What x is moved by and multiplied by; None where the formula has no such number."""
 
     factor: Lanes
-    factor_low: Lanes | None  # what rounding to float32 leaves of it, where factor and constant are pairs
+    factor_low: Lanes | None  # what float32 does not hold of it, where factor and constant are split
     constant: Lanes | None  # where rows are centred
     constant_low: Lanes | None
     shift: Lanes | None
 
 
-def numbers_of(
-    dtype: Dtype, compute_dtype: Dtype, centred: bool, shift: Lanes, factor: Lanes, constant: Lanes
-) -> Factors:
+def factors_of(task: TaskValues, centred: bool, shift: Lanes, factor: Lanes, constant: Lanes) -> Factors:
     """Those of the formula, from float64 numbers or lanes."""
-    paired = uses_pairs(dtype, compute_dtype)
-    factor, factor_low = split(factor) if paired else (factor, None)
-    constant, constant_low = split(constant) if paired else (constant, None)
-    if not centred:
-        return Factors(factor, factor_low, None, None, None)
-    return Factors(factor, factor_low, constant, constant_low, None if paired else shift)
+    if not task.splits_factors:
+        return Factors(factor, None, constant, None, shift) if centred else Factors(factor, None, None, None, None)
+    factor, factor_low = split(factor)
+    constant, constant_low = split(constant) if centred else (None, None)
+    return Factors(factor, factor_low, constant, constant_low, None)
 
 
-def apply_lanes(value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes | None) -> Lanes:
-    """``((x - shift) * factor + constant) * weight + bias``, rounded to the wide dtype."""
+def apply_lanes(dtype: Dtype, value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes | None) -> Lanes:
+    """``((x - shift) * factor + constant) * weight + bias``, rounded to the dtype that is computed in.
+
+    Where rows are not centred, the first two factors are such that nothing leaves the range of that dtype. In float64
+    they are x and factor: both come from narrower data. In float32 factor and weight: both are known to be near 1, as a
+    subnormal x need not be.
+    """
     if row.factor_low is not None:
-        return _apply_paired(value, row, weight, bias)
+        return _apply_split(value, row, weight, bias)
     if row.constant is not None:
         value = fma(value - row.shift, row.factor, row.constant)
         if weight is not None:
             return value * weight if bias is None else fma(value, weight, bias)
         return value if bias is None else value + bias
+    factor = row.factor
     if weight is not None:
-        return weighted(value, row.factor, weight, bias)
-    return value * row.factor if bias is None else fma(value, row.factor, bias)
+        value, factor = (value * factor, weight) if dtype is FLOAT64 else (weight * factor, value)
+    return value * factor if bias is None else fma(value, factor, bias)
 
 
-def _apply_paired(value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes | None) -> Lanes:
+def _apply_split(value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes | None) -> Lanes:
     """The same in float32, where all that is rounded off is to stay below 2 units.
 
     Centred, x_hat is a rounded number and a rest of a sixteenth of a unit or less. Both are multiplied by the weight,
@@ -168,51 +132,40 @@ def _apply_paired(value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes 
 
 
 def apply_chunk(
-    task: TaskValues, parameter: Dtype, x: int, residual: Address, y: int, total: Address,
-    weight: int, bias: int, count: int, shift: Number, factor: Number, constant: Number, ahead: int,
+    task: TaskValues, chunk: Arrays, count: int, factors: tuple[Number, Number, Number],
+    parameter_dtype: Dtype, weight: int, bias: int, ahead: int,
 ) -> None:  # fmt: skip
-    """Step 3 of the definition, of lanes or more.
+    """Step 3 of the definition, of lanes or more; with shift, factor and constant.
 
-    ``weight`` and ``bias`` are where the parameters lie, in the dtype ``parameter``; 0 where there is none. ``total``
-    is where the sum with the residual goes, and ``ahead`` how far behind x lies what will be read next.
+    ``weight`` and ``bias`` are where the parameters lie, 0 where there is none; ``ahead`` is as for `map_chunk`.
     """
     # Each case is a loop of its own, without a branch in it.
     conditions = (task.rule == LAYER, weight != 0, bias != 0, task.streaming)
     for centred, has_weight, has_bias, streaming in combinations(*conditions):
         row = Factors(
             *(
-                None if one is None else splat(one, task.compute_dtype, lanes_of(task.dtype))
-                for one in numbers_of(task.dtype, task.compute_dtype, centred, shift, factor, constant)
+                None if one is None else splat(one, task.compute_dtype, task.lanes)
+                for one in factors_of(task, centred, *factors)
             )
         )
-        parameters = (weight if has_weight else None, bias if has_bias else None)
+        given = (weight if has_weight else None, bias if has_bias else None)
 
-        def compute(i: int, value: Lanes, row: Factors = row, parameters: Any = parameters) -> Lanes:
-            lanes, size = lanes_of(task.dtype), size_of(parameter)
-            loaded = (
-                None if one is None else load(one + i * size, None, parameter, task.compute_dtype, lanes)
-                for one in parameters
+        def compute(i: int, value: Lanes, row: Factors = row, given: tuple[int | None, int | None] = given) -> Lanes:
+            parameters = (
+                None
+                if one is None
+                else load(one + i * parameter_dtype.itemsize, parameter_dtype, task.compute_dtype, task.lanes)
+                for one in given
             )
-            return apply_lanes(value, row, *loaded)
+            return apply_lanes(task.compute_dtype, value, row, *parameters)
 
-        map_chunk(
-            task.dtype,
-            task.compute_dtype,
-            x,
-            residual,
-            y,
-            total,
-            count,
-            ahead,
-            compute,
-            task.scratch.open_line if streaming else None,
-        )
+        map_chunk(task, chunk, count, ahead, streaming, compute)
 
 
-def is_flat_chunk(dtype: Dtype, x: int, residual: Address, count: int, shift: Number) -> bool:
+def is_flat_chunk(task: TaskValues, chunk: Arrays, count: int, shift: Number) -> bool:
     """Whether all of a chunk is the same number as the shift."""
     flat = cell(True)
     for i in loop(0, count, 1):
-        j = i * size_of(dtype)
-        flat[...] = flat & (peek(x + j, further(residual, j), dtype) == shift)
+        offset = i * task.itemsize
+        flat[...] = flat & (peek(chunk.x + offset, task.dtype, further(chunk.residual, offset)) == shift)
     return flat

@@ -6,240 +6,165 @@ its features lie one after the other: all of a lane's elements, then those of th
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from anynorm._kernels.cpu.kernels.chunks import (
-    Factors,
-    apply_lanes,
-    chunks_of,
-    numbers_of,
-    statistics_in,
-    uses_pairs,
-)
+from anynorm._kernels.cpu.kernels.chunks import Factors, apply_lanes, chunks_of, factors_of
 from anynorm._kernels.cpu.kernels.factors import find_factors
-from anynorm._kernels.cpu.kernels.parameters import are_weights_safe, widen_parameters
-from anynorm._kernels.cpu.kernels.rows import NEAR, count_safe
-from anynorm._kernels.cpu.kernels.scatter import RESIDUAL, TOTAL, X, Y, axis_length, axis_stride, place
-from anynorm._kernels.cpu.kernels.streaming import flush, further, map_chunk, reset
+from anynorm._kernels.cpu.kernels.parameters import are_weights_safe, widen_parameters, widen_short_parameters
+from anynorm._kernels.cpu.kernels.reduce import reduce
+from anynorm._kernels.cpu.kernels.rows import count_safe
+from anynorm._kernels.cpu.kernels.scatter import axis_length, axis_stride, row_of
+from anynorm._kernels.cpu.kernels.streaming import flush, further, map_chunk, read, writing
 from anynorm._kernels.cpu.kernels.task import Variant
-from anynorm._kernels.cpu.kernels.values import Scratch, TaskValues, load_task, word
-from anynorm._kernels.cpu.language.dtypes import (
-    CHUNK,
-    FLOAT64,
-    LAYER,
-    WIDEST_BLOCK,
-    Address,
-    Dtype,
-    Lanes,
-    lanes_of,
-)
-from anynorm._kernels.cpu.language.lanes import (
-    as_lanes,
-    buffer,
-    cases,
-    cell,
-    combinations,
-    fence,
-    fma,
-    larger,
-    load,
-    loop,
-    number,
-    peek,
-    size_of,
-    smaller,
-    splat,
-    store,
-    sum_lanes,
-    when,
-    where,
-    where_less,
-)
+from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task, word
+from anynorm._kernels.cpu.language.arithmetic import as_lanes, fma, larger, number, smaller, splat, sum_lanes, where
+from anynorm._kernels.cpu.language.dtypes import FLOAT64, LAYER, WIDEST_BLOCK, Dtype, Lanes
+from anynorm._kernels.cpu.language.flow import cases, cell, combinations, loop, when
+from anynorm._kernels.cpu.language.memory import buffer, load, peek, store
 
 # For each lane of a sum, lanes of rows; two sums.
 _SUMS_NBYTES = 32 * 32 * 8
 # For each row of the widest block one of the numbers that x is multiplied and moved by.
-_FOUND_NBYTES = (WIDEST_BLOCK + 128) * 8
-_ROOM_NBYTES = 2 * _SUMS_NBYTES + len(Factors._fields) * _FOUND_NBYTES
+_FACTORS_NBYTES = (WIDEST_BLOCK + 128) * 8
+_WORK_NBYTES = 2 * _SUMS_NBYTES + len(Factors._fields) * _FACTORS_NBYTES
 
 
-class _Place(NamedTuple):
-    """Where a feature of neighbouring rows lies in an array, and how far behind it the next one."""
+class _Columns:
+    """Where the features of neighbouring rows lie."""
 
-    address: Address
-    step: int
+    def __init__(self, task: TaskValues, row: int) -> None:
+        self.first = row_of(task, row)
+        self.steps = [axis_stride(task, which) for which in range(len(self.first))]
 
-    def at(self, feature: int) -> Address:
-        return further(self.address, feature * self.step)
-
-
-def _fold(dtype: Dtype, sums_in: Dtype, sums: int, count: int) -> Lanes:
-    """Add up the lanes of sums, of which so many are not empty, in halves, as `total` does."""
-    lanes = half = lanes_of(dtype)
-    nbytes = lanes * size_of(sums_in)
-    while half > 1:
-        half //= 2
-        for lane in loop(0, smaller(half, count - half), 1):
-            i = sums + lane * nbytes
-            a, b = (load(at, None, sums_in, sums_in, lanes) for at in (i, i + half * nbytes))
-            store(i, sums_in, a + b)
-        count = smaller(count, half)
-    return as_lanes(load(sums, None, sums_in, sums_in, lanes), FLOAT64)
+    def at(self, feature: int) -> Arrays:
+        return Arrays(*(further(one, feature * step) for one, step in zip(self.first, self.steps, strict=True)))
 
 
-def _sum_up(
-    dtype: Dtype, sums_in: Dtype, x: _Place, residual: _Place, start: int, count: int, shift: Lanes, room: int
-) -> tuple[Lanes, Lanes]:
-    """The sums of a chunk of deviations and of their squares, for as many rows as there are lanes."""
-    lanes = lanes_of(dtype)
-    whole, rest = count - count % lanes, larger(count - lanes, 0)
-    for lane in loop(0, smaller(lanes, count), 1):
-        sums, squares = cell(splat(0.0, sums_in, lanes)), cell(splat(0.0, sums_in, lanes))
+class _Rows:
+    """What `reduce` asks of as many rows as there are lanes, from a column on; ``sums`` is memory for their sums."""
 
-        def add(i: int, sums: Lanes = sums, squares: Lanes = squares) -> None:
-            value = load(x.at(start + i), residual.at(start + i), dtype, sums_in) - shift
-            sums[...] = sums + value
-            squares[...] = fma(value, value, squares)
+    def __init__(self, task: TaskValues, columns: _Columns, column: int, sums: int) -> None:
+        self.task, self.columns, self.nbytes, self.sums = task, columns, column * task.itemsize, sums
+        self.zero = splat(0.0, FLOAT64, task.lanes)
 
-        for i in loop(lane, whole, lanes):
-            add(i)
-        for _ in when(rest + lane >= whole):
-            add(rest + lane)
-        i = room + lane * lanes * size_of(sums_in)
-        store(i, sums_in, sums)
-        store(i + _SUMS_NBYTES, sums_in, squares)
-    count = smaller(lanes, count)
-    return _fold(dtype, sums_in, room, count), _fold(dtype, sums_in, room + _SUMS_NBYTES, count)
+    def read(self, feature: int, dtype: Dtype) -> Lanes:
+        x, residual, *_ = self.columns.at(feature)
+        place = Arrays(x + self.nbytes, further(residual, self.nbytes))
+        return read(self.task, place, 0, dtype)
+
+    def first(self) -> Lanes:
+        return self.read(0, FLOAT64)
+
+    def mean_of_first(self) -> Lanes:
+        count = smaller(self.task.features, self.task.lanes)
+        sums, _ = self._sum_chunk(0, count, splat(0.0, self.task.statistics_dtype, self.task.lanes))
+        return self._rounded(sums / number(count))
+
+    def sum_up(self, shift: Lanes | None) -> tuple[Lanes, Lanes]:
+        sums, squares = cell(self.zero), cell(self.zero)
+        near = as_lanes(self.zero if shift is None else shift, self.task.statistics_dtype)
+        for start, count in chunks_of(self.task):
+            more, more_squares = self._sum_chunk(start, count, near)
+            sums[...] = sums + more
+            squares[...] = squares + more_squares
+        return self.zero if shift is None else sums, squares
+
+    def moved(self, shift: Lanes, to: Lanes, is_far: Lanes) -> tuple[Lanes, bool]:
+        return where(is_far, self._rounded(to), shift), sum_lanes(where(is_far, 1.0, self.zero)) == 0.0
+
+    def _rounded(self, value: Lanes) -> Lanes:
+        """As the dtype of the rows has it, by way of some memory."""
+        store(self.task.scratch.one, self.task.dtype, value)
+        return load(self.task.scratch.one, self.task.dtype)
+
+    def _sum_chunk(self, start: int, count: int, shift: Lanes) -> tuple[Lanes, Lanes]:
+        """The sums of a chunk of deviations and of their squares."""
+        dtype, lanes = self.task.statistics_dtype, self.task.lanes
+        whole, rest = count - count % lanes, larger(count - lanes, 0)
+        for lane in loop(0, smaller(lanes, count), 1):
+            sums, squares = cell(splat(0.0, dtype, lanes)), cell(splat(0.0, dtype, lanes))
+
+            def add(i: int, sums: Lanes = sums, squares: Lanes = squares) -> None:
+                value = self.read(start + i, dtype) - shift
+                sums[...] = sums + value
+                squares[...] = fma(value, value, squares)
+
+            for i in loop(lane, whole, lanes):
+                add(i)
+            for _ in when(rest + lane >= whole):
+                add(rest + lane)
+            at = self.sums + lane * lanes * dtype.itemsize
+            store(at, dtype, sums)
+            store(at + _SUMS_NBYTES, dtype, squares)
+        count = smaller(lanes, count)
+        return self._fold(self.sums, count), self._fold(self.sums + _SUMS_NBYTES, count)
+
+    def _fold(self, sums: int, count: int) -> Lanes:
+        """Add up the lanes of sums, of which so many are not empty, in halves, as `sum_lanes` does."""
+        dtype, lanes = self.task.statistics_dtype, self.task.lanes
+        half, nbytes = lanes, lanes * dtype.itemsize
+        while half > 1:
+            half //= 2
+            for lane in loop(0, smaller(half, count - half), 1):
+                at = sums + lane * nbytes
+                store(at, dtype, load(at, dtype, dtype, lanes) + load(at + half * nbytes, dtype, dtype, lanes))
+            count = smaller(count, half)
+        return load(sums, dtype, FLOAT64, lanes)
 
 
-def _rounded(dtype: Dtype, value: Lanes, scratch: Scratch) -> Lanes:
-    """Lanes as the dtype of the rows has them, by way of some memory."""
-    store(scratch.x, dtype, value)
-    return load(scratch.x, None, dtype, FLOAT64)
-
-
-def _shift_of(task: TaskValues, x: _Place, residual: _Place, room: int) -> Lanes:
-    """Numbers near the means of the rows, as in rows.py."""
-    sums_in = statistics_in(task.dtype, task.compute_dtype)
-    if sums_in is FLOAT64:
-        return load(x.at(0), residual.at(0), task.dtype, FLOAT64)
-    count = smaller(task.features, lanes_of(task.dtype))
-    sums, _ = _sum_up(task.dtype, sums_in, x, residual, 0, count, splat(0.0, sums_in, lanes_of(task.dtype)), room)
-    return _rounded(task.dtype, sums / splat(number(count), FLOAT64, lanes_of(task.dtype)), task.scratch)
-
-
-def _reduce(task: TaskValues, x: _Place, residual: _Place, room: int) -> None:
-    """Leave shifts, sums of deviations and sums of their squares in the scratch, of as many rows as there are lanes."""
-    lanes, sums_in = lanes_of(task.dtype), statistics_in(task.dtype, task.compute_dtype)
-    zero = splat(0.0, FLOAT64, lanes)
-    for centred in cases(task.rule == LAYER):
-        shift = cell(_shift_of(task, x, residual, room) if centred else zero)
-        ended = cell(False)
-        for _ in loop(0, 2, 1, ended):
-            sums, squares = cell(zero), cell(zero)
-            for start, count in chunks_of(task):
-                more, more_squares = _sum_up(
-                    task.dtype, sums_in, x, residual, start, count, as_lanes(shift, sums_in), room
-                )
-                sums[...] = sums + more
-                squares[...] = squares + more_squares
-            for at, value in (
-                (task.scratch.shifts, shift),
-                (task.scratch.sums, sums if centred else zero),
-                (task.scratch.squares, squares),
-            ):
-                store(at, FLOAT64, value)
-            ended[...] = True
-            if centred and sums_in is not FLOAT64:
-                between = sums / splat(number(task.features), FLOAT64, lanes)
-                far, moved = sums * between, _rounded(task.dtype, shift + between, task.scratch)
-                near = squares * splat(NEAR, FLOAT64, lanes)
-                shift[...] = where_less(near, far, moved, shift)
-                ended[...] = sum_lanes(where_less(near, far, splat(1.0, FLOAT64, lanes), zero)) == 0.0
-
-
-def _keep(dtype: Dtype, compute_dtype: Dtype, centred: bool, scratch: Scratch, found: int, column: int) -> None:
-    """Put what rows are multiplied and moved by where `_numbers_at` finds it."""
-    lanes = lanes_of(dtype)
-    shift, factor, constant = (
-        load(room, None, FLOAT64, FLOAT64, lanes) for room in (scratch.shifts, scratch.factors, scratch.constants)
-    )
-    for at, value in enumerate(numbers_of(dtype, compute_dtype, centred, shift, factor, constant)):
+def _keep_factors(task: TaskValues, centred: bool, work: int, column: int) -> None:
+    """Put what rows are multiplied and moved by where `_factors_at` finds it."""
+    dtype, scratch = task.compute_dtype, task.scratch
+    numbers = (load(one, FLOAT64, lanes=task.lanes) for one in (scratch.shifts, scratch.factors, scratch.constants))
+    for i, value in enumerate(factors_of(task, centred, *numbers)):
         if value is not None:
-            store(found + at * _FOUND_NBYTES + column * size_of(compute_dtype), compute_dtype, value)
+            store(work + i * _FACTORS_NBYTES + column * dtype.itemsize, dtype, value)
 
 
-def _numbers_at(dtype: Dtype, compute_dtype: Dtype, centred: bool, found: int, column: int) -> Factors:
+def _factors_at(task: TaskValues, centred: bool, work: int, column: int) -> Factors:
     """What the rows from a column on are multiplied and moved by."""
-    paired = uses_pairs(dtype, compute_dtype)
-    needed = Factors(True, paired, centred, paired and centred, centred and not paired)
+    dtype, splits = task.compute_dtype, task.splits_factors
+    needed = Factors(True, splits, centred, splits and centred, centred and not splits)
+    at = [work + i * _FACTORS_NBYTES + column * dtype.itemsize for i in range(len(needed))]
     return Factors(
-        *(
-            load(
-                found + at * _FOUND_NBYTES + column * size_of(compute_dtype),
-                None,
-                compute_dtype,
-                compute_dtype,
-                lanes_of(dtype),
-            )
-            if one
-            else None
-            for at, one in enumerate(needed)
-        )
+        *(load(one, dtype, dtype, task.lanes) if is_needed else None for one, is_needed in zip(at, needed, strict=True))
     )
 
 
-def _reduce_block(task: TaskValues, first: int, columns: int, room: int) -> bool:
+def _reduce_block(task: TaskValues, first: int, columns: int, work: int) -> bool:
     """Find what each row of a block is multiplied and moved by; whether all are safe for float32."""
-    lanes, size = lanes_of(task.dtype), size_of(task.dtype)
-    safe = cell(True)
-    x, residual = (place(task, which, first) for which in (X, RESIDUAL))
-    for at in loop(0, columns, lanes):
-        column = smaller(at, columns - lanes)
-        of_x, of_residual = (
-            _Place(further(address, column * size), axis_stride(task, which))
-            for address, which in ((x, X), (residual, RESIDUAL))
-        )
-        _reduce(task, of_x, of_residual, room)
-        find_factors(task, lanes)
-        safe[...] = safe & (count_safe(task, first + column, lanes) == lanes)
+    safe, block = cell(True), _Columns(task, first)
+    for at in loop(0, columns, task.lanes):
+        column = smaller(at, columns - task.lanes)
+        reduce(task, _Rows(task, block, column, work), 0)
+        find_factors(task, task.lanes)
+        safe[...] = safe & (count_safe(task, first + column, task.lanes) == task.lanes)
         for centred in cases(task.rule == LAYER):
-            _keep(task.dtype, task.compute_dtype, centred, task.scratch, room + 2 * _SUMS_NBYTES, column)
+            _keep_factors(task, centred, work + 2 * _SUMS_NBYTES, column)
     return safe
 
 
-def _apply_feature(
-    dtype: Dtype, compute_dtype: Dtype, places: list[_Place], feature: int, parameters: tuple[Lanes | None, ...],
-    found: int, columns: int, centred: bool, open_line: Address,
-) -> None:  # fmt: skip
-    """One feature of a block of rows."""
-    x, residual, y, total = (place_of.at(feature) for place_of in places)
-
-    def compute(column: int, value: Lanes) -> Lanes:
-        return apply_lanes(value, _numbers_at(dtype, compute_dtype, centred, found, column), *parameters)
-
-    map_chunk(dtype, compute_dtype, x, residual, y, total, columns, columns * size_of(dtype), compute, open_line)
-    if open_line is not None:  # what is next to a feature is another block
-        flush(dtype, open_line)
-
-
-def _apply_block(task: TaskValues, first: int, columns: int, found: int) -> None:
-    size, lanes = size_of(task.compute_dtype), lanes_of(task.dtype)
-    places = [_Place(place(task, which, first), axis_stride(task, which)) for which in (X, RESIDUAL, Y, TOTAL)]
+def _apply_block(task: TaskValues, first: int, columns: int, work: int) -> None:
+    """Apply a block of rows, feature after feature."""
+    dtype, scratch, block = task.compute_dtype, task.scratch, _Columns(task, first)
     for start, length in chunks_of(task):
         for _ in when(task.widened & (length != task.features)):
             widen_parameters(task, start, length, task.weight_offset)
         conditions = (task.rule == LAYER, task.weight != 0, task.bias != 0, task.streaming)
         for centred, has_weight, has_bias, streaming in combinations(*conditions):
             for k in loop(0, length, 1):
-                parameters = tuple(
-                    splat(peek(room + k * size, None, task.compute_dtype), task.compute_dtype, lanes) if given else None
-                    for room, given in ((task.scratch.weights, has_weight), (task.scratch.biases, has_bias))
-                )
-                open_line = task.scratch.open_line if streaming else None
-                _apply_feature(
-                    task.dtype, task.compute_dtype, places, start + k, parameters, found, columns, centred, open_line
-                )
+                parameters = [
+                    splat(peek(numbers + k * dtype.itemsize, dtype), dtype, task.lanes) if given else None
+                    for numbers, given in ((scratch.weights, has_weight), (scratch.biases, has_bias))
+                ]
+
+                def compute(
+                    column: int, value: Lanes, parameters: list[Lanes | None] = parameters, centred: bool = centred
+                ) -> Lanes:
+                    factors = _factors_at(task, centred, work + 2 * _SUMS_NBYTES, column)
+                    return apply_lanes(dtype, value, factors, *parameters)
+
+                map_chunk(task, block.at(start + k), columns, columns * task.itemsize, streaming, compute)
+                if streaming:  # what is next to a feature is another block
+                    flush(task)
 
 
 def normalize_columns(variant: Variant, address: int, first: int, last: int) -> int:
@@ -250,26 +175,21 @@ def normalize_columns(variant: Variant, address: int, first: int, last: int) -> 
     """
     task = load_task(address, variant)._replace(direct=False)
     block, head = word(address, "block"), word(address, "head")
-    room, lanes = buffer(_ROOM_NBYTES), lanes_of(task.dtype)
-    following, ended = cell(-1), cell(False)
+    work, following, ended = buffer(_WORK_NBYTES), cell(-1), cell(False)
     for _ in when(are_weights_safe(task)):
-        for _ in when(task.widened & (task.features < CHUNK + lanes)):
-            widen_parameters(task, 0, task.features, task.weight_offset)
+        widen_short_parameters(task)
         neighbours = axis_length(task)
-        blocks = 1 + larger(0, neighbours - head - lanes) // block
+        blocks = 1 + larger(0, neighbours - head - task.lanes) // block
         following[...] = last
-        reset(task.scratch.open_line)
-        for unit in loop(first, last, 1, ended):
-            i = unit % blocks
-            start = where(i == 0, 0, head + i * block)
-            end = where(i == blocks - 1, neighbours, head + (i + 1) * block)
-            row, columns = unit // blocks * neighbours + start, end - start
-            safe = _reduce_block(task, row, columns, room)
-            for is_safe in cases(safe):
-                if is_safe:
-                    _apply_block(task, row, columns, room + 2 * _SUMS_NBYTES)
-                else:
-                    following[...], ended[...] = unit, True
-        for _ in when(task.streaming):
-            fence()
+        with writing(task):
+            for unit in loop(first, last, 1, ended):
+                i = unit % blocks
+                start = where(i == 0, 0, head + i * block)
+                end = where(i == blocks - 1, neighbours, head + (i + 1) * block)
+                row, columns = unit // blocks * neighbours + start, end - start
+                for is_safe in cases(_reduce_block(task, row, columns, work)):
+                    if is_safe:
+                        _apply_block(task, row, columns, work)
+                    else:
+                        following[...], ended[...] = unit, True
     return following

@@ -8,47 +8,23 @@ from __future__ import annotations
 
 from anynorm._kernels.cpu.kernels.chunks import chunks_of
 from anynorm._kernels.cpu.kernels.derivative_steps import (
-    SLOTS_NBYTES,
-    Slots,
-    apply_chunk,
+    GROUP_NBYTES,
+    Group,
+    differentiate_chunk,
     prepare_row,
     reduce_row,
-    use_given,
     weights_of,
 )
 from anynorm._kernels.cpu.kernels.factors import find_factors
 from anynorm._kernels.cpu.kernels.parameters import narrow_chunk, widen_chunk
-from anynorm._kernels.cpu.kernels.scatter import (
-    RESIDUAL,
-    TOTAL,
-    X,
-    Y,
-    gather,
-    gather_both,
-    is_gathered,
-    place,
-    scatter,
-    target,
-)
+from anynorm._kernels.cpu.kernels.rows import take_given
+from anynorm._kernels.cpu.kernels.scatter import RESIDUAL, TOTAL, X, Y, gather, is_gathered, row_of, scatter
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import TaskValues, load_task, word
-from anynorm._kernels.cpu.language.dtypes import CHUNK, CODES, FLOAT32, FLOAT64, SCALE, Address
-from anynorm._kernels.cpu.language.lanes import (
-    buffer,
-    cases,
-    cell,
-    integer,
-    larger,
-    loop,
-    number,
-    peek,
-    poke,
-    size_of,
-    smaller,
-    store_integer,
-    when,
-    where,
-)
+from anynorm._kernels.cpu.language.arithmetic import larger, smaller, where
+from anynorm._kernels.cpu.language.dtypes import CHUNK, FLOAT32, FLOAT64, SCALE
+from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
+from anynorm._kernels.cpu.language.memory import buffer, integer, real, store_integer, store_real
 
 # Bytes of x and dy in a group, which are read for dx right after they were for the means: the sums of a column stay in
 # registers from row to row.
@@ -67,26 +43,27 @@ def _prepare(task: TaskValues, weights: int) -> None:
             widen_chunk(task.weight_code, FLOAT64, task.weight, task.features, offset, weights)
         else:
             for i in loop(0, task.features, 1):
-                poke(weights + i * 8, FLOAT64, task.scale)
-    if size_of(task.dtype) < 8:
-        narrow_chunk(CODES["float32"], weights, task.features, weights_of(task._replace(weight=weights), FLOAT32))
+                store_real(weights + i * 8, task.scale)
+    if task.dtype is not FLOAT64:
+        narrow_chunk(FLOAT32.code, weights, task.features, weights_of(task._replace(weight=weights), FLOAT32))
 
 
-def _add_up(
-    task: TaskValues, sums: int, blocks: int, dweight: int, dweight_code: int, dbias: int, dbias_code: int
-) -> None:
+def _add_up(task: TaskValues, address: int, sums: int, blocks: int) -> None:
     """The sums of all blocks, one after the other, as gradients of the parameters."""
+    dweight, dweight_code, dbias, dbias_code = (
+        word(address, name) for name in ("dweight", "dweight_code", "dbias", "dbias_code")
+    )
     nbytes = task.features * 16
     for block in loop(1, blocks, 1):
         for i in loop(0, nbytes, 8):
-            poke(sums + i, FLOAT64, peek(sums + i, None, FLOAT64) + peek(sums + block * nbytes + i, None, FLOAT64))
+            store_real(sums + i, real(sums + i) + real(sums + block * nbytes + i))
     for is_scale in cases(task.rule == SCALE):
         count = task.features
         if is_scale:
             whole = cell(0.0)
             for i in loop(0, count * 8, 8):
-                whole[...] = whole + peek(sums + i, None, FLOAT64)
-            poke(sums, FLOAT64, whole)
+                whole[...] = whole + real(sums + i)
+            store_real(sums, whole)
             count = 1
         for _ in when(dweight != 0):
             narrow_chunk(dweight_code, sums, count, dweight)
@@ -95,23 +72,21 @@ def _add_up(
 
 
 def _differentiate_group(
-    task: TaskValues, slots: Slots, sums: int, refused: int, first: int, rows: int,
-    numbers: Address,
-) -> None:  # fmt: skip
+    task: TaskValues, group: Group, sums: int, refused: int, first: int, rows: int, given: bool
+) -> None:
     """The derivative at up to _MOST_ROWS rows, but for those that it notes down as refused."""
     for k in loop(0, rows, 1):
-        reduce_row(task, slots, first + k, 8 * k, numbers)
-        if numbers is not None:
-            use_given(task, numbers, first + k, 8 * k)
-    if numbers is None:
+        if given:
+            take_given(task, first + k, 8 * k)
+        reduce_row(task, group, first + k, 8 * k, given)
+    if not given:
         find_factors(task._replace(compute_dtype=FLOAT64), rows)
     taken = cell(0)
     for k in loop(0, rows, 1):
         row = first + k
-        safe = prepare_row(task, slots, row, 8 * k, 8 * taken, numbers)
-        for is_safe in cases(safe):
+        for is_safe in cases(prepare_row(task, group, row, 8 * k, 8 * taken, given)):
             if is_safe:
-                store_integer(slots.row + 8 * taken, row)
+                store_integer(group.row + 8 * taken, row)
                 taken[...] = taken + 1
             else:
                 count = integer(refused) + 1
@@ -119,45 +94,37 @@ def _differentiate_group(
                 store_integer(refused + 8 * count, row)
     step = where(is_gathered(task), CHUNK, task.features)
     for start, count in chunks_of(task, step):
-        for slot in loop(0, 8 * taken, 8):
-            row = integer(slots.row + slot)
-            x, dy, dx, dtotal = (place(task, which, row) for which in (X, RESIDUAL, Y, TOTAL))
-            a, b = gather_both(task, x, dy, start, count)
-            c = gather(task, TOTAL, dtotal, start, count, task.scratch.total)
-            for room, address in (
-                (slots.x, a), (slots.dy, b), (slots.dx, target(task, dx, start, task.scratch.y)), (slots.dtotal, c)
-            ):  # fmt: skip
+        for k in loop(0, 8 * taken, 8):
+            chunk = gather(task, row_of(task, integer(group.row + k)), start, count, (X, RESIDUAL, TOTAL))
+            for addresses, address in zip((group.x, group.dy, group.dx, group.dtotal), chunk, strict=True):
                 if address is not None:
-                    store_integer(room + slot, address)
-        apply_chunk(task, slots, sums, taken, start, count, numbers is not None)
+                    store_integer(addresses + k, address)
+        differentiate_chunk(task, group, sums, taken, start, count, given)
         # Elements are gathered one row at a time.
         for _ in when(is_gathered(task) & (taken != 0)):
-            scatter(task, Y, place(task, Y, first), start, count, task.scratch.y)
+            scatter(task, row_of(task, first), start, count, (Y,))
 
 
 def _differentiate_block(
-    task: TaskValues, slots: Slots, sums: int, refused: int, unit: int, rows: int, block: int,
-    left: int, numbers: Address,
-) -> None:  # fmt: skip
-    """The derivative at the rows of a block, and its sums; ``left`` is room for rows that float32 does not hold."""
+    task: TaskValues, group: Group, sums: int, refused: int, first: int, last: int, left: int, given: bool
+) -> None:
+    """The derivative at the rows of a block, and its sums; ``left`` is memory for rows that float32 does not hold."""
     for i in loop(0, where(sums == 0, 0, task.features * 16), 8):
-        poke(sums + i, FLOAT64, 0.0)
-    at_once = larger(1, smaller(_MOST_ROWS, _MOST_NBYTES // (2 * task.features * size_of(task.dtype))))
+        store_real(sums + i, 0.0)
+    at_once = larger(1, smaller(_MOST_ROWS, _MOST_NBYTES // (2 * task.features * task.itemsize)))
     at_once = where(is_gathered(task), 1, at_once)
-    end = smaller(rows, (unit + 1) * block)
-    if size_of(task.dtype) == 8:
+    if task.dtype is FLOAT64:
         store_integer(refused, 0)
-    for start in loop(unit * block, end, at_once):
-        count = smaller(at_once, end - start)
+    for start in loop(first, last, at_once):
+        count = smaller(at_once, last - start)
         # Given factors may be any, and float64 has room for those of float32.
-        if size_of(task.dtype) == 8 or numbers is not None:
-            _differentiate_group(task, slots, sums, refused, start, count, numbers)
+        if task.dtype is FLOAT64 or given:
+            _differentiate_group(task, group, sums, refused, start, count, given)
             continue
         store_integer(left, 0)
-        in_float32 = task._replace(compute_dtype=FLOAT32)
-        _differentiate_group(in_float32, slots, sums, left, start, count, None)
+        _differentiate_group(task._replace(compute_dtype=FLOAT32), group, sums, left, start, count, False)
         for i in loop(1, integer(left) + 1, 1):
-            _differentiate_group(task, slots, sums, 0, integer(left + 8 * i), 1, None)
+            _differentiate_group(task, group, sums, 0, integer(left + 8 * i), 1, False)
 
 
 def differentiate_rows(variant: Variant, address: int, first: int, last: int) -> int:
@@ -172,24 +139,19 @@ def differentiate_rows(variant: Variant, address: int, first: int, last: int) ->
     """
     task = load_task(address, variant, has_dy=True)
     rows, block, work = (word(address, name) for name in ("rows", "block_rows", "work"))
-    dweight, dweight_code, dbias, dbias_code = (
-        word(address, name) for name in ("dweight", "dweight_code", "dbias", "dbias_code")
-    )
-    numbers = word(address, "numbers") if variant.has_numbers else None
-    slots, left = Slots.at(buffer(SLOTS_NBYTES)), buffer(_LEFT_NBYTES)
-    features = task.features
+    group, left, features = Group.at(buffer(GROUP_NBYTES)), buffer(_LEFT_NBYTES), task.features
     blocks = (rows + block - 1) // block
-    has_sums = (dweight != 0) | (dbias != 0)
+    has_sums = (word(address, "dweight") != 0) | (word(address, "dbias") != 0)
     sums = work + features * 16
     refusals = sums + where(has_sums, blocks * features * 16, 0)
     for _ in when(first < 0):
         _prepare(task, work)
     # What `find_factors` divides by is the norm alone; the scale is a weight.
-    task = task._replace(weight=work, bias=dbias, scale=number(features) / number(features))
+    task = task._replace(weight=work, bias=word(address, "dbias"), scale=1.0)
     for unit in loop(larger(first, 0), smaller(last, blocks), 1):
         of_unit = where(has_sums, sums + unit * features * 16, 0)
-        refused = refusals + unit * (block + 1) * 8
-        _differentiate_block(task, slots, of_unit, refused, unit, rows, block, left, numbers)
+        refused, begin, end = refusals + unit * (block + 1) * 8, unit * block, smaller(rows, (unit + 1) * block)
+        _differentiate_block(task, group, of_unit, refused, begin, end, left, variant.has_numbers)
     for _ in when((last > blocks) & has_sums):
-        _add_up(task, sums, blocks, dweight, dweight_code, dbias, dbias_code)
+        _add_up(task, address, sums, blocks)
     return last

@@ -7,27 +7,26 @@ from __future__ import annotations
 
 from anynorm._kernels.cpu.kernels.float64 import reduce_row as reduce_float64
 from anynorm._kernels.cpu.kernels.rows import reduce_row
-from anynorm._kernels.cpu.kernels.scatter import X, place, place_numbers
+from anynorm._kernels.cpu.kernels.scatter import place_numbers, row_of
 from anynorm._kernels.cpu.kernels.task import Variant
-from anynorm._kernels.cpu.kernels.values import load_task, word
+from anynorm._kernels.cpu.kernels.values import load_task
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, LAYER, REDUCED
-from anynorm._kernels.cpu.language.lanes import cases, loop, peek, poke
+from anynorm._kernels.cpu.language.flow import cases, loop
+from anynorm._kernels.cpu.language.memory import real, store_real
 
 
 def reduce_rows(variant: Variant, address: int, first: int, last: int) -> int:
     """Reduce rows first to last; return the last. The task's numbers have room for REDUCED of them a row."""
-    task, numbers = load_task(address, variant), word(address, "numbers")
+    task = load_task(address, variant)
     for row in loop(first, last, 1):
-        to = place_numbers(task, numbers, row, REDUCED)
+        to = place_numbers(task, row, REDUCED)
         if task.dtype is FLOAT64:
-            start = place(task, X, row)
             for centred in cases(task.rule == LAYER):
-                shift, sums = reduce_float64(task, start, None, centred)
-                found = (shift, sums.sums, sums.sums_low, sums.squares, sums.squares_low)
-                for number, one in enumerate(found):
-                    poke(to + 8 * number, FLOAT64, one)
+                shift, sums, squares = reduce_float64(task, row_of(task, row), centred)
+                for i, number in enumerate((shift, sums.high, sums.low, squares.high, squares.low)):
+                    store_real(to + 8 * i, number)
         else:
             reduce_row(task, row, 0)
-            for number, one in enumerate((task.scratch.shifts, task.scratch.sums, task.scratch.squares)):
-                poke(to + 8 * number, FLOAT64, peek(one, None, FLOAT64))
+            for i, numbers in enumerate((task.scratch.shifts, task.scratch.sums, task.scratch.squares)):
+                store_real(to + 8 * i, real(numbers))
     return last

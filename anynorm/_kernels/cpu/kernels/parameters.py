@@ -1,30 +1,19 @@
-"""Weight and bias as numbers of the wide dtype, and whether products with them keep its range."""
+"""Weight and bias as numbers of the dtype that is computed in, and whether products with them keep its range."""
 
 from __future__ import annotations
 
-from anynorm._kernels.cpu.kernels.chunks import chunks_of, uses_pairs
+from anynorm._kernels.cpu.kernels.chunks import chunks_of, parts_of
 from anynorm._kernels.cpu.kernels.values import TaskValues
-from anynorm._kernels.cpu.language.dtypes import CODES, DTYPES, FLOAT32, FLOAT64, LAYER, Dtype, Lanes, Number
-from anynorm._kernels.cpu.language.lanes import (
-    cases,
-    cell,
-    load,
-    loop,
-    magnitude,
-    size_of,
-    splat,
-    store,
-    sum_lanes,
-    when,
-    where,
-    where_less,
-)
+from anynorm._kernels.cpu.language.arithmetic import magnitude, splat, sum_lanes, where
+from anynorm._kernels.cpu.language.dtypes import BY_CODE, CHUNK, FLOAT32, FLOAT64, LAYER, Dtype, Number
+from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
+from anynorm._kernels.cpu.language.memory import load, store
 
 _STEP = 8  # parameters that are widened at a time
 
 
 def widen_parameters(task: TaskValues, start: int, count: int, weight_offset: Number) -> None:
-    """A chunk of weight + weight_offset and of bias in the wide dtype, where there is one of them.
+    """Put a chunk of weight + weight_offset and of bias into scratch, where there is one of them.
 
     -0.0 is added to what is to stay as it is: 0.0 would turn a parameter of -0.0 into 0.0.
     """
@@ -38,76 +27,59 @@ def widen_parameters(task: TaskValues, start: int, count: int, weight_offset: Nu
             widen_chunk(code, task.compute_dtype, address + start * itemsize, count, offset, target)
 
 
-def are_weights_safe(task: TaskValues) -> bool:
-    """Whether products with the weights keep their range in the wide dtype."""
-    safe = cell(True)
-    if task.compute_dtype is FLOAT64:
-        return safe
-    # x_hat * weight is out of range no sooner than y, unless the weight itself is: factor * weight may be.
-    in_doubt = (task.rule != LAYER) | (task.weight_code == 3) | (task.weight_offset != 0.0)
-    for _ in when((task.weight != 0) & in_doubt):
-        for direct in cases(task.direct) if uses_pairs(task.dtype, task.compute_dtype) else (False,):
-            if direct:
-                safe[...] = _are_near_one(task.dtype, task.weight, task.features)
-                continue
-            for start, count in chunks_of(task):
-                widen_parameters(task, start, count, task.weight_offset)
-                safe[...] = safe & _are_near_one(FLOAT32, task.scratch.weights, count)
-    return safe
+def widen_short_parameters(task: TaskValues) -> None:
+    """The same for all features at once, where they are no more than a chunk."""
+    for _ in when(task.widened & (task.features < CHUNK + task.lanes)):
+        widen_parameters(task, 0, task.features, task.weight_offset)
 
 
 def widen_chunk(code: int, compute_dtype: Dtype, source: int, count: int, offset: Number, target: int) -> None:
-    """Source + offset in the wide dtype, for a source whose dtype is known by its code.
-
-    -0.0 leaves a number as it is; 0.0 would turn -0.0 into 0.0.
-    """
-    for name, dtype in DTYPES.items():
-        for _ in when(code == CODES[name]):
-            # Nothing behind a parameter may be read.
-            whole = count - count % _STEP
-            for i in loop(0, whole, _STEP):
-                _widen(dtype, compute_dtype, source, target, i, offset, _STEP)
-            for i in loop(whole, count, 1):
-                _widen(dtype, compute_dtype, source, target, i, offset, 1)
-
-
-def _widen(dtype: Dtype, compute_dtype: Dtype, source: int, target: int, i: int, offset: Number, lanes: int) -> None:
-    # In float64, for float32 would lose what is left where a weight and the offset cancel.
-    value = load(source + i * size_of(dtype), None, dtype, FLOAT64, lanes) + splat(offset, FLOAT64, lanes)
-    store(target + i * size_of(compute_dtype), compute_dtype, value)
+    """Source + offset in the dtype that is computed in, for a source whose dtype is known by its code."""
+    for dtype in BY_CODE:
+        for _ in when(code == dtype.code):
+            for lanes, first, last in parts_of(count, _STEP):
+                for i in loop(first, last, lanes):
+                    # In float64, for float32 would lose what is left where a weight and the offset cancel.
+                    value = load(source + i * dtype.itemsize, dtype, lanes=lanes) + offset
+                    store(target + i * compute_dtype.itemsize, compute_dtype, value)
 
 
 def narrow_chunk(code: int, source: int, count: int, target: int) -> None:
     """Float64 numbers rounded to a dtype that is known by its code."""
-    for name, dtype in DTYPES.items():
-        for _ in when(code == CODES[name]):
-            whole = count - count % _STEP
-            for lanes, first, last in ((_STEP, 0, whole), (1, whole, count)):
+    for dtype in BY_CODE:
+        for _ in when(code == dtype.code):
+            for lanes, first, last in parts_of(count, _STEP):
                 for i in loop(first, last, lanes):
-                    store(target + i * size_of(dtype), dtype, load(source + i * 8, None, FLOAT64, FLOAT64, lanes))
+                    store(target + i * dtype.itemsize, dtype, load(source + i * 8, FLOAT64, lanes=lanes))
 
 
-def fill_chunk(compute_dtype: Dtype, value: Number, count: int, target: int) -> None:
-    """The same number in all of a buffer."""
-    for i in loop(0, count, _STEP):
-        store(target + i * size_of(compute_dtype), compute_dtype, splat(value, compute_dtype, _STEP))
+def are_weights_safe(task: TaskValues) -> bool:
+    """Whether products with the weights keep their range in float32; float64 has room for those of narrower rows."""
+    safe = cell(True)
+    if task.compute_dtype is FLOAT64:
+        return safe
+    # x_hat * weight is out of range no sooner than y, unless the weight itself is: factor * weight may be.
+    in_doubt = (task.rule != LAYER) | (task.weight_code == FLOAT64.code) | (task.weight_offset != 0.0)
+    for _ in when((task.weight != 0) & in_doubt):
+        for direct in cases(task.direct) if task.splits_factors else (False,):
+            if direct:
+                safe[...] = are_near_one(FLOAT32, task.weight, task.features, 2.0**60)
+                continue
+            for start, count in chunks_of(task):
+                widen_parameters(task, start, count, task.weight_offset)
+                safe[...] = safe & are_near_one(FLOAT32, task.scratch.weights, count, 2.0**60)
+    return safe
 
 
-def _are_near_one(dtype: Dtype, address: int, count: int) -> bool:
-    """Whether numbers are all 0 or within 2**-60 and 2**60, so that products with them keep the range of float32."""
-    whole = count - count % _STEP
-    outside = cell(splat(0.0, FLOAT32, _STEP))
-    for i in loop(0, whole, _STEP):
-        outside[...] = outside + _outside(dtype, address + i * size_of(dtype), _STEP)
-    found = cell(sum_lanes(outside))
-    for i in loop(whole, count, 1):
-        found[...] = found + sum_lanes(_outside(dtype, address + i * size_of(dtype), 1))
-    return found == 0.0
-
-
-def _outside(dtype: Dtype, address: int, lanes: int) -> Lanes:
-    """1 for each number that is not near 1, else 0."""
-    size = magnitude(load(address, None, dtype, FLOAT32, lanes))
-    zero, one, least, most = (splat(number, FLOAT32, lanes) for number in (0.0, 1.0, 2.0**-60, 2.0**60))
-    small = where_less(size, least, where_less(zero, size, one, zero), zero)
-    return where_less(size, most, small, one)
+def are_near_one(dtype: Dtype, address: int, count: int, most: float) -> bool:
+    """Whether numbers are all 0 or within 1 / most and most, so that products with them keep the range of a dtype."""
+    outside = cell(0.0)
+    for lanes, first, last in parts_of(count, _STEP):
+        zero, one = splat(0.0, dtype, lanes), splat(1.0, dtype, lanes)
+        found = cell(zero)
+        for i in loop(first, last, lanes):
+            size = magnitude(load(address + i * dtype.itemsize, dtype, dtype, lanes))
+            near = (size < most) & ((size >= 1.0 / most) | (size == 0.0))
+            found[...] = found + where(near, zero, one)
+        outside[...] = outside + sum_lanes(found)
+    return outside == 0.0

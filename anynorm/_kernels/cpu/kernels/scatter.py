@@ -7,22 +7,19 @@ Where there is none, it is one row after the other, in each array.
 
 from __future__ import annotations
 
-from anynorm._kernels.cpu.kernels.streaming import further
-from anynorm._kernels.cpu.kernels.values import TaskValues
-from anynorm._kernels.cpu.language.dtypes import Address, lanes_of
-from anynorm._kernels.cpu.language.lanes import cell, copy, integer, larger, loop, size_of, smaller, when, where
+from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
+from anynorm._kernels.cpu.language.arithmetic import larger, smaller, where
+from anynorm._kernels.cpu.language.dtypes import Address
+from anynorm._kernels.cpu.language.flow import cell, loop, when
+from anynorm._kernels.cpu.language.memory import copy, integer
 
 X, RESIDUAL, Y, TOTAL = 0, 1, 2, 3
 
 
-def is_scattered(task: TaskValues) -> bool:
-    """Whether the elements of a row lie anywhere but one after the other."""
-    return False if task.layout is None else integer(task.layout) != 0
-
-
 def is_gathered(task: TaskValues) -> bool:
     """Whether chunks are copied into buffers: those of scattered rows, and of rows too short to fill lanes."""
-    return (task.features < lanes_of(task.dtype)) | is_scattered(task)
+    is_short = task.features < task.lanes
+    return is_short if task.layout is None else is_short | (integer(task.layout) != 0)
 
 
 def _free(task: TaskValues) -> int:
@@ -62,26 +59,31 @@ def _offset(axes: int, strides: int, index: int) -> int:
 
 def place(task: TaskValues, which: int, row: int) -> Address:
     """The address of a row of an array."""
-    base = (task.x, task.residual, task.y, task.total)[which]
+    base = task.arrays[which]
     if base is None:
         return None
     if task.layout is None:
-        return base + row * task.features * size_of(task.dtype)
+        return base + row * task.features * task.itemsize
     return base + _offset(_free(task), _strides(_free(task), which), row)
 
 
-def place_numbers(task: TaskValues, numbers: int, row: int, count: int) -> int:
-    """The address of so many float64 numbers that belong to a row; a layout has their strides in place of the sum's."""
+def row_of(task: TaskValues, row: int) -> Arrays:
+    """The addresses of a row in all arrays."""
+    return Arrays(*(place(task, which, row) for which in (X, RESIDUAL, Y, TOTAL)))
+
+
+def place_numbers(task: TaskValues, row: int, count: int) -> int:
+    """The address of the numbers of a row, so many; a layout has their strides in place of the sum's."""
     if task.layout is None:
-        return numbers + row * count * 8
-    return numbers + _offset(_free(task), _strides(_free(task), TOTAL), row)
+        return task.numbers + row * count * 8
+    return task.numbers + _offset(_free(task), _strides(_free(task), TOTAL), row)
 
 
-def _copy(task: TaskValues, which: int, row: int, start: int, count: int, packed: int, gathering: bool) -> None:
-    """Copy a chunk between where its elements lie and a buffer."""
-    size = size_of(task.dtype)
+def _copy(task: TaskValues, which: int, row: int, start: int, count: int, gathering: bool) -> None:
+    """Copy a chunk between where its elements lie and the buffer of its array."""
+    size, packed = task.itemsize, task.scratch[which]
 
-    def run(element: int, step: int, buffer: int, length: int) -> None:
+    def copy_elements(element: int, step: int, buffer: int, length: int) -> None:
         for i in loop(0, length, 1):
             if gathering:
                 copy(buffer + i * size, element + i * step, task.dtype)
@@ -89,7 +91,7 @@ def _copy(task: TaskValues, which: int, row: int, start: int, count: int, packed
                 copy(element + i * step, buffer + i * size, task.dtype)
 
     if task.layout is None:
-        run(row + start * size, size, packed, count)
+        copy_elements(row + start * size, size, packed, count)
         return
     axes, strides = _normalized(task), _strides(_normalized(task), which)
     last = 8 * integer(axes)
@@ -97,34 +99,30 @@ def _copy(task: TaskValues, which: int, row: int, start: int, count: int, packed
     # As far as the last axis goes, one stride leads from element to element.
     for turn in loop(start // length, (start + count - 1) // length + 1, 1):
         begin, end = larger(start, turn * length), smaller(start + count, (turn + 1) * length)
-        run(row + _offset(axes, strides, begin), step, packed + (begin - start) * size, end - begin)
+        copy_elements(row + _offset(axes, strides, begin), step, packed + (begin - start) * size, end - begin)
 
 
-def gather(task: TaskValues, which: int, row: Address, start: int, count: int, packed: int) -> Address:
-    """The address of a chunk whose elements lie one after the other: in the row, or copied into a buffer."""
-    if row is None:
-        return None
+def gather(task: TaskValues, row: Arrays, start: int, count: int, read: tuple[int, ...] = (X, RESIDUAL)) -> Arrays:
+    """A chunk of a row, whose elements lie one after the other: in the row, or in buffers.
+
+    Into those the arrays that are ``read`` are copied. What is written to the others goes back with `scatter`.
+    """
     copied = is_gathered(task)
-    for _ in when(copied):
-        _copy(task, which, row, start, count, packed, True)
-    return where(copied, packed, row + start * size_of(task.dtype))
-
-
-def gather_both(task: TaskValues, x: int, residual: Address, start: int, count: int) -> tuple[int, Address]:
-    """A chunk of a row, and of its residual or of the gradient of its result."""
-    return (
-        gather(task, X, x, start, count, task.scratch.x),
-        gather(task, RESIDUAL, residual, start, count, task.scratch.residual),
+    for which in read:
+        if row[which] is not None:
+            for _ in when(copied):
+                _copy(task, which, row[which], start, count, True)
+    return Arrays(
+        *(
+            None if address is None else where(copied, packed, address + start * task.itemsize)
+            for address, packed in zip(row, task.scratch, strict=False)
+        )
     )
 
 
-def target(task: TaskValues, row: Address, start: int, packed: int) -> Address:
-    """Where a chunk of a result is to be written: in the row, or into a buffer for `scatter`."""
-    return None if row is None else where(is_gathered(task), packed, further(row, start * size_of(task.dtype)))
-
-
-def scatter(task: TaskValues, which: int, row: Address, start: int, count: int, packed: int) -> None:
-    """Copy a chunk of a result from a buffer to where its elements belong, if that is elsewhere."""
-    if row is not None:
-        for _ in when(is_gathered(task)):
-            _copy(task, which, row, start, count, packed, False)
+def scatter(task: TaskValues, row: Arrays, start: int, count: int, written: tuple[int, ...] = (Y, TOTAL)) -> None:
+    """Copy a chunk of results from buffers to where its elements belong, if that is elsewhere."""
+    for which in written:
+        if row[which] is not None:
+            for _ in when(is_gathered(task)):
+                _copy(task, which, row[which], start, count, False)

@@ -8,26 +8,27 @@ behind a line, 0.85 ns an element with such stores and 0.5 without (EPYC 7003, o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, Address, Dtype, Lanes, lanes_of
-from anynorm._kernels.cpu.language.lanes import (
+from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
+from anynorm._kernels.cpu.language.arithmetic import where
+from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, Address, Dtype, Lanes
+from anynorm._kernels.cpu.language.flow import loop, when
+from anynorm._kernels.cpu.language.memory import (
     copy,
+    fence,
     integer,
     load,
-    loop,
     prefetch,
-    size_of,
     store,
     store_integer,
     stream,
     stream_line,
-    when,
-    where,
 )
 
-# In the room that is carried from row to row: where the last row ended, if that is within a line, and 0 if not; which
-# of the two buffers holds its end; the buffers, with a line before and behind what becomes one.
+# What is known of the line that is open from row to row: where the last row ended, if that is within a line, and 0 if
+# not; which of the two buffers holds its end; the buffers, with a line before and behind what becomes one.
 _END, _WHICH, _BUFFERS = 0, 8, CACHE_LINE_NBYTES
 _BUFFER_NBYTES = 3 * CACHE_LINE_NBYTES
 
@@ -37,42 +38,42 @@ def further(address: Address, nbytes: int) -> Address:
     return None if address is None else address + nbytes
 
 
-def read(dtype: Dtype, compute_dtype: Dtype, x: int, residual: Address, i: int) -> Lanes:
-    """Elements from the i-th on."""
-    return load(x + i * size_of(dtype), further(residual, i * size_of(dtype)), dtype, compute_dtype)
+def read(task: TaskValues, chunk: Arrays, i: int, compute_dtype: Dtype) -> Lanes:
+    """Elements of a chunk from the i-th on, with those of the residual added."""
+    offset = i * task.itemsize
+    return load(chunk.x + offset, task.dtype, compute_dtype, residual=further(chunk.residual, offset))
 
 
 def map_chunk(
-    dtype: Dtype, compute_dtype: Dtype, x: int, residual: Address, y: int, total: Address, count: int, ahead: int,
-    compute: Callable[[int, Lanes], Lanes], open_line: Address,
-) -> None:  # fmt: skip
-    """Write ``compute(i, x[i:])`` to y[i:], lanes at a time, and the sums of x and other to added.
+    task: TaskValues, chunk: Arrays, count: int, ahead: int, streaming: bool, compute: Callable[[int, Lanes], Lanes]
+) -> None:
+    """Write ``compute(i, x[i:])`` to y[i:], lanes at a time, and x with the residual added to total.
 
-    ``count`` is that of lanes or more. ``line`` is None where nothing is to be streamed.
+    ``count`` is that of lanes or more, and ``ahead`` how far behind x lies what will be read next.
     """
-    size, lanes = size_of(dtype), lanes_of(dtype)
+    lanes, size = task.lanes, task.itemsize
 
     def make(i: int, value: Lanes) -> Lanes:
-        if total is not None:
-            store(total + i * size, dtype, value)
+        if chunk.total is not None:
+            store(chunk.total + i * size, task.dtype, value)
         return compute(i, value)
 
     # In place the last elements, which go with some before them, have to be read before those are written.
     rest = count - lanes
-    last = read(dtype, compute_dtype, x, residual, rest)
+    last = read(task, chunk, rest, task.compute_dtype)
     head = 0
-    if open_line is not None:
-        head = _begin(dtype, y, open_line, lambda: make(0, read(dtype, compute_dtype, x, residual, 0)))
+    if streaming:
+        head = _begin(task, chunk.y, lambda: make(0, read(task, chunk, 0, task.compute_dtype)))
     for i in loop(head, rest + 1, lanes):
         for offset in range(0, lanes * size, CACHE_LINE_NBYTES):
-            prefetch(x + ahead + i * size + offset)
-        value = make(i, read(dtype, compute_dtype, x, residual, i))
-        (store if open_line is None else stream)(y + i * size, dtype, value)
-    if open_line is None:
-        for _ in when(count % lanes != 0):
-            store(y + rest * size, dtype, make(rest, last))
+            prefetch(chunk.x + ahead + i * size + offset)
+        value = make(i, read(task, chunk, i, task.compute_dtype))
+        (stream if streaming else store)(chunk.y + i * size, task.dtype, value)
+    if streaming:
+        _end(task, chunk.y, count, lambda: make(rest, last))
     else:
-        _end(dtype, y, count, open_line, lambda: make(rest, last))
+        for _ in when(count % lanes != 0):
+            store(chunk.y + rest * size, task.dtype, make(rest, last))
 
 
 def _buffer(open_line: int) -> int:
@@ -80,20 +81,20 @@ def _buffer(open_line: int) -> int:
     return open_line + _BUFFERS + CACHE_LINE_NBYTES + integer(open_line + _WHICH) * _BUFFER_NBYTES
 
 
-def _begin(dtype: Dtype, y: int, open_line: int, first: Callable[[], Lanes]) -> int:
+def _begin(task: TaskValues, y: int, first: Callable[[], Lanes]) -> int:
     """Write the beginning of a row, up to a line; return how many elements that is."""
-    within = y % CACHE_LINE_NBYTES
+    open_line, within = task.scratch.open_line, y % CACHE_LINE_NBYTES
     follows = integer(open_line + _END) == y
     for _ in when(where(follows, False, True)):
-        flush(dtype, open_line)
+        flush(task)
     for _ in when(within != 0):
-        store(where(follows, _buffer(open_line) + within, y), dtype, first())
-    return where(within == 0, 0, CACHE_LINE_NBYTES - within) // size_of(dtype)
+        store(where(follows, _buffer(open_line) + within, y), task.dtype, first())
+    return where(within == 0, 0, CACHE_LINE_NBYTES - within) // task.itemsize
 
 
-def _end(dtype: Dtype, y: int, count: int, open_line: int, last: Callable[[], Lanes]) -> None:
+def _end(task: TaskValues, y: int, count: int, last: Callable[[], Lanes]) -> None:
     """Keep the end of a row that is less than a line, and stream the line in which it began."""
-    end = y + count * size_of(dtype)
+    open_line, end = task.scratch.open_line, y + count * task.itemsize
     within = end % CACHE_LINE_NBYTES
     # Only now has what was put into the buffer arrived there for sure, and need not be waited for.
     for _ in when(integer(open_line + _END) == y):
@@ -101,19 +102,25 @@ def _end(dtype: Dtype, y: int, count: int, open_line: int, last: Callable[[], La
     store_integer(open_line + _WHICH, 1 - integer(open_line + _WHICH))
     store_integer(open_line + _END, where(within == 0, 0, end))
     for _ in when(within != 0):
-        store(_buffer(open_line) + within - CACHE_LINE_NBYTES, dtype, last())
+        store(_buffer(open_line) + within - CACHE_LINE_NBYTES, task.dtype, last())
 
 
-def reset(open_line: int) -> None:
-    """Begin with nothing to line."""
-    store_integer(open_line + _END, 0)
-    store_integer(open_line + _WHICH, 0)
+@contextmanager
+def writing(task: TaskValues) -> Iterator[None]:
+    """What encloses the code that writes rows: no line is open before it, and none after it."""
+    store_integer(task.scratch.open_line + _END, 0)
+    store_integer(task.scratch.open_line + _WHICH, 0)
+    yield
+    for _ in when(task.streaming):
+        flush(task)
+        fence()
 
 
-def flush(dtype: Dtype, open_line: int) -> None:
-    """Write what is carried, as nothing follows it."""
+def flush(task: TaskValues) -> None:
+    """Write what there is of the open line, as nothing follows it."""
+    open_line = task.scratch.open_line
     end = integer(open_line + _END)
     within = end % CACHE_LINE_NBYTES
-    for at in loop(0, within, size_of(dtype)):
-        copy(end - within + at, _buffer(open_line) + at, dtype)
+    for at in loop(0, within, task.itemsize):
+        copy(end - within + at, _buffer(open_line) + at, task.dtype)
     store_integer(open_line + _END, 0)

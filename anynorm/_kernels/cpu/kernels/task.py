@@ -38,7 +38,7 @@ class Task(ctypes.Structure):
         ("dbias", _WORD),
         ("dbias_code", _WORD),
         ("block_rows", _WORD),  # rows whose shares of those are added up in one go
-        ("work", _WORD),  # room for a derivative, see derivative.py
+        ("work", _WORD),  # scratch of a derivative, see derivative.py
         ("numbers", _WORD),  # float64 numbers of each row: what moments are made of, or what rows are applied with
     )
 

@@ -5,15 +5,24 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, GROUP, Address, Dtype
-from anynorm._kernels.cpu.language.lanes import buffer, integer, real
+from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, FLOAT32, FLOAT64, GROUP, Address, Dtype
+from anynorm._kernels.cpu.language.memory import buffer, integer, real
 
-# Room for a chunk, which may have some lanes more than CHUNK elements, and for what is read behind it.
+# For a chunk, which may have some lanes more than CHUNK elements, and for what is read behind it.
 _CHUNK_NBYTES = (CHUNK + 64) * 8
 _GROUP_NBYTES = GROUP * 8
 # For the cache line in which a row ends and the next one begins, see streaming.py.
 _LINE_NBYTES = 7 * CACHE_LINE_NBYTES
 _SCRATCH_NBYTES = 7 * _CHUNK_NBYTES + 6 * _GROUP_NBYTES + _LINE_NBYTES
+
+
+class Arrays(NamedTuple):
+    """An address in each of the four arrays of a task; None where there is never such an array."""
+
+    x: Address
+    residual: Address = None  # or dy
+    y: Address = None  # or dx
+    total: Address = None  # or dtotal
 
 
 class Scratch(NamedTuple):
@@ -32,7 +41,7 @@ class Scratch(NamedTuple):
     squares: int  # of deviations from the shift
     factors: int
     constants: int
-    mean: int  # one number
+    one: int  # element
     open_line: int  # see streaming.py
 
     @classmethod
@@ -56,38 +65,59 @@ class TaskValues(NamedTuple):
     scale: float
     weight_offset: float
     features: int
-    x: int
-    residual: Address  # or dy; None where there is never anything
-    y: int  # or dx
-    total: Address  # or dtotal
+    arrays: Arrays
     layout: Address
     weight: int
     weight_code: int
     bias: int
     bias_code: int
-    widened: bool  # parameters are widened into scratch beforehand
+    widened: bool  # parameters are widened into scratch
     direct: bool
     streaming: bool
     fetching: bool
+    numbers: int
     scratch: Scratch
+
+    @property
+    def lanes(self) -> int:
+        """How many elements are taken at a time."""
+        return self.dtype.lanes
+
+    @property
+    def itemsize(self) -> int:
+        """The bytes of an element."""
+        return self.dtype.itemsize
+
+    @property
+    def splits_factors(self) -> bool:
+        """Whether factor and constant are split in two numbers of float32 each: rows of float32 are applied in it."""
+        return self.dtype is self.compute_dtype is FLOAT32
+
+    @property
+    def statistics_dtype(self) -> Dtype:
+        """What the sums of a row are formed in."""
+        return FLOAT64 if self.splits_factors else self.compute_dtype
 
 
 def word(address: int, field: str) -> int:
     """An integer or an address in a Task at an address."""
-    found: int = integer(address + getattr(Task, field).offset)
-    return found
+    return integer(address + getattr(Task, field).offset)
 
 
 def load_task(address: int, variant: Variant, has_dy: bool = False) -> TaskValues:
     """Read a Task, for a kernel of this variant."""
     eps, scale, offset = (real(address + getattr(Task, field).offset) for field in ("eps", "scale", "weight_offset"))
+    arrays = Arrays(
+        word(address, "x"),
+        word(address, "residual") if has_dy or variant.has_residual else None,
+        word(address, "y"),
+        word(address, "total") if variant.has_residual else None,
+    )
     weight, bias = word(address, "weight"), word(address, "bias")
     return TaskValues(
         *variant.dtypes, variant.rule, eps, scale, offset, word(address, "features"),
-        word(address, "x"), word(address, "residual") if has_dy or variant.has_residual else None,
-        word(address, "y"), word(address, "total") if variant.has_residual else None,
-        word(address, "layout") if variant.has_layout else None,
-        weight, word(address, "weight_code"), bias, word(address, "bias_code"),
-        (weight != 0) | (bias != 0), word(address, "direct") != 0, word(address, "streaming") != 0,
-        word(address, "fetching") != 0, Scratch.new(),
+        arrays, word(address, "layout") if variant.has_layout else None,
+        weight, word(address, "weight_code"), bias, word(address, "bias_code"), (weight != 0) | (bias != 0),
+        word(address, "direct") != 0, word(address, "streaming") != 0, word(address, "fetching") != 0,
+        word(address, "numbers"), Scratch.new(),
     )  # fmt: skip

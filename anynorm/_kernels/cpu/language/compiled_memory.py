@@ -1,19 +1,14 @@
-"""Between memory and lanes: the instructions of the CPU kernels that are given an address.
-
-What lies in memory is told by a ``dtype`` and what it becomes in lanes by ``wide``: numbers of which only the type
-counts.
-"""
+"""Between memory and lanes: the instructions of the CPU kernels that are given an address."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import numpy
 from llvmlite import ir
 
-from anynorm._kernels.cpu.language.compiled import constant, in_memory, vector, widened
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, FLOAT64, Dtype, Lanes, Number, lanes_of
+from anynorm._kernels.cpu.language.compiled import constant, type_of, vector, widened
+from anynorm._kernels.cpu.language.dtypes import BFLOAT16, CACHE_LINE_NBYTES, FLOAT16, FLOAT64, Address, Dtype, Lanes
 from anynorm._kernels.cpu.language.tracing import (
     DOUBLE,
     FLOAT,
@@ -30,10 +25,6 @@ from anynorm._kernels.cpu.language.tracing import (
 )
 
 
-def _raw_type(dtype: Dtype) -> ir.Type:
-    return INT16 if type(dtype) is numpy.uint16 else in_memory(dtype)
-
-
 def _pointer(address: Any, kind: ir.Type) -> Any:
     return builder().inttoptr(as_llvm(address), kind.as_pointer())
 
@@ -42,11 +33,11 @@ def _narrowed(value: Any, dtype: Dtype) -> Any:
     """Lanes rounded to elements as they lie in memory."""
     write, length = builder(), value.type.count
     # float64 reaches 16 bits by way of float32, for want of an instruction; that adds 2**-13 of a unit to the error.
-    if type(dtype) is not numpy.float64 and value.type.element == DOUBLE:
+    if dtype is not FLOAT64 and value.type.element == DOUBLE:
         value = write.fptrunc(value, vector(FLOAT, length))
-    if type(dtype) is numpy.uint16:
+    if dtype is FLOAT16:
         return write.bitcast(write.fptrunc(value, vector(HALF, length)), vector(INT16, length))
-    if type(dtype) is not numpy.int16:
+    if dtype is not BFLOAT16:
         return value
 
     def all_lanes(number: int) -> Any:
@@ -63,7 +54,7 @@ def _narrowed(value: Any, dtype: Dtype) -> Any:
 
 def _added(a: Any, b: Any, dtype: Dtype) -> Any:
     """The sum of elements as their own dtype rounds it; float32 holds that of 16-bit floats closely enough."""
-    element = DOUBLE if type(dtype) is numpy.float64 else FLOAT
+    element = DOUBLE if dtype is FLOAT64 else FLOAT
     return _narrowed(builder().fadd(widened(a, dtype, element), widened(b, dtype, element)), dtype)
 
 
@@ -72,24 +63,29 @@ def _elements(address: Any, residual: Any, dtype: Dtype, read: Callable[[Any], A
     return read(address) if residual is None else _added(read(address), read(residual), dtype)
 
 
-def load(address: Any, residual: Any, dtype: Dtype, compute_dtype: Dtype, lanes: int | None = None) -> Lanes:
-    """Elements from an address, a cache line of them unless told; given another address, the sums of both, rounded."""
-    kind = vector(_raw_type(dtype), lanes or lanes_of(dtype))
+def load(
+    address: Any, dtype: Dtype, compute_dtype: Dtype = FLOAT64, lanes: int | None = None, residual: Address = None
+) -> Lanes:
+    """Elements from an address in lanes of another dtype; a cache line of them unless told."""
+    kind = vector(type_of(dtype), lanes or dtype.lanes)
     # No alignment is taken for granted.
     raw = _elements(address, residual, dtype, lambda at: builder().load(_pointer(at, kind), align=1))
-    return Value(widened(raw, dtype, in_memory(compute_dtype)))
+    return Value(widened(raw, dtype, type_of(compute_dtype)))
 
 
-def store(address: Any, dtype: Dtype, value: Lanes) -> None:
-    """Round lanes into elements at an address."""
-    raw = _narrowed(value.llvm, dtype)
+def store(address: Any, dtype: Dtype, value: Any) -> None:
+    """Round lanes, or a float64, into elements at an address."""
+    number = as_llvm(value, DOUBLE)
+    is_vector = isinstance(number.type, ir.VectorType)
+    raw = _narrowed(number if is_vector else spread(number, 1), dtype)
+    raw = raw if is_vector else builder().extract_element(raw, INT32(0))
     builder().store(raw, _pointer(address, raw.type), align=1)
 
 
 def stream(address: Any, dtype: Dtype, value: Lanes) -> None:
     """`store` past the caches; the address must be a multiple of a cache line."""
     write, raw = builder(), _narrowed(value.llvm, dtype)
-    if type(dtype) is numpy.uint16:
+    if dtype is FLOAT16:
         # LLVM would make one instruction of the rounding and the store, and there is none that does both and
         # streams. The lowest bit of the address is 0, which LLVM does not know.
         zero = write.trunc(write.and_(as_llvm(address), INT64(1)), INT16)
@@ -129,20 +125,14 @@ def buffer(nbytes: int) -> int:
     return Value(write.ptrtoint(memory, INT64))  # type: ignore[return-value]
 
 
-def peek(address: Any, residual: Any, dtype: Dtype) -> Value:
-    """One element from an address, or the rounded sum of two, as float64."""
+def peek(address: Any, dtype: Dtype, residual: Address = None) -> Value:
+    """One element from an address, as float64."""
 
     def read(at: Any) -> Any:
-        return spread(builder().load(_pointer(at, _raw_type(dtype)), align=1), 1)
+        return spread(builder().load(_pointer(at, type_of(dtype)), align=1), 1)
 
     raw = widened(_elements(address, residual, dtype, read), dtype, DOUBLE)
     return Value(builder().extract_element(raw, INT32(0)))
-
-
-def poke(address: Any, dtype: Dtype, value: Any) -> None:
-    """Round a float64 into one element."""
-    raw = builder().extract_element(_narrowed(spread(as_llvm(value, DOUBLE), 1), dtype), INT32(0))
-    builder().store(raw, _pointer(address, raw.type), align=1)
 
 
 def integer(address: Any) -> int:
@@ -150,22 +140,12 @@ def integer(address: Any) -> int:
     return Value(builder().load(_pointer(address, INT64)))  # type: ignore[return-value]
 
 
-def real(address: Any) -> Number:
-    """A float64 from an address."""
-    return peek(address, None, FLOAT64)
-
-
 def store_integer(address: Any, value: Any) -> None:
     """An int64 to an address."""
     builder().store(as_llvm(value, INT64), _pointer(address, INT64))
 
 
-def size_of(dtype: Dtype) -> int:
-    """The number of bytes of an element."""
-    return int(dtype.itemsize)
-
-
 def copy(target: Any, source: Any, dtype: Dtype) -> None:
     """Copy one element from address to address."""
-    kind = _raw_type(dtype)
+    kind = type_of(dtype)
     builder().store(builder().load(_pointer(source, kind), align=1), _pointer(target, kind), align=1)

@@ -17,7 +17,7 @@ from anynorm._kernels.cpu.language.dtypes import Dtype, Lanes, Number
 # --- what is run when
 
 
-def cell(start: Any) -> numpy.ndarray:
+def cell(start: Any) -> Any:
     """What changes from turn to turn, set by ``cell[...] = value``."""
     return numpy.array(start)
 
@@ -46,35 +46,12 @@ def when(condition: Any) -> Iterator[None]:
 
 def splat(value: float, compute_dtype: Dtype, lanes: int) -> Lanes:
     """A number in all lanes."""
-    return numpy.full(lanes, value, type(compute_dtype))
-
-
-def _halves(lanes: Lanes) -> tuple[Lanes, Lanes]:
-    half = len(lanes) // 2
-    return lanes[:half], lanes[half:]
-
-
-def sum_lanes(lanes: Lanes) -> Number:
-    """The sum of all lanes as float64: halves are added until one number is left."""
-    while len(lanes) > 1:
-        a, b = _halves(lanes)
-        lanes = a + b
-    return numpy.float64(lanes[0])
-
-
-def sum_lane_pairs(high: Lanes, low: Lanes) -> tuple[Number, Number]:
-    """The sum of all lanes of a pair, high + low, as a pair; in halves, with what each addition rounds off."""
-    while len(high) > 1:
-        (a, b), (c, d) = _halves(high), _halves(low)
-        high = a + b
-        b_seen = high - a
-        low = (c + d) + ((a - (high - b_seen)) + (b - b_seen))
-    return high[0], low[0]
+    return numpy.full(lanes, value, compute_dtype.name)
 
 
 def as_lanes(lanes: Lanes, compute_dtype: Dtype) -> Lanes:
     """The same numbers in another dtype."""
-    return lanes.astype(type(compute_dtype))
+    return lanes.astype(compute_dtype.name)
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
@@ -121,23 +98,15 @@ def root(a: Any) -> Any:
     return numpy.sqrt(a)
 
 
-def alike(value: float, like: Any) -> Any:
-    """A float64 as it is, or in all lanes, whichever ``like`` is."""
-    return numpy.full(len(like), value, numpy.float64) if numpy.ndim(like) else numpy.float64(value)
-
-
 def magnitude(a: Lanes) -> Lanes:
     """The absolute value."""
     return numpy.abs(a)
 
 
-def where_less(a: Any, b: Any, then: Any, otherwise: Any) -> Any:
-    """``then`` in lanes in which a < b, else ``otherwise``; NaN is not less than anything."""
-    return numpy.where(a < b, then, otherwise)[()]
-
-
 def where(condition: Any, then: Any, otherwise: Any) -> Any:
-    """One of two numbers."""
+    """One of two numbers; lane by lane where the condition is one of lanes. NaN is neither less nor more."""
+    if numpy.ndim(condition):
+        return numpy.where(condition, then, otherwise)
     return then if condition else otherwise
 
 
@@ -157,20 +126,3 @@ def split(value: Any) -> tuple[Any, Any]:
     value = numpy.asarray(value)
     high = (value.view(numpy.int64) & ~((1 << 29) - 1)).view(numpy.float64)
     return high[()], numpy.copysign(value - high, value)[()]
-
-
-def smaller(a: int, b: int) -> int:
-    """The smaller one of two integers."""
-    return min(a, b)
-
-
-def larger(a: int, b: int) -> int:
-    """The larger one of two integers."""
-    return max(a, b)
-
-
-def weighted(value: Lanes, factor: Lanes, weight: Lanes, bias: Lanes | None) -> Lanes:
-    """``value * factor * weight + bias``, in the order in which nothing leaves the range of the wide dtype."""
-    first, second = (value, weight) if value.dtype == numpy.float64 else (weight, value)
-    product = first * factor
-    return product * second if bias is None else fma(product, second, bias)

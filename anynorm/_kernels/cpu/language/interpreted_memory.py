@@ -13,9 +13,20 @@ from typing import Any
 
 import numpy
 
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, Address, Dtype, Lanes, Number, lanes_of
+from anynorm._kernels.cpu.language.dtypes import (
+    BFLOAT16,
+    BY_CODE,
+    CACHE_LINE_NBYTES,
+    FLOAT32,
+    FLOAT64,
+    Address,
+    Dtype,
+    Lanes,
+    Number,
+)
 
-_HALF, _BFLOAT = numpy.uint16, numpy.int16
+# NumPy has no bfloat16.
+_IN_MEMORY = {dtype: numpy.dtype("uint16" if dtype is BFLOAT16 else dtype.name) for dtype in BY_CODE}
 
 
 class _Stack(threading.local):
@@ -43,56 +54,47 @@ def as_compiled(kernel: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
-def _memory(address: int, dtype: Any, count: int) -> numpy.ndarray:
+def _memory(address: int, dtype: Dtype, count: int) -> numpy.ndarray:
     """What lies at an address, as an array."""
-    nbytes = count * numpy.dtype(dtype).itemsize
-    return numpy.frombuffer((ctypes.c_char * nbytes).from_address(int(address)), dtype)
+    memory: Any = (ctypes.c_char * (count * dtype.itemsize)).from_address(int(address))
+    return numpy.frombuffer(memory, _IN_MEMORY[dtype])
 
 
-def _widened(raw: numpy.ndarray, dtype: Dtype, compute_dtype: type) -> Any:
+def _widened(raw: numpy.ndarray, dtype: Dtype, compute_dtype: Dtype) -> Any:
     """Elements as they lie in memory in another dtype; exact in a wider one."""
-    if type(dtype) is _HALF:
-        raw = raw.view(numpy.float16)
-    elif type(dtype) is _BFLOAT:  # the upper half of a float32
-        raw = (raw.view(numpy.uint16).astype(numpy.uint32) << 16).view(numpy.float32)
-    return raw.astype(compute_dtype)
+    if dtype is BFLOAT16:  # the upper half of a float32
+        raw = (raw.astype(numpy.uint32) << 16).view(numpy.float32)
+    return raw.astype(compute_dtype.name)
 
 
 def _narrowed(value: Any, dtype: Dtype) -> Any:
-    """Lanes rounded to elements as they lie in memory."""
-    if type(dtype) is numpy.float64:
-        return numpy.asarray(value, numpy.float64)
-    value = numpy.asarray(value).astype(numpy.float32)  # float64 reaches 16 bits by way of float32 too
-    if type(dtype) is _HALF:
-        return value.astype(numpy.float16).view(numpy.uint16)
-    if type(dtype) is not _BFLOAT:
+    """Lanes, or a number, rounded to elements as they lie in memory."""
+    if dtype is FLOAT64:
         return value
+    value = numpy.asarray(value).astype(numpy.float32)  # float64 reaches 16 bits by way of float32 too
+    if dtype is not BFLOAT16:
+        return value.astype(dtype.name)
     bits = value.view(numpy.uint32)
     rounded = bits + (bits >> 16 & 1) + numpy.uint32(0x7FFF)  # to nearest even
     rounded = numpy.where(numpy.isnan(value), numpy.uint32(0x7FC00000), rounded)
-    return (rounded >> 16).astype(numpy.uint16).view(numpy.int16)
+    return (rounded >> 16).astype(numpy.uint16)
 
 
-def _elements(address: int, residual: Address, dtype: Dtype, count: int) -> numpy.ndarray:
-    """What lies at an address, or the rounded sum of that and what lies at another one."""
-    raw = _memory(address, type(dtype), count)
-    if residual is None:
-        return raw
-    compute_dtype = numpy.float64 if type(dtype) is numpy.float64 else numpy.float32
-    return _narrowed(
-        _widened(raw, dtype, compute_dtype) + _widened(_memory(residual, type(dtype), count), dtype, compute_dtype),
-        dtype,
-    )
+def load(
+    address: int, dtype: Dtype, compute_dtype: Dtype = FLOAT64, lanes: int | None = None, residual: Address = None
+) -> Lanes:
+    """Elements from an address in lanes of another dtype; a cache line of them unless told."""
+    raw = _memory(address, dtype, lanes or dtype.lanes)
+    if residual is not None:
+        sum_in = FLOAT64 if dtype is FLOAT64 else FLOAT32
+        others = _memory(residual, dtype, len(raw))
+        raw = _narrowed(_widened(raw, dtype, sum_in) + _widened(others, dtype, sum_in), dtype)
+    return _widened(raw, dtype, compute_dtype)
 
 
-def load(address: int, residual: Address, dtype: Dtype, compute_dtype: Dtype, lanes: int | None = None) -> Lanes:
-    """Elements from an address, a cache line of them unless told; given another address, the sums of both, rounded."""
-    return _widened(_elements(address, residual, dtype, lanes or lanes_of(dtype)), dtype, type(compute_dtype))
-
-
-def store(address: int, dtype: Dtype, value: Lanes) -> None:
-    """Round lanes into elements at an address."""
-    _memory(address, type(dtype), len(value))[:] = _narrowed(value, dtype)
+def store(address: int, dtype: Dtype, value: Any) -> None:
+    """Round lanes, or a float64, into elements at an address."""
+    _memory(address, dtype, numpy.size(value))[:] = _narrowed(value, dtype)
 
 
 def stream(address: int, dtype: Dtype, value: Lanes) -> None:
@@ -125,9 +127,9 @@ def buffer(nbytes: int) -> int:
     return -(-ctypes.addressof(memory) // CACHE_LINE_NBYTES) * CACHE_LINE_NBYTES
 
 
-def peek(address: int, residual: Address, dtype: Dtype) -> Number:
-    """One element from an address, or the rounded sum of two, as float64."""
-    return _widened(_elements(address, residual, dtype, 1), dtype, numpy.float64)[0]
+def peek(address: int, dtype: Dtype, residual: Address = None) -> Number:
+    """One element from an address, as float64."""
+    return load(address, dtype, FLOAT64, 1, residual)[0]
 
 
 def integer(address: int) -> int:
@@ -135,26 +137,11 @@ def integer(address: int) -> int:
     return ctypes.c_int64.from_address(int(address)).value
 
 
-def real(address: int) -> Number:
-    """A float64 from an address."""
-    return numpy.float64(ctypes.c_double.from_address(int(address)).value)
-
-
 def store_integer(address: int, value: int) -> None:
     """An int64 to an address."""
     ctypes.c_int64.from_address(int(address)).value = int(value)
 
 
-def poke(address: int, dtype: Dtype, value: Number) -> None:
-    """Round a float64 into one element."""
-    _memory(address, type(dtype), 1)[:] = _narrowed(numpy.asarray([value], numpy.float64), dtype)
-
-
-def size_of(dtype: Dtype) -> int:
-    """The number of bytes of an element."""
-    return int(dtype.itemsize)
-
-
 def copy(target: int, source: int, dtype: Dtype) -> None:
     """Copy one element from address to address."""
-    ctypes.memmove(int(target), int(source), size_of(dtype))
+    ctypes.memmove(int(target), int(source), dtype.itemsize)

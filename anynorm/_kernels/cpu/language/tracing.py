@@ -49,28 +49,46 @@ class Value:
     def llvm(self) -> Any:
         return self._llvm
 
-    def _binary(self, residual: Any, floats: str, integers: str, swapped: bool = False) -> Value:
-        a, b = self.llvm, as_llvm(residual, self.llvm.type)
-        if swapped:
-            a, b = b, a
-        return Value(getattr(builder(), integers if isinstance(a.type, ir.IntType) else floats)(a, b))
+    @property
+    def type(self) -> Any:
+        """Its LLVM type."""
+        return self._llvm.type
 
-    def _compared(self, how: str, residual: Any) -> Value:
-        a, b = self.llvm, as_llvm(residual, self.llvm.type)
+    def _binary(self, other: Any, floats: str, integers: str, swapped: bool = False) -> Value:
+        a, b = alike(other, self) if swapped else alike(self, other)
+        return Value(getattr(builder(), integers if _is_integer(a.type) else floats)(a, b))
+
+    def _compared(self, how: str, other: Any) -> Value:
+        a, b = alike(self, other)
         write = builder()
-        return Value((write.icmp_signed if isinstance(a.type, ir.IntType) else write.fcmp_ordered)(how, a, b))
+        return Value((write.icmp_signed if _is_integer(a.type) else write.fcmp_ordered)(how, a, b))
 
     def __neg__(self) -> Value:
         write = builder()
-        return Value((write.neg if isinstance(self.llvm.type, ir.IntType) else write.fneg)(self.llvm))
+        return Value((write.neg if _is_integer(self.type) else write.fneg)(self.llvm))
+
+    def __len__(self) -> int:
+        return int(self.type.count)
+
+    def __getitem__(self, which: int | slice) -> Value:
+        """One lane, or some of them."""
+        if isinstance(which, int):
+            return Value(builder().extract_element(self.llvm, INT32(which)))
+        mask = list(range(*which.indices(len(self))))
+        nothing = ir.Constant(self.type, ir.Undefined)
+        return Value(builder().shuffle_vector(self.llvm, nothing, ir.Constant(ir.VectorType(INT32, len(mask)), mask)))
 
     def __bool__(self) -> bool:
         raise TypeError("what a value is, is not known while compiling; branch with cases() or loop()")
 
 
+def _is_integer(kind: Any) -> bool:
+    return isinstance(kind.element if isinstance(kind, ir.VectorType) else kind, ir.IntType)
+
+
 def _operators(name: str, floats: str, integers: str) -> None:
-    setattr(Value, f"__{name}__", lambda self, residual: self._binary(residual, floats, integers))
-    setattr(Value, f"__r{name}__", lambda self, residual: self._binary(residual, floats, integers, True))
+    setattr(Value, f"__{name}__", lambda self, other: self._binary(other, floats, integers))
+    setattr(Value, f"__r{name}__", lambda self, other: self._binary(other, floats, integers, True))
 
 
 # Integers are lengths and addresses, none of which is negative, so that rounding down is rounding to 0.
@@ -80,7 +98,7 @@ for _name, _floats, _integers in (
 ):  # fmt: skip
     _operators(_name, _floats, _integers)
 for _name, _how in (("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="), ("eq", "=="), ("ne", "!=")):
-    setattr(Value, f"__{_name}__", lambda self, residual, how=_how: self._compared(how, residual))
+    setattr(Value, f"__{_name}__", lambda self, other, how=_how: self._compared(how, other))
 
 
 class Cell(Value):
@@ -96,22 +114,37 @@ class Cell(Value):
     def llvm(self) -> Any:
         return builder().load(self._memory)
 
+    @property
+    def type(self) -> Any:
+        """Its LLVM type."""
+        return self._memory.type.pointee
+
     def __setitem__(self, everything: Any, value: Any) -> None:
-        builder().store(as_llvm(value, self._memory.type.pointee), self._memory)
+        builder().store(as_llvm(value, self.type), self._memory)
 
 
 cell = Cell
 
 
 def as_llvm(value: Any, like: ir.Type = None) -> Any:
-    """The LLVM value of a Value or a Python number."""
+    """The LLVM value of a Value or a Python number; of that type where it is a number, in all lanes if need be."""
+    is_vector = isinstance(like, ir.VectorType)
     if isinstance(value, Value):
-        return value.llvm
-    if isinstance(value, bool):
-        return INT1(int(value))
-    if like is None:
-        like = INT64 if isinstance(value, int) else DOUBLE
-    return like(value) if isinstance(like, ir.IntType) else like(float(value))
+        found = value.llvm
+    elif isinstance(value, bool):
+        found = INT1(int(value))
+    else:
+        element = like.element if is_vector else like or (INT64 if isinstance(value, int) else DOUBLE)
+        found = element(value if isinstance(element, ir.IntType) else float(value))
+    return spread(found, like.count) if is_vector and not isinstance(found.type, ir.VectorType) else found
+
+
+def alike(*values: Any) -> list[Any]:
+    """The LLVM values of numbers and lanes, which are numbers in all lanes where there are lanes among them."""
+    types = [value.type for value in values if isinstance(value, Value)]
+    vectors = (kind for kind in types if isinstance(kind, ir.VectorType))
+    kind = next(vectors, types[0] if types else None)
+    return [as_llvm(value, kind) for value in values]
 
 
 def loop(start: Any, stop: Any, step: Any, ended: Any = None) -> Iterator[Value]:

@@ -13,9 +13,10 @@ from anynorm._kernels import by_moments, definition
 from anynorm._kernels.autograd import ChoosePull, is_for_definition
 from anynorm._kernels.cpu.launch.given import run as run_kernel
 from anynorm._kernels.cpu.launch.given import run_moments as reduce_by_kernel
+from anynorm._libraries.torch_tensors import lacks_memory
 from anynorm._moments import PARTS, Moments, arrays_of, of_arrays, statistics_of
 from anynorm._moments_gradient import MomentsGradient, in_factors, parts_of
-from anynorm._overlap import lacks_memory, require_memory
+from anynorm._overlap import require_memory
 
 Array = Any
 Choose = Callable[[Call], Any]  # the kernel that the table has for a call

@@ -12,17 +12,9 @@ from anynorm._kernels import definition, definition_pull
 from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.launch.layout import Layout
 from anynorm._libraries import library_of
+from anynorm._libraries.memory import array_at
 
 Array = Any
-
-
-class _Memory:
-    """Shows NumPy the elements of a row where they lie, in whichever library's array that is."""
-
-    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-        self.__array_interface__ = {
-            "version": 3, "data": (address, False), "shape": shape, "strides": strides, "typestr": "=f8",
-        }  # fmt: skip
 
 
 def normalize_row(
@@ -74,7 +66,7 @@ def _row(layout: Layout | None, features: int, addresses: tuple[int | None, ...]
     if layout is not None:
         shape, strides, offsets = layout.row(row)
     return [
-        None if address is None else numpy.asarray(_Memory(address + offset, shape, steps))
+        None if address is None else array_at(address + offset, shape, steps, "=f8")
         for address, offset, steps in zip(addresses, offsets, strides, strict=True)
     ]
 

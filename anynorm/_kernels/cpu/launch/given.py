@@ -19,11 +19,12 @@ from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import FINISHED, REDUCED, RULES
-from anynorm._kernels.cpu.launch.layout import Layout, plan
-from anynorm._kernels.cpu.launch.memory import NumPy, last_cache_nbytes
-from anynorm._kernels.cpu.launch.norm import ACCESS, kind_of
+from anynorm._kernels.cpu.launch.layout import Layout, lay_out
+from anynorm._kernels.cpu.launch.machine import empty_like, last_cache_nbytes
+from anynorm._kernels.cpu.launch.norm import kind_of, packed
 from anynorm._kernels.cpu.threads.crew import launch
 from anynorm._libraries import library_of
+from anynorm._libraries.numpy_arrays import NumPy
 from anynorm._moments import Moments, arrays_of, mapped, of_arrays, statistics_of
 
 Array = Any
@@ -38,7 +39,7 @@ _LARGEST = 1.7976931348623157e308
 def run_moments(call: Call) -> Moments:
     """Return the moments of the call's array."""
     numbers = room_for(call, REDUCED)
-    layout = layout_of(call, numbers, call.x, False)
+    layout = lay_out(call, kind_of(call.x.dtype).itemsize, None, call.x, numbers=numbers)
     task = _task(call, numbers, layout)
     _run("moments", call, task, (call, numbers, layout))
     with numpy.errstate(all="ignore"):
@@ -103,27 +104,27 @@ def run(call: Call) -> Array:
         xp = call.library.namespace
         y[...] = xp.where(xp.asarray(safe), y, others)
     if call.out is not None:
-        ACCESS[call.library.name].written(y)
+        call.library.memory.written(y)
     return y
 
 
 def apply_numbers(call: Call, numbers: Array) -> Array | None:
     """Apply numbers to each row, as apply.py does; None where the weights are such that it cannot."""
-    access, kind = ACCESS[call.library.name], kind_of(call.x.dtype)
-    y = access.empty_like(call.x, call.x.nbytes) if call.out is None else call.out[0]
+    memory, kind = call.library.memory, kind_of(call.x.dtype)
+    y = empty_like(memory, call.x, call.x.nbytes) if call.out is None else call.out[0]
     # In place by address: another object may be the same memory.
-    streaming = 4 * call.x.nbytes >= last_cache_nbytes() and access.address(y) != access.address(call.x)
-    streaming = streaming and access.address(y) % kind.itemsize == 0
-    layout = layout_of(call, numbers, y, streaming)
+    streaming = 4 * call.x.nbytes >= last_cache_nbytes() and memory.address(y) != memory.address(call.x)
+    streaming = streaming and memory.address(y) % kind.itemsize == 0
+    layout = lay_out(call, kind.itemsize, None, y, numbers=numbers, streaming=streaming)
     streaming = streaming if layout is None else layout.streaming
     parameters: tuple[Any, ...] = (call.weight if call.rule.averaged else None, call.bias)
-    weight, bias = (one if one is None or access.is_contiguous(one) else access.contiguous(one) for one in parameters)
+    weight, bias = (one if one is None else packed(memory, one) for one in parameters)
     task = _task(call, numbers, layout)
-    task.y, task.streaming, task.weight_offset = access.address(y), streaming, call.weight_offset
+    task.y, task.streaming, task.weight_offset = memory.address(y), streaming, call.weight_offset
     if weight is not None:
-        task.weight, task.weight_code = access.address(weight), kind_of(weight.dtype).code
+        task.weight, task.weight_code = memory.address(weight), kind_of(weight.dtype).code
     if bias is not None:
-        task.bias, task.bias_code = access.address(bias), kind_of(bias.dtype).code
+        task.bias, task.bias_code = memory.address(bias), kind_of(bias.dtype).code
     return y if _run("given", call, task, (call, y, weight, bias, numbers, layout)) else None
 
 
@@ -190,25 +191,11 @@ def host(array: Any) -> Any:
     return numpy.asarray(array.detach().resolve_neg() if hasattr(array, "detach") else array)
 
 
-def layout_of(call: Call, numbers: Array, y: Array, streaming: bool, other: Array | None = None) -> Layout | None:
-    """How x, y, numbers and another array become rows; None where it is one after the other in each of them."""
-    access, x = ACCESS[call.library.name], call.x
-    given = x, x if other is None else other, y
-    if call.axes[0] == len(x.shape) - len(call.axes) and all(map(access.is_contiguous, given)):
-        return None
-    of_x, of_other, of_y = (access.strides(one) for one in given)
-    # The numbers go with the free axes alone.
-    of_numbers = [of_x[axis] if axis in call.axes else numbers.strides[axis] for axis in range(len(of_x))]
-    strides = list(zip(of_x, of_other, of_y, of_numbers, strict=True))
-    itemsize = kind_of(x.dtype).itemsize
-    return plan(x.shape, strides, call.axes, itemsize, access.address(y), streaming, columns=False)
-
-
 def _task(call: Call, numbers: Array, layout: Layout | None) -> Task:
     features = _features(call)
     return Task(
         features=features, rows=math.prod(call.x.shape) // features,
-        x=ACCESS[call.library.name].address(call.x), layout=0 if layout is None else NumPy.address(layout.numbers),
+        x=call.library.memory.address(call.x), layout=0 if layout is None else NumPy.address(layout.numbers),
         numbers=NumPy.address(numbers),
     )  # fmt: skip
 

@@ -15,14 +15,14 @@ from anynorm._kernels.cpu.fast_path.offers import offer
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, CODES, FEW_ROWS, RULES
 from anynorm._kernels.cpu.launch import extreme
-from anynorm._kernels.cpu.launch.layout import Layout, plan
-from anynorm._kernels.cpu.launch.memory import NumPy, Torch, last_cache_nbytes
+from anynorm._kernels.cpu.launch.layout import Layout, lay_out
+from anynorm._kernels.cpu.launch.machine import empty_like, last_cache_nbytes
 from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES, launch
-from anynorm._libraries import dtype_name
+from anynorm._libraries import Memory, dtype_name
+from anynorm._libraries.numpy_arrays import NumPy
 
 Array = Any
 
-ACCESS: dict[str, Any] = {"numpy": NumPy, "torch": Torch}
 # To fetch what will be read next gains where it comes from afar, and elsewhere takes room in the first cache: rms_norm
 # of float32 without and with it, ns an element, 2 MB 0.29 and 0.34, 8 MB 0.58 and 0.49, 12 MB 0.81, 0.56 (EPYC 7003).
 LEAST_FETCHED_NBYTES = 4 << 20
@@ -49,6 +49,11 @@ def kind_of(dtype: Any) -> _Kind:
     return kind
 
 
+def packed(memory: type[Memory], parameter: Array) -> Array:
+    """A parameter whose elements lie one after the other."""
+    return parameter if memory.is_contiguous(parameter) else memory.contiguous(parameter)
+
+
 def _kind_of_call(call: Call) -> _Kind:
     kind = kind_of(call.x.dtype)
     if kind.itemsize == 4 and call.rule.averaged:
@@ -67,14 +72,14 @@ def run(call: Call) -> Any:
 
 def _run_from(call: Call, first: int) -> Any:
     """The same, where the fast path has written the rows before the first one."""
-    access, x, residual = ACCESS[call.library.name], call.x, call.residual
+    memory, x, residual = call.library.memory, call.x, call.residual
     shape, kind = x.shape, _kind_of_call(call)
     features = shape[call.axes[0]] if len(call.axes) == 1 else math.prod([shape[axis] for axis in call.axes])
     size = math.prod(shape)
     nbytes = size * kind.itemsize
     if call.out is None:
-        y = access.empty_like(x, nbytes)
-        total = None if residual is None else access.empty_like(x, nbytes)
+        y = empty_like(memory, x, nbytes)
+        total = None if residual is None else empty_like(memory, x, nbytes)
     else:
         y, total = call.out if len(call.out) == 2 else (call.out[0], None)
     # Past the caches where x and y fill half of the last one together: streaming saves reading what is overwritten.
@@ -82,13 +87,13 @@ def _run_from(call: Call, first: int) -> Any:
     # 32 MB: 4 MB 0.54 and 0.69, 8 MB 0.82 and 0.71, 12 MB 1.15 and 0.84, 16 MB 1.14 and 0.92 (EPYC 7003, one core).
     streaming = 4 * nbytes >= last_cache_nbytes()
     # What is streamed fills cache lines, which elements that are not aligned never do.
-    streaming = streaming and access.address(y) % kind.itemsize == 0
+    streaming = streaming and memory.address(y) % kind.itemsize == 0
     # The beginning of a row is read once more after it was written, so nothing may be in place.
-    streaming = streaming and not _shares_address(access, (y, total), (x, residual))
-    layout = lay_out(call, access, (residual, y, total), kind.itemsize, access.address(y), streaming)
+    streaming = streaming and not _shares_address(memory, (y, total), (x, residual))
+    layout = lay_out(call, kind.itemsize, residual, y, total, streaming=streaming, columns=True)
     streaming = streaming if layout is None else layout.streaming
     rows = size // features
-    task, keepalive = _task(call, access, kind, features, rows, y, total, layout, streaming)
+    task, keepalive = _task(call, memory, kind, features, rows, y, total, layout, streaming)
     in_columns = layout is not None and layout.in_columns
     name = "float64" if kind.itemsize == 8 else "columns" if in_columns else "rows"
     variant = Variant(RULES[call.rule.name], kind.code, kind.in_float64, residual is not None, layout is not None)
@@ -106,14 +111,14 @@ def _run_from(call: Call, first: int) -> Any:
             offer(call, variant, compiled.address, _run_from)
     if call.out is not None:
         for one in call.out:
-            access.written(one)
+            memory.written(one)
     return y if residual is None else (y, total)
 
 
-def _shares_address(access: Any, outs: tuple[Array | None, ...], inputs: tuple[Array | None, ...]) -> bool:
+def _shares_address(memory: type[Memory], outs: tuple[Array | None, ...], inputs: tuple[Array | None, ...]) -> bool:
     """Whether some out begins where an input does; the checks have seen to it that they are the same memory then."""
-    read = [access.address(one) for one in inputs if one is not None]
-    return any(one is not None and access.address(one) in read for one in outs)
+    read = [memory.address(one) for one in inputs if one is not None]
+    return any(one is not None and memory.address(one) in read for one in outs)
 
 
 def normalize(
@@ -141,7 +146,7 @@ def normalize(
 
 def _task(
     call: Call,
-    access: Any,
+    memory: type[Memory],
     kind: _Kind,
     features: int,
     rows: int,
@@ -158,10 +163,10 @@ def _task(
     weight_code = bias_code = kind.code
     if weight is not None:
         weight_code = kind_of(weight.dtype).code
-        weight = weight if access.is_contiguous(weight) else access.contiguous(weight)
+        weight = packed(memory, weight)
     if bias is not None:
         bias_code = kind_of(bias.dtype).code
-        bias = bias if access.is_contiguous(bias) else access.contiguous(bias)
+        bias = packed(memory, bias)
     alike = weight_code == bias_code == kind.code and not call.weight_offset
     # Read where they lie, unless something is to be made of them or lanes would reach behind them.
     direct = (
@@ -171,31 +176,12 @@ def _task(
     )
     task = Task(
         features=features, rows=rows, eps=call.eps, scale=scale, weight_offset=call.weight_offset,
-        x=access.address(call.x), residual=0 if call.residual is None else access.address(call.residual),
-        y=access.address(y), total=0 if total is None else access.address(total),
+        x=memory.address(call.x), residual=0 if call.residual is None else memory.address(call.residual),
+        y=memory.address(y), total=0 if total is None else memory.address(total),
         layout=0 if layout is None else NumPy.address(layout.numbers),
-        weight=0 if weight is None else access.address(weight), weight_code=weight_code,
-        bias=0 if bias is None else access.address(bias), bias_code=bias_code,
+        weight=0 if weight is None else memory.address(weight), weight_code=weight_code,
+        bias=0 if bias is None else memory.address(bias), bias_code=bias_code,
         direct=direct, streaming=streaming, fetching=rows * features * kind.itemsize >= LEAST_FETCHED_NBYTES,
         block=0 if layout is None else layout.block, head=0 if layout is None else layout.head,
     )  # fmt: skip
     return task, (call, weight, bias, y, total, layout)
-
-
-def lay_out(
-    call: Call,
-    access: Any,
-    others: tuple[Array | None, Array, Array | None],
-    itemsize: int,
-    y_address: int,
-    streaming: bool,
-    columns: bool = True,
-) -> Layout | None:
-    """How x and the arrays that go with it become rows; None where it is one after the other in each of them."""
-    x = call.x
-    given = (x, *(array for array in others if array is not None))
-    if call.axes[0] == len(x.shape) - len(call.axes) and all(map(access.is_contiguous, given)):
-        return None
-    of_x = access.strides(x)
-    strides = [of_x if array is None else access.strides(array) for array in others]
-    return plan(x.shape, list(zip(of_x, *strides, strict=True)), call.axes, itemsize, y_address, streaming, columns)

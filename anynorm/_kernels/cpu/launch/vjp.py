@@ -14,10 +14,12 @@ from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import RULES
 from anynorm._kernels.cpu.launch.extreme import pull_row
-from anynorm._kernels.cpu.launch.layout import Layout
-from anynorm._kernels.cpu.launch.memory import NumPy
-from anynorm._kernels.cpu.launch.norm import ACCESS, kind_of, lay_out
+from anynorm._kernels.cpu.launch.layout import Layout, lay_out
+from anynorm._kernels.cpu.launch.machine import empty_like
+from anynorm._kernels.cpu.launch.norm import kind_of, packed
 from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES, launch
+from anynorm._libraries import Memory
+from anynorm._libraries.numpy_arrays import NumPy
 
 Array = Any
 
@@ -35,9 +37,9 @@ _spare: list[tuple[numpy.ndarray, int]] = []
 def pull(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight and dbias."""
     call, dy, dtotal, _ = gradient
-    access, kind = ACCESS[call.library.name], kind_of(call.x.dtype)
-    dx = access.empty_like(call.x, call.x.nbytes)
-    layout = lay_out(call, access, (dy, dx, dtotal), kind.itemsize, 0, False, columns=False)
+    memory, kind = call.library.memory, kind_of(call.x.dtype)
+    dx = empty_like(memory, call.x, call.x.nbytes)
+    layout = lay_out(call, kind.itemsize, dy, dx, dtotal)
     return dx, *run(gradient, dx, layout, None, pull_row)
 
 
@@ -47,24 +49,24 @@ def run(
     """Write dx, and return dweight and dbias; numbers of given moments become sums. The rest is as for `_rescue`."""
     call, dy, dtotal, wanted = gradient
     x: Array = call.x
-    access, kind, shape = ACCESS[call.library.name], kind_of(x.dtype), x.shape
+    memory, kind, shape = call.library.memory, kind_of(x.dtype), x.shape
     features = shape[-1] if call.axes == (len(shape) - 1,) else math.prod([shape[axis] for axis in call.axes])
     size = math.prod(shape)
     rows, nbytes = size // features, size * kind.itemsize
-    weight, weight_code, dweight = _parameter(access, call.weight, x, wanted)
-    _, bias_code, dbias = _parameter(access, call.bias, x, wanted)
+    weight, weight_code, dweight = _parameter(memory, call.weight, x, wanted)
+    _, bias_code, dbias = _parameter(memory, call.bias, x, wanted)
     block, blocks = blocks_of(rows)
     sums = 0 if dweight is None and dbias is None else 2 * blocks * features
     refusals = blocks * (block + 1) if kind.itemsize == 8 else 0
     work, place_of_work = take_room(2 * features + sums + refusals)
     task = Task(
         features=features, rows=rows, eps=call.eps, scale=scale_of(call), weight_offset=call.weight_offset,
-        x=access.address(x), residual=access.address(dy), y=access.address(dx),
-        total=0 if dtotal is None else access.address(dtotal),
+        x=memory.address(x), residual=memory.address(dy), y=memory.address(dx),
+        total=0 if dtotal is None else memory.address(dtotal),
         layout=0 if layout is None else NumPy.address(layout.numbers),
-        weight=0 if weight is None else access.address(weight), weight_code=weight_code,
-        dweight=0 if dweight is None else access.address(dweight), dweight_code=weight_code,
-        dbias=0 if dbias is None else access.address(dbias), dbias_code=bias_code,
+        weight=0 if weight is None else memory.address(weight), weight_code=weight_code,
+        dweight=0 if dweight is None else memory.address(dweight), dweight_code=weight_code,
+        dbias=0 if dbias is None else memory.address(dbias), dbias_code=bias_code,
         block_rows=block, work=place_of_work, numbers=0 if numbers is None else NumPy.address(numbers),
     )  # fmt: skip
     compute = kernel(
@@ -114,15 +116,14 @@ def give_back(room: numpy.ndarray, address: int) -> None:
 
 
 def _parameter(
-    access: Any, parameter: Array | float | None, x: Array, wanted: bool
+    memory: type[Memory], parameter: Array | float | None, x: Array, wanted: bool
 ) -> tuple[Array | None, int, Array | None]:
     """A parameter as the kernel reads it, the code of its dtype, and room for its gradient."""
     if parameter is None:
         return None, 0, None
     held: Array = x[(0,) * x.ndim] if isinstance(parameter, float) else parameter
-    if not access.is_contiguous(held):
-        held = access.contiguous(held)
-    gradient = access.empty_like(held, 0) if wanted else None
+    held = packed(memory, held)
+    gradient = memory.empty_like(held) if wanted else None
     return held if held.ndim else None, kind_of(held.dtype).code, gradient  # a scale goes as a number
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from anynorm import _norms, _torch_native
+from anynorm import _norms
 from anynorm._check import Gradient, check, check_gradient
 from anynorm._choose import choose_pull
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels import definition_pull
 from anynorm._numbers import check_number
-from anynorm._torch_state import below_autograd, has_tangent, is_followed
+from anynorm._torch import native
+from anynorm._torch.state import below_autograd, has_tangent, is_followed
 from anynorm._types import Axis
 
 Tensor = torch.Tensor
@@ -43,7 +44,7 @@ def _run(rule: Rule, x: Tensor, weight: Tensor | None, bias: Tensor | None, *opt
     given = _given(options)
     with torch.no_grad():
         return _norms.run(
-            rule, x, weight, bias, given["axis"], given["eps"], given["weight_offset"], choose=_torch_native.choose
+            rule, x, weight, bias, given["axis"], given["eps"], given["weight_offset"], choose=native.choose
         )
 
 

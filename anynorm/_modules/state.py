@@ -7,7 +7,7 @@ from typing import Any
 
 from anynorm._arrays import check_array
 from anynorm._libraries import dtype_name, library_named, library_of
-from anynorm._loading import IncompatibleKeys, converted, matched, prefixes
+from anynorm._modules.loading import IncompatibleKeys, converted, matched, prefixes
 from anynorm._pytrees import register
 from anynorm._wording import arrays_of_library, describe, module_of, sentence, with_article
 

@@ -1,4 +1,4 @@
-"""Which library an array belongs to, and what anynorm has to know of that library.
+"""Which library an array belongs to, and what its arrays are computed in.
 
 Nothing here imports an array library first: one that was never imported has made no arrays, so sys.modules has the
 answer.
@@ -15,8 +15,12 @@ from typing import Any, NamedTuple
 import numpy
 
 from anynorm._definition.norms import Precision, as_it_is
+from anynorm._libraries.cupy_arrays import CuPy
+from anynorm._libraries.memory import Memory
+from anynorm._libraries.numpy_arrays import NumPy
+from anynorm._libraries.torch_tensors import Torch
 from anynorm._pytrees import register
-from anynorm._pytrees_torch import register_with_torch
+from anynorm._torch.pytrees import register_with_torch
 from anynorm._wording import arrays_of_library, holds_numbers, module_of, package_of, with_article
 
 REAL_DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -50,6 +54,7 @@ class _Entry(NamedTuple):
     devices: bool = False  # arrays live on devices that a caller can mix up
     refuses_to_fill: bool = False  # centring or a bias would make every stored zero nonzero
     block: str | None = None  # where an array that is made of another library's shows one of those
+    memory: type[Memory] = Memory  # what it says of the memory of its arrays
     is_revisable: bool = False  # the revision of the standard that it follows can be set at any time
 
 
@@ -60,6 +65,7 @@ class Library:
     def __init__(self, name: str, namespace: Any, entry: _Entry) -> None:
         self.name = name
         self.namespace = namespace
+        self.memory = entry.memory
         self.writable = entry.writable
         self.devices = entry.devices
         self.refuses_to_fill = entry.refuses_to_fill
@@ -107,9 +113,9 @@ class Library:
 
 
 _ENTRIES = (
-    _Entry("numpy", "ndarray", "numpy", writable=True),
-    _Entry("torch", "Tensor", "array_api_compat.torch", writable=True, devices=True),
-    _Entry("cupy", "ndarray", "array_api_compat.cupy", writable=True, devices=True),
+    _Entry("numpy", "ndarray", "numpy", writable=True, memory=NumPy),
+    _Entry("torch", "Tensor", "array_api_compat.torch", writable=True, devices=True, memory=Torch),
+    _Entry("cupy", "ndarray", "array_api_compat.cupy", writable=True, devices=True, memory=CuPy),
     _Entry("jax", "Array", "jax.numpy"),
     _Entry("dask.array", "Array", "array_api_compat.dask.array", block="_meta"),
     _Entry(

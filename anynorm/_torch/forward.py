@@ -13,10 +13,9 @@ import torch
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
-from anynorm import _torch_functions as functions
-from anynorm import _torch_native
 from anynorm._choose import try_short_ways
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, Rule
+from anynorm._torch import functions, native
 from anynorm._wording import as_array_of, describe, sentence
 
 Tensor = torch.Tensor
@@ -45,7 +44,7 @@ def layer_norm(
 ) -> Tensor:
     """Apply layer_norm over the last axes; without a weight there is no offset."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return _torch_native.layer_norm(x, shape, weight, bias, eps, offset)
+        return native.layer_norm(x, shape, weight, bias, eps, offset)
     y = _by_short_way(LAYER_NORM, x, shape, weight, bias, eps, offset)
     if y is not None:
         return y
@@ -60,7 +59,7 @@ def rms_norm(
 ) -> Tensor:
     """Likewise for rms_norm; without an eps, by that of torch for the dtype."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return _torch_native.rms_norm(x, shape, weight, bias, eps, offset)
+        return native.rms_norm(x, shape, weight, bias, eps, offset)
     y = _by_short_way(RMS_NORM, x, shape, weight, bias, eps, offset)
     if y is not None:
         return y
@@ -74,7 +73,7 @@ def rms_norm(
 def scale_norm(x: Tensor, shape: Shape, scale: Tensor, eps: float) -> Tensor:
     """Likewise for scale_norm."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        return _torch_native.scale_norm(x, [-1], scale, 1.0, eps)
+        return native.scale_norm(x, [-1], scale, 1.0, eps)
     if _is_proxy_or_nested(x):
         return _of_proxy_or_nested(scale_norm, x, shape, scale, eps)
     return functions.scale_norm(x, scale, axis=_axis_of(shape, x), eps=eps)

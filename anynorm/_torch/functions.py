@@ -12,10 +12,11 @@ import torch
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
-from anynorm import _norms, _residual, _torch_native, _torch_ops
+from anynorm import _norms, _residual
 from anynorm._check import check
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
-from anynorm._torch_state import transforms_question
+from anynorm._torch import native, operators
+from anynorm._torch.state import transforms_question
 from anynorm._types import Axis, Number
 
 Tensor = torch.Tensor
@@ -51,7 +52,7 @@ def layer_norm(
         return _traced(LAYER_NORM, x, weight, bias, axis, eps, weight_offset)
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(layer_norm, (x,), x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
-    return _norms.run(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, choose=_torch_native.choose)
+    return _norms.run(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, choose=native.choose)
 
 
 def rms_norm(
@@ -75,7 +76,7 @@ def rms_norm(
         return _traced(RMS_NORM, x, weight, bias, axis, eps, weight_offset)
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(rms_norm, (x,), x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
-    return _norms.run(RMS_NORM, x, weight, bias, axis, eps, weight_offset, choose=_torch_native.choose)
+    return _norms.run(RMS_NORM, x, weight, bias, axis, eps, weight_offset, choose=native.choose)
 
 
 def scale_norm(x: Tensor, scale: Tensor | Number | None = None, *, axis: Axis = -1, eps: float = 1e-12) -> Tensor:
@@ -91,7 +92,7 @@ def scale_norm(x: Tensor, scale: Tensor | Number | None = None, *, axis: Axis = 
         return _traced(SCALE_NORM, x, scale, None, axis, eps, 0.0)
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(scale_norm, (x,), x, scale, axis=axis, eps=eps)
-    return _norms.run(SCALE_NORM, x, scale, None, axis, eps, 0.0, choose=_torch_native.choose)
+    return _norms.run(SCALE_NORM, x, scale, None, axis, eps, 0.0, choose=native.choose)
 
 
 def add_layer_norm(
@@ -157,7 +158,7 @@ def _add(
     if type(x) is not Tensor and isinstance(x, Proxy):
         return handle_torch_function(function, (x,), x, residual, weight, bias, **options)
     if not _is_compiling():
-        return _residual.run(rule, x, residual, weight, bias, axis, eps, offset, choose=_torch_native.choose)
+        return _residual.run(rule, x, residual, weight, bias, axis, eps, offset, choose=native.choose)
     check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual)
     total = x + residual
     return norm(total, weight, bias, **options), total
@@ -168,6 +169,6 @@ def _traced(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: Axis,
     if x.device.type == "cpu":
         if _is_transformed():
             # For these an operator has no derivative, or one of 0.
-            return _torch_ops.by_name(rule, x, weight, bias, axis=axis, eps=eps, weight_offset=offset)
-        return _torch_ops.norm(rule, x, weight, bias, axis, eps, offset)
-    return _torch_native.norm(rule, x, weight, bias, axis=axis, eps=eps, weight_offset=offset)
+            return operators.by_name(rule, x, weight, bias, axis=axis, eps=eps, weight_offset=offset)
+        return operators.norm(rule, x, weight, bias, axis, eps, offset)
+    return native.norm(rule, x, weight, bias, axis=axis, eps=eps, weight_offset=offset)

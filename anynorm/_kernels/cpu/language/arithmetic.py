@@ -1,0 +1,37 @@
+"""What is computed of numbers and of lanes, which are vectors of them, without a look at memory.
+
+Operators take numbers, which are int64 or float64, and lanes of float32 or float64. A constant beside lanes stands in
+all of them, and so does a float64 beside lanes of float64.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from anynorm._kernels.cpu.language.dtypes import FLOAT64, INTERPRETED, Lanes, Number
+
+if TYPE_CHECKING or INTERPRETED:
+    from anynorm._kernels.cpu.language import interpreted as words
+else:
+    from anynorm._kernels.cpu.language import compiled as words
+
+as_lanes, fma, magnitude, number = words.as_lanes, words.fma, words.magnitude, words.number
+part, root, splat, split, where = words.part, words.root, words.splat, words.split, words.where
+
+
+def smaller(a: int, b: int) -> int:
+    """The smaller one of two integers."""
+    return where(a < b, a, b)
+
+
+def larger(a: int, b: int) -> int:
+    """The larger one of two integers."""
+    return where(a < b, b, a)
+
+
+def sum_lanes(lanes: Lanes) -> Number:
+    """The sum of all lanes as float64: halves are added until one number is left."""
+    while len(lanes) > 1:
+        half = len(lanes) // 2
+        lanes = lanes[:half] + lanes[half:]
+    return as_lanes(lanes, FLOAT64)[0]

@@ -1,0 +1,1 @@
+"""What `modules.py` and `nnx.py` are made of."""

@@ -1,0 +1,1 @@
+"""What only torch needs: imported with `anynorm.torch`, except `state` and `pytrees`, which import no torch."""
