@@ -14,7 +14,7 @@ import pytest
 from anynorm import cli
 from anynorm._cli import info, warm
 from anynorm._kernels import cpu, object_files
-from anynorm._kernels.cpu.beforehand import compilables
+from anynorm._kernels.cpu.beforehand import _module, compilables
 from anynorm._kernels.cpu.compiler.entries import variants
 from anynorm._kernels.cpu.language.dtypes import CODES
 from tests.backends import needs_llvmlite, thorough_but
@@ -51,10 +51,41 @@ def refused(capsys, *arguments):
 
 def test_all_kernels_are_compiled_each_once():
     assert len(set(ALL)) == len(ALL)
-    assert {name for name, _ in ALL} >= {"fast_path", "rows", "columns", "float64", "moments", "given", "derivative"}
+    assert {name for name, _ in ALL} >= {"rows", "columns", "float64", "moments", "given", "derivative"}
     for dtype, code in CODES.items():
         assert {one for one in ALL if one[1] is not None and one[1].code == code} == set(variants(dtype))
     assert len(list(compilables(["float64", "float64"]))) == len(list(compilables(["float64"])))
+
+
+# Calls of every kind, each of which says what it loads.
+CALLS = """
+import numpy, torch, anynorm
+from anynorm._kernels.cpu.compiler import machine_code
+load = machine_code.load
+def loaded(name, write):
+    print(name)
+    return load(name, write)
+machine_code.load = loaded
+anynorm.set_threads(2)
+x = numpy.ones((600, 300), "float32")
+for values in (x, torch.from_numpy(x)):
+    for _ in range(3):
+        anynorm.rms_norm(values)
+anynorm.rms_norm(numpy.ones((3, 4, 70), "float32"), axis=1)
+anynorm.scale_norm(x.astype("float64"))
+anynorm.layer_norm(x, moments=anynorm.moments(x))
+y, pull = anynorm.rms_norm_vjp(x)
+pull(y)
+"""
+
+
+def test_all_that_is_loaded_is_compiled_beforehand():
+    symbols = {_module(one)[0] for one in ALL}
+    loaded = set(script(CALLS))
+    assert len(loaded) >= 8
+    assert loaded <= symbols
+    # What all kernels share is loaded by such calls, too.
+    assert {name for name, variant in ALL if variant is None} <= loaded
 
 
 def test_a_folder_for_others(few, tmp_path, capsys):
