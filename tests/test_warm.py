@@ -68,7 +68,8 @@ def loaded(name, write):
 machine_code.load = loaded
 anynorm.set_threads(2)
 x = numpy.ones((600, 300), "float32")
-for values in (x, torch.from_numpy(x)):
+anynorm.rms_norm(x)
+for values in (x[:2].copy(), torch.ones(2, 300)):
     for _ in range(3):
         anynorm.rms_norm(values)
 anynorm.rms_norm(numpy.ones((3, 4, 70), "float32"), axis=1)
