@@ -107,7 +107,7 @@ def _begin_worker() -> None:
 
 def _done(wanted: int, compiled: int, seconds: float) -> str:
     if not compiled:
-        return f"nothing to compile: {counted(wanted, 'kernel')} for this processor"
+        return f"nothing to compile: {counted(wanted, 'kernel')} for this processor are there"
     there = f", {wanted - compiled:,} were there already" if wanted > compiled else ""
     return f"compiled {counted(compiled, 'kernel')} for this processor in {of_seconds(seconds)}{there}"
 
