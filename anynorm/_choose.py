@@ -11,13 +11,13 @@ from anynorm._forks import unforked
 from anynorm._kernels import (
     blocks,
     blocks_given,
-    blocks_pull,
+    blocks_vjp,
     by_moments,
     cpu,
     cuda,
     definition,
-    definition_pull,
-    pieces_pull,
+    definition_vjp,
+    pieces_vjp,
     xla,
 )
 from anynorm._kernels.short_ways import try_short_ways as try_short_ways
@@ -35,10 +35,10 @@ class Kernel(NamedTuple):
     missing: Callable[[], str | None]  # what to install before the kernel can run at all; None: nothing
     refuses: Callable[[Call], str | None]  # why this call is not for this kernel; None: it is
     run: Callable[[Call], Any]
-    refuses_to_pull: Callable[[Gradient], str | None]  # the same of the derivative
-    pull: Callable[[Gradient], tuple[Any, ...]]  # dx, dweight, dbias; of given moments their gradient too
+    refuses_vjp: Callable[[Gradient], str | None]  # the same of the derivative
+    vjp: Callable[[Gradient], tuple[Any, ...]]  # dx, dweight, dbias; of given moments their gradient too
     moments: Callable[[Call], Moments] = definition.run_moments
-    pull_moments: Callable[[Call, Moments, MomentsGradient], Any] = by_moments.pull_moments  # dx by way of x's own
+    vjp_moments: Callable[[Call, Moments, MomentsGradient], Any] = by_moments.vjp_moments  # dx by way of x's own
 
 
 def _run_on_cpu(call: Call) -> Any:
@@ -60,7 +60,7 @@ def _follow_on_cpu(call: Call) -> Any:
     with unforked:
         from anynorm._kernels.cpu.launch import autograd, autograd_given
     run = autograd.run if call.moments is None else autograd_given.run
-    return run(call, choose_pull)  # the table is above what needs it when torch goes back
+    return run(call, choose_vjp)  # the table is above what needs it when torch goes back
 
 
 def _moments_on_cpu(call: Call) -> Moments:
@@ -76,42 +76,42 @@ def _moments_on_cpu(call: Call) -> Moments:
     return run_moments(call)
 
 
-def _pull_on_cpu(gradient: Gradient) -> tuple[Any, ...]:
+def _vjp_on_cpu(gradient: Gradient) -> tuple[Any, ...]:
     if not cpu.has_compiler():
-        return choose_pull(gradient).pull(gradient)
+        return choose_vjp(gradient).vjp(gradient)
     with unforked:
         if gradient.call.moments is not None:
-            from anynorm._kernels.cpu.launch.given_vjp import pull
+            from anynorm._kernels.cpu.launch.given_vjp import vjp
         else:
-            from anynorm._kernels.cpu.launch.vjp import pull
-    return pull(gradient)
+            from anynorm._kernels.cpu.launch.vjp import vjp
+    return vjp(gradient)
 
 
-def _pull_moments_on_cpu(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
+def _vjp_moments_on_cpu(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
     if cpu.wants_gradient(call, *parts_of(gradient)):
-        return by_moments.pull_moments(call, moments, gradient)
+        return by_moments.vjp_moments(call, moments, gradient)
     if not cpu.has_compiler():
-        return choose(call).pull_moments(call, moments, gradient)
+        return choose(call).vjp_moments(call, moments, gradient)
     with unforked:
-        from anynorm._kernels.cpu.launch.given_vjp import pull_moments
+        from anynorm._kernels.cpu.launch.given_vjp import vjp_moments
 
-    return pull_moments(call, moments, gradient)
+    return vjp_moments(call, moments, gradient)
 
 
 def _run_on_cuda(call: Call) -> Any:
     if cpu.wants_gradient(call):
         from anynorm._kernels.cuda import autograd
 
-        return autograd.run(call, choose_pull)
+        return autograd.run(call, choose_vjp)
     from anynorm._kernels.cuda.run import run
 
     return run(call)
 
 
-def _pull_on_cuda(gradient: Gradient) -> tuple[Any, ...]:
-    from anynorm._kernels.cuda.pull import pull
+def _vjp_on_cuda(gradient: Gradient) -> tuple[Any, ...]:
+    from anynorm._kernels.cuda.vjp import vjp
 
-    return pull(gradient)
+    return vjp(gradient)
 
 
 def _run_block(call: Call) -> Any:
@@ -123,28 +123,28 @@ def _reduce_block(call: Call) -> Moments:
     return _first(lambda kernel: kernel.refuses(call)).moments(call)
 
 
-def _pull_block(gradient: Gradient) -> tuple[Any, ...]:
-    return _first(lambda kernel: kernel.refuses_to_pull(gradient)).pull(gradient)
+def _vjp_block(gradient: Gradient) -> tuple[Any, ...]:
+    return _first(lambda kernel: kernel.refuses_vjp(gradient)).vjp(gradient)
 
 
-def _pull_moments_block(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
-    return _first(lambda kernel: kernel.refuses(call)).pull_moments(call, moments, gradient)
+def _vjp_moments_block(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
+    return _first(lambda kernel: kernel.refuses(call)).vjp_moments(call, moments, gradient)
 
 
-def _pull_blocks(gradient: Gradient) -> tuple[Any, ...]:
+def _vjp_blocks(gradient: Gradient) -> tuple[Any, ...]:
     if gradient.call.moments is not None:
-        return blocks_given.pull(gradient, _pull_block)
-    return blocks_pull.pull(gradient, _pull_block)
+        return blocks_given.vjp(gradient, _vjp_block)
+    return blocks_vjp.vjp(gradient, _vjp_block)
 
 
-def _pull_pieces(gradient: Gradient) -> tuple[Any, ...]:
+def _vjp_pieces(gradient: Gradient) -> tuple[Any, ...]:
     if gradient.call.moments is not None:
-        return blocks_given.pull(gradient, _pull_block)
-    return pieces_pull.pull(gradient, _reduce_block, _pull_block)
+        return blocks_given.vjp(gradient, _vjp_block)
+    return pieces_vjp.vjp(gradient, _reduce_block, _vjp_block)
 
 
-def _pull_moments_blocks(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
-    return blocks_given.pull_moments(call, moments, gradient, _pull_moments_block)
+def _vjp_moments_blocks(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
+    return blocks_given.vjp_moments(call, moments, gradient, _vjp_moments_block)
 
 
 def _run_definition(call: Call) -> Any:
@@ -158,19 +158,19 @@ def _moments_by_definition(call: Call) -> Moments:
     return blocks.run_moments(call, definition.run_moments) if is_lazy else definition.run_moments(call)
 
 
-def _pull_definition(gradient: Gradient) -> tuple[Any, ...]:
+def _vjp_definition(gradient: Gradient) -> tuple[Any, ...]:
     call = gradient.call
     if call.library.block is None:
-        return definition_pull.pull(gradient) if call.moments is None else by_moments.pull(gradient)
+        return definition_vjp.vjp(gradient) if call.moments is None else by_moments.vjp(gradient)
     if call.moments is not None:
-        return blocks_given.pull(gradient, by_moments.pull)
-    return pieces_pull.pull(gradient, definition.run_moments, definition_pull.pull)
+        return blocks_given.vjp(gradient, by_moments.vjp)
+    return pieces_vjp.vjp(gradient, definition.run_moments, definition_vjp.vjp)
 
 
-def _pull_moments_definition(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
+def _vjp_moments_definition(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
     if call.library.block is not None:
-        return blocks_given.pull_moments(call, moments, gradient, by_moments.pull_moments)
-    return by_moments.pull_moments(call, moments, gradient)
+        return blocks_given.vjp_moments(call, moments, gradient, by_moments.vjp_moments)
+    return by_moments.vjp_moments(call, moments, gradient)
 
 
 KERNELS = (
@@ -180,10 +180,10 @@ KERNELS = (
         cpu.missing,
         cpu.refuses,
         _run_on_cpu,
-        cpu.refuses_to_pull,
-        _pull_on_cpu,
+        cpu.refuses_vjp,
+        _vjp_on_cpu,
         _moments_on_cpu,
-        _pull_moments_on_cpu,
+        _vjp_moments_on_cpu,
     ),
     Kernel(
         "cuda",
@@ -191,8 +191,8 @@ KERNELS = (
         cuda.missing,
         cuda.refuses,
         _run_on_cuda,
-        cuda.refuses_to_pull,
-        _pull_on_cuda,
+        cuda.refuses_vjp,
+        _vjp_on_cuda,
     ),
     Kernel(
         "blocks",
@@ -200,10 +200,10 @@ KERNELS = (
         lambda: None,
         blocks.refuses,
         lambda call: blocks.run(call, _run_block),
-        blocks.refuses_to_pull,
-        _pull_blocks,
+        blocks.refuses_vjp,
+        _vjp_blocks,
         lambda call: blocks.run_moments(call, _reduce_block),
-        _pull_moments_blocks,
+        _vjp_moments_blocks,
     ),
     Kernel(
         "pieces",
@@ -211,10 +211,10 @@ KERNELS = (
         lambda: None,
         blocks.refuses_pieces,
         lambda call: blocks.run(call, _run_block, _reduce_block),
-        blocks.refuses_to_pull_pieces,
-        _pull_pieces,
+        blocks.refuses_vjp_pieces,
+        _vjp_pieces,
         lambda call: blocks.run_moments(call, _reduce_block),
-        _pull_moments_blocks,
+        _vjp_moments_blocks,
     ),
     Kernel(
         "xla",
@@ -222,10 +222,10 @@ KERNELS = (
         lambda: None,
         xla.refuses,
         xla.run,
-        xla.refuses_to_pull,
-        xla.pull,
+        xla.refuses_vjp,
+        xla.vjp,
         xla.run_moments,
-        xla.pull_moments,
+        xla.vjp_moments,
     ),
     Kernel(
         "definition",
@@ -234,9 +234,9 @@ KERNELS = (
         definition.refuses,
         _run_definition,
         definition.refuses,
-        _pull_definition,
+        _vjp_definition,
         _moments_by_definition,
-        _pull_moments_definition,
+        _vjp_moments_definition,
     ),
 )
 
@@ -246,9 +246,9 @@ def choose(call: Call) -> Kernel:
     return _choose(call, lambda kernel: kernel.refuses(call))
 
 
-def choose_pull(gradient: Gradient) -> Kernel:
+def choose_vjp(gradient: Gradient) -> Kernel:
     """Return the kernel for a derivative, likewise."""
-    return _choose(gradient.call, lambda kernel: kernel.refuses_to_pull(gradient))
+    return _choose(gradient.call, lambda kernel: kernel.refuses_vjp(gradient))
 
 
 def _choose(call: Call, refusal: Callable[[Kernel], str | None]) -> Kernel:

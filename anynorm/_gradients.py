@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, overload
 
 from anynorm._check import Call, check, check_gradient, require_dense
-from anynorm._choose import choose, choose_pull
+from anynorm._choose import choose, choose_vjp
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient
@@ -244,7 +244,7 @@ def scale_norm_vjp(
     call = check(SCALE_NORM, x, scale, None, axis, eps, moments=moments)
     if moments is not None:
         require_dense(x)
-    return choose(call).run(call), partial(_pull_scale, call)
+    return choose(call).run(call), partial(_pullback_of_scale, call)
 
 
 def _vjp(
@@ -260,15 +260,15 @@ def _vjp(
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments)
     if moments is not None:
         require_dense(x)
-    return choose(call).run(call), partial(_pull, call)
+    return choose(call).run(call), partial(_pullback, call)
 
 
-def _pull(call: Call, dy: Any) -> tuple[Any, ...]:
+def _pullback(call: Call, dy: Any) -> tuple[Any, ...]:
     """The pullback of a call."""
     gradient = check_gradient(call, dy)
-    return choose_pull(gradient).pull(gradient)
+    return choose_vjp(gradient).vjp(gradient)
 
 
-def _pull_scale(call: Call, dy: Any) -> tuple[Any, ...]:
-    dx, dscale, _, *dmoments = _pull(call, dy)
+def _pullback_of_scale(call: Call, dy: Any) -> tuple[Any, ...]:
+    dx, dscale, _, *dmoments = _pullback(call, dy)
     return dx, dscale, *dmoments

@@ -52,18 +52,18 @@ def moments_vjp(x: ArrayT, *, axis: Axis = -1) -> tuple[Moments, Callable[[Momen
 
     >>> import numpy, anynorm
     >>> x, dy = numpy.asarray([[3.0, 4.0, 1.0, 2.0]]), numpy.asarray([[1.0, 0.0, 0.0, 0.0]])
-    >>> found, pull_moments = anynorm.moments_vjp(x[:, :2])
-    >>> y, pull_norm = anynorm.rms_norm_vjp(x, moments=found, eps=0.0)
-    >>> dx, dweight, dbias, dmoments = pull_norm(dy)
-    >>> dx[:, :2] += pull_moments(dmoments)
+    >>> found, vjp_moments = anynorm.moments_vjp(x[:, :2])
+    >>> y, vjp_norm = anynorm.rms_norm_vjp(x, moments=found, eps=0.0)
+    >>> dx, dweight, dbias, dmoments = vjp_norm(dy)
+    >>> dx[:, :2] += vjp_moments(dmoments)
     >>> dx.round(4)
     array([[ 0.181 , -0.1358,  0.    ,  0.    ]])
     """
     call = check(LAYER_NORM, x, None, None, axis, 0.0)
     found = choose(call).moments(call)
-    return found, partial(_pull_moments, call, found)
+    return found, partial(_vjp_moments, call, found)
 
 
-def _pull_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
+def _vjp_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Any:
     check_moments_gradient(call, moments, gradient)
-    return choose(call).pull_moments(call, moments, gradient)
+    return choose(call).vjp_moments(call, moments, gradient)

@@ -51,16 +51,16 @@ def with_names(kernel: Any) -> Any:
         given = (call.x, call.weight, call.bias, call.residual)
         return named(name_of(call, kernel.name), given, kernel.run, call)
 
-    def pull(gradient: Any) -> Any:
+    def vjp(gradient: Any) -> Any:
         call = gradient.call
         given = (gradient.dy, call.x, call.weight, call.bias)
-        return named(name_of(call, kernel.name, "_backward"), given, kernel.pull, gradient)
+        return named(name_of(call, kernel.name, "_backward"), given, kernel.vjp, gradient)
 
     def moments(call: Call) -> Any:
         return named(f"anynorm::moments ({kernel.name})", (call.x,), kernel.moments, call)
 
-    def pull_moments(call: Call, *given: Any) -> Any:
+    def vjp_moments(call: Call, *given: Any) -> Any:
         name = f"anynorm::moments_backward ({kernel.name})"
-        return named(name, (call.x,), kernel.pull_moments, call, *given)
+        return named(name, (call.x,), kernel.vjp_moments, call, *given)
 
-    return kernel._replace(run=run, pull=pull, moments=moments, pull_moments=pull_moments)
+    return kernel._replace(run=run, vjp=vjp, moments=moments, vjp_moments=vjp_moments)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from anynorm._check import Call, check, check_gradient
-from anynorm._choose import Kernel, choose, choose_pull, try_short_ways
+from anynorm._choose import Kernel, choose, choose_vjp, try_short_ways
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, Rule
 from anynorm._types import Array, ArrayT, Axis, PullbackOfSum
 
@@ -185,10 +185,10 @@ def _add_vjp(
 ) -> tuple[tuple[ArrayT, ArrayT], PullbackOfSum[ArrayT]]:
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
     y, total = choose(call).run(call)
-    return (y, total), partial(_pull_sum, call._replace(x=total, residual=None))
+    return (y, total), partial(_vjp_sum, call._replace(x=total, residual=None))
 
 
-def _pull_sum(call: Call, dy: Any, dtotal: Any = None) -> tuple[Any, Any, Any, Any]:
+def _vjp_sum(call: Call, dy: Any, dtotal: Any = None) -> tuple[Any, Any, Any, Any]:
     gradient = check_gradient(call, dy, dtotal)
-    dx, dweight, dbias = choose_pull(gradient).pull(gradient)
+    dx, dweight, dbias = choose_vjp(gradient).vjp(gradient)
     return dx, dx, dweight, dbias

@@ -15,7 +15,7 @@ import pytest
 
 from anynorm._check import check, check_gradient
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
-from anynorm._kernels.cuda import device, pull, repeat, run
+from anynorm._kernels.cuda import device, repeat, run, vjp
 from anynorm._kernels.cuda import task as tasks
 from anynorm._kernels.cuda.device import Device
 from anynorm._libraries import library_of
@@ -133,7 +133,7 @@ def emulation(
         stack.enter_context(mock.patch.object(device, "unfit", return_value=None))
         # Fewer than there are rows, so that they take one after the other.
         stack.enter_context(mock.patch.object(run, "clusters_at_once", return_value=2))
-        for module in (run, pull):
+        for module in (run, vjp):
             stack.enter_context(
                 mock.patch.object(module, "device", return_value=Device(architecture, paired, clusters, shared))
             )
@@ -158,7 +158,7 @@ def differentiate(norm, x, dy, weight=None, bias=None, *, axis=-1, eps=1e-5, off
     """Return dx, dweight and dbias."""
     call = check(RULES[norm], x, weight, bias, axis, eps, weight_offset=offset)
     with emulation(**how):
-        return pull.pull(check_gradient(call, dy, dtotal))
+        return vjp.vjp(check_gradient(call, dy, dtotal))
 
 
 def run_program(source: str) -> subprocess.CompletedProcess:

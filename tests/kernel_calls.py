@@ -237,10 +237,10 @@ def pullbacks_by_moments(dtype):
     """Derivatives of norms that are given moments, and of moments; of rows that float64 does not hold too."""
 
     def found(x, dy, vjp, *parameters, axis=-1, **options):
-        given, pull_moments = anynorm.moments_vjp(x, axis=axis)
+        given, vjp_moments = anynorm.moments_vjp(x, axis=axis)
         *by, gradient = vjp(x, *parameters, axis=axis, moments=given, **options)[1](dy)
         held = [one for one in by if one is not None]
-        return *held, gradient.mean, gradient.variance, pull_moments(gradient)
+        return *held, gradient.mean, gradient.variance, vjp_moments(gradient)
 
     x, dy, weight = (numbers(size, dtype, 33 + i) for i, size in enumerate(((3, 33), (3, 33), 33)))
     yield "layer", found(x, dy, anynorm.layer_norm_vjp, weight, weight)

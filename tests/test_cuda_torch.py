@@ -52,13 +52,13 @@ def pulled():
         found.append(gradient)
         return pull_by_kernels(gradient)
 
-    pull_by_kernels = autograd.pull
+    pull_by_kernels = autograd.vjp
     with (
         emulation(),
         mock.patch.dict(short_ways._ways, clear=True),  # they go by where tensors are
         mock.patch.object(library_of(torch.zeros(1)), "memory", OnGPU),
         mock.patch.object(run, "remember"),
-        mock.patch.object(autograd, "pull", pull),
+        mock.patch.object(autograd, "vjp", pull),
         mock.patch.object(cuda, "_MISSING", None),
         mock.patch.object(torch.Tensor, "is_cuda", True),
         mock.patch.object(torch.Tensor, "is_cpu", False),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import anynorm
 from anynorm._check import check, check_gradient
-from anynorm._choose import choose_pull
+from anynorm._choose import choose_vjp
 from anynorm._definition.norms import LAYER_NORM
 from tests.backends import ALL, as_dtype, thorough_but
 from tests.dask_graphs import dependencies, tasks
@@ -163,7 +163,7 @@ def test_lazy_with_tasks_for_one_block_each():
 
 def test_kernels_are_chosen_and_forced():
     def chosen(x):
-        return choose_pull(check_gradient(check(LAYER_NORM, x, None, None, -1, 1e-5), x)).name
+        return choose_vjp(check_gradient(check(LAYER_NORM, x, None, None, -1, 1e-5), x)).name
 
     whole, cut = da.from_array(X, chunks=(2, 40)), da.from_array(X, chunks=(2, 20))
     assert (chosen(whole), chosen(cut)) == ("blocks", "pieces")

@@ -54,22 +54,6 @@ entries._compiled = slowly
 
 
 @needs_llvmlite
-def test_while_another_library_compiles():
-    # It is in LLVM, and has LLVM's lock, for as long as what is called when that is taken.
-    code = """
-from llvmlite import binding
-anynorm.layer_norm(numpy.ones((2, 33), numpy.float32))
-def linger():
-    if threading.current_thread() is thread and not begun.is_set():
-        begun.set()
-        time.sleep(0.5)
-binding.ffi.register_lock_callback(linger, lambda: None)
-call = binding.get_default_triple
-"""
-    assert script(BEGIN + code + FORK) == ["0", "0"]
-
-
-@needs_llvmlite
 @pytest.mark.parametrize("module", ["llvmlite.binding", "anynorm._kernels.cpu.launch.norm"])
 def test_while_another_thread_imports(module):
     code = f"""

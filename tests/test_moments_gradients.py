@@ -115,11 +115,11 @@ def test_both_together_are_the_derivative_of_the_norm(norm, dtype):
     for backend in some(f"together, {norm}", 0, dtype):
         with backend.context():
             for _ in range(6 if backend is NUMPY else 1):
-                found, pull_moments = anynorm.moments_vjp(backend.make(x))
+                found, vjp_moments = anynorm.moments_vjp(backend.make(x))
                 parameters = parameters_of(norm, backend.make, weight)
                 _, pull_norm = vjp(norm)(backend.make(x), *parameters, eps=0.0, moments=found)
                 dx, *_, gradient = pull_norm(backend.make(dy))
-                parts = [backend.read(one).astype(np.float64) for one in (dx, pull_moments(gradient))]
+                parts = [backend.read(one).astype(np.float64) for one in (dx, vjp_moments(gradient))]
         bounds = NARROW_SUMMED if is_narrow(backend.name) else SUMMED
         said = {"backend": backend.name, "dtype": dtype, "norm": f"{norm} dx, together", "bounds": bounds}
         assert_exact(
@@ -134,12 +134,12 @@ def test_layout_threads_and_library_change_no_bit(dtype, monkeypatch):
     monkeypatch.setattr("anynorm._kernels.cpu.launch.vjp.LEAST_SHARED_NBYTES", 1)
 
     def bits(x, dy, make=np.asarray, read=np.asarray, axis=-1):
-        found, pull_moments = anynorm.moments_vjp(make(x), axis=axis)
+        found, vjp_moments = anynorm.moments_vjp(make(x), axis=axis)
         dx, dweight, dbias, gradient = anynorm.layer_norm_vjp(
             make(x), *map(make, (weight, weight)), axis=axis, moments=found
         )[1](make(dy))
         rows = [
-            np.moveaxis(read(one), axis, -1) for one in (dx, pull_moments(gradient), gradient.mean, gradient.variance)
+            np.moveaxis(read(one), axis, -1) for one in (dx, vjp_moments(gradient), gradient.mean, gradient.variance)
         ]
         return [one.tobytes() for one in (*rows, read(dweight), read(dbias))]
 
@@ -162,7 +162,7 @@ def test_statistics_of_a_training_set(backend):
     """Along axis 0, and given to rows that are fewer."""
     train, x = (np.random.default_rng(seed).standard_normal((n, 4)).astype(np.float32) for seed, n in ((0, 9), (1, 6)))
     dy = np.random.default_rng(2).standard_normal((6, 4)).astype(np.float32)
-    found, pull_moments = anynorm.moments_vjp(backend.make(train), axis=0)
+    found, vjp_moments = anynorm.moments_vjp(backend.make(train), axis=0)
     dx, *_, gradient = anynorm.layer_norm_vjp(backend.make(x), axis=0, moments=found)[1](backend.make(dy))
     mean, deviation = train.astype(float).mean(0), np.sqrt(train.astype(float).var(0) + 1e-5)
     np.testing.assert_allclose(backend.read(dx), dy / deviation, rtol=1e-6)
@@ -171,14 +171,14 @@ def test_statistics_of_a_training_set(backend):
     np.testing.assert_allclose(backend.read(gradient.mean)[0], by_mean, rtol=1e-5)
     np.testing.assert_allclose(backend.read(gradient.variance)[0], by_variance, rtol=1e-5)
     expected = (by_mean + 2 * by_variance * (train - mean)) / 9
-    np.testing.assert_allclose(backend.read(pull_moments(gradient)), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(backend.read(vjp_moments(gradient)), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_dask_stays_lazy_and_cuts_nothing():
     x, dy, weight = arrays("float32", (6, 12))
-    found, pull_moments = anynorm.moments_vjp(DASK.make(x))
+    found, vjp_moments = anynorm.moments_vjp(DASK.make(x))
     dx, dweight, _, gradient = anynorm.rms_norm_vjp(DASK.make(x), DASK.make(weight), moments=found)[1](DASK.make(dy))
-    lazy = dx, dweight, gradient.mean, gradient.variance, pull_moments(gradient)
+    lazy = dx, dweight, gradient.mean, gradient.variance, vjp_moments(gradient)
     assert {type(one) for one in lazy} == {type(DASK.make(x))}
     assert dx.chunks == lazy[-1].chunks == DASK.make(x).chunks
     of_numpy, pull_of_numpy = anynorm.moments_vjp(x)
@@ -196,9 +196,9 @@ def test_dask_with_empty_chunks_unknown_lengths_and_rows_with_nan():
     kept = x[:, 0] > -0.3
 
     def all_of_it(x, dy):
-        found, pull_moments = anynorm.moments_vjp(x)
+        found, vjp_moments = anynorm.moments_vjp(x)
         *by, gradient = anynorm.layer_norm_vjp(x, weight, weight, moments=found)[1](dy)
-        return *by, gradient.mean, gradient.variance, pull_moments(gradient)
+        return *by, gradient.mean, gradient.variance, vjp_moments(gradient)
 
     in_empty_chunks = [da.from_array(one, chunks=((0, 5, 7), (2, 0, 4))) for one in (x, dy)]
     of_unknown_length = [da.from_array(one, chunks=(5, 4))[da.from_array(kept, chunks=5)] for one in (x, dy)]
@@ -211,11 +211,11 @@ def test_dask_with_empty_chunks_unknown_lengths_and_rows_with_nan():
 def test_memory_is_not_of_the_size_of_x(kernel):
     x, dy, weight = arrays(shape=(20000, 128))
     with anynorm.use_kernel(kernel):
-        found, pull_moments = anynorm.moments_vjp(x)
+        found, vjp_moments = anynorm.moments_vjp(x)
         pullback = anynorm.layer_norm_vjp(x, weight, weight, moments=found)[1]
         gradient = pullback(dy)[-1]
-        pull_moments(gradient)
-        for run in (lambda: pullback(dy), lambda: pull_moments(gradient)):
+        vjp_moments(gradient)
+        for run in (lambda: pullback(dy), lambda: vjp_moments(gradient)):
             tracemalloc.start()
             run()
             peak = tracemalloc.get_traced_memory()[1]

@@ -58,14 +58,14 @@ def test_rows_with_nan_and_inf(backend):
     x, dy, weight = arrays()
     x[1, 4], x[2, 0], dy[3, 4], dy[4, 2] = np.nan, np.inf, np.nan, -np.inf
     with backend.context():
-        found, pull_moments = anynorm.moments_vjp(backend.make(x))
+        found, vjp_moments = anynorm.moments_vjp(backend.make(x))
         given = anynorm.moments(backend.make(np.where(np.isfinite(x), x, 0)))
         pullback = anynorm.layer_norm_vjp(backend.make(x), backend.make(weight), moments=given)[1]
         dx, dweight, _, gradient = pullback(backend.make(dy))
         of_rows = [backend.read(one)[:, 0] for one in (gradient.mean, gradient.variance)]
         by_own = anynorm.rms_norm_vjp(backend.make(dy), moments=found)[1](backend.make(dy))[0]
         ones = backend.make(np.ones((5, 1), np.float32))
-        by_moments = [pull_moments(one) for one in (gradient, MomentsGradient(mean=ones), MomentsGradient())]
+        by_moments = [vjp_moments(one) for one in (gradient, MomentsGradient(mean=ones), MomentsGradient())]
         by_moments = [backend.read(one) for one in by_moments]
     # Each element is for itself; the row is NaN where its moments are.
     assert (np.isfinite(backend.read(dx)) == np.isfinite(dy)).all()
@@ -103,8 +103,8 @@ def test_lengths_about_eps_of_scale_norm(kernel):
 def test_rows_without_deviations(kernel):
     x, dy = np.asarray([[2.0, 2.0], [0.0, 0.0]]), np.asarray([[1.0, -2.0], [3.0, 4.0]])
     with anynorm.use_kernel(kernel):
-        found, pull_moments = anynorm.moments_vjp(x)
-        assert (pull_moments(MomentsGradient(mean=np.ones((2, 1)), variance=np.ones((2, 1)))) == 0.5).all()
+        found, vjp_moments = anynorm.moments_vjp(x)
+        assert (vjp_moments(MomentsGradient(mean=np.ones((2, 1)), variance=np.ones((2, 1)))) == 0.5).all()
         for eps, factor in ((0.0, 0.0), (0.25, 2.0)):
             dx, *_, gradient = anynorm.layer_norm_vjp(x, eps=eps, moments=found)[1](dy)
             assert (dx == dy * factor).all()
@@ -171,8 +171,8 @@ def test_moments_whose_rows_have_counts_of_their_own(norm, backend):
 def test_arrays_without_elements():
     for shape in ((0, 8), (3, 0)):
         x = np.zeros(shape, np.float32)
-        _, pull_moments = anynorm.moments_vjp(x)
-        assert pull_moments(MomentsGradient(mean=np.zeros((shape[0], 1)))).shape == shape
+        _, vjp_moments = anynorm.moments_vjp(x)
+        assert vjp_moments(MomentsGradient(mean=np.zeros((shape[0], 1)))).shape == shape
         given = anynorm.moments(np.ones((shape[0], 2), np.float32))
         dx, dweight, _, gradient = anynorm.layer_norm_vjp(x, np.ones(shape[1], np.float32), moments=given)[1](x)
         assert (dx.shape, dweight.shape) == (shape, shape[1:])

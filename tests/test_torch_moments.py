@@ -171,9 +171,9 @@ def test_pullbacks_are_followed(norm):
         x, parameters = wide(4, 6).requires_grad_(), parameters_of(norm)
         dy = wide(4, 6, seed=9)
         if way == "pullbacks":
-            moments, pull_moments = anynorm.moments_vjp(x)
+            moments, vjp_moments = anynorm.moments_vjp(x)
             dx, *_, gradient = getattr(anynorm, f"{norm}_vjp")(x, *parameters, moments=moments)[1](dy)
-            dx = dx + pull_moments(gradient)
+            dx = dx + vjp_moments(gradient)
         else:
             (dx,) = torch.autograd.grad(getattr(anynorm, norm)(x, *parameters), x, dy, create_graph=True)
         found.append([dx, *torch.autograd.grad(dx.pow(3).sum(), x)])

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import anynorm
 import anynorm.torch
 from anynorm._check import Gradient, check
-from anynorm._choose import choose_pull
+from anynorm._choose import choose_vjp
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._kernels import autograd
 from tests.backends import needs_llvmlite
@@ -31,16 +31,16 @@ def tensor(*shape, dtype=torch.float32, seed=0):
 
 
 def quickly(rule, x, weight, bias, dy, axes=None, parameters=True, eps=1e-3, offset=0.0):
-    from anynorm._kernels.cpu.launch.quick_vjp import quick_pull
+    from anynorm._kernels.cpu.launch.quick_vjp import quick_vjp
 
-    return quick_pull((None, rule, axes or (x.ndim - 1,), eps, offset), x, weight, bias, dy, parameters)
+    return quick_vjp((None, rule, axes or (x.ndim - 1,), eps, offset), x, weight, bias, dy, parameters)
 
 
 def by_any_way(rule, x, weight, bias, dy, axes=None, parameters=True, eps=1e-3, offset=0.0):
-    from anynorm._kernels.cpu.launch.vjp import pull
+    from anynorm._kernels.cpu.launch.vjp import vjp
 
     call = check(rule, x, weight, bias, axes or -1, eps, weight_offset=offset)
-    return pull(Gradient(call, dy, None, parameters))
+    return vjp(Gradient(call, dy, None, parameters))
 
 
 def assert_same(found, expected):
@@ -159,7 +159,7 @@ def recorded():
     """A norm by the kernels of the CPU as `follow` has it, and the names of the ways that its derivatives take."""
     from anynorm._kernels.cpu.launch.autograd import _kernels
 
-    ways, kernels = [], _kernels(choose_pull)
+    ways, kernels = [], _kernels(choose_vjp)
 
     def record(name, function):
         def way(*given):
@@ -170,9 +170,9 @@ def recorded():
         return way
 
     kernels = kernels._replace(
-        pull=record("pull", kernels.pull),
-        quick_pull=record("quick", kernels.quick_pull),
-        choose_pull=record("table", kernels.choose_pull),
+        vjp=record("vjp", kernels.vjp),
+        quick_vjp=record("quick", kernels.quick_vjp),
+        choose_vjp=record("table", kernels.choose_vjp),
     )
 
     def norm(x, weight, bias):
@@ -202,7 +202,7 @@ def test_it_is_taken_where_torch_only_goes_back():
     assert_same(back(), expected)
     assert ways == ["quick"]
     assert_same(back(dy[:1].expand(2, 33)), by_any_way(LAYER_NORM, *given, dy[:1].expand(2, 33)))
-    assert ways == ["not quick", "pull"]
+    assert ways == ["not quick", "vjp"]
     back(create_graph=True)
     assert ways == []
     for one, other in zip(back(dy[None], is_grads_batched=True), expected, strict=True):

@@ -52,12 +52,12 @@ def of_numpy(x: Floats, matrix: Matrix, weight: Floats) -> None:
     pair, pull_sum = anynorm.add_rms_norm_vjp(x, x)
     assert_type(pair, tuple[Floats, Floats])
     assert_type(pull_sum(x, dtotal=x), tuple[Floats, Floats, Floats | None, Floats | None])
-    moments, pull_moments = anynorm.moments_vjp(x)
+    moments, vjp_moments = anynorm.moments_vjp(x)
     given = anynorm.layer_norm_vjp(x, weight, moments=moments)[1](x)
     assert_type(given, tuple[Floats, Floats | None, Floats | None, anynorm.MomentsGradient])
     assert_type(anynorm.rms_norm_vjp(x, moments=moments)[1](x)[3], anynorm.MomentsGradient)
     assert_type(anynorm.scale_norm_vjp(x, moments=moments)[1](x)[2], anynorm.MomentsGradient)
-    assert_type(pull_moments(given[3]), Floats)
+    assert_type(vjp_moments(given[3]), Floats)
 
 
 def of_torch(x: torch.Tensor, weight: torch.nn.Parameter) -> None:

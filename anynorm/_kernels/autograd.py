@@ -10,7 +10,7 @@ import torch
 from anynorm._check import Call, Gradient
 from anynorm._definition.norms import Rule
 from anynorm._forced import force, forced_here, is_forced
-from anynorm._kernels import definition_pull
+from anynorm._kernels import definition_vjp
 from anynorm._libraries import library_of
 from anynorm._libraries.torch_tensors import lacks_memory
 from anynorm._overlap import require_memory
@@ -20,8 +20,8 @@ from anynorm._torch.state import direct_apply, followed_question
 _is_grad_enabled, _is_followed, _profiler = torch.is_grad_enabled, followed_question(torch), profiler_of(torch)
 
 Array = Any
-Pull = Callable[[Gradient], tuple[Any, ...]]
-ChoosePull = Callable[[Gradient], Any]  # the kernel that the table has for a derivative
+Vjp = Callable[[Gradient], tuple[Any, ...]]
+ChooseVjp = Callable[[Gradient], Any]  # the kernel that the table has for a derivative
 
 
 class Kernels(NamedTuple):
@@ -29,12 +29,12 @@ class Kernels(NamedTuple):
 
     name: str  # in the table of kernels
     run: Callable[[Call], Any]
-    pull: Pull
-    surely_pulls: Callable[[Array, Array, Array | None], bool]  # x, dy and dtotal; of others the table is asked
+    vjp: Vjp
+    surely_takes_vjp: Callable[[Array, Array, Array | None], bool]  # x, dy and dtotal; of others the table is asked
     # Norm, x, weight, bias, dy, and whether the gradients of weight and bias are wanted -> dx, dweight and dbias; or
-    # None, for `pull` to take it.
-    quick_pull: Callable[..., tuple[Any, ...] | None] | None
-    choose_pull: ChoosePull
+    # None, for `vjp` to take it.
+    quick_vjp: Callable[..., tuple[Any, ...] | None] | None
+    choose_vjp: ChooseVjp
 
 
 # The kernels, rule, axes, eps and weight_offset.
@@ -102,12 +102,12 @@ class _Norm(torch.autograd.Function):
         needs = ctx.needs_input_grad
         parameters, found = needs[2] or needs[3], None
         is_usual = forced is None and _is_usual()
-        quick_pull = norm[0].quick_pull
-        if is_usual and dtotal is None and quick_pull is not None:
-            found = quick_pull(norm, x, weight, bias, dy, parameters)
+        quick_vjp = norm[0].quick_vjp
+        if is_usual and dtotal is None and quick_vjp is not None:
+            found = quick_vjp(norm, x, weight, bias, dy, parameters)
         if found is None:
             weight = scale if weight is None else weight
-            found = _pull(norm, x, weight, bias, dy, dtotal, parameters, is_usual, forced)
+            found = _vjp(norm, x, weight, bias, dy, dtotal, parameters, is_usual, forced)
         dx, dweight, dbias = found
         return (
             None,
@@ -127,7 +127,7 @@ def _is_usual() -> bool:
     return not (_is_grad_enabled() or is_forced() or _profiler._is_profiler_enabled or _is_followed())
 
 
-def _pull(
+def _vjp(
     norm: Norm, x: Array, weight: Any, bias: Array | None, dy: Array, dtotal: Array | None, parameters: bool,
     is_usual: bool, forced: str | None,
 ) -> tuple[Any, ...]:  # fmt: skip
@@ -140,15 +140,15 @@ def _pull(
     library = library_of(x)
     call = Call(rule, library, library.precision(x), x, axes, eps, weight, bias, weight_offset, None, None, None)
     gradient = Gradient(call, dy, dtotal, parameters)
-    if is_usual and kernels.surely_pulls(x, dy, dtotal):
-        return kernels.pull(gradient)
+    if is_usual and kernels.surely_takes_vjp(x, dy, dtotal):
+        return kernels.vjp(gradient)
     if is_for_definition(dy, dtotal):
         if not is_profiled():
-            return definition_pull.pull(gradient)
+            return definition_vjp.vjp(gradient)
         name = name_of(call, "definition", "_backward")
-        found: tuple[Any, ...] = named(name, (dy, x, weight, bias), definition_pull.pull, gradient)
+        found: tuple[Any, ...] = named(name, (dy, x, weight, bias), definition_vjp.vjp, gradient)
         return found
-    return _chosen(kernels.choose_pull, gradient, forced)(gradient)  # which sees to the name itself
+    return _chosen(kernels.choose_vjp, gradient, forced)(gradient)  # which sees to the name itself
 
 
 def is_for_definition(*gradients: Array | None) -> bool:
@@ -159,13 +159,13 @@ def is_for_definition(*gradients: Array | None) -> bool:
     return torch.is_grad_enabled() or any(one is not None and lacks_memory(one) for one in gradients)
 
 
-def _chosen(choose_pull: ChoosePull, gradient: Gradient, forced: str | None) -> Pull:
+def _chosen(choose_vjp: ChooseVjp, gradient: Gradient, forced: str | None) -> Vjp:
     """What the table has for a derivative, where ``forced`` was forced when the norm was called."""
     if forced is None or forced_here() is not None:
-        return choose_pull(gradient).pull  # type: ignore[no-any-return]
+        return choose_vjp(gradient).vjp  # type: ignore[no-any-return]
     force(forced)
     try:
-        return choose_pull(gradient).pull  # type: ignore[no-any-return]
+        return choose_vjp(gradient).vjp  # type: ignore[no-any-return]
     finally:
         force(None)
 

@@ -2,7 +2,7 @@
 
 Where a normalized axis is cut, one task for each block forms its moments, a tree of tasks merges the moments of the
 blocks of a row, and another task for each block applies them. No block is cut or joined, and no task holds more than
-one. Derivatives go the same ways: blocks_pull.py for whole rows, pieces_pull.py for rows that are cut.
+one. Derivatives go the same ways: blocks_vjp.py for whole rows, pieces_vjp.py for rows that are cut.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def refuses_pieces(call: Call) -> str | None:
     return None
 
 
-def refuses_to_pull(gradient: Gradient) -> str | None:
+def refuses_vjp(gradient: Gradient) -> str | None:
     """The same of the derivative."""
     return refuses(gradient.call)
 
 
-def refuses_to_pull_pieces(gradient: Gradient) -> str | None:
+def refuses_vjp_pieces(gradient: Gradient) -> str | None:
     """The same of the derivative of rows that may be cut."""
     return refuses_pieces(gradient.call)
 

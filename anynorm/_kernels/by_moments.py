@@ -11,14 +11,14 @@ from anynorm._definition.counting import multiplier
 from anynorm._definition.derivative import by_statistics, derive_given, derive_moments
 from anynorm._definition.norms import Precision, Step
 from anynorm._definition.sums import total
-from anynorm._kernels import definition, definition_pull
+from anynorm._kernels import definition, definition_vjp
 from anynorm._moments import Moments, quietly, statistics_of
 from anynorm._moments_gradient import MomentsGradient, in_factors, is_about_zero, parts_of
 
 Array = Any
 
 
-class Pulled(NamedTuple):
+class Derivative(NamedTuple):
     """The gradients of a norm that was given moments, and for each row the sums of g = dy * weight and g * x_hat."""
 
     dx: Array
@@ -28,12 +28,12 @@ class Pulled(NamedTuple):
     along: Array
 
 
-def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None, MomentsGradient]:
+def vjp(gradient: Gradient) -> tuple[Array, Array | None, Array | None, MomentsGradient]:
     """Return dx, dweight, dbias and the gradient of the moments that the call gives."""
     call = gradient.call
     with quietly(call.library.namespace, call.x):
         step = step_of(call)
-        found = (_pull_blocks if call.library.name == "numpy" else pull_whole)(gradient, step)
+        found = (_vjp_blocks if call.library.name == "numpy" else vjp_whole)(gradient, step)
         return (*found[:3], by_moments(call, step, found.of_g, found.along))
 
 
@@ -56,42 +56,42 @@ def by_moments(call: Call, step: Step, of_g: Array, along: Array) -> MomentsGrad
     return in_factors(*by, about_zero=not call.rule.centred)
 
 
-def pull_whole(gradient: Gradient, step: Step) -> Pulled:
+def vjp_whole(gradient: Gradient, step: Step) -> Derivative:
     """The derivative of the whole array, for a step that is known."""
-    found, call = _pull(gradient, step), gradient.call
-    dweight, dbias = definition_pull.as_parameters(call, found.dweight, found.dbias)
+    found, call = _vjp(gradient, step), gradient.call
+    dweight, dbias = definition_vjp.as_parameters(call, found.dweight, found.dbias)
     return found._replace(dweight=dweight, dbias=dbias)
 
 
-def _pull_blocks(gradient: Gradient, step: Step) -> Pulled:
+def _vjp_blocks(gradient: Gradient, step: Step) -> Derivative:
     """The same of a NumPy array, a block of rows at a time."""
     call, dy, _, wanted = gradient
     dx, of_g, along = numpy.empty_like(call.x, subok=False), *(numpy.empty(step.factor.shape) for _ in range(2))
     sums: list[list[Array]] = [[], []]
     for block in definition.blocks_of_rows(call.x.shape, call.axes):
         of_rows = Step(*(one[block] if isinstance(one, numpy.ndarray) else one for one in step))
-        part = _pull(Gradient(call._replace(x=call.x[block]), dy[block], None, wanted), of_rows)
+        part = _vjp(Gradient(call._replace(x=call.x[block]), dy[block], None, wanted), of_rows)
         dx[block], of_g[block], along[block] = part.dx, part.of_g, part.along
         for kept, one in zip(sums, part[1:3], strict=True):
             if one is not None:
                 kept.append(one)
     found = (total(numpy, numpy.stack(kept), (0,))[0] if kept else None for kept in sums)
-    return Pulled(dx, *definition_pull.as_parameters(call, *found), of_g, along)
+    return Derivative(dx, *definition_vjp.as_parameters(call, *found), of_g, along)
 
 
-def _pull(gradient: Gradient, step: Step) -> Pulled:
+def _vjp(gradient: Gradient, step: Step) -> Derivative:
     """The same, with dweight and dbias in the dtype that is computed in, and not yet shaped."""
     call, dy, _, wanted = gradient
     xp, precision = call.library.namespace, definition.precision_of(call)
     x, dy = (xp.astype(one, precision.dtype, copy=False) for one in (call.x, dy))
     weight, _ = definition.parameters_of(call, precision, dy)
     dx, share, of_g, along = derive_given(xp, x, dy, step, weight, call.axes, call.rule, call.eps, precision)
-    dweight, dbias = definition_pull.sums_of_parameters(call, share, dy, precision, wanted)
+    dweight, dbias = definition_vjp.sums_of_parameters(call, share, dy, precision, wanted)
     dx = definition.with_lengths(xp, xp.astype(dx, call.x.dtype, copy=False), tuple(x.shape))
-    return Pulled(dx, dweight, dbias, of_g, along)
+    return Derivative(dx, dweight, dbias, of_g, along)
 
 
-def pull_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Array:
+def vjp_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Array:
     """Return dx, where the moments are those of the call's array."""
     xp, precision = call.library.namespace, call.precision
     with quietly(xp, call.x):
@@ -100,16 +100,16 @@ def pull_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Arr
         mean, variance = (zero if one is None else xp.astype(one, precision.dtype, copy=False) for one in by)
         parts = None if is_about_zero(gradient) else mean, variance, factor, unit
         if call.library.name != "numpy":
-            return _pull_moments(call, moments, parts, precision)
+            return _vjp_moments(call, moments, parts, precision)
         dx = numpy.empty_like(call.x, subok=False)
         for block in definition.blocks_of_rows(call.x.shape, call.axes):
             of_rows: Any = tuple(None if one is None else one[block] for one in parts)
             part = call._replace(x=call.x[block])
-            dx[block] = _pull_moments(part, definition.part_of_moments(moments, block), of_rows, precision)
+            dx[block] = _vjp_moments(part, definition.part_of_moments(moments, block), of_rows, precision)
         return dx
 
 
-def _pull_moments(call: Call, moments: Moments, parts: tuple[Any, ...], precision: Precision) -> Array:
+def _vjp_moments(call: Call, moments: Moments, parts: tuple[Any, ...], precision: Precision) -> Array:
     xp = call.library.namespace
     x = xp.astype(call.x, precision.dtype, copy=False)
     dx = derive_moments(xp, x, statistics_of(moments), precision, *parts)

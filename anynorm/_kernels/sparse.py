@@ -17,10 +17,10 @@ def run(call: Call, run_whole: Callable[[Call], Any]) -> Any:
     return _in_format(result, call.x) if call.residual is None else tuple(_in_format(one, call.x) for one in result)
 
 
-def pull(gradient: Gradient, pull_whole: Callable[..., tuple[Any, ...]]) -> tuple[Any, ...]:
+def vjp(gradient: Gradient, vjp_whole: Callable[..., tuple[Any, ...]]) -> tuple[Any, ...]:
     """Return dx, dweight and dbias, each in the format of what it is the gradient of."""
     call, dy, dtotal, wanted = gradient
-    found = pull_whole(_in_coordinates(call), _coordinates(dy), _coordinates(dtotal), wanted)
+    found = vjp_whole(_in_coordinates(call), _coordinates(dy), _coordinates(dtotal), wanted)
     found = tuple(None if one is None else one + 0.0 for one in found)  # -0.0 + 0.0 is 0.0, which is not stored
     return tuple(_in_format(one, like) for one, like in zip(found, (call.x, call.weight, None), strict=True))
 

@@ -20,7 +20,7 @@ from anynorm._check import Call, Gradient
 from anynorm._definition.norms import Precision, Rule, Step, apply, finish, reduce
 from anynorm._definition.scaling import exceeds
 from anynorm._definition.sums import count_along, mean, of_rows, total
-from anynorm._kernels import by_moments, definition, definition_pull
+from anynorm._kernels import by_moments, definition, definition_vjp
 from anynorm._moments import Moments, arrays_of, of_arrays
 from anynorm._moments_gradient import MomentsGradient, in_factors, parts_of
 from anynorm._pytrees import register
@@ -56,7 +56,7 @@ def refuses(call: Call) -> str | None:
     return None if name == "jax" else f"it takes JAX arrays, and x is an array of {name}"
 
 
-def refuses_to_pull(gradient: Gradient) -> str | None:
+def refuses_vjp(gradient: Gradient) -> str | None:
     """The same of the derivative."""
     return refuses(gradient.call)
 
@@ -70,22 +70,22 @@ def run(call: Call) -> Any:
     return _compiled(_run_given, call, tuple(step))
 
 
-def pull(gradient: Gradient) -> tuple[Any, ...]:
+def vjp(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight and dbias; a parameter that is not there has no gradient. Given moments have one too."""
     if gradient.call.moments is not None:
-        return _pull_by_moments(gradient)
-    dx, dweight, dbias = _compiled(definition_pull.pull_whole, *gradient[:3])
+        return _vjp_by_moments(gradient)
+    dx, dweight, dbias = _compiled(definition_vjp.vjp_whole, *gradient[:3])
     if isinstance(gradient.call.weight, float):  # which the program has as an array
         dweight = dweight.astype(gradient.call.x.dtype)
     return dx, dweight, dbias
 
 
-def _pull_by_moments(gradient: Gradient) -> tuple[Array, Array | None, Array | None, MomentsGradient]:
+def _vjp_by_moments(gradient: Gradient) -> tuple[Array, Array | None, Array | None, MomentsGradient]:
     call: Any = gradient.call
     # As above, and the count is an argument.
     count = call.library.namespace.asarray(call.moments.count, dtype=call.precision.dtype)
     more = tuple(by_moments.step_of(call)), arrays_of(call.moments), count
-    dx, dweight, dbias, *parts = _compiled(_pull_given, call, gradient.dy, *more)
+    dx, dweight, dbias, *parts = _compiled(_vjp_given, call, gradient.dy, *more)
     if isinstance(call.weight, float):
         dweight = dweight.astype(call.x.dtype)
     return dx, dweight, dbias, in_factors(*parts, about_zero=not call.rule.centred)
@@ -98,9 +98,9 @@ def run_moments(call: Call) -> Moments:
     return Moments.unflatten((count, call.library.namespace), _compiled(_moments, call))
 
 
-def pull_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Array:
+def vjp_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Array:
     """Return dx, where the moments are those of the call's array."""
-    return _compiled(_pull_moments, call, arrays_of(moments), gradient)
+    return _compiled(_vjp_moments, call, arrays_of(moments), gradient)
 
 
 def _run(call: Call) -> Any:
@@ -114,15 +114,15 @@ def _run_given(call: Call, step: tuple[Any, ...]) -> Any:
     return definition.run_whole(call, by)
 
 
-def _pull_given(call: Call, dy: Array, step: tuple[Any, ...], arrays: tuple[Any, ...], count: Any) -> tuple[Any, ...]:
-    found = by_moments.pull_whole(Gradient(call, dy, None), Step(*step))
+def _vjp_given(call: Call, dy: Array, step: tuple[Any, ...], arrays: tuple[Any, ...], count: Any) -> tuple[Any, ...]:
+    found = by_moments.vjp_whole(Gradient(call, dy, None), Step(*step))
     call = call._replace(moments=of_arrays(count, arrays, call.library.namespace))
     return *found[:3], *parts_of(by_moments.by_moments(call, Step(*step), found.of_g, found.along))
 
 
-def _pull_moments(call: Call, arrays: tuple[Any, ...], gradient: MomentsGradient) -> Array:
+def _vjp_moments(call: Call, arrays: tuple[Any, ...], gradient: MomentsGradient) -> Array:
     moments = of_arrays(count_along(call.x, call.axes), arrays, call.library.namespace)
-    return by_moments.pull_moments(call, moments, gradient)
+    return by_moments.vjp_moments(call, moments, gradient)
 
 
 def _moments(call: Call) -> tuple[Array | None, ...]:

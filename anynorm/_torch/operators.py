@@ -14,9 +14,9 @@ import torch
 
 from anynorm import _norms
 from anynorm._check import Gradient, check, check_gradient
-from anynorm._choose import choose_pull
+from anynorm._choose import choose_vjp
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
-from anynorm._kernels import definition_pull
+from anynorm._kernels import definition_vjp
 from anynorm._numbers import check_number
 from anynorm._torch import native
 from anynorm._torch.state import below_autograd, has_tangent, is_followed
@@ -62,25 +62,25 @@ def _gradient(rule: Rule, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Te
     return check_gradient(check(rule, x, weight, bias, given["axis"], given["eps"], weight_offset=offset), dy)
 
 
-def _pull(
+def _vjp(
     rule: Rule, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The derivative; a gradient that does not exist is an empty tensor, for an operator returns no None."""
     with torch.no_grad():
         gradient = _gradient(rule, dy, x, weight, bias, *options)
-        found = choose_pull(gradient).pull(gradient)
+        found = choose_vjp(gradient).vjp(gradient)
     dx, dweight, dbias = (x.new_empty(0) if one is None else one for one in found)
     return dx, dweight, dbias
 
 
-def _pull_fake(
+def _vjp_fake(
     rule: Rule, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     dweight, dbias = (x.new_empty(0) if one is None else one.new_empty(one.shape) for one in (weight, bias))
     return torch.empty_like(x), dweight, dbias
 
 
-def _pull_twice(rule: Rule, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+def _vjp_twice(rule: Rule, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     """The derivative of the derivative, by way of the definition."""
     is_followed = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -88,7 +88,7 @@ def _pull_twice(rule: Rule, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         gradient = _gradient(rule, *inputs, *ctx.options)  # type: ignore[arg-type]
         pairs = [
             (found, grad)
-            for found, grad in zip(definition_pull.pull(gradient), grads, strict=True)
+            for found, grad in zip(definition_vjp.vjp(gradient), grads, strict=True)
             if found is not None and found.requires_grad
         ]
         wanted = {i: one for i, one in enumerate(inputs) if one is not None and one.requires_grad}
@@ -175,17 +175,17 @@ def _define(rule: Rule) -> None:
         dx, dweight, dbias = getattr(torch.ops.anynorm, derivative)(dy, x, weight, bias, *ctx.options)
         return dx, None if weight is None else dweight, None if bias is None else dbias, None, None, None
 
-    def pull_at_once(wanted: bool, *arguments: Any) -> Any:
-        return None if wanted else _pull(rule, *arguments)
+    def vjp_at_once(wanted: bool, *arguments: Any) -> Any:
+        return None if wanted else _vjp(rule, *arguments)
 
     _register(rule.name, f"({tensors}, {_OPTIONS}) -> Tensor", partial(_run, rule), run_at_once, run_fake, backward)
     _register(
         derivative,
         f"(Tensor dy, {tensors}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
-        partial(_pull, rule),
-        pull_at_once,
-        partial(_pull_fake, rule),
-        partial(_pull_twice, rule),
+        partial(_vjp, rule),
+        vjp_at_once,
+        partial(_vjp_fake, rule),
+        partial(_vjp_twice, rule),
     )
 
 

@@ -58,7 +58,7 @@ def ours(work: Work, weight: Any, bias: Any) -> Call:
 def _pullback(work: Work, weight: Any, bias: Any) -> Call:
     """The derivative alone; what the forward call keeps for it is no more than its arguments."""
     from anynorm._check import check, check_gradient
-    from anynorm._choose import choose_pull
+    from anynorm._choose import choose_vjp
     from anynorm._definition.norms import LAYER_NORM, RMS_NORM
 
     rule = LAYER_NORM if work.case.norm == "layer_norm" else RMS_NORM
@@ -67,7 +67,7 @@ def _pullback(work: Work, weight: Any, bias: Any) -> Call:
     def differentiate(x: Any, dy: Any) -> Any:
         gradient = check_gradient(check(rule, x, weight, bias, -1, work.case.eps), dy)
         gradient = gradient._replace(parameters=work.what != "dx")
-        found = choose_pull(gradient).pull(gradient)
+        found = choose_vjp(gradient).vjp(gradient)
         return found[0] if work.what == "dx" else tuple(one for one in found if one is not None)
 
     return differentiate

@@ -30,12 +30,12 @@ def partial_rms_norm(x: Any, weight: Any) -> Any:
 
 def partial_rms_norm_vjp(x: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, Pullback]:
     first = slice(x.shape[-1] // PART)
-    found, pull_moments = anynorm.moments_vjp(x[..., first])
+    found, vjp_moments = anynorm.moments_vjp(x[..., first])
     y, pull_norm = anynorm.rms_norm_vjp(x, weight, moments=found)
 
     def pullback(dy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         dx, dweight, _, dmoments = pull_norm(dy)
-        dx[..., first] += pull_moments(dmoments)
+        dx[..., first] += vjp_moments(dmoments)
         return dx, dweight
 
     return y, pullback

@@ -83,7 +83,7 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def refuses_to_pull(gradient: Gradient) -> str | None:
+def refuses_vjp(gradient: Gradient) -> str | None:
     """Why the kernels do not take the derivative of a call; None: they do."""
     call, dy, dtotal, _ = gradient
     if wants_gradient(call, dy, dtotal):

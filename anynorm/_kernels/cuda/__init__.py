@@ -36,7 +36,7 @@ def refuses(call: Call) -> str | None:
     return _refuses_layout(call) or _refuses_device(call)
 
 
-def refuses_to_pull(gradient: Gradient) -> str | None:
+def refuses_vjp(gradient: Gradient) -> str | None:
     """Why the kernels do not take the derivative of a call; None: they do."""
     call, dy, dtotal, _ = gradient
     if wants_gradient(call, dy, dtotal):

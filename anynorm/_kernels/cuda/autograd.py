@@ -6,13 +6,13 @@ from typing import Any
 
 from anynorm._check import Call
 from anynorm._kernels import autograd
-from anynorm._kernels.cuda.pull import pull
 from anynorm._kernels.cuda.run import run as run_kernel
+from anynorm._kernels.cuda.vjp import vjp
 
 Array = Any
 
 
-def _surely_pulls(x: Array, dy: Array, dtotal: Array | None) -> bool:
+def _surely_takes_vjp(x: Array, dy: Array, dtotal: Array | None) -> bool:
     """Whether all that the kernels read lies on the GPU, one element after the other.
 
     They have taken x with such strides then, and torch has seen to it that dtype, shape and device of the gradients are
@@ -23,7 +23,7 @@ def _surely_pulls(x: Array, dy: Array, dtotal: Array | None) -> bool:
     return are_plain and x.is_cuda and bool(x.is_contiguous())
 
 
-def run(call: Call, choose_pull: autograd.ChoosePull) -> Any:
+def run(call: Call, choose_vjp: autograd.ChooseVjp) -> Any:
     """Return y, or (y, total) where the call has a residual, with what leads back from there."""
-    kernels = autograd.Kernels("cuda", run_kernel, pull, _surely_pulls, None, choose_pull)
+    kernels = autograd.Kernels("cuda", run_kernel, vjp, _surely_takes_vjp, None, choose_vjp)
     return autograd.run(kernels, call)

@@ -12,14 +12,8 @@ from typing import Any
 import llvmlite
 from llvmlite import binding as llvm
 
-from anynorm import _forks
 from anynorm._kernels import object_files
 from anynorm._kernels.cpu.compiler.waiting import note_compiled
-
-# Other code of the process may be in LLVM when it forks: Numba, say. LLVM's lock has no public name; where it is not
-# this one, such a child waits for ever in its first call of a kernel.
-if getattr(llvm.ffi.lib, "_lock", None) is not None:
-    _forks.wait_for(llvm.ffi.lib._lock)
 
 _FOLDER = Path(__file__).parents[1]
 

@@ -9,26 +9,26 @@ from anynorm._check import Call
 from anynorm._kernels import autograd
 from anynorm._kernels.cpu.fast_path.tensors import follow_by
 from anynorm._kernels.cpu.launch.norm import run as run_kernel
-from anynorm._kernels.cpu.launch.quick_vjp import quick_pull
-from anynorm._kernels.cpu.launch.vjp import pull
+from anynorm._kernels.cpu.launch.quick_vjp import quick_vjp
+from anynorm._kernels.cpu.launch.vjp import vjp
 
 Array = Any
 
 
-def run(call: Call, choose_pull: autograd.ChoosePull) -> Any:
+def run(call: Call, choose_vjp: autograd.ChooseVjp) -> Any:
     """Return y, or (y, total) where the call has a residual, with what leads back from there."""
-    return autograd.run(_kernels(choose_pull), call)
+    return autograd.run(_kernels(choose_vjp), call)
 
 
 @cache
-def _kernels(choose_pull: autograd.ChoosePull) -> autograd.Kernels:
+def _kernels(choose_vjp: autograd.ChooseVjp) -> autograd.Kernels:
     """The kernels; the short way, which lies below, is told of them."""
-    kernels = autograd.Kernels("cpu", run_kernel, pull, _surely_pulls, quick_pull, choose_pull)
+    kernels = autograd.Kernels("cpu", run_kernel, vjp, _surely_takes_vjp, quick_vjp, choose_vjp)
     follow_by(partial(autograd.follow, kernels))
     return kernels
 
 
-def _surely_pulls(x: Array, dy: Array, dtotal: Array | None) -> bool:
+def _surely_takes_vjp(x: Array, dy: Array, dtotal: Array | None) -> bool:
     """Whether gradients are where the kernels read them; torch has seen to it that dtype and shape are right."""
     if not dy.is_cpu or not autograd.is_plain(dy):
         return False

@@ -10,7 +10,7 @@ import torch
 from anynorm._check import Call, Gradient
 from anynorm._definition.scaling import product
 from anynorm._kernels import by_moments, definition
-from anynorm._kernels.autograd import ChoosePull, is_for_definition
+from anynorm._kernels.autograd import ChooseVjp, is_for_definition
 from anynorm._kernels.cpu.launch.given import run as run_kernel
 from anynorm._kernels.cpu.launch.given import run_moments as reduce_by_kernel
 from anynorm._libraries.torch_tensors import lacks_memory
@@ -22,10 +22,10 @@ Array = Any
 Choose = Callable[[Call], Any]  # the kernel that the table has for a call
 
 
-def run(call: Call, choose_pull: ChoosePull) -> Array:
+def run(call: Call, choose_vjp: ChooseVjp) -> Array:
     """Return y, by the moments that the call gives, with what leads back from there."""
     moments: Any = call.moments
-    plan = call._replace(x=None, weight=None, bias=None, moments=None), moments.count, choose_pull
+    plan = call._replace(x=None, weight=None, bias=None, moments=None), moments.count, choose_vjp
     return _Given.apply(plan, call.x, call.weight, call.bias, *arrays_of(moments))  # type: ignore[no-untyped-call]
 
 
@@ -41,7 +41,7 @@ class _Given(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        plan: tuple[Call, Any, ChoosePull],
+        plan: tuple[Call, Any, ChooseVjp],
         x: Array,
         weight: Any,
         bias: Array | None,
@@ -62,11 +62,11 @@ class _Given(torch.autograd.Function):
         if dy is None:
             return (None,) * len(needs)
         x, weight, *arrays = _saved(ctx)
-        (call, count, choose_pull), scale, bias = ctx.kept
+        (call, count, choose_vjp), scale, bias = ctx.kept
         moments = of_arrays(count, arrays, call.library.namespace)
         call = call._replace(x=x, weight=scale if weight is None else weight, bias=bias, moments=moments)
         gradient = Gradient(call, dy, None, needs[2] or needs[3])
-        found = by_moments.pull(gradient) if is_for_definition(dy) else choose_pull(gradient).pull(gradient)
+        found = by_moments.vjp(gradient) if is_for_definition(dy) else choose_vjp(gradient).vjp(gradient)
         by_arrays = _by_arrays(moments, found[3]) if any(needs[4:]) else [None] * len(arrays)
         return tuple([one if need else None for one, need in zip((None, *found[:3], *by_arrays), needs, strict=True)])
 
@@ -104,8 +104,8 @@ class _Moments(torch.autograd.Function):
         if is_for_definition(*grads):
             if torch.is_grad_enabled():  # the moments, too, are to be differentiated
                 moments = definition.run_moments(call)
-            return None, by_moments.pull_moments(call, moments, gradient)
-        return None, choose(call).pull_moments(call, moments, gradient)
+            return None, by_moments.vjp_moments(call, moments, gradient)
+        return None, choose(call).vjp_moments(call, moments, gradient)
 
 
 def _saved(ctx: Any) -> Any:

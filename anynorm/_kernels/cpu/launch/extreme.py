@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from anynorm._check import Call, Gradient
-from anynorm._kernels import definition, definition_pull
+from anynorm._kernels import definition, definition_vjp
 from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.launch.layout import Layout
 from anynorm._libraries import library_of
@@ -29,13 +29,13 @@ def normalize_row(
         target[...] = result.reshape(target.shape)
 
 
-def pull_row(
+def vjp_row(
     gradient: Gradient,
     layout: Layout | None,
     features: int,
     addresses: tuple[int | None, ...],
     row: int,
-    pull: Callable[[Gradient], tuple[Any, ...]] = definition_pull.pull,
+    vjp: Callable[[Gradient], tuple[Any, ...]] = definition_vjp.vjp,
 ) -> Array:
     """Differentiate one row by the definition; return what it adds to the gradients of weight and bias, in one array.
 
@@ -46,7 +46,7 @@ def pull_row(
     call = _of_row(gradient.call, x.reshape(-1))
     if call.weight is None:
         call = call._replace(weight=numpy.ones(x.size) if call.rule.averaged else 1.0)
-    of_x, dweight, _ = pull(Gradient(call, _flat(dy), _flat(dtotal)))
+    of_x, dweight, _ = vjp(Gradient(call, _flat(dy), _flat(dtotal)))
     dx[...] = of_x.reshape(dx.shape)
     shares = numpy.zeros(2 * features)
     shares[: dweight.size] = dweight.reshape(-1)  # that of a scale is one number, the sum over all features

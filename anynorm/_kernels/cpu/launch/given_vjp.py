@@ -13,7 +13,7 @@ from anynorm._definition.norms import Precision, Step
 from anynorm._definition.scaling import product
 from anynorm._kernels import by_moments
 from anynorm._kernels.cpu.language.dtypes import FINISHED
-from anynorm._kernels.cpu.launch.extreme import pull_row
+from anynorm._kernels.cpu.launch.extreme import vjp_row
 from anynorm._kernels.cpu.launch.given import apply_numbers, host, in_numpy, moments_in_numpy, room_for
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
@@ -26,7 +26,7 @@ from anynorm._moments_gradient import MomentsGradient, is_about_zero, mapped, pa
 Array = Any
 
 
-def pull(gradient: Gradient) -> tuple[Any, ...]:
+def vjp(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight, dbias and the gradient of the moments that the call gives."""
     call, numbers = gradient.call, room_for(gradient.call, FINISHED)
     # As far as rows go; the numbers of each row are NumPy arrays.
@@ -40,18 +40,18 @@ def pull(gradient: Gradient) -> tuple[Any, ...]:
         _write(of_rows, numbers, step)
     dx = empty_like(call.library.memory, call.x, call.x.nbytes)
     layout = lay_out(call, kind_of(call.x.dtype).itemsize, gradient.dy, dx, numbers=numbers)
-    parameters = run(gradient, dx, layout, numbers, partial(_pull_row, step, numbers))
+    parameters = run(gradient, dx, layout, numbers, partial(_vjp_row, step, numbers))
     with numpy.errstate(all="ignore"):
         of_g, along = (numbers[..., place] + 0.0 * numbers[..., place] for place in (0, 1))
         found = by_moments.by_moments(of_rows, step, of_g, along)
     return dx, *parameters, found if call.library.name == "numpy" else _in_torch(found)
 
 
-def pull_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Array:
+def vjp_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Array:
     """Return dx, where the moments are those of the call's array; of float64 by the definition, of NumPy arrays."""
     given, found = _gradient_in_numpy(gradient), moments_in_numpy(moments)
     if call.precision.digits:
-        dx = by_moments.pull_moments(in_numpy(call), found, given)
+        dx = by_moments.vjp_moments(in_numpy(call), found, given)
         return dx if call.library.name == "numpy" else call.library.namespace.asarray(dx)
     mean, variance, *factors = parts_of(given)
     held = [one for one in factors if one is not None]
@@ -78,7 +78,7 @@ def _write(call: Call, numbers: Array, step: Step) -> None:
     numbers[..., 2] = -low * numbers[..., 1]
 
 
-def _pull_row(
+def _vjp_row(
     step: Step,
     numbers: Array,
     gradient: Gradient,
@@ -91,13 +91,13 @@ def _pull_row(
     at = row if layout is None else layout.row(row)[2][3] // (8 * FINISHED)
     of_row = Step(*(one.reshape(-1)[at : at + 1] if isinstance(one, numpy.ndarray) else one for one in step))
 
-    def pull(gradient: Gradient) -> tuple[Any, ...]:
+    def vjp(gradient: Gradient) -> tuple[Any, ...]:
         with numpy.errstate(all="ignore"):
-            found = by_moments.pull_whole(gradient, of_row)
+            found = by_moments.vjp_whole(gradient, of_row)
         numbers.reshape(-1, FINISHED)[at, :2] = found.of_g[0], found.along[0]
         return found[:3]
 
-    return pull_row(gradient, layout, features, addresses, row, pull)
+    return vjp_row(gradient, layout, features, addresses, row, vjp)
 
 
 def _gradient_in_numpy(gradient: MomentsGradient) -> MomentsGradient:

@@ -36,17 +36,17 @@ class _Plan(NamedTuple):
     may_leave_rows: bool  # to the definition
 
 
-# By the key that `quick_pull` makes; None where it does not take such tensors.
+# By the key that `quick_vjp` makes; None where it does not take such tensors.
 _plans: dict[tuple[Any, ...], _Plan | None] = {}
 
 
-def quick_pull(
+def quick_vjp(
     norm: Norm, x: Array, weight: Array | None, bias: Array | None, dy: Array, parameters: bool
 ) -> tuple[Array, Array | None, Array | None] | None:
-    """Return dx, dweight and dbias with the bits of `pull`; None where the tensors are not small and contiguous.
+    """Return dx, dweight and dbias with the bits of `vjp`; None where the tensors are not small and contiguous.
 
     So it is where float64 does not hold a row's squares. ``parameters``: whether the gradients of weight and bias are
-    wanted. For one row of 768 it takes a third of the time of `pull`.
+    wanted. For one row of 768 it takes a third of the time of `vjp`.
     """
     if type(dy) is not _Tensor or dy.layout is not _strided or not (x.is_contiguous() and dy.is_contiguous()):
         return None

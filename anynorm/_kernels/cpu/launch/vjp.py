@@ -13,7 +13,7 @@ from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import RULES
-from anynorm._kernels.cpu.launch.extreme import pull_row
+from anynorm._kernels.cpu.launch.extreme import vjp_row
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.norm import kind_of, packed
@@ -34,13 +34,13 @@ _LEAST_ROOM = 4096
 _spare: list[tuple[numpy.ndarray, int]] = []
 
 
-def pull(gradient: Gradient) -> tuple[Any, ...]:
+def vjp(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight and dbias."""
     call, dy, dtotal, _ = gradient
     memory, kind = call.library.memory, kind_of(call.x.dtype)
     dx = empty_like(memory, call.x, call.x.nbytes)
     layout = lay_out(call, kind.itemsize, dy, dx, dtotal)
-    return dx, *run(gradient, dx, layout, None, pull_row)
+    return dx, *run(gradient, dx, layout, None, vjp_row)
 
 
 def run(
@@ -131,7 +131,7 @@ def _rescue(
     gradient: Gradient, layout: Layout | None, task: Task, refused: numpy.ndarray, sums: numpy.ndarray,
     rescue: Callable[..., Array],
 ) -> None:  # fmt: skip
-    """Have ``rescue``, such as `pull_row`, take the rows that are left, and add what they are of the sums."""
+    """Have ``rescue``, such as `vjp_row`, take the rows that are left, and add what they are of the sums."""
     features, addresses = task.features, (task.x, task.residual, task.y, task.total or None)
     for unit, (count, *rows) in enumerate(refused):
         for row in rows[:count]:

@@ -19,11 +19,11 @@ from anynorm._check import Gradient
 from anynorm._definition.derivative import in_range, input_gradient
 from anynorm._definition.norms import Step, deviations
 from anynorm._definition.sums import total
-from anynorm._kernels import blocks_pull
+from anynorm._kernels import blocks_vjp
 from anynorm._kernels.blocks import Block, RunBlock, merged_moments, merged_over_rows
-from anynorm._kernels.blocks_pull import PullBlock, gathered, gradient_on_block, prepared
+from anynorm._kernels.blocks_vjp import VjpBlock, gathered, gradient_on_block, prepared
 from anynorm._kernels.definition import parameters_of, step_of_given
-from anynorm._kernels.definition_pull import sum_up, summed_axes
+from anynorm._kernels.definition_vjp import sum_up, summed_axes
 from anynorm._libraries import library_of
 from anynorm._threads import alone
 
@@ -39,22 +39,24 @@ class _Sums(NamedTuple):
     powers: tuple[Array, ...]
 
 
-def pull(gradient: Gradient, reduce_block: RunBlock, pull_block: PullBlock) -> tuple[Array, Array | None, Array | None]:
+def vjp(gradient: Gradient, reduce_block: RunBlock, vjp_block: VjpBlock) -> tuple[Array, Array | None, Array | None]:
     """Return dx, dweight and dbias; no block is joined with another."""
     call, x, xp = gradient.call, gradient.call.x, gradient.call.library.namespace
     if 0 in [x.shape[axis] for axis in call.axes]:
-        return blocks_pull.pull(gradient, pull_block)
+        return blocks_vjp.vjp(gradient, vjp_block)
     index, name = tuple(range(x.ndim)), f"{call.rule.name}-gradient"
     more = {"moments": merged_moments(call, reduce_block)}
-    block, arguments = prepared(gradient, pull_block, more)
+    block, arguments = prepared(gradient, vjp_block, more)
     pieces = xp.blockwise(
         _sums_on_block, index, *arguments, block=block, adjust_chunks=dict.fromkeys(call.axes, 1),
         token=f"{name}-sums", meta=x._meta, align_arrays=False,
     )  # fmt: skip
     more["sums"] = merged_over_rows(pieces, call, _merge, f"{name}-sums")
-    block, arguments = prepared(gradient, pull_block, more)
-    pulled = xp.blockwise(_pull_on_block, index, *arguments, block=block, token=name, meta=x._meta, align_arrays=False)
-    return gathered(gradient, pulled)
+    block, arguments = prepared(gradient, vjp_block, more)
+    derivative = xp.blockwise(
+        _vjp_on_block, index, *arguments, block=block, token=name, meta=x._meta, align_arrays=False
+    )
+    return gathered(gradient, derivative)
 
 
 def _sums_on_block(*arrays: Any, block: Block) -> _Sums | None:
@@ -69,13 +71,13 @@ def _sums_on_block(*arrays: Any, block: Block) -> _Sums | None:
         return _Sums(sums[0], sums[1], sums[2], powers)
 
 
-def _pull_on_block(*arrays: Any, block: Block) -> tuple[Array, Array | None, Array | None]:
+def _vjp_on_block(*arrays: Any, block: Block) -> tuple[Array, Array | None, Array | None]:
     """The gradient dx of a block, and its share of dweight and dbias, in the wide dtype."""
     with alone(), numpy.errstate(all="ignore"):
         gradient, given = gradient_on_block(block, arrays)
         call, dy, dtotal, _ = gradient
         if 0 in call.x.shape:
-            return blocks_pull.run_on_block(block, gradient._replace(call=call._replace(moments=None)))
+            return blocks_vjp.run_on_block(block, gradient._replace(call=call._replace(moments=None)))
         xp, precision, sums = call.library.namespace, call.precision, given["sums"]
         x_hat, g, powers, step = _terms(gradient)
         g = _in_powers(g, powers, sums.powers)

@@ -31,7 +31,7 @@ _THREADS = 128  # of the kernel that adds up rows; a thread takes a feature
 _ADD_THREADS, _ADD_FEATURES = 1024, 32  # of a block of that which adds up blocks, as in add_blocks.cuh
 
 
-def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
+def vjp(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """Return dx, dweight and dbias."""
     call, dy, dtotal, wanted = gradient
     memory, x = call.library.memory, call.x

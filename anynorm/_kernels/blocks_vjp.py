@@ -11,48 +11,48 @@ import numpy
 
 from anynorm._check import Call, Gradient
 from anynorm._kernels.blocks import Block, call_on_block, described, in_chunks
-from anynorm._kernels.definition_pull import summed_axes
+from anynorm._kernels.definition_vjp import summed_axes
 from anynorm._libraries import library_of, library_of_blocks
 from anynorm._tasks import each_block
 from anynorm._threads import alone
 
 Array = Any
-PullBlock = Callable[[Gradient], tuple[Array, Array | None, Array | None]]
+VjpBlock = Callable[[Gradient], tuple[Array, Array | None, Array | None]]
 
 
-def pull(gradient: Gradient, pull_block: PullBlock) -> tuple[Array, Array | None, Array | None]:
+def vjp(gradient: Gradient, vjp_block: VjpBlock) -> tuple[Array, Array | None, Array | None]:
     """Return dx, dweight and dbias of rows that lie in blocks."""
     call, x = gradient.call, gradient.call.x
-    block, arguments = prepared(gradient, pull_block, {})
+    block, arguments = prepared(gradient, vjp_block, {})
     index = tuple(range(x.ndim))
-    pulled = call.library.namespace.blockwise(
-        _pull_on_block, index, *arguments, block=block, token=f"{call.rule.name}-gradient",
+    derivative = call.library.namespace.blockwise(
+        _vjp_on_block, index, *arguments, block=block, token=f"{call.rule.name}-gradient",
         meta=x._meta, align_arrays=False,
     )  # fmt: skip
-    return gathered(gradient, pulled)
+    return gathered(gradient, derivative)
 
 
-def prepared(gradient: Gradient, pull_block: PullBlock, more: dict[str, Array]) -> tuple[Block, list[Any]]:
+def prepared(gradient: Gradient, vjp_block: VjpBlock, more: dict[str, Array]) -> tuple[Block, list[Any]]:
     """The same as `described`, with dy and dtotal among the arrays."""
     chunks = gradient.call.x.chunks
     given = {"dy": gradient.dy} if gradient.dtotal is None else {"dy": gradient.dy, "dtotal": gradient.dtotal}
-    return described(gradient.call, pull_block, {name: in_chunks(one, chunks) for name, one in given.items()} | more)
+    return described(gradient.call, vjp_block, {name: in_chunks(one, chunks) for name, one in given.items()} | more)
 
 
-def gathered(gradient: Gradient, pulled: Array) -> tuple[Array, Array | None, Array | None]:
+def gathered(gradient: Gradient, derivative: Array) -> tuple[Array, Array | None, Array | None]:
     """dx, dweight and dbias of an array of which each block is a tuple of them."""
     call, x = gradient.call, gradient.call.x
-    dx = each_block(operator.itemgetter(0), f"{call.rule.name}-dx", pulled, chunks=x.chunks, meta=x._meta)
+    dx = each_block(operator.itemgetter(0), f"{call.rule.name}-dx", derivative, chunks=x.chunks, meta=x._meta)
     if not gradient.parameters:
         return dx, None, None
     dweight, dbias = (
-        None if parameter is None else _summed(call, pulled, place, name, parameter)
+        None if parameter is None else _summed(call, derivative, place, name, parameter)
         for place, name, parameter in ((1, "dweight", call.weight), (2, "dbias", call.bias))
     )
     return dx, dweight, dbias
 
 
-def _summed(call: Call, pulled: Array, place: int, name: str, parameter: Array | float) -> Array:
+def _summed(call: Call, derivative: Array, place: int, name: str, parameter: Array | float) -> Array:
     """The sum of the blocks' shares, in the shape and dtype of the parameter; for a number, 0-d and of x's dtype."""
     from dask.array.utils import meta_from_array
 
@@ -61,7 +61,7 @@ def _summed(call: Call, pulled: Array, place: int, name: str, parameter: Array |
     wide = held.namespace.astype(x._meta, held.precision(x._meta).dtype)
     chunks = tuple((1,) * len(along) if axis in over else along for axis, along in enumerate(x.chunks))
     name = f"{call.rule.name}-{name}"
-    total = each_block(operator.itemgetter(place), name, pulled, chunks=chunks, meta=wide)
+    total = each_block(operator.itemgetter(place), name, derivative, chunks=chunks, meta=wide)
     if over:
         total = summed_over(total, over, name, False)
     meta = meta_from_array(x._meta, 0) if isinstance(parameter, float) else parameter._meta
@@ -77,7 +77,7 @@ def summed_over(values: Array, over: tuple[int, ...], name: str, keepdims: bool)
     return reduction(values, _sum, _sum, axis=over, keepdims=keepdims, dtype=values.dtype, meta=meta, name=name)
 
 
-def _pull_on_block(*arrays: Any, block: Block) -> tuple[Array, Array | None, Array | None]:
+def _vjp_on_block(*arrays: Any, block: Block) -> tuple[Array, Array | None, Array | None]:
     """What a task does: dx of its block, and its share of dweight and dbias, in the wide dtype."""
     with alone(), numpy.errstate(all="ignore"):
         return run_on_block(block, gradient_on_block(block, arrays)[0])

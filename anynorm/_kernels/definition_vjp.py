@@ -18,37 +18,37 @@ from anynorm._moments import quietly
 Array = Any
 
 
-def pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
+def vjp(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """Return dx, dweight and dbias; a parameter that is not there has no gradient."""
     with quietly(gradient.call.library.namespace, gradient.dy):
         if gradient.call.library.refuses_to_fill:
-            return sparse.pull(gradient, pull_whole)
-        return _pull_blocks(gradient) if gradient.call.library.name == "numpy" else pull_whole(*gradient)
+            return sparse.vjp(gradient, vjp_whole)
+        return _vjp_blocks(gradient) if gradient.call.library.name == "numpy" else vjp_whole(*gradient)
 
 
-def pull_whole(
+def vjp_whole(
     call: Call, dy: Array, dtotal: Array | None, wanted: bool = True
 ) -> tuple[Array, Array | None, Array | None]:
     """The same on the whole array; ``wanted`` says whether the gradients of the parameters are."""
-    dx, dweight, dbias = _pull(Gradient(call, dy, dtotal, wanted))
+    dx, dweight, dbias = _vjp(Gradient(call, dy, dtotal, wanted))
     return dx, *as_parameters(call, dweight, dbias)
 
 
-def _pull_blocks(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
+def _vjp_blocks(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """The same of a NumPy array, a block of rows at a time."""
     call, dy, dtotal, wanted = gradient
     dx = numpy.empty_like(call.x, subok=False)
     sums: list[list[Array]] = [[], []]
     for block in blocks_of_rows(call.x.shape, call.axes):
         part = Gradient(call._replace(x=call.x[block]), dy[block], None if dtotal is None else dtotal[block], wanted)
-        dx[block], *more = _pull(part)
+        dx[block], *more = _vjp(part)
         for kept, one in zip(sums, more, strict=True):
             if one is not None:
                 kept.append(one)
     return dx, *as_parameters(call, *(total(numpy, numpy.stack(kept), (0,))[0] if kept else None for kept in sums))
 
 
-def _pull(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
+def _vjp(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """Return dx in x's dtype, and dweight and dbias in the dtype that is computed in, not yet shaped."""
     call, dy, dtotal, wanted = gradient
     xp, precision, dtype = call.library.namespace, precision_of(call), call.x.dtype
