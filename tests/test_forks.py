@@ -6,7 +6,7 @@ import os
 import pytest
 
 from anynorm import _forks
-from tests.backends import needs_llvmlite
+from tests.backends import needs_compiled
 from tests.processes import script
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -38,7 +38,7 @@ print(fork_and_ask())
 """
 
 
-@needs_llvmlite
+@needs_compiled
 def test_while_another_thread_compiles():
     code = """
 from anynorm._kernels.cpu.compiler import entries
@@ -53,7 +53,7 @@ entries._compiled = slowly
     assert script(BEGIN + code + FORK) == ["0", "0"]
 
 
-@needs_llvmlite
+@needs_compiled
 def test_while_another_library_compiles():
     # It is in LLVM, and has LLVM's lock, for as long as what is called when that is taken.
     code = """
@@ -69,7 +69,7 @@ call = binding.get_default_triple
     assert script(BEGIN + code + FORK) == ["0", "0"]
 
 
-@needs_llvmlite
+@needs_compiled
 @pytest.mark.parametrize("module", ["llvmlite.binding", "anynorm._kernels.cpu.launch.norm"])
 def test_while_another_thread_imports(module):
     code = f"""
@@ -83,7 +83,7 @@ sys.meta_path.insert(0, Slow())
     assert script(BEGIN + code + FORK) == ["0", "0"]
 
 
-@needs_llvmlite
+@needs_compiled
 def test_by_the_thread_that_compiles():
     code = """
 from anynorm._kernels.cpu.compiler import entries
@@ -100,7 +100,7 @@ print(fork_and_ask())
     assert script(BEGIN + code) == ["0", "0"]
 
 
-@needs_llvmlite
+@needs_compiled
 def test_many_forks_while_another_thread_compiles(tmp_path):
     # Each child compiles, too, or reads what another one has written.
     code = """
