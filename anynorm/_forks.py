@@ -9,31 +9,23 @@ from __future__ import annotations
 import logging  # noqa: F401  # see below
 import os
 import threading
-from contextlib import AbstractContextManager
-from typing import Any
 
 # Held by the thread that imports or compiles: `with unforked:`. It comes before all locks that are taken meanwhile.
 unforked = threading.RLock()
-_locks: list[AbstractContextManager[Any]] = [unforked]
-_held: list[AbstractContextManager[Any]] = []  # by the thread that is forking
-
-
-def wait_for(lock: AbstractContextManager[Any]) -> None:
-    """Make forks wait for one more lock, which a thread may take while it holds those before it."""
-    _locks.append(lock)
+_is_held = False  # by the thread that is forking
 
 
 def _before() -> None:
-    for lock in _locks:
-        lock.__enter__()
-        _held.append(lock)
+    global _is_held
+    unforked.acquire()
+    _is_held = True
 
 
 def _after() -> None:
-    held = _held[::-1]
-    _held.clear()  # before the first lock is released, with which another thread may begin to fork
-    for lock in held:
-        lock.__exit__(None, None, None)
+    global _is_held
+    if _is_held:  # an interrupt may have ended the wait for it, and does not keep a process from forking
+        _is_held = False
+        unforked.release()
 
 
 # What was registered last is called first. Logging takes its lock before a fork, too, and a thread that imports or

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import anynorm
+from anynorm._kernels.cpu.language.dtypes import INTERPRETED
 
 ALL = ("float16", "bfloat16", "float32", "float64")
 
@@ -125,6 +126,7 @@ def _definition():
 
 HAS_LLVMLITE = importlib.util.find_spec("llvmlite") is not None
 needs_llvmlite = pytest.mark.skipif(not HAS_LLVMLITE, reason="needs llvmlite, which compiles the kernels")
+needs_compiled = pytest.mark.skipif(not HAS_LLVMLITE or INTERPRETED, reason="needs kernels that are compiled")
 KERNELS = (pytest.param("cpu", marks=needs_llvmlite), "definition")  # those that take NumPy arrays
 needs_gpu = pytest.mark.skipif(not has_cuda(), reason="needs an NVIDIA GPU")
 needs_cupy = pytest.mark.skipif(

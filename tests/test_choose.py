@@ -14,7 +14,7 @@ import pytest
 import anynorm
 from anynorm import _choose, _explain, _forced
 from anynorm._kernels import cpu
-from tests.backends import CPU_BACKENDS, HAS_LLVMLITE, needs_llvmlite
+from tests.backends import CPU_BACKENDS, HAS_LLVMLITE, needs_compiled, needs_llvmlite
 from tests.processes import in_threads
 
 X = np.ones((2, 4), np.float32)
@@ -95,7 +95,7 @@ def asked_again():
     cpu._lacking.cache_clear()
 
 
-@needs_llvmlite
+@needs_compiled
 @pytest.mark.usefixtures("asked_again")
 def test_a_compiler_that_cannot_be_imported_is_one_that_is_missing(monkeypatch):
     x = np.linspace(0, 1, 8).reshape(2, 4)
@@ -114,7 +114,7 @@ def test_a_compiler_that_cannot_be_imported_is_one_that_is_missing(monkeypatch):
                 run()
 
 
-@needs_llvmlite
+@needs_compiled
 @pytest.mark.usefixtures("asked_again")
 @pytest.mark.parametrize(("version", "is_too_old"), [((15, 0, 7), True), ((19, 1, 7), True), ((20, 1, 8), False)])
 def test_a_compiler_that_is_too_old_is_one_that_is_missing(version, is_too_old, monkeypatch):
@@ -129,7 +129,7 @@ def test_a_compiler_that_is_too_old_is_one_that_is_missing(version, is_too_old, 
     assert (cpu.missing() or "").endswith(f" is too old; pip install '{requirement}'") == is_too_old
 
 
-@needs_llvmlite
+@needs_compiled
 @pytest.mark.usefixtures("asked_again")
 @pytest.mark.parametrize("lacks", [None, "f16c", "fma"])
 def test_a_processor_that_lacks_instructions(lacks, monkeypatch):

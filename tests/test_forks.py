@@ -6,7 +6,7 @@ import os
 import pytest
 
 from anynorm import _forks
-from tests.backends import needs_llvmlite
+from tests.backends import needs_compiled
 from tests.processes import script
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -38,7 +38,7 @@ print(fork_and_ask())
 """
 
 
-@needs_llvmlite
+@needs_compiled
 def test_while_another_thread_compiles():
     code = """
 from anynorm._kernels.cpu.compiler import entries
@@ -53,7 +53,7 @@ entries._compiled = slowly
     assert script(BEGIN + code + FORK) == ["0", "0"]
 
 
-@needs_llvmlite
+@needs_compiled
 @pytest.mark.parametrize("module", ["llvmlite.binding", "anynorm._kernels.cpu.launch.norm"])
 def test_while_another_thread_imports(module):
     code = f"""
@@ -67,7 +67,7 @@ sys.meta_path.insert(0, Slow())
     assert script(BEGIN + code + FORK) == ["0", "0"]
 
 
-@needs_llvmlite
+@needs_compiled
 def test_by_the_thread_that_compiles():
     code = """
 from anynorm._kernels.cpu.compiler import entries
@@ -84,7 +84,7 @@ print(fork_and_ask())
     assert script(BEGIN + code) == ["0", "0"]
 
 
-@needs_llvmlite
+@needs_compiled
 def test_many_forks_while_another_thread_compiles(tmp_path):
     # Each child compiles, too, or reads what another one has written.
     code = """
@@ -122,26 +122,26 @@ thread.join()
 
 
 class Recorded:
-    """A lock of another kind, which says what becomes of it."""
+    """A lock that says what becomes of it."""
 
-    def __init__(self, seen, name, fails=False):
-        self.seen, self.name, self.fails = seen, name, fails
+    def __init__(self, fails):
+        self.fails, self.seen = fails, []
 
-    def __enter__(self):
+    def acquire(self):
         if self.fails:
             raise KeyboardInterrupt
-        self.seen.append(self.name)
+        self.seen.append("acquired")
 
-    def __exit__(self, *_):
-        self.seen.append(-self.name)
+    def release(self):
+        self.seen.append("released")
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_locks_are_let_go_of_in_turn_and_no_others(fails, monkeypatch):
-    seen = []
-    monkeypatch.setattr(_forks, "_locks", [Recorded(seen, 1), Recorded(seen, 2), Recorded(seen, 3, fails)])
+def test_the_lock_is_let_go_of_where_it_was_taken(fails, monkeypatch):
+    lock = Recorded(fails)
+    monkeypatch.setattr(_forks, "unforked", lock)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt) if fails else contextlib.nullcontext():
             _forks._before()
         _forks._after()
-    assert seen == ([1, 2, -2, -1] if fails else [1, 2, 3, -3, -2, -1]) * 2
+    assert lock.seen == ([] if fails else ["acquired", "released"] * 2)

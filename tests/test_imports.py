@@ -12,7 +12,7 @@ import pytest
 
 import anynorm
 from anynorm._kernels.cpu import is_installed
-from tests.backends import needs_llvmlite
+from tests.backends import needs_compiled
 
 HEAVY = [
     "torch", "jax", "cupy", "dask", "llvmlite", "sparse", "ndonnx", "array_api_strict", "ml_dtypes", "rich", "scipy",
@@ -57,7 +57,7 @@ def test_import_is_quick():
     assert set(loaded) & {*SLOW, *(f"anynorm.{name}" for name in ("_bench", "_cli", "_files", *COMPILED))} == set()
 
 
-@needs_llvmlite
+@needs_compiled
 def test_a_kernel_on_disk_is_read_without_what_compiles_it(tmp_path):
     calls = """
 import anynorm
@@ -108,7 +108,7 @@ def test_the_definition_needs_no_heavy_import(norm):
     assert fresh(f"import sys, numpy, anynorm\n{then}", ANYNORM_KERNEL="definition") == []
 
 
-@needs_llvmlite
+@needs_compiled
 def test_the_first_calls_of_kernels_import_the_compiler_and_no_more():
     calls = "x = numpy.ones((2, 3), numpy.float32); anynorm.layer_norm_vjp(x)[1](x); anynorm.moments(x)"
     then = f"{calls}\nprint(*(m for m in {[*HEAVY, 'numba']} if m in sys.modules))"

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from anynorm._kernels.cpu.compiler import waiting
-from tests.backends import needs_llvmlite, thorough_but
+from tests.backends import needs_compiled, thorough_but
 from tests.processes import PACKAGE, script
 
-pytestmark = needs_llvmlite
+pytestmark = needs_compiled
 # The kernel for moments is the one that compiles fastest. What it is compiled from is imported where it is not on disk.
 FIND_MEAN = """
 import sys, numpy, anynorm

@@ -108,12 +108,17 @@ class Cell(Value):
         write, value = builder(), as_llvm(start)
         with write.goto_entry_block():
             self._memory = write.alloca(value.type)
-        self.type = value.type  # LLVM's
+        self._type = value.type
         write.store(value, self._memory)
 
     @property
     def llvm(self) -> Any:
         return builder().load(self._memory)
+
+    @property
+    def type(self) -> Any:
+        """Its LLVM type."""
+        return self._type
 
     def __setitem__(self, everything: Any, value: Any) -> None:
         builder().store(as_llvm(value, self.type), self._memory)
