@@ -132,7 +132,7 @@ def _apply_split(value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes |
 
 
 def apply_chunk(
-    task: TaskValues, chunk: Arrays, count: int, factors: tuple[Number, Number, Number],
+    task: TaskValues, chunk: Arrays, count: int, factors: list[Number],
     parameter_dtype: Dtype, weight: int, bias: int, ahead: int,
 ) -> None:  # fmt: skip
     """Step 3 of the definition, of lanes or more; with shift, factor and constant.

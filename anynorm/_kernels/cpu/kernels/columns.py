@@ -27,28 +27,30 @@ _FACTORS_NBYTES = (WIDEST_BLOCK + 128) * 8
 _WORK_NBYTES = 2 * _SUMS_NBYTES + len(Factors._fields) * _FACTORS_NBYTES
 
 
-class _Columns:
-    """Where the features of neighbouring rows lie."""
+class _Block:
+    """Where the features of neighbouring rows lie, the first of which is given."""
 
     def __init__(self, task: TaskValues, row: int) -> None:
         self.first = row_of(task, row)
         self.steps = [axis_stride(task, which) for which in range(len(self.first))]
 
-    def at(self, feature: int) -> Arrays:
-        return Arrays(*(further(one, feature * step) for one, step in zip(self.first, self.steps, strict=True)))
+    def at(self, feature: int, offset: int = 0) -> Arrays:
+        steps = zip(self.first, self.steps, strict=True)
+        return Arrays(*(further(address, feature * step + offset) for address, step in steps))
 
 
-class _Rows:
-    """What `reduce` asks of as many rows as there are lanes, from a column on; ``sums`` is memory for their sums."""
+class _Neighbours:
+    """What `reduce` asks of as many rows of a block as there are lanes, from a column on.
 
-    def __init__(self, task: TaskValues, columns: _Columns, column: int, sums: int) -> None:
-        self.task, self.columns, self.nbytes, self.sums = task, columns, column * task.itemsize, sums
+    ``sums`` is memory for sums of each lane of a chunk.
+    """
+
+    def __init__(self, task: TaskValues, block: _Block, column: int, sums: int) -> None:
+        self.task, self.block, self.nbytes, self.sums = task, block, column * task.itemsize, sums
         self.zero = splat(0.0, FLOAT64, task.lanes)
 
     def read(self, feature: int, dtype: Dtype) -> Lanes:
-        x, residual, *_ = self.columns.at(feature)
-        place = Arrays(x + self.nbytes, further(residual, self.nbytes))
-        return read(self.task, place, 0, dtype)
+        return read(self.task, self.block.at(feature, self.nbytes), 0, dtype)
 
     def first(self) -> Lanes:
         return self.read(0, FLOAT64)
@@ -131,10 +133,10 @@ def _factors_at(task: TaskValues, centred: bool, work: int, column: int) -> Fact
 
 def _reduce_block(task: TaskValues, first: int, columns: int, work: int) -> bool:
     """Find what each row of a block is multiplied and moved by; whether all are safe for float32."""
-    safe, block = cell(True), _Columns(task, first)
+    safe, block = cell(True), _Block(task, first)
     for at in loop(0, columns, task.lanes):
         column = smaller(at, columns - task.lanes)
-        reduce(task, _Rows(task, block, column, work), 0)
+        reduce(task, _Neighbours(task, block, column, work), 0)
         find_factors(task, task.lanes)
         safe[...] = safe & (count_safe(task, first + column, task.lanes) == task.lanes)
         for centred in cases(task.rule == LAYER):
@@ -144,7 +146,7 @@ def _reduce_block(task: TaskValues, first: int, columns: int, work: int) -> bool
 
 def _apply_block(task: TaskValues, first: int, columns: int, work: int) -> None:
     """Apply a block of rows, feature after feature."""
-    dtype, scratch, block = task.compute_dtype, task.scratch, _Columns(task, first)
+    dtype, scratch, block = task.compute_dtype, task.scratch, _Block(task, first)
     for start, length in chunks_of(task):
         for _ in when(task.widened & (length != task.features)):
             widen_parameters(task, start, length, task.weight_offset)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, mean_of_first, parts_of
 from anynorm._kernels.cpu.kernels.reduce import is_far
 from anynorm._kernels.cpu.kernels.rows import is_flat
-from anynorm._kernels.cpu.kernels.scatter import RESIDUAL, X, gather, place, place_numbers, row_of
+from anynorm._kernels.cpu.kernels.scatter import RESIDUAL, X, gather, numbers_address, row_address, row_of
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
 from anynorm._kernels.cpu.language.arithmetic import as_lanes, fma, magnitude, number, smaller, splat, sum_lanes, where
 from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT32, FLOAT64, GROUP, LAYER, SCALE, Dtype, Lanes, Number
@@ -36,7 +36,10 @@ _LEFT = 0.25
 
 
 class Group(NamedTuple):
-    """Memory for a group of rows, 8 bytes for each."""
+    """Memory for a group of rows, 8 bytes for each, beside that in scratch.
+
+    Gradients to energies are float64, shifts to alongs what the derivative is computed in.
+    """
 
     gradients: int  # the sum of g
     products: int  # the sum of g * (x - shift)
@@ -46,7 +49,7 @@ class Group(NamedTuple):
     constants: int
     middles: int  # -factor * mean(g)
     alongs: int  # -factor * mean(g * x_hat)
-    row: int
+    row: int  # its number; addresses of a chunk of it:
     x: int
     dy: int
     dx: int
@@ -86,17 +89,20 @@ class _Sums:
         energies[...] = fma(g, g, energies)
 
 
-def reduce_row(task: TaskValues, group: Group, row: int, k: int, given: bool) -> None:
-    """Leave the sums of a row in scratch and group; about a shift that is near its mean, or the given one there."""
-    addresses, shift, dtype = row_of(task, row), cell(0.0), task.compute_dtype
+def reduce_row(task: TaskValues, group: Group, row: int, offset: int, given: bool) -> None:
+    """Leave the sums of a row in scratch and group, about a shift near its mean, or the given one that is there.
+
+    ``offset`` is how far its numbers lie from those of the first row of the group.
+    """
+    of_row, shift, dtype = row_of(task, row), cell(0.0), task.compute_dtype
     if given:
-        shift[...] = real(task.scratch.shifts + k)
+        shift[...] = real(task.scratch.shifts + offset)
     else:
         for _ in when(task.rule == LAYER):
-            shift[...] = _shift_of(task, Arrays(addresses.x))
+            shift[...] = _shift_of(task, Arrays(of_row.x))
     found = [cell(0.0) for _ in range(5)]
     for start, count in chunks_of(task):
-        chunk, weights = gather(task, addresses, start, count), weights_of(task, dtype) + start * dtype.itemsize
+        chunk, weights = gather(task, of_row, start, count), weights_of(task, dtype) + start * dtype.itemsize
         for lanes, first, last in parts_of(count, _lanes_in(dtype)):
             near, step = splat(shift, dtype, lanes), _FOLD * lanes if dtype is FLOAT32 else count + 1
             for turn in loop(first, last, step):
@@ -111,9 +117,9 @@ def reduce_row(task: TaskValues, group: Group, row: int, k: int, given: bool) ->
     # `find_factors` takes what is not centred as if it were centred already.
     found[0] = where(task.rule == LAYER, found[0], 0.0)
     scratch = task.scratch
-    places = (scratch.shifts, scratch.sums, scratch.squares, group.gradients, group.products, group.energies)
-    for numbers, value in zip(places, (shift, *found), strict=True):
-        store_real(numbers + k, value)
+    addresses = (scratch.shifts, scratch.sums, scratch.squares, group.gradients, group.products, group.energies)
+    for numbers, value in zip(addresses, (shift, *found), strict=True):
+        store_real(numbers + offset, value)
 
 
 def _shift_of(task: TaskValues, row: Arrays) -> Number:
@@ -136,17 +142,19 @@ def _shift_of(task: TaskValues, row: Arrays) -> Number:
     return first + sums / number(task.features)
 
 
-def prepare_row(task: TaskValues, group: Group, row: int, k: int, to: int, given: bool) -> bool:
-    """Leave in the group what the elements of a row are multiplied and moved by; whether that holds the row.
+def prepare_row(task: TaskValues, group: Group, row: int, offset: int, to: int, given: bool) -> bool:
+    """Leave what a row is multiplied and moved by in the group, at offset ``to``; whether its range holds the row.
 
     Where moments are given, the sums of g and of g * x_hat take the place of the first two of the row's numbers.
     """
     scratch, count = task.scratch, number(task.features)
     shift, sums, squares, factor, constant = (
-        real(numbers + k)
+        real(numbers + offset)
         for numbers in (scratch.shifts, scratch.sums, scratch.squares, scratch.factors, scratch.constants)
     )
-    gradients, products, energy = (real(numbers + k) for numbers in (group.gradients, group.products, group.energies))
+    gradients, products, energy = (
+        real(numbers + offset) for numbers in (group.gradients, group.products, group.energies)
+    )
     along, middle = fma(products, factor, gradients * constant), where(task.rule == LAYER, gradients / count, 0.0)
     across = cell(along / count)
     for _ in when(task.rule == SCALE):
@@ -154,7 +162,7 @@ def prepare_row(task: TaskValues, group: Group, row: int, k: int, to: int, given
     # The sum of g is not finite where dy holds NaN or Inf, which makes NaN of the whole row.
     across[...] = where(magnitude(gradients) < math.inf, across, math.nan)
     if given:
-        at = place_numbers(task, row, FINISHED)
+        at = numbers_address(task, row, FINISHED)
         store_real(at, gradients)
         store_real(at + 8, along)
     for numbers, value in (
@@ -171,7 +179,7 @@ def prepare_row(task: TaskValues, group: Group, row: int, k: int, to: int, given
         return True
     safe = cell(_lies_within(squares, _RANGE64) & _lies_within(factor, _RANGE64))
     for _ in when(squares == 0.0):
-        safe[...] = is_flat(task, Arrays(place(task, X, row)), shift)
+        safe[...] = is_flat(task, Arrays(row_address(task, X, row)), shift)
     if given:
         safe[...] = safe & _lies_within(factor, _RANGE64)
     # Squares of finite numbers add up to Inf at worst: an energy of NaN is that of a row which is to become NaN.
@@ -209,9 +217,9 @@ def differentiate_chunk(
                 for lanes, first, last in parts_of(count, _lanes_in(dtype)):
                     for i in loop(first, last, lanes):
                         of_weight, of_bias = sums + (start + i) * 8, sums + (task.features + start + i) * 8
-                        places = [of_weight] * has_weight + [of_bias] * has_bias
+                        columns = [of_weight] * has_weight + [of_bias] * has_bias
                         weight = load(weights_of(task, dtype) + (start + i) * dtype.itemsize, dtype, dtype, lanes)
-                        _differentiate_elements(task, group, places, rows, i, weight, centred, given)
+                        _differentiate_elements(task, group, columns, rows, i, weight, centred, given)
 
 
 def _differentiate_elements(

@@ -10,7 +10,7 @@ import math
 
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, elements_of
 from anynorm._kernels.cpu.kernels.parameters import are_near_one, widen_parameters
-from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, place, place_numbers, row_of, scatter
+from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, numbers_address, row_address, row_of, scatter
 from anynorm._kernels.cpu.kernels.streaming import map_chunk, writing
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task
@@ -145,7 +145,7 @@ def _apply_lanes(value: Lanes, row: _PairFactors, weight: Lanes | None, low: Lan
     return fma(value, fma(weight, row.factor, rest), bias)
 
 
-def _widen_parameters(task: TaskValues, start: int, count: int) -> None:
+def _widen_in_pairs(task: TaskValues, start: int, count: int) -> None:
     """A chunk of weight + weight_offset as pairs, and of bias."""
     widen_parameters(task, start, count, 0.0)
     for _ in when(task.weight_offset != 0.0):
@@ -165,7 +165,7 @@ def _prepare_parameters(task: TaskValues) -> bool:
             # 0.0 would turn a result of -0.0 into 0.0.
             store_real(task.scratch.biases + i * 8, splat(-0.0, FLOAT64, _LANES))
         for start, count in chunks_of(task):
-            _widen_parameters(task, start, count)
+            _widen_in_pairs(task, start, count)
             safe[...] = safe & are_near_one(FLOAT64, task.scratch.weights, count, 2.0**500)
     return safe
 
@@ -175,7 +175,7 @@ def _normalize_row(task: TaskValues, row: int, given: bool) -> bool:
     addresses, safe = row_of(task, row), cell(True)
     for centred in cases(task.rule == LAYER):
         if given:
-            at = place_numbers(task, row, FINISHED)
+            at = numbers_address(task, row, FINISHED)
             numbers = [real(at + 8 * i) for i in range(FINISHED)]
         else:
             shift, sums, squares = reduce_row(task, addresses, centred)
@@ -192,10 +192,10 @@ def _normalize_row(task: TaskValues, row: int, given: bool) -> bool:
 
 def _apply_row(task: TaskValues, row: int, addresses: Arrays, factors: _PairFactors) -> None:
     """Step 3 of the definition, with mean and factor as pairs."""
-    scratch, ahead = task.scratch, where(is_gathered(task), 0, place(task, X, row + 1) - addresses.x)
+    scratch, ahead = task.scratch, where(is_gathered(task), 0, row_address(task, X, row + 1) - addresses.x)
     for start, count in chunks_of(task):
         for _ in when(task.widened & (count != task.features)):
-            _widen_parameters(task, start, count)
+            _widen_in_pairs(task, start, count)
         chunk = gather(task, addresses, start, count)
         for widened in cases(task.widened):
             for has_offset in cases(task.weight_offset != 0.0) if widened else (False,):

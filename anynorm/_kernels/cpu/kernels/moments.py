@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from anynorm._kernels.cpu.kernels.float64 import reduce_row as reduce_float64
 from anynorm._kernels.cpu.kernels.rows import reduce_row
-from anynorm._kernels.cpu.kernels.scatter import place_numbers, row_of
+from anynorm._kernels.cpu.kernels.scatter import numbers_address, row_of
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import load_task
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, LAYER, REDUCED
@@ -19,7 +19,7 @@ def reduce_rows(variant: Variant, address: int, first: int, last: int) -> int:
     """Reduce rows first to last; return the last. The task's numbers have room for REDUCED of them a row."""
     task = load_task(address, variant)
     for row in loop(first, last, 1):
-        to = place_numbers(task, row, REDUCED)
+        to = numbers_address(task, row, REDUCED)
         if task.dtype is FLOAT64:
             for centred in cases(task.rule == LAYER):
                 shift, sums, squares = reduce_float64(task, row_of(task, row), centred)

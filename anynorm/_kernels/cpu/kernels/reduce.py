@@ -39,14 +39,14 @@ def is_far(sums: Lanes, squares: Lanes, between: Lanes) -> Lanes:
     return sums * between > squares * _NEAR
 
 
-def reduce(task: TaskValues, rows: _Rows, k: int) -> None:
-    """Leave shift and sums in scratch, so many bytes from where those of the first row of a group are."""
+def reduce(task: TaskValues, rows: _Rows, offset: int) -> None:
+    """Leave shift and sums in scratch, at an offset from those of the first row of a group."""
 
     def sum_up(shift: Lanes | None) -> tuple[Lanes, Lanes]:
         sums, squares = rows.sum_up(shift)
-        store_real(task.scratch.shifts + k, rows.zero if shift is None else shift)
-        store_real(task.scratch.sums + k, sums)
-        store_real(task.scratch.squares + k, squares)
+        store_real(task.scratch.shifts + offset, rows.zero if shift is None else shift)
+        store_real(task.scratch.sums + offset, sums)
+        store_real(task.scratch.squares + offset, squares)
         return sums, squares
 
     for centred in cases(task.rule == LAYER):

@@ -19,7 +19,7 @@ from anynorm._kernels.cpu.kernels.chunks import (
 from anynorm._kernels.cpu.kernels.factors import find_factors
 from anynorm._kernels.cpu.kernels.parameters import are_weights_safe, widen_parameters, widen_short_parameters
 from anynorm._kernels.cpu.kernels.reduce import reduce
-from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, place, place_numbers, row_of, scatter
+from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, numbers_address, row_address, row_of, scatter
 from anynorm._kernels.cpu.kernels.streaming import writing
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task
@@ -59,16 +59,19 @@ class _Row:
         return rounded(self.task, to), where(is_far, False, True)  # the shift is not used again unless it is far
 
 
-def reduce_row(task: TaskValues, row: int, k: int) -> None:
-    """Leave the moments of a row in scratch."""
-    reduce(task, _Row(task, row), k)
+# In what follows ``offset`` is how far in scratch the numbers of a row lie from those of the first row of its group.
 
 
-def take_given(task: TaskValues, row: int, k: int) -> None:
+def reduce_row(task: TaskValues, row: int, offset: int) -> None:
+    """Leave the shift and the sums of a row in scratch."""
+    reduce(task, _Row(task, row), offset)
+
+
+def take_given(task: TaskValues, row: int, offset: int) -> None:
     """Put what step 2 has made of given moments into scratch."""
-    at = place_numbers(task, row, FINISHED)
+    at = numbers_address(task, row, FINISHED)
     for i, numbers in enumerate((task.scratch.shifts, task.scratch.factors, task.scratch.constants)):
-        store_real(numbers + k, real(at + 8 * i))
+        store_real(numbers + offset, real(at + 8 * i))
 
 
 def count_safe(task: TaskValues, first: int, count: int) -> int:
@@ -102,11 +105,11 @@ def is_flat(task: TaskValues, row: Arrays, shift: Number) -> bool:
     return flat
 
 
-def _flatten(task: TaskValues, row: int, k: int) -> bool:
+def _flatten(task: TaskValues, row: int, offset: int) -> bool:
     """Whether a row is flat; it becomes one of zeros then."""
-    flat = is_flat(task, row_of(task, row), real(task.scratch.shifts + k))
+    flat = is_flat(task, row_of(task, row), real(task.scratch.shifts + offset))
     for numbers in (task.scratch.factors, task.scratch.constants):
-        store_real(numbers + k, where(flat, 0.0, real(numbers + k)))
+        store_real(numbers + offset, where(flat, 0.0, real(numbers + offset)))
     return flat
 
 
@@ -135,16 +138,16 @@ def _normalize_group(task: TaskValues, first: int, count: int, given: bool) -> i
 
 
 def _apply_row(
-    task: TaskValues, row: int, behind: int, start: int, count: int, direct: bool, weight: int, bias: int, k: int
+    task: TaskValues, row: int, behind: int, start: int, count: int, direct: bool, weight: int, bias: int, offset: int
 ) -> None:
     """Apply a chunk of a row, and fetch that of the row so many behind it."""
     addresses, scratch = row_of(task, row), task.scratch
     chunk = gather(task, addresses, start, count)
-    away = place(task, X, row + behind) - addresses.x
+    away = row_address(task, X, row + behind) - addresses.x
     ahead = where(is_gathered(task), 0, where(task.fetching, away, 0))
-    shift, factor, constant = (real(numbers + k) for numbers in (scratch.shifts, scratch.factors, scratch.constants))
+    factors = [real(numbers + offset) for numbers in (scratch.shifts, scratch.factors, scratch.constants)]
     dtype = task.dtype if direct else task.compute_dtype
-    apply_chunk(task, chunk, larger(count, task.lanes), (shift, factor, constant), dtype, weight, bias, ahead)
+    apply_chunk(task, chunk, larger(count, task.lanes), factors, dtype, weight, bias, ahead)
     scatter(task, addresses, start, count)
 
 

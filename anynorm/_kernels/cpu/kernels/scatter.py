@@ -57,7 +57,7 @@ def _offset(axes: int, strides: int, index: int) -> int:
     return offset
 
 
-def place(task: TaskValues, which: int, row: int) -> Address:
+def row_address(task: TaskValues, which: int, row: int) -> Address:
     """The address of a row of an array."""
     base = task.arrays[which]
     if base is None:
@@ -69,10 +69,10 @@ def place(task: TaskValues, which: int, row: int) -> Address:
 
 def row_of(task: TaskValues, row: int) -> Arrays:
     """The addresses of a row in all arrays."""
-    return Arrays(*(place(task, which, row) for which in (X, RESIDUAL, Y, TOTAL)))
+    return Arrays(*(row_address(task, which, row) for which in (X, RESIDUAL, Y, TOTAL)))
 
 
-def place_numbers(task: TaskValues, row: int, count: int) -> int:
+def numbers_address(task: TaskValues, row: int, count: int) -> int:
     """The address of the numbers of a row, so many; a layout has their strides in place of the sum's."""
     if task.layout is None:
         return task.numbers + row * count * 8

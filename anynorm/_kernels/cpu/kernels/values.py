@@ -10,10 +10,10 @@ from anynorm._kernels.cpu.language.memory import buffer, integer, real
 
 # For a chunk, which may have some lanes more than CHUNK elements, and for what is read behind it.
 _CHUNK_NBYTES = (CHUNK + 64) * 8
-_GROUP_NBYTES = GROUP * 8
+_NUMBERS_NBYTES = GROUP * 8
 # For the cache line in which a row ends and the next one begins, see streaming.py.
 _LINE_NBYTES = 7 * CACHE_LINE_NBYTES
-_SCRATCH_NBYTES = 7 * _CHUNK_NBYTES + 6 * _GROUP_NBYTES + _LINE_NBYTES
+_SCRATCH_NBYTES = 7 * _CHUNK_NBYTES + 6 * _NUMBERS_NBYTES + _LINE_NBYTES
 
 
 class Arrays(NamedTuple):
@@ -51,7 +51,7 @@ class Scratch(NamedTuple):
         numbers = address + 7 * _CHUNK_NBYTES
         return cls(
             *(address + chunk * _CHUNK_NBYTES for chunk in range(7)),
-            *(numbers + group * _GROUP_NBYTES for group in range(7)),
+            *(numbers + group * _NUMBERS_NBYTES for group in range(7)),
         )
 
 
