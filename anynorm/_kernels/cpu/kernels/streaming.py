@@ -39,7 +39,7 @@ def further(address: Address, nbytes: int) -> Address:
 
 
 def read(task: TaskValues, chunk: Arrays, i: int, compute_dtype: Dtype) -> Lanes:
-    """Elements of a chunk from the i-th on, with those of the residual added."""
+    """Elements of a chunk from the i-th on, with the residual's added to them."""
     offset = i * task.itemsize
     return load(chunk.x + offset, task.dtype, compute_dtype, residual=further(chunk.residual, offset))
 
@@ -107,7 +107,7 @@ def _end(task: TaskValues, y: int, count: int, last: Callable[[], Lanes]) -> Non
 
 @contextmanager
 def writing(task: TaskValues) -> Iterator[None]:
-    """What encloses the code that writes rows: no line is open before it, and none after it."""
+    """Encloses the code that writes rows: no line is open before it, and none after it."""
     store_integer(task.scratch.open_line + _END, 0)
     store_integer(task.scratch.open_line + _WHICH, 0)
     yield
