@@ -38,7 +38,7 @@ def test_a_norm_has_the_names_that_others_give_it(norm, spelled):
     ("arguments", "message"),
     [
         ("normalise x.npy", "there is no command 'normalise'; did you mean normalize?"),
-        ("x.npy y.npy", "there is no command 'x.npy'; there are normalize, show, bench, info, completion"),
+        ("x.npy y.npy", "there is no command 'x.npy'; there are normalize, show, bench, warm, info, completion"),
         ("normalize x.npy y.npy --nrom layer", "there is no option --nrom; did you mean --norm?"),
         ("normalize x.npy y.npy --norm layer --wieght=w.npy", "there is no option --wieght; did you mean --weight?"),
         ("show x.npy --jsn", "there is no option --jsn; did you mean --json?"),

@@ -100,6 +100,43 @@ print(fork_and_ask())
     assert script(BEGIN + code) == ["0", "0"]
 
 
+@needs_llvmlite
+def test_many_forks_while_another_thread_compiles(tmp_path):
+    # Each child compiles, too, or reads what another one has written.
+    code = """
+from anynorm._kernels.cpu.compiler import machine_code
+anynorm.layer_norm(numpy.ones((2, 33), numpy.float32))
+def call():
+    begun.set()
+    numbers = iter(range(1_000_000))
+    while not done.is_set():
+        find(f"other{next(numbers)}")
+def find(name):
+    with unforked:
+        address = machine_code.load(name, lambda: "define i64 @%s() { ret i64 3 }" % name)
+    return ctypes.CFUNCTYPE(ctypes.c_int64)(address)()
+thread = threading.Thread(target=call)
+thread.start()
+begun.wait(20)
+children = []
+for number in range(200):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os._exit(find(f"find{number % 20}") - 3)
+    children.append(child)
+    if len(children) == 10:
+        print(*(os.waitpid(child, 0)[1] for child in children))
+        children.clear()
+done.set()
+thread.join()
+"""
+    begin = BEGIN.replace("import faulthandler", "import ctypes, signal, faulthandler")
+    begin += "from anynorm._forks import unforked\ndone = threading.Event()\n"
+    assert script(begin + code, ANYNORM_CACHE_DIR=str(tmp_path)) == ["0"] * 200
+    assert len(list(tmp_path.glob("find*"))) == 20
+
+
 class Recorded:
     """A lock of another kind, which says what becomes of it."""
 

@@ -125,7 +125,7 @@ def test_nothing_is_done_with_no_profiler_on():
         if event == "call" and frame.f_code.co_filename == _profiled.__file__:
             called.append(frame.f_code.co_name)
 
-    for axis, expected in ((-1, []), ((-1,), ["is_profiled"])):
+    for axis, expected in ((-1, []), ((-1,), []), (0, ["is_profiled"])):
         called.clear()
         sys.setprofile(note)
         try:

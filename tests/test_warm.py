@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from anynorm import cli
 from anynorm._cli import info, warm
 from anynorm._kernels import cpu, object_files
-from anynorm._kernels.cpu.beforehand import compilables
+from anynorm._kernels.cpu.beforehand import _module, compilables
 from anynorm._kernels.cpu.compiler.entries import variants
 from anynorm._kernels.cpu.language.dtypes import CODES
 from tests.backends import needs_llvmlite, thorough_but
@@ -50,10 +51,43 @@ def refused(capsys, *arguments):
 
 def test_all_kernels_are_compiled_each_once():
     assert len(set(ALL)) == len(ALL)
-    assert {name for name, _ in ALL} >= {"fast_path", "rows", "columns", "float64", "moments", "given", "derivative"}
+    assert {name for name, _ in ALL} >= {"rows", "columns", "float64", "moments", "given", "derivative"}
     for dtype, code in CODES.items():
         assert {one for one in ALL if one[1] is not None and one[1].code == code} == set(variants(dtype))
     assert len(list(compilables(["float64", "float64"]))) == len(list(compilables(["float64"])))
+
+
+# Calls of every kind, each of which says what it loads.
+CALLS = """
+import numpy, torch, anynorm
+from anynorm._kernels.cpu.compiler import machine_code
+load = machine_code.load
+def loaded(name, write):
+    print(name)
+    return load(name, write)
+machine_code.load = loaded
+anynorm.set_threads(2)
+x = numpy.ones((600, 300), "float32")
+anynorm.rms_norm(x)
+for values in (x[:2].copy(), torch.ones(2, 300)):
+    for _ in range(3):
+        anynorm.rms_norm(values)
+anynorm.rms_norm(numpy.ones((3, 4, 70), "float32"), axis=1)
+anynorm.scale_norm(x.astype("float64"))
+anynorm.layer_norm(x, moments=anynorm.moments(x))
+y, pull = anynorm.rms_norm_vjp(x)
+pull(y)
+"""
+
+
+def test_all_that_is_loaded_is_compiled_beforehand():
+    pytest.importorskip("torch", reason="tensors need torch")
+    symbols = {_module(one)[0] for one in ALL}
+    loaded = set(script(CALLS))
+    assert len(loaded) >= 8
+    assert loaded <= symbols
+    # What all kernels share is loaded by such calls, too; for tensors from torch 2.10 on.
+    assert {name for name, variant in ALL if variant is None} - {"fast_path_tensor"} <= loaded
 
 
 def test_a_folder_for_others(few, tmp_path, capsys):
@@ -70,7 +104,7 @@ def test_a_folder_for_others(few, tmp_path, capsys):
         assert [one.stat().st_mode & 0o777 for one in place.iterdir()] == [0o644] * 2
     written = {one: one.stat().st_mtime_ns for one in place.iterdir()}
     error = said(capsys, "--to", place)
-    assert error.startswith("nothing to compile: 2 kernels for this processor, ")
+    assert error.startswith("nothing to compile: 2 kernels for this processor are there, ")
     assert {one: one.stat().st_mtime_ns for one in place.iterdir()} == written
     next(iter(written)).write_bytes(b"damaged")
     assert said(capsys, "--to", place, "--threads", "1").startswith("compiled 1 kernel for this processor in ")
@@ -167,6 +201,28 @@ def test_a_dtype_that_there_is_not(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["warm", "--dtype", "float23"])
     assert "did you mean float32?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("threads", "kernels", "processes"), [(31, 40, 31), (33, 40, 32), (8, 7, 7), (8, 9, 8)])
+def test_how_many_processes(threads, kernels, processes, monkeypatch, tmp_path):
+    begun = []
+
+    class Pool:
+        def __init__(self, count, *_):
+            begun.append(count)
+
+        def submit(self, *_):
+            future = Future()
+            future.set_result(None)
+            return future
+
+        def shutdown(self, **_):
+            pass
+
+    monkeypatch.setattr(warm, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(warm, "compilables", lambda dtypes: ALL[:kernels])
+    assert cli.main(["warm", "--to", str(tmp_path), "--threads", str(threads)]) == 0
+    assert begun == [processes]
 
 
 @posix

@@ -21,6 +21,7 @@ from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED
 from anynorm._threads import get_threads
 
 _OPEN = 0o755  # others may enter and read
+_MOST_PROCESSES = 32  # each takes some 80 MB
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -67,9 +68,8 @@ def _place(given: Path | None) -> Path:
 def _compile(wanted: list[Compilable], place: Path) -> Iterator[str | None]:
     """Compile kernels in processes of their own; for each why it is not kept, or None."""
     # Processes, as LLVM compiles in one thread at a time; spawned, as a fork would copy the threads' locks.
-    pool = ProcessPoolExecutor(
-        min(get_threads(), len(wanted)), multiprocessing.get_context("spawn"), _begin_worker
-    )  # fmt: skip
+    processes = min(get_threads(), len(wanted), _MOST_PROCESSES)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin_worker)
     try:
         with _interrupts_held_back():
             futures = [pool.submit(compile_to, place, one) for one in wanted]
@@ -107,7 +107,7 @@ def _begin_worker() -> None:
 
 def _done(wanted: int, compiled: int, seconds: float) -> str:
     if not compiled:
-        return f"nothing to compile: {counted(wanted, 'kernel')} for this processor"
+        return f"nothing to compile: {counted(wanted, 'kernel')} for this processor are there"
     there = f", {wanted - compiled:,} were there already" if wanted > compiled else ""
     return f"compiled {counted(compiled, 'kernel')} for this processor in {of_seconds(seconds)}{there}"
 

@@ -19,9 +19,9 @@ from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import FINISHED, REDUCED, RULES
-from anynorm._kernels.cpu.launch.layout import Layout, plan
+from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like, last_cache_nbytes
-from anynorm._kernels.cpu.launch.norm import kind_of
+from anynorm._kernels.cpu.launch.norm import kind_of, packed
 from anynorm._kernels.cpu.threads.crew import launch
 from anynorm._libraries import library_of
 from anynorm._libraries.numpy_arrays import NumPy
@@ -39,7 +39,7 @@ _LARGEST = 1.7976931348623157e308
 def run_moments(call: Call) -> Moments:
     """Return the moments of the call's array."""
     numbers = room_for(call, REDUCED)
-    layout = layout_of(call, numbers, call.x, False)
+    layout = lay_out(call, kind_of(call.x.dtype).itemsize, None, call.x, numbers=numbers)
     task = _task(call, numbers, layout)
     _run("moments", call, task, (call, numbers, layout))
     with numpy.errstate(all="ignore"):
@@ -115,10 +115,10 @@ def apply_numbers(call: Call, numbers: Array) -> Array | None:
     # In place by address: another object may be the same memory.
     streaming = 4 * call.x.nbytes >= last_cache_nbytes() and memory.address(y) != memory.address(call.x)
     streaming = streaming and memory.address(y) % kind.itemsize == 0
-    layout = layout_of(call, numbers, y, streaming)
+    layout = lay_out(call, kind.itemsize, None, y, numbers=numbers, streaming=streaming)
     streaming = streaming if layout is None else layout.streaming
     parameters: tuple[Any, ...] = (call.weight if call.rule.averaged else None, call.bias)
-    weight, bias = (one if one is None or memory.is_contiguous(one) else memory.contiguous(one) for one in parameters)
+    weight, bias = (one if one is None else packed(memory, one) for one in parameters)
     task = _task(call, numbers, layout)
     task.y, task.streaming, task.weight_offset = memory.address(y), streaming, call.weight_offset
     if weight is not None:
@@ -189,20 +189,6 @@ def moments_in_numpy(moments: Any) -> Moments:
 def host(array: Any) -> Any:
     """A NumPy array of the memory of another one, of which autograd may want a gradient."""
     return numpy.asarray(array.detach().resolve_neg() if hasattr(array, "detach") else array)
-
-
-def layout_of(call: Call, numbers: Array, y: Array, streaming: bool, other: Array | None = None) -> Layout | None:
-    """How x, y, numbers and another array become rows; None where it is one after the other in each of them."""
-    memory, x = call.library.memory, call.x
-    given = x, x if other is None else other, y
-    if call.axes[0] == len(x.shape) - len(call.axes) and all(map(memory.is_contiguous, given)):
-        return None
-    of_x, of_other, of_y = (memory.strides(one) for one in given)
-    # The numbers go with the free axes alone.
-    of_numbers = [of_x[axis] if axis in call.axes else numbers.strides[axis] for axis in range(len(of_x))]
-    strides = list(zip(of_x, of_other, of_y, of_numbers, strict=True))
-    itemsize = kind_of(x.dtype).itemsize
-    return plan(x.shape, strides, call.axes, itemsize, memory.address(y), streaming, columns=False)
 
 
 def _task(call: Call, numbers: Array, layout: Layout | None) -> Task:

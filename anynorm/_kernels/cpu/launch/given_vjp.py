@@ -14,9 +14,10 @@ from anynorm._definition.scaling import product
 from anynorm._kernels import by_moments
 from anynorm._kernels.cpu.language.dtypes import FINISHED
 from anynorm._kernels.cpu.launch.extreme import pull_row
-from anynorm._kernels.cpu.launch.given import apply_numbers, host, in_numpy, layout_of, moments_in_numpy, room_for
-from anynorm._kernels.cpu.launch.layout import Layout
+from anynorm._kernels.cpu.launch.given import apply_numbers, host, in_numpy, moments_in_numpy, room_for
+from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
+from anynorm._kernels.cpu.launch.norm import kind_of
 from anynorm._kernels.cpu.launch.vjp import run
 from anynorm._libraries import library_of
 from anynorm._moments import Moments, statistics_of
@@ -38,7 +39,7 @@ def pull(gradient: Gradient) -> tuple[Any, ...]:
         step = by_moments.step_of(of_rows)
         _write(of_rows, numbers, step)
     dx = empty_like(call.library.memory, call.x, call.x.nbytes)
-    layout = layout_of(call, numbers, dx, False, gradient.dy)
+    layout = lay_out(call, kind_of(call.x.dtype).itemsize, gradient.dy, dx, numbers=numbers)
     parameters = run(gradient, dx, layout, numbers, partial(_pull_row, step, numbers))
     with numpy.errstate(all="ignore"):
         of_g, along = (numbers[..., place] + 0.0 * numbers[..., place] for place in (0, 1))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 
+from anynorm._check import Call
 from anynorm._kernels.axes import Axis, merged
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, WIDEST_BLOCK
 
@@ -19,6 +20,7 @@ from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, WIDEST_BLOCK
 _BLOCK_NBYTES = 256 << 10
 _Y = 2  # among the strides
 
+Array = Any
 Strides = tuple[int, ...]  # of x, residual, y and their sum; those of x where there is no such array
 
 
@@ -54,6 +56,34 @@ class Layout(NamedTuple):
         ndim = normalized[0]
         strides = [tuple(normalized[1 + (1 + which) * ndim :][:ndim]) for which in range(4)]
         return tuple(normalized[1 : 1 + ndim]), strides, offsets
+
+
+def lay_out(
+    call: Call,
+    itemsize: int,
+    residual: Array | None,
+    y: Array,
+    total: Array | None = None,
+    *,
+    numbers: numpy.ndarray | None = None,
+    streaming: bool = False,
+    columns: bool = False,
+) -> Layout | None:
+    """How x and the arrays that go with it become rows; None where it is one after the other in each of them.
+
+    ``numbers`` are float64 numbers of each row, which have x's free axes, and take the place of the total.
+    """
+    memory, x = call.library.memory, call.x
+    arrays = (residual, y, total)
+    given = (x, *(array for array in arrays if array is not None))
+    if call.axes[0] == len(x.shape) - len(call.axes) and all(map(memory.is_contiguous, given)):
+        return None
+    of_x = memory.strides(x)
+    strides = [of_x if array is None else memory.strides(array) for array in arrays]
+    if numbers is not None:
+        strides[2] = tuple(of_x[axis] if axis in call.axes else numbers.strides[axis] for axis in range(len(of_x)))
+    of_axes = list(zip(of_x, *strides, strict=True))
+    return plan(x.shape, of_axes, call.axes, itemsize, memory.address(y), streaming, columns)
 
 
 def plan(

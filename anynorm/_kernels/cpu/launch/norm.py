@@ -15,7 +15,7 @@ from anynorm._kernels.cpu.fast_path.offers import offer
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, CODES, FEW_ROWS, RULES
 from anynorm._kernels.cpu.launch import extreme
-from anynorm._kernels.cpu.launch.layout import Layout, plan
+from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like, last_cache_nbytes
 from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES, launch
 from anynorm._libraries import Memory, dtype_name
@@ -47,6 +47,11 @@ def kind_of(dtype: Any) -> _Kind:
         itemsize = {"float32": 4, "float64": 8}.get(name, 2)
         kind = _kinds[dtype] = _Kind(CODES[name], itemsize > 4, itemsize)
     return kind
+
+
+def packed(memory: type[Memory], parameter: Array) -> Array:
+    """A parameter whose elements lie one after the other."""
+    return parameter if memory.is_contiguous(parameter) else memory.contiguous(parameter)
 
 
 def _kind_of_call(call: Call) -> _Kind:
@@ -85,7 +90,7 @@ def _run_from(call: Call, first: int) -> Any:
     streaming = streaming and memory.address(y) % kind.itemsize == 0
     # The beginning of a row is read once more after it was written, so nothing may be in place.
     streaming = streaming and not _shares_address(memory, (y, total), (x, residual))
-    layout = lay_out(call, memory, (residual, y, total), kind.itemsize, streaming)
+    layout = lay_out(call, kind.itemsize, residual, y, total, streaming=streaming, columns=True)
     streaming = streaming if layout is None else layout.streaming
     rows = size // features
     task, keepalive = _task(call, memory, kind, features, rows, y, total, layout, streaming)
@@ -158,10 +163,10 @@ def _task(
     weight_code = bias_code = kind.code
     if weight is not None:
         weight_code = kind_of(weight.dtype).code
-        weight = weight if memory.is_contiguous(weight) else memory.contiguous(weight)
+        weight = packed(memory, weight)
     if bias is not None:
         bias_code = kind_of(bias.dtype).code
-        bias = bias if memory.is_contiguous(bias) else memory.contiguous(bias)
+        bias = packed(memory, bias)
     alike = weight_code == bias_code == kind.code and not call.weight_offset
     # Read where they lie, unless something is to be made of them or lanes would reach behind them.
     direct = (
@@ -180,22 +185,3 @@ def _task(
         block=0 if layout is None else layout.block, head=0 if layout is None else layout.head,
     )  # fmt: skip
     return task, (call, weight, bias, y, total, layout)
-
-
-def lay_out(
-    call: Call,
-    memory: type[Memory],
-    others: tuple[Array | None, Array, Array | None],
-    itemsize: int,
-    streaming: bool,
-    columns: bool = True,
-) -> Layout | None:
-    """How x and the arrays that go with it become rows; None where it is one after the other in each of them."""
-    x = call.x
-    given = (x, *(array for array in others if array is not None))
-    if call.axes[0] == len(x.shape) - len(call.axes) and all(map(memory.is_contiguous, given)):
-        return None
-    of_x = memory.strides(x)
-    strides = [of_x if array is None else memory.strides(array) for array in others]
-    y_address = memory.address(others[1])
-    return plan(x.shape, list(zip(of_x, *strides, strict=True)), call.axes, itemsize, y_address, streaming, columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from ctypes import addressof, c_int64
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 
 from anynorm._definition.norms import Rule
 from anynorm._kernels.autograd import Norm
-from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
+from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import RULES
 from anynorm._kernels.cpu.launch.norm import kind_of
@@ -27,7 +28,7 @@ _Tensor, _strided, _empty_like = torch.Tensor, torch.strided, torch.empty_like
 class _Plan(NamedTuple):
     """What the derivatives of one norm have in common for tensors of the same shapes and dtypes."""
 
-    kernel: Kernel
+    run: Callable[[int, int, int], int]  # the kernel: the address of a task, first, last
     task: Task  # without addresses; each call copies it
     features: int
     blocks: int  # of rows
@@ -58,7 +59,8 @@ def quick_pull(
         plan = _remember(key)
     if plan is None or dy.is_neg():
         return None
-    task = Task.from_buffer_copy(plan.task)
+    run, template, features, blocks, length, may_leave_rows = plan
+    task = Task.from_buffer_copy(template)
     try:
         task.x, task.residual = of_x, of_dy = x.data_ptr(), dy.data_ptr()
     except RuntimeError:  # of a wrapper, as is_grads_batched makes one
@@ -67,7 +69,7 @@ def quick_pull(
         return None
     dweight = dbias = None
     if weight is not None:
-        if not weight.is_contiguous() or weight.numel() != plan.features:
+        if not weight.is_contiguous() or weight.numel() != features:
             return None
         task.weight = of_weight = weight.data_ptr()
         if of_weight < LOW_ADDRESS and lacks_memory(weight):
@@ -82,9 +84,9 @@ def quick_pull(
         task.dbias = dbias.data_ptr()
     dx = _empty_like(x)
     task.y = dx.data_ptr()
-    room, task.work = take_room(plan.length)
-    plan.kernel.function(addressof(task), -1, plan.blocks + 1)
-    is_whole = not (plan.may_leave_rows and _has_left_rows(task, plan.blocks))
+    room, task.work = take_room(length)
+    run(addressof(task), -1, blocks + 1)
+    is_whole = not (may_leave_rows and _has_left_rows(task, blocks))
     give_back(room, task.work)
     return (dx, dweight, dbias) if is_whole else None
 
@@ -126,7 +128,7 @@ def _plan_for(
         features=features, rows=rows, eps=eps, scale=1.0, weight_offset=weight_offset, weight_code=weight_code,
         dweight_code=weight_code, dbias_code=bias_code, block_rows=block_rows,
     )  # fmt: skip
-    compiled = kernel("derivative", Variant(RULES[rule.name], kind.code, True))
+    run = kernel("derivative", Variant(RULES[rule.name], kind.code, True)).function
     is_float64 = kind.itemsize == 8
     length = 2 * (1 + blocks) * features + (blocks * (block_rows + 1) if is_float64 else 0)
-    return _Plan(compiled, task, features, blocks, length, is_float64)
+    return _Plan(run, task, features, blocks, length, is_float64)

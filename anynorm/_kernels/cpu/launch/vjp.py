@@ -14,9 +14,9 @@ from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import RULES
 from anynorm._kernels.cpu.launch.extreme import pull_row
-from anynorm._kernels.cpu.launch.layout import Layout
+from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
-from anynorm._kernels.cpu.launch.norm import kind_of, lay_out
+from anynorm._kernels.cpu.launch.norm import kind_of, packed
 from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES, launch
 from anynorm._libraries import Memory
 from anynorm._libraries.numpy_arrays import NumPy
@@ -39,7 +39,7 @@ def pull(gradient: Gradient) -> tuple[Any, ...]:
     call, dy, dtotal, _ = gradient
     memory, kind = call.library.memory, kind_of(call.x.dtype)
     dx = empty_like(memory, call.x, call.x.nbytes)
-    layout = lay_out(call, memory, (dy, dx, dtotal), kind.itemsize, False, columns=False)
+    layout = lay_out(call, kind.itemsize, dy, dx, dtotal)
     return dx, *run(gradient, dx, layout, None, pull_row)
 
 
@@ -122,8 +122,7 @@ def _parameter(
     if parameter is None:
         return None, 0, None
     held: Array = x[(0,) * x.ndim] if isinstance(parameter, float) else parameter
-    if not memory.is_contiguous(held):
-        held = memory.contiguous(held)
+    held = packed(memory, held)
     gradient = memory.empty_like(held) if wanted else None
     return held if held.ndim else None, kind_of(held.dtype).code, gradient  # a scale goes as a number
 
