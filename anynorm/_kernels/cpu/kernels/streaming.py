@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
-from anynorm._kernels.cpu.language.arithmetic import where
+from anynorm._kernels.cpu.language.arithmetic import is_false, where
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, Address, Dtype, Lanes
 from anynorm._kernels.cpu.language.flow import loop, when
 from anynorm._kernels.cpu.language.memory import (
@@ -85,7 +85,7 @@ def _begin(task: TaskValues, y: int, first: Callable[[], Lanes]) -> int:
     """Write the beginning of a row, up to a line; return how many elements that is."""
     open_line, within = task.scratch.open_line, y % CACHE_LINE_NBYTES
     follows = integer(open_line + _END) == y
-    for _ in when(where(follows, False, True)):
+    for _ in when(is_false(follows)):
         flush(task)
     for _ in when(within != 0):
         store(where(follows, _buffer(open_line) + within, y), task.dtype, first())
