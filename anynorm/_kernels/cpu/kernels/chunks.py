@@ -34,7 +34,7 @@ def parts_of(count: int, lanes: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def elements_of(task: TaskValues, chunk: Arrays, count: int, dtype: Dtype, fill: Lanes) -> Iterator[Lanes]:
-    """The elements of a chunk in a dtype; with what is left behind whole lanes, ``fill`` in the other ones."""
+    """The elements of a chunk in a dtype, lanes at a time; in the last lanes what is left, and beside it ``fill``."""
     for i in loop(0, count - task.lanes + 1, task.lanes):
         yield read(task, chunk, i, dtype)
     for _ in loop(0, count % task.lanes, task.lanes):

@@ -108,7 +108,7 @@ def _differentiate_group(
 def _differentiate_block(
     task: TaskValues, group: Group, sums: int, refused: int, first: int, last: int, left: int, given: bool
 ) -> None:
-    """The derivative at the rows of a block, and its sums; ``left`` is memory for rows that float32 does not hold."""
+    """The derivative at the rows of a block, and its sums; in ``left`` rows are noted that float32 does not hold."""
     for i in loop(0, where(sums == 0, 0, task.features * 16), 8):
         store_real(sums + i, 0.0)
     at_once = larger(1, smaller(_MOST_ROWS, _MOST_NBYTES // (2 * task.features * task.itemsize)))
@@ -131,11 +131,11 @@ def differentiate_rows(variant: Variant, address: int, first: int, last: int) ->
     """Find the derivative at blocks of rows, first to last; return the last.
 
     Block -1 is the widening of the weight, which comes before all others, and the one behind all rows the adding up of
-    the gradients of the parameters, which comes last. Gradients that are not wanted are at 0. In ``work`` there is room
-    for float64 numbers: the weights, with as much again for float32; for each block, where a parameter's gradient is
+    the gradients of the parameters, which comes last. Gradients that are not wanted are at 0. ``work`` holds float64
+    numbers: the weights, and as much memory again for them in float32; for each block, where a parameter's gradient is
     wanted, the sums of dy * x_hat and of dy for each feature; and where x is float64, for each block how many rows are
-    left to the definition, and which. ``numbers`` is for given moments: for each row what step 2 has made of them, as
-    in given.py; of FINISHED float64 numbers the first two become the sums of g and of g * x_hat.
+    left to the definition, and which. ``numbers`` holds what step 2 has made of given moments, FINISHED float64 numbers
+    a row as in given.py; the first two become the sums of g and of g * x_hat.
     """
     task = load_task(address, variant, has_dy=True)
     rows, block, work = (word(address, name) for name in ("rows", "block_rows", "work"))

@@ -174,7 +174,7 @@ def prepare_row(task: TaskValues, group: Group, row: int, offset: int, to: int, 
         left = energy - gradients * middle - 2.0 * along * across
         far = is_far(sums, squares, sums / count)
         safe = _lies_within(squares, _RANGE32) & _lies_within(energy, _RANGE32) & _lies_within(factor, _FACTORS32)
-        return safe & (left > _LEFT * energy) & where(far, False, True)
+        return where(far, False, safe & (left > _LEFT * energy))
     if task.dtype is not FLOAT64:
         return True
     safe = cell(_lies_within(squares, _RANGE64) & _lies_within(factor, _RANGE64))

@@ -14,7 +14,7 @@ from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, numbers
 from anynorm._kernels.cpu.kernels.streaming import map_chunk, writing
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task
-from anynorm._kernels.cpu.language.arithmetic import fma, larger, magnitude, number, root, splat, where
+from anynorm._kernels.cpu.language.arithmetic import fma, is_false, larger, magnitude, number, root, splat, where
 from anynorm._kernels.cpu.language.dtypes import CHUNK, FINISHED, FLOAT64, LAYER, SCALE, Lanes, Number
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import load, peek, real, store_real
@@ -219,7 +219,7 @@ def normalize_all(task: TaskValues, first: int, last: int, given: bool = False) 
         following[...] = last
         with writing(task):
             for row in loop(first, last, 1, ended):
-                for _ in when(where(_normalize_row(task, row, given), False, True)):
+                for _ in when(is_false(_normalize_row(task, row, given))):
                     following[...], ended[...] = row, True
     return following
 

@@ -12,10 +12,9 @@ from anynorm._kernels.cpu.language.dtypes import FLOAT64
 
 
 def apply_rows(variant: Variant, address: int, first: int, last: int) -> int:
-    """Apply the task's numbers, FINISHED of them a row, to rows first to last; return the last.
+    """Apply ``numbers``, FINISHED of them a row, to rows first to last; return the last.
 
-    That is -1 where weights of float64 are extreme. What is narrower is applied in float64, which has room for any
-    factor.
+    That is -1 where weights of float64 are extreme. Narrower rows are applied in float64, which holds any factor.
     """
     task = load_task(address, variant)._replace(direct=False, fetching=True)
     normalize_all = (float64 if task.dtype is FLOAT64 else rows).normalize_all

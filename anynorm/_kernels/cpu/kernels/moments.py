@@ -16,7 +16,7 @@ from anynorm._kernels.cpu.language.memory import real, store_real
 
 
 def reduce_rows(variant: Variant, address: int, first: int, last: int) -> int:
-    """Reduce rows first to last; return the last. The task's numbers have room for REDUCED of them a row."""
+    """Reduce rows first to last; return the last. ``numbers`` becomes REDUCED of them a row."""
     task = load_task(address, variant)
     for row in loop(first, last, 1):
         to = numbers_address(task, row, REDUCED)

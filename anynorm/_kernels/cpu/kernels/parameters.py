@@ -54,7 +54,7 @@ def narrow_chunk(code: int, source: int, count: int, target: int) -> None:
 
 
 def are_weights_safe(task: TaskValues) -> bool:
-    """Whether products with the weights keep their range in float32; float64 has room for those of narrower rows."""
+    """Whether products with the weights keep their range in float32; in float64 those with narrower rows do."""
     safe = cell(True)
     if task.compute_dtype is FLOAT64:
         return safe

@@ -23,7 +23,7 @@ from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, numbers
 from anynorm._kernels.cpu.kernels.streaming import writing
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task
-from anynorm._kernels.cpu.language.arithmetic import larger, magnitude, smaller, where
+from anynorm._kernels.cpu.language.arithmetic import is_false, larger, magnitude, smaller, where
 from anynorm._kernels.cpu.language.dtypes import CHUNK, FINISHED, FLOAT32, FLOAT64, GROUP, Number
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import peek, real, store_real
@@ -56,7 +56,7 @@ class _Row:
         return sums, squares
 
     def moved(self, shift: Number, to: Number, is_far: bool) -> tuple[Number, bool]:
-        return rounded(self.task, to), where(is_far, False, True)  # the shift is not used again unless it is far
+        return rounded(self.task, to), is_false(is_far)  # the shift is not used again unless it is far
 
 
 # In what follows ``offset`` is how far in scratch the numbers of a row lie from those of the first row of its group.
@@ -92,7 +92,7 @@ def count_safe(task: TaskValues, first: int, count: int) -> int:
             safe_row = cell(near_one & (squares > 2.0**-80) & (squares < 2.0**100))
             for _ in when(squares == 0.0):
                 safe_row[...] = _flatten(task, first + k, 8 * k)
-        ended[...] = where(safe_row, False, True)
+        ended[...] = is_false(safe_row)
         safe[...] = where(safe_row, k + 1, safe)
     return safe
 

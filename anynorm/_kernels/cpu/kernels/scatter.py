@@ -68,7 +68,7 @@ def row_address(task: TaskValues, which: int, row: int) -> Address:
 
 
 def row_of(task: TaskValues, row: int) -> Arrays:
-    """The addresses of a row in all arrays."""
+    """The addresses of a row, in all arrays."""
     return Arrays(*(row_address(task, which, row) for which in (X, RESIDUAL, Y, TOTAL)))
 
 
@@ -103,9 +103,9 @@ def _copy(task: TaskValues, which: int, row: int, start: int, count: int, gather
 
 
 def gather(task: TaskValues, row: Arrays, start: int, count: int, read: tuple[int, ...] = (X, RESIDUAL)) -> Arrays:
-    """A chunk of a row, whose elements lie one after the other: in the row, or in buffers.
+    """A chunk of a row in all arrays, where its elements lie one after the other: in the row, or in buffers.
 
-    Into those the arrays that are ``read`` are copied. What is written to the others goes back with `scatter`.
+    Arrays that are ``read`` are copied into those. What is written to the others goes back with `scatter`.
     """
     copied = is_gathered(task)
     for which in read:

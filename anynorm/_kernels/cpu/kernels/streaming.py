@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
-from anynorm._kernels.cpu.language.arithmetic import where
+from anynorm._kernels.cpu.language.arithmetic import is_false, where
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, Address, Dtype, Lanes
 from anynorm._kernels.cpu.language.flow import loop, when
 from anynorm._kernels.cpu.language.memory import (
@@ -39,7 +39,7 @@ def further(address: Address, nbytes: int) -> Address:
 
 
 def read(task: TaskValues, chunk: Arrays, i: int, compute_dtype: Dtype) -> Lanes:
-    """Elements of a chunk from the i-th on, with those of the residual added."""
+    """Elements of a chunk from the i-th on, with the residual's added to them."""
     offset = i * task.itemsize
     return load(chunk.x + offset, task.dtype, compute_dtype, residual=further(chunk.residual, offset))
 
@@ -85,7 +85,7 @@ def _begin(task: TaskValues, y: int, first: Callable[[], Lanes]) -> int:
     """Write the beginning of a row, up to a line; return how many elements that is."""
     open_line, within = task.scratch.open_line, y % CACHE_LINE_NBYTES
     follows = integer(open_line + _END) == y
-    for _ in when(where(follows, False, True)):
+    for _ in when(is_false(follows)):
         flush(task)
     for _ in when(within != 0):
         store(where(follows, _buffer(open_line) + within, y), task.dtype, first())
@@ -107,7 +107,7 @@ def _end(task: TaskValues, y: int, count: int, last: Callable[[], Lanes]) -> Non
 
 @contextmanager
 def writing(task: TaskValues) -> Iterator[None]:
-    """What encloses the code that writes rows: no line is open before it, and none after it."""
+    """Encloses the code that writes rows: no line is open before it, and none after it."""
     store_integer(task.scratch.open_line + _END, 0)
     store_integer(task.scratch.open_line + _WHICH, 0)
     yield

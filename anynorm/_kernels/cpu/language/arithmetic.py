@@ -6,7 +6,7 @@ all of them, and so does a float64 beside lanes of float64.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, INTERPRETED, Lanes, Number
 
@@ -17,6 +17,11 @@ else:
 
 as_lanes, fma, magnitude, number = words.as_lanes, words.fma, words.magnitude, words.number
 part, root, splat, split, where = words.part, words.root, words.splat, words.split, words.where
+
+
+def is_false(condition: Any) -> Any:
+    """Whether a condition does not hold."""
+    return where(condition, False, True)
 
 
 def smaller(a: int, b: int) -> int:

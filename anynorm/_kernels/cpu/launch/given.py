@@ -109,7 +109,7 @@ def run(call: Call) -> Array:
 
 
 def apply_numbers(call: Call, numbers: Array) -> Array | None:
-    """Apply numbers to each row, as apply.py does; None where the weights are such that it cannot."""
+    """Apply numbers to each row, as the kernel does; None where the weights are such that it cannot."""
     memory, kind = call.library.memory, kind_of(call.x.dtype)
     y = empty_like(memory, call.x, call.x.nbytes) if call.out is None else call.out[0]
     # In place by address: another object may be the same memory.
