@@ -1,80 +1,90 @@
-"""What a call costs before the arithmetic: importing anynorm, and one row of 768 float32 numbers in NumPy.
+"""What a small call costs: one row of 768 numbers in NumPy, in each way that a small call is made.
 
-    python benchmarks/calls.py
+    python -m benchmarks.calls -o benchmarks/results/calls.json
 
-Each pair of rivals runs interleaved in one process; figures are medians, and ratios are medians of ratios.
+All calls are interleaved in one process; figures are medians of blocks of 200 calls. Against torch, in processes of
+their own: `python -m benchmarks.cpu --only "one row"` and `--only module`.
 """
 
 import argparse
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 import anynorm
+from anynorm._bench import runner
 from anynorm._bench.cases import Case
+from anynorm._bench.machine import describe
 from anynorm._bench.rivals import numpy_expression
-from anynorm._check import check
-from anynorm._choose import choose
-from anynorm._definition.norms import LAYER_NORM
+from benchmarks.output import add_output
+from benchmarks.table import print_table
+
+Call = Callable[[], Any]
+FEATURES = 768
 
 
-def microseconds(call: Callable[[], Any], times: int = 200) -> float:
+def calls() -> dict[str, Call]:
+    """Each call, by name; all but the first two are checked against the same formula."""
+    made = np.random.default_rng(0)
+    x, residual = made.standard_normal((2, 1, FEATURES)).astype(np.float32)
+    weight, bias = made.standard_normal((2, FEATURES)).astype(np.float32)
+    wide, column = x.astype(np.float64), np.ascontiguousarray(x.T)
+    wide_weight, out = weight.astype(np.float64), np.empty_like(x)
+    layer, scale = anynorm.LayerNorm(FEATURES, xp=np), anynorm.ScaleNorm(FEATURES, xp=np)
+    plain = numpy_expression(Case("layer_norm", "float32", x.shape), 1, x, weight, bias)
+    found = {
+        "plain NumPy": plain,
+        "layer_norm": lambda: anynorm.layer_norm(x, weight, bias),
+        "layer_norm, out=": lambda: anynorm.layer_norm(x, weight, bias, out=out),
+        "layer_norm, axis=1": lambda: anynorm.layer_norm(x, weight, bias, axis=1),
+        "layer_norm of a column, axis=0": lambda: anynorm.layer_norm(column, weight, bias, axis=0),
+        "layer_norm, float64": lambda: anynorm.layer_norm(wide, wide_weight, wide_weight),
+        "layer_norm, the weight is the bias": lambda: anynorm.layer_norm(x, weight, weight),
+        "layer_norm, every other number": lambda: anynorm.layer_norm(x[:, ::2]),
+        "add_layer_norm": lambda: anynorm.add_layer_norm(x, residual, weight, bias),
+        "scale_norm": lambda: anynorm.scale_norm(x),
+        "LayerNorm": lambda: layer(x),
+        "ScaleNorm": lambda: scale(x),
+        "an empty call": lambda: None,
+    }
+    for name in ("layer_norm", "layer_norm, out=", "layer_norm, axis=1", "layer_norm of a column, axis=0"):
+        np.testing.assert_allclose(found[name]().reshape(x.shape), plain(), atol=1e-5)
+    return found
+
+
+def microseconds(call: Call, times: int = 200) -> float:
+    """The mean of a block of calls."""
     start = time.perf_counter()
     for _ in range(times):
         call()
     return (time.perf_counter() - start) / times * 1e6
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+def measure(known: Mapping[str, Call], rounds: int) -> dict[str, Any]:
+    """Medians over rounds, in each of which all calls follow each other."""
+    taken: dict[str, list[float]] = {name: [] for name in known}
     for _ in range(rounds):
-        for name, call in calls.items():
+        for name, call in known.items():
             taken[name].append(microseconds(call))
-    return taken
-
-
-def one_row(rounds: int) -> None:
-    x = np.random.default_rng(0).standard_normal((1, 768)).astype(np.float32)
-    weight, bias = np.random.default_rng(1).standard_normal((2, 768)).astype(np.float32)
-    case = Case("layer_norm", "float32", x.shape)
-    plain = numpy_expression(case, 1, x, weight, bias)
-    np.testing.assert_allclose(anynorm.layer_norm(x, weight, bias), plain(), atol=1e-5)
-    taken = interleaved(
-        {
-            "plain NumPy": plain,
-            "anynorm.layer_norm": lambda: anynorm.layer_norm(x, weight, bias),
-            "checks and choice": lambda: choose(check(LAYER_NORM, x, weight, bias, -1, case.eps)),
-            "an empty call": lambda: None,
-        },
-        rounds,
-    )
-    for name, values in taken.items():
-        print(f"{name:20}{statistics.median(values):8.2f} us, least {min(values):.2f}")
-    ratios = [ours / theirs for ours, theirs in zip(taken["anynorm.layer_norm"], taken["plain NumPy"], strict=True)]
-    print(f"anynorm / plain NumPy, median of ratios: {statistics.median(ratios):.2f}")
-
-
-def importing(rounds: int) -> None:
-    code = "import time; start = time.perf_counter(); import {}; print((time.perf_counter() - start) * 1e3)"
-    after_numpy = "import numpy; " + code.format("anynorm")
-    taken = [
-        float(subprocess.run([sys.executable, "-c", after_numpy], capture_output=True, text=True, check=True).stdout)
-        for _ in range(rounds)
-    ]
-    print(f"import anynorm after numpy: median {statistics.median(taken):.1f} ms, least {min(taken):.1f}")
+    return {
+        name: {"microseconds": round(statistics.median(values), 3), "least": round(min(values), 3)}
+        for name, values in taken.items()
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=40)
-    rounds = parser.parse_args().rounds
-    importing(rounds)
-    one_row(rounds * 5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    add_output(parser, "what is measured")
+    arguments = parser.parse_args()
+    results = measure(calls(), arguments.rounds)
+    if arguments.output:
+        runner.write({"machine": describe(), "rounds": arguments.rounds, "calls": results}, arguments.output)
+    rows = [(name, f"{one['microseconds']:.2f}", f"{one['least']:.2f}") for name, one in results.items()]
+    print_table(("call", "us", "least"), rows)
 
 
 if __name__ == "__main__":

@@ -259,6 +259,7 @@ def test_in_place_a_row_that_the_kernel_leaves_is_gone_on_from(norm, dtype):
         assert (y.tobytes(), total.tobytes()) == (sums[0].tobytes(), sums[1].tobytes())
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # JAX, which other tests of a process may have started, warns of it
 def test_after_a_fork():
     x = given()["x"]
     expected = anynorm.rms_norm(x)
