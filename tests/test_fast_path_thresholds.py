@@ -27,12 +27,19 @@ def record():
 @contextmanager
 def every_kernel(record, address):
     """Call what lies at an address in place of each kernel."""
-    before = list(record.kernels)
+    from anynorm._kernels.cpu.fast_path import plans
+
+    before, held = list(record.kernels), [plan for plan, *_ in plans._plans.values()]
+    of_plans = [(plan.kernel, plan.kernel_in_float64) for plan in held]
+    for plan, kernels in zip(held, of_plans, strict=True):
+        plan.kernel, plan.kernel_in_float64 = (address if kernel else 0 for kernel in kernels)
     record.kernels = type(record.kernels)(*[address if kernel else 0 for kernel in before])
     try:
         yield
     finally:
         record.kernels = type(record.kernels)(*before)
+        for plan, kernels in zip(held, of_plans, strict=True):
+            plan.kernel, plan.kernel_in_float64 = kernels
 
 
 @contextmanager
@@ -134,14 +141,101 @@ def test_every_spelling_of_the_last_axis(axis):
     assert anynorm.layer_norm(x, weight, axis=axis).tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("axis", [0, (0, 1), -2, np.int64(0), (0,)], ids=repr)
-def test_another_axis(axis):
-    x = numbers((3, 33), "float32")
-    anynorm.layer_norm(x)
-    assert not goes_short(anynorm.layer_norm, x, axis=axis)
-    with anynorm.use_kernel("definition"):
-        expected = anynorm.layer_norm(x, axis=axis)
-    np.testing.assert_allclose(anynorm.layer_norm(x, axis=axis), expected, rtol=0, atol=2.0**-20)
+OTHERS = [
+    ((7, 3), 0),
+    ((2, 33, 5), 1),
+    ((2, 33, 5), -2),
+    ((3, 4, 40), (1,)),
+    ((9, 300), np.int64(0)),
+    ((5, 1, 9), 0),
+    ((768, 1), 0),
+]
+
+
+@every_dtype
+@pytest.mark.parametrize(("shape", "axis"), OTHERS, ids=str)
+def test_another_axis(shape, axis, dtype, record):
+    """Rows whose elements are scattered, and rows side by side."""
+    x, residual = numbers(shape, dtype), numbers(shape, dtype) * as_dtype(0.5, dtype)
+    features = shape[axis[0] if isinstance(axis, tuple) else axis]
+    weight, y, total = numbers(features, dtype), np.empty_like(x), np.empty_like(x)
+    calls = [
+        (anynorm.layer_norm, (x, weight, weight), {"out": y}),
+        (anynorm.rms_norm, (x, weight), {"out": y, "weight_offset": 1.0}),
+        (anynorm.scale_norm, (x, 3.0), {"out": y}),
+        (anynorm.add_rms_norm, (x, residual, None, weight), {"out": (y, total)}),
+    ]
+    for function, arguments, options in calls:
+        options |= {"axis": axis, "eps": 0.25}
+        with anynorm.use_kernel("cpu"):
+            function(*arguments, **options)
+            expected = y.tobytes() + total.tobytes()
+        y[...] = 0
+        assert goes_short(function, *arguments, **options)
+        assert y.tobytes() + total.tobytes() == expected
+        with tasks(record) as (short, long):
+            assert goes_short(function, *arguments, **options)
+            with anynorm.use_kernel("cpu"):
+                function(*arguments, **options)
+        assert short == long
+        assert len(long) == 1
+
+
+@every_dtype
+def test_another_axis_in_place_with_rows_that_a_kernel_leaves(dtype):
+    largest = {"float16": 6e4, "bfloat16": 3e38, "float32": 3e38, "float64": 1e308}[dtype]
+    for shape in ((33, 9), (33, 300)):
+        x = np.random.default_rng(0).standard_normal(shape)
+        x[:, [2, 5]] *= largest / 8
+        x = as_dtype(x, dtype)
+        with anynorm.use_kernel("cpu"):
+            expected = anynorm.layer_norm(x, axis=0)
+        anynorm.layer_norm(np.ones_like(x), axis=0)
+        held = x.copy()
+        assert anynorm.layer_norm(held, axis=0, out=held) is held
+        assert held.tobytes() == anynorm.layer_norm(x, axis=0).tobytes() == expected.tobytes()
+
+
+def test_a_plan_is_for_one_shape_order_and_dtype():
+    x, weight = numbers((6, 40), "float32"), numbers(6, "float32")
+    anynorm.layer_norm(x, weight, axis=0)
+    assert goes_short(anynorm.layer_norm, x, weight, axis=0)
+    unlike = [x[:, :39].copy(), x[:, ::2], np.asfortranarray(x), x.astype(np.float64), x[None], np.tile(x, (1, 2))]
+    for other in unlike:
+        axis = other.ndim - 2
+        assert not goes_short(anynorm.layer_norm, other, weight, axis=axis)
+        with anynorm.use_kernel("cpu"):
+            expected = anynorm.layer_norm(other, weight, axis=axis)
+        for _ in range(2):
+            assert anynorm.layer_norm(other, weight, axis=axis).tobytes() == expected.tobytes()
+    with pytest.raises(ValueError, match="weight"):
+        anynorm.layer_norm(x, weight[1:], axis=0)
+
+
+def test_as_many_plans_as_there_may_be_and_axes(monkeypatch):
+    from anynorm._kernels.cpu.fast_path import plans
+
+    monkeypatch.setattr(plans, "_plans", {})
+    monkeypatch.setattr(plans, "_MOST_PLANS", 2)
+    for features, is_short in ((2, True), (3, True), (4, False)):
+        x = numbers((features, 5), "float32")
+        anynorm.rms_norm(x, axis=0)
+        assert goes_short(anynorm.rms_norm, x, axis=0) == is_short
+    monkeypatch.setattr(plans, "_plans", {})
+    for ndim, is_short in ((8, True), (9, False)):
+        x = numbers((3,) + (1,) * (ndim - 2) + (2,), "float32")
+        anynorm.rms_norm(x, axis=0)
+        assert goes_short(anynorm.rms_norm, x, axis=0) == is_short
+
+
+def test_several_axes_take_the_long_way():
+    x = numbers((3, 4, 5), "float32")
+    for axis in ((0, 1), (1, 2), (0, 2)):
+        with anynorm.use_kernel("cpu"):
+            expected = anynorm.layer_norm(x, axis=axis)
+        for _ in range(2):
+            assert anynorm.layer_norm(x, axis=axis).tobytes() == expected.tobytes()
+        assert not goes_short(anynorm.layer_norm, x, axis=axis)
 
 
 @pytest.mark.parametrize(
@@ -176,3 +270,22 @@ for _ in range(3):
 print(short_ways._ways)
 """
     assert script(code, ANYNORM_INTERPRET="1") == ["{}"]
+
+
+def test_another_interpreter(monkeypatch):
+    """One that lacks a function, or is none of CPython's, has no fast path."""
+    from anynorm._kernels import short_ways
+    from anynorm._kernels.cpu.fast_path import functions, offers
+
+    monkeypatch.setattr(offers, "_offered", set())
+    monkeypatch.setattr(offers, "_served", set())
+    monkeypatch.setattr(short_ways, "_ways", {})
+    monkeypatch.setattr(functions, "FUNCTIONS", (*functions.FUNCTIONS, "PyNothing_OfThatName"))
+    x = np.ones((2, 3), np.float32)
+    for _ in range(2):
+        assert (anynorm.rms_norm(x, eps=0.0) == 1).all()
+    assert short_ways._ways == {}
+    monkeypatch.setattr(functions, "FUNCTIONS", functions.FUNCTIONS[:-1])
+    assert functions.is_served()
+    monkeypatch.setattr(functions.sys.implementation, "name", "another")
+    assert not functions.is_served()

@@ -287,13 +287,15 @@ def test_modules_whose_weight_was_replaced():
                 norm(torch.ones(2, features))
 
 
-@pytest.mark.parametrize("other", ["no attribute", "another version", "no function"])
+@pytest.mark.parametrize("other", ["no attribute", "no capsule", "another version", "no function"])
 def test_without_the_exchange_interface(other, monkeypatch):
     """Then tensors take the long way."""
     from anynorm._kernels.cpu.fast_path import functions
 
     if other == "no attribute":
         monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__", raising=False)
+    elif other == "no capsule":
+        monkeypatch.setattr(torch.Tensor, "__dlpack_c_exchange_api__", 3, raising=False)
     else:
         exchange = functions._Exchange(2, 0, None, None, None, None, 1, None)
         if other == "no function":

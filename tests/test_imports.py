@@ -154,8 +154,10 @@ ORDER = [
     "_kernels.cpu.launch.norm", "_kernels.cpu.launch.extreme", "_kernels.cpu.beforehand", "_kernels.cpu",
     "_kernels.cpu.fast_path.offers",
     "_kernels.cpu.fast_path.arrays", "_kernels.cpu.fast_path.tensors", "_kernels.cpu.fast_path.functions",
-    "_kernels.cpu.fast_path.program", "_kernels.cpu.fast_path.views", "_kernels.cpu.fast_path.words",
-    "_kernels.cpu.fast_path.record", "_kernels.cpu.threads.crew", "_kernels.cpu.threads.functions",
+    "_kernels.cpu.fast_path.program",
+    "_kernels.cpu.fast_path.arguments", "_kernels.cpu.fast_path.views", "_kernels.cpu.fast_path.words",
+    "_kernels.cpu.fast_path.record", "_kernels.cpu.fast_path.plans",
+    "_kernels.cpu.threads.crew", "_kernels.cpu.threads.functions",
     "_kernels.cpu.threads.program", "_kernels.cpu.threads.memory",
     "_kernels.cpu.launch.layout", "_kernels.cpu.launch.machine", "_kernels.cpu.compiler.entries",
     "_kernels.cpu.compiler.machine_code", "_kernels.cpu.compiler.waiting",
@@ -187,7 +189,7 @@ ORDER = [
 COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
-        "fast_path.program", "fast_path.views", "fast_path.words",
+        "fast_path.program", "fast_path.arguments", "fast_path.views", "fast_path.words",
         "kernels.given", "kernels.moments", "kernels.derivative",
         "kernels.derivative_steps", "kernels.columns", "kernels.float64", "kernels.rows", "kernels.reduce",
         "kernels.parameters", "kernels.factors", "kernels.chunks", "kernels.scatter", "kernels.streaming",

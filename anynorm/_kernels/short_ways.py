@@ -13,7 +13,7 @@ import numpy
 
 from anynorm._forced import is_forced
 
-# rule, x, residual, weight, bias, eps, weight_offset, out; over the last axis.
+# rule, x, residual, weight, bias, axis, eps, weight_offset, out; the last axis is always -1.
 Way = Callable[..., Any]
 
 _ways: dict[type, tuple[Way, ...]] = {}
@@ -47,18 +47,23 @@ def try_short_ways(
     For one row of 768 it takes a tenth of the time of check, choose and run.
     """
     for way in _ways.get(type(x), ()):
-        if is_forced() or not ((type(axis) is int and axis == -1) or _is_last(axis, x)):
+        if is_forced():
             return None
-        result = way(rule, x, residual, weight, bias, eps, weight_offset, out)
+        one = -1 if type(axis) is int and axis == -1 else _as_one(axis, x)
+        if one is None:
+            return None
+        result = way(rule, x, residual, weight, bias, one, eps, weight_offset, out)
         if result is not None:
             return result
     return None
 
 
-def _is_last(axis: Any, x: Any) -> bool:
-    """Whether an axis is the last one of x, however it is written."""
+def _as_one(axis: Any, x: Any) -> int | None:
+    """One axis, however it is written; None for several, and for what is none."""
     if type(axis) in (tuple, list) and len(axis) == 1:
         (axis,) = axis
     if isinstance(axis, numpy.integer):
         axis = int(axis)
-    return type(axis) is int and axis in (-1, x.ndim - 1)
+    if type(axis) is not int:
+        return None
+    return -1 if axis == x.ndim - 1 else axis

@@ -158,12 +158,13 @@ def _run_by(
         residual: Array | None,
         weight: Any,
         bias: Array | None,
+        axis: int,
         eps: float,
         offset: float,
         out: Array | None,
     ) -> Array | None:
         """Normalize x as a call of the same kind was; None where there was none."""
-        if residual is not None:
+        if residual is not None or axis != -1:
             return None
         asked = ask(rule.name, x, weight, bias, eps, offset, out)
         if asked is None:

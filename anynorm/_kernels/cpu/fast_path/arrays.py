@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anynorm._check import Call, check
+from anynorm._kernels.cpu.fast_path.plans import find
 from anynorm._kernels.short_ways import Way
 
 Array = Any
@@ -20,21 +21,25 @@ def way_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, int], A
         residual: Array | None,
         weight: Any,
         bias: Array | None,
+        axis: int,
         eps: float,
         offset: float,
         out: Any,
     ) -> Any:
+        plan = 0 if axis == -1 else find(rule, x, residual, axis)
+        if plan is None:
+            return None
         if residual is None:
-            found = normalize(rule, x, None, out, None, weight, bias, eps, offset)
+            found = normalize(rule, x, None, out, None, weight, bias, eps, offset, plan)
         elif out is None:
-            found = normalize(rule, x, residual, None, None, weight, bias, eps, offset)
+            found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, plan)
         elif type(out) is tuple and len(out) == 2 and out[0] is not None:
-            found = normalize(rule, x, residual, *out, weight, bias, eps, offset)
+            found = normalize(rule, x, residual, *out, weight, bias, eps, offset, plan)
         else:
             return None
         if type(found) is not int:
             return found
-        call = check(rule, x, weight, bias, -1, eps, weight_offset=offset, residual=residual, out=out)
+        call = check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual, out=out)
         return resume(call, found)
 
     return way

@@ -89,24 +89,23 @@ def record() -> Record:
 
 
 @cache
-def normalize_arrays() -> Normalize | None:
-    """The function of the program for NumPy arrays; None where the fast path cannot be."""
-    return _builtin("array") if _is_served() else None
+def normalize_arrays() -> Normalize:
+    """The function of the program for NumPy arrays."""
+    return _builtin("array")
 
 
 @cache
 def normalize_tensors() -> Normalize | None:
-    """The same for torch tensors; None too where torch does not tell by DLPack what a tensor is."""
+    """The same for torch tensors; None where torch does not tell by DLPack what a tensor is."""
     import torch
 
-    if not (_is_served() and write_torch(torch)):
-        return None
-    return _builtin("tensor")
+    return _builtin("tensor") if write_torch(torch) else None
 
 
-def _is_served() -> bool:
-    """Whether the interpreter is CPython, on a machine of 64 bits."""
-    return sys.implementation.name == "cpython" and sys.maxsize > 1 << 32
+def is_served() -> bool:
+    """Whether this is CPython on a machine of 64 bits, with all the functions that the program calls."""
+    is_cpython = sys.implementation.name == "cpython" and sys.maxsize > 1 << 32
+    return is_cpython and all(hasattr(ctypes.pythonapi, name) for name in FUNCTIONS)
 
 
 def write_torch(torch: Any) -> bool:
@@ -117,7 +116,10 @@ def write_torch(torch: Any) -> bool:
     capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     if capsule is None:
         return False
-    exchange = _Exchange.from_address(_pointer_in(capsule, b"dlpack_exchange_api"))
+    try:
+        exchange = _Exchange.from_address(_pointer_in(capsule, b"dlpack_exchange_api"))
+    except ValueError:  # no capsule, or one of another name
+        return False
     if exchange.major != 1 or not exchange.look_at_tensor:
         return False
     _held.append(capsule)
@@ -129,9 +131,8 @@ def write_torch(torch: Any) -> bool:
 
 
 def _pointer_in(capsule: Any, name: bytes) -> int:
-    get = ctypes.pythonapi.PyCapsule_GetPointer
-    get.restype, get.argtypes = ctypes.c_int64, (ctypes.py_object, ctypes.c_char_p)
-    return int(get(capsule, name))
+    kind = ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.py_object, ctypes.c_char_p)
+    return int(kind(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, name))
 
 
 def _builtin(kind: str) -> Normalize:
@@ -143,7 +144,6 @@ def _builtin(kind: str) -> Normalize:
     begin = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)
     begin(0, ctypes.addressof(record()), BEGIN)
     _methods.append(_Method(name.encode(), address, _METH_FASTCALL, None))
-    new = ctypes.pythonapi.PyCFunction_NewEx
-    new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-    made: Normalize = new(ctypes.addressof(_methods[-1]), None, None)
+    make_builtin = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    made: Normalize = make_builtin(("PyCFunction_NewEx", ctypes.pythonapi))(ctypes.addressof(_methods[-1]), None, None)
     return made

@@ -11,10 +11,12 @@ from anynorm._check import Call
 from anynorm._forks import unforked
 from anynorm._kernels import short_ways
 from anynorm._kernels.cpu.fast_path.arrays import way_of_arrays
+from anynorm._kernels.cpu.fast_path.plans import keep
 from anynorm._kernels.cpu.fast_path.record import place_of
 from anynorm._kernels.cpu.fast_path.tensors import way_of_tensors
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import CODES
+from anynorm._kernels.cpu.launch.layout import Layout
 from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
 from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES
 
@@ -22,24 +24,40 @@ _offered: set[tuple[str, Variant]] = set()
 _served: set[str] = set()  # libraries
 
 
-def offer(call: Call, variant: Variant, address: int, resume: Callable[[Call, int], Any]) -> None:
-    """Let small calls of this kind go to the kernel at an address from now on; 0 where it is interpreted."""
+def offer(
+    call: Call,
+    variant: Variant,
+    address: int,
+    layout: Layout | None,
+    layout_address: int,
+    resume: Callable[[Call, int], Any],
+) -> None:
+    """Let small calls like this one go to the kernel at an address from now on; 0 where it is interpreted.
+
+    All its arrays are in C order.
+    """
     library = call.library.name
-    if (library, variant) in _offered or not address:
+    if not address:
+        return
+    if layout is not None:
+        keep(call, variant, address, layout, layout_address)
+    if (library, variant) in _offered:
         return
     with unforked:
         from anynorm._kernels.cpu.fast_path import functions
 
+        _offered.add((library, variant))
+        if not functions.is_served():
+            return
         record = functions.record()
         # Larger arrays are shared among threads, or stored past the caches.
         record.most_nbytes = min(LEAST_SHARED_NBYTES, -(-last_cache_nbytes() // 4)) - 1
-        record.kernels[place_of(variant)] = address
+        if layout is None:
+            record.kernels[place_of(variant)] = address
         if library == "numpy" and variant.code == CODES["bfloat16"]:
             functions.write("bfloat16", numpy.dtype(call.x.dtype.type))
         if library == "numpy" and library not in _served:
-            normalize = functions.normalize_arrays()
-            if normalize is not None:
-                short_ways.add(numpy.ndarray, way_of_arrays(normalize, resume))
+            short_ways.add(numpy.ndarray, way_of_arrays(functions.normalize_arrays(), resume))
         elif library not in _served:
             import torch
 
@@ -47,4 +65,3 @@ def offer(call: Call, variant: Variant, address: int, resume: Callable[[Call, in
             if normalize is not None:
                 short_ways.add(torch.Tensor, way_of_tensors(torch, normalize))
         _served.add(library)
-        _offered.add((library, variant))

@@ -11,7 +11,8 @@ _WORD = ctypes.c_int64
 # All are public: of the stable ABI, which Py_buffer belongs to since Python 3.11, or documented beside it.
 FUNCTIONS = (
     "PyObject_GetBuffer", "PyBuffer_Release", "PyObject_Type", "PyObject_GetAttr", "PyObject_CallOneArg",
-    "PyFloat_AsDouble", "PyLong_FromLongLong", "PyTuple_New", "PyTuple_SetItem", "Py_IncRef", "Py_DecRef",
+    "PyFloat_AsDouble", "PyLong_AsLongLong",
+    "PyLong_FromLongLong", "PyTuple_New", "PyTuple_SetItem", "Py_IncRef", "Py_DecRef",
     "PyErr_Clear", "PyEval_SaveThread", "PyEval_RestoreThread",
 )  # fmt: skip
 OBJECTS = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from anynorm._kernels.cpu.fast_path.plans import find
 from anynorm._kernels.short_ways import Way
 from anynorm._profiled import profiler_of
 from anynorm._torch.state import forward_level, modes_question, tracing_question, transforms_question
@@ -34,6 +35,7 @@ def way_of_tensors(torch: Any, normalize: Callable[..., Any]) -> Way:
         residual: Array | None,
         weight: Any,
         bias: Array | None,
+        axis: int,
         eps: float,
         offset: float,
         out: Any,
@@ -44,7 +46,10 @@ def way_of_tensors(torch: Any, normalize: Callable[..., Any]) -> Way:
             return None
         if out is not None or profiler._is_profiler_enabled:  # the long way sees to the name
             return None
-        found = normalize(rule, x, residual, None, None, weight, bias, eps, offset)
+        plan = 0 if axis == -1 else find(rule, x, residual, axis)
+        if plan is None:
+            return None
+        found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, plan)
         if found is None or x.is_neg():
             return None
         # All are known to be tensors by now. One that is negated holds other numbers than it shows.

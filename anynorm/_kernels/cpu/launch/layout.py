@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy
@@ -99,6 +100,22 @@ def plan(
 
     Rows are taken side by side only if that is allowed, and not of float64: there is no kernel for that.
     """
+    to_line = -y_address % CACHE_LINE_NBYTES if streaming else 0
+    return _planned(tuple(shape), tuple(strides), tuple(axes), itemsize, to_line, streaming, columns)
+
+
+# To plan takes several times as long as the kernel does for 768 numbers.
+@lru_cache(256)
+def _planned(
+    shape: tuple[int, ...],
+    strides: tuple[Strides, ...],
+    axes: tuple[int, ...],
+    itemsize: int,
+    to_line: int,
+    streaming: bool,
+    columns: bool,
+) -> Layout:
+    """``to_line`` is how many bytes behind the beginning of y a cache line begins."""
     free = [Axis(shape[i], strides[i]) for i in range(len(shape)) if i not in axes and shape[i] > 1]
     normalized = [Axis(shape[i], strides[i]) for i in axes if shape[i] > 1]
     # Rows may be taken in any order: that of memory, the axis with the smallest strides last.
@@ -116,7 +133,7 @@ def plan(
     streaming &= all(axis.strides[_Y] % CACHE_LINE_NBYTES == 0 for axis in (*free[:-1], *normalized))
     block = _BLOCK_NBYTES // (normalized[0].length * itemsize) // lanes * lanes
     block = max(lanes, min(WIDEST_BLOCK, block))
-    head = -y_address % CACHE_LINE_NBYTES // itemsize if streaming else 0
+    head = to_line // itemsize
     # None is narrower than lanes: what is left over goes to the last one.
     blocks = 1 + max(0, neighbours - head - lanes) // block
     units = rows // neighbours * blocks
@@ -134,4 +151,6 @@ def _numbers(scattered: bool, free: list[Axis], normalized: list[Axis]) -> numpy
         numbers += [axis.length for axis in axes]
         for which in range(4):
             numbers += [axis.strides[which] for axis in axes]
-    return numpy.asarray(numbers, dtype=numpy.int64)
+    found = numpy.asarray(numbers, dtype=numpy.int64)
+    found.flags.writeable = False  # calls share it
+    return found

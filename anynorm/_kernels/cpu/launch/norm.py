@@ -107,8 +107,9 @@ def _run_from(call: Call, first: int) -> Any:
     else:
         compiled = kernel(name, variant)
         launch(compiled, task, units, rows, nbytes, resume, keepalive)
-        if layout is None and 4 * nbytes < last_cache_nbytes() and nbytes < LEAST_SHARED_NBYTES:
-            offer(call, variant, compiled.address, _run_from)
+        used = (x, y) if residual is None else (x, residual, y, total)
+        if 4 * nbytes < last_cache_nbytes() and nbytes < LEAST_SHARED_NBYTES and all(map(memory.is_contiguous, used)):
+            offer(call, variant, compiled.address, layout, task.layout, _run_from)
     if call.out is not None:
         for one in call.out:
             memory.written(one)
