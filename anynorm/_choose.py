@@ -277,7 +277,7 @@ def kernel_named(name: Any, argument: str = "name") -> Kernel:
 
 def _require(name: str, refusal: Callable[[Kernel], str | None]) -> Kernel:
     kernel = kernel_named(name, "the environment variable ANYNORM_KERNEL")  # the names that were passed are known
-    reason = kernel.missing() or refusal(kernel)
+    reason = refusal(kernel) or kernel.missing()
     if reason is not None:
         raise RuntimeError(f"kernel {name} was asked for and refuses this call: {reason}")
     return kernel

@@ -94,7 +94,7 @@ def explain(
     )  # fmt: skip
     refused = {}
     for kernel in KERNELS:
-        reason = kernel.missing() or kernel.refuses(call)
+        reason = kernel.refuses(call) or kernel.missing()  # no package helps a call that it would not take
         if reason is not None:
             refused[kernel.name] = reason
     return Explanation(choose(call).name, refused)

@@ -6,6 +6,7 @@ import torch
 
 import anynorm
 from anynorm._kernels import cuda
+from tests import strict_cupy
 from tests.emulated import normalize
 
 X = np.ones((2, 4), np.float32)
@@ -24,7 +25,12 @@ def test_arrays_elsewhere_are_refused(monkeypatch):
 
 def test_what_is_missing_is_said(monkeypatch):
     monkeypatch.setattr(cuda, "_MISSING", cuda._ADVICE)
-    assert "pip install cuda-bindings" in anynorm.explain(X).refused["cuda"]
+    with strict_cupy.installed() as cupy:
+        assert anynorm.explain(cupy.asarray(X)).refused["cuda"] == cuda._ADVICE
+    # No package helps an array that lies elsewhere.
+    assert "an array of numpy" in anynorm.explain(X).refused["cuda"]
+    with anynorm.use_kernel("cuda"), pytest.raises(RuntimeError, match="an array of numpy"):
+        anynorm.layer_norm(X)
 
 
 def test_layouts_that_are_no_rows_are_said_to_be_so():

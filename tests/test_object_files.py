@@ -107,6 +107,13 @@ def test_a_folder_that_others_can_write_is_not_used(file, place):
 
 
 @needs_owners
+def test_a_new_folder_in_one_that_others_can_write(place):
+    place.parent.chmod(0o777)
+    assert object_files.write("rows", CODE) is None
+    assert object_files.read("rows") == CODE
+
+
+@needs_owners
 def test_whose_a_file_is(monkeypatch):
     def distrusted(uid, mode):
         return object_files.distrusted(Path("x"), types.SimpleNamespace(st_uid=uid, st_mode=mode))

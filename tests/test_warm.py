@@ -178,6 +178,15 @@ def test_what_cannot_be_written(few, tmp_path, capsys, monkeypatch):
     assert file.read_text() == "precious"
 
 
+def test_a_folder_that_can_only_be_read(few, tmp_path, capsys, monkeypatch):
+    said(capsys, "--to", tmp_path)
+    monkeypatch.setattr(object_files, "unwritable", lambda place: f"{place} cannot be written to")
+    assert said(capsys, "--to", tmp_path).startswith("nothing to compile: 2 kernels for this processor are there, ")
+    next(tmp_path.iterdir()).unlink()
+    message = f"compiled kernels cannot be kept: {tmp_path} cannot be written to"
+    assert_one_line(refused(capsys, "--to", tmp_path), message)
+
+
 @posix
 def test_a_folder_that_others_can_write(few, tmp_path, capsys):
     tmp_path.chmod(0o775)

@@ -31,6 +31,7 @@ def run(parsed: argparse.Namespace) -> int:
     lacking = [one for one in wanted if not kept_nbytes(one, place)]
     started = time.perf_counter()
     if lacking:
+        _open(place, parsed.to)
         with progress("compiling", lambda: len(lacking), parsed.quiet, of_bytes=False) as advance:
             for reason in _compile(lacking, place):
                 if reason is not None:
@@ -47,7 +48,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _place(given: Path | None) -> Path:
-    """The folder, which is there and can be written to; ValueError with a reason where that cannot be."""
+    """The folder, which need not be there yet; ValueError where nothing can be compiled, or none is named."""
     if INTERPRETED:
         raise ValueError("nothing is compiled while ANYNORM_INTERPRET is set; unset it")
     if not cpu.has_compiler():
@@ -55,14 +56,18 @@ def _place(given: Path | None) -> Path:
     found = object_files.folder() if given is None else given.expanduser().absolute()
     if found is None:
         raise ValueError("there is no home folder to keep compiled kernels in; name a folder with --to")
-    reason = object_files.unwritable(found)
+    return found
+
+
+def _open(place: Path, given: Path | None) -> None:
+    """Make the folder where it is not there; ValueError with a reason where it cannot be written to."""
+    reason = object_files.unwritable(place)
     if reason is not None:
         raise ValueError(f"compiled kernels cannot be kept: {reason}")
     if given is not None:
-        for one in [one for one in (found, *found.parents) if not one.exists()][::-1]:
+        for one in [one for one in (place, *place.parents) if not one.exists()][::-1]:
             one.mkdir()
             one.chmod(_OPEN)  # whatever the umask is
-    return found
 
 
 def _compile(wanted: list[Compilable], place: Path) -> Iterator[str | None]:

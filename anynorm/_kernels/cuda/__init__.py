@@ -33,7 +33,7 @@ def refuses(call: Call) -> str | None:
         return "it forms statistics of its own, and these are given"
     if 0 in call.x.shape:
         return "x is empty"
-    return _refuses_layout(call) or _refuses_device(call)
+    return _refuses_layout(call) or missing() or _refuses_device(call)
 
 
 def refuses_vjp(gradient: Gradient) -> str | None:

@@ -28,7 +28,7 @@ def load(name: str, write: Callable[[], Any]) -> int:
         started = time.perf_counter()
         code = compile_module(str(write()))
         seconds = time.perf_counter() - started
-        note_compiled(name, seconds, object_files.write(_file(name), code))
+        note_compiled(seconds, object_files.write(_file(name), code))
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
