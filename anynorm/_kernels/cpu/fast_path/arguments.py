@@ -25,17 +25,12 @@ def number_of(known: Fields, thing: Any, require: Require) -> Any:
     return number
 
 
-def see_parameter(
-    known: Fields, look: Look, view: View, parameter: Any, code: Any, features: Any, require: Require
-) -> None:
-    """One number for each feature, or None, which is as one of the dtype of that code."""
-    for is_given in cases(parameter != known.none):
-        if is_given:
-            look(known, view, parameter, require)
-            require(view.ndim == 1)
-            require(view.length(0) == features)
-        else:
-            view.leave_out(code)
+def see_parameter(known: Fields, look: Look, view: View, parameter: Any, features: Any, require: Require) -> None:
+    """One number for each feature, or None."""
+    for _ in when(parameter != known.none):
+        look(known, view, parameter, require)
+        require(view.ndim == 1)
+        require(view.length(0) == features)
 
 
 def see_weight(
@@ -49,15 +44,14 @@ def see_weight(
     require: Require,
 ) -> Any:
     """A weight, or a scale, which is returned: None, a float, or an array without axes."""
-    view, code, scale = views["weight"], views["x"].code, cell(1.0)
+    view, scale = views["weight"], cell(1.0)
     require((offset == 0.0) | (weight != known.none))
     for has_scale in cases(is_scale & (weight != known.none)):
         if not has_scale:
-            see_parameter(known, look, view, weight, code, features, require)
+            see_parameter(known, look, view, weight, features, require)
             continue
         for is_number in cases(is_of(known, weight, known.float)):
             if is_number:
-                view.leave_out(code)
                 scale[...] = call_for_real(known.PyFloat_AsDouble, weight)
                 continue
             look(known, view, weight, require)

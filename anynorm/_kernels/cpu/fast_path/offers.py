@@ -32,12 +32,14 @@ def offer(
     layout_address: int,
     resume: Callable[[Call, int], Any],
 ) -> None:
-    """Let small calls like this one go to the kernel at an address from now on; 0 where it is interpreted.
+    """Let calls like this one, if it is small, go to the kernel at an address from now on; 0 where it is interpreted.
 
     All its arrays are in C order.
     """
     library = call.library.name
-    if not address:
+    # Larger arrays are shared among threads, or stored past the caches.
+    most_nbytes = min(LEAST_SHARED_NBYTES, -(-last_cache_nbytes() // 4)) - 1
+    if not address or call.x.nbytes > most_nbytes:
         return
     if layout is not None:
         keep(call, variant, address, layout, layout_address)
@@ -50,8 +52,7 @@ def offer(
         if not functions.is_served():
             return
         record = functions.record()
-        # Larger arrays are shared among threads, or stored past the caches.
-        record.most_nbytes = min(LEAST_SHARED_NBYTES, -(-last_cache_nbytes() // 4)) - 1
+        record.most_nbytes = most_nbytes
         if layout is None:
             record.kernels[place_of(variant)] = address
         if library == "numpy" and variant.code == CODES["bfloat16"]:

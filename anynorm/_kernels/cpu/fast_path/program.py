@@ -26,7 +26,7 @@ from anynorm._kernels.cpu.fast_path.views import VIEW_NBYTES, View
 from anynorm._kernels.cpu.fast_path.words import Fields, Require, call, static_word, way_out, word
 from anynorm._kernels.cpu.kernels.task import Task
 from anynorm._kernels.cpu.language.arithmetic import where
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, FEW_ROWS, LAYER, RMS, SCALE
+from anynorm._kernels.cpu.language.dtypes import LAYER, RMS, SCALE
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import buffer, store_integer, store_real
 
@@ -83,7 +83,7 @@ def _normalize(
     require((size != 0) & (nbytes <= known.most_nbytes))
 
     scale = see_weight(known, look, views, weight, norm == SCALE, offset, rows.features, require)
-    see_parameter(known, look, views["bias"], bias, of_x.code, rows.features, require)
+    see_parameter(known, look, views["bias"], bias, rows.features, require)
     has_residual = residual != known.none
     kernel = _kernel(known, views, rows, norm, has_residual, offset)
     require(kernel != 0)
@@ -144,16 +144,10 @@ def _kernel(known: Fields, views: dict[str, View], rows: _Rows, norm: Any, has_r
 
 def _task(views: dict[str, View], rows: _Rows, count: Any, is_scale: Any, eps: Any, scale: Any, offset: Any) -> Any:
     """What the kernel is handed; its address."""
-    code, itemsize, features = views["x"].code, views["x"].itemsize, rows.features
-    weight_code, bias_code = where(is_scale, code, views["weight"].code), views["bias"].code
-    # Read where they lie, unless something is to be made of them or lanes would reach behind them.
-    are_alike = (weight_code == code) & (bias_code == code) & (offset == 0.0)
-    pays = (code == 2) | (features > CHUNK) | (count < FEW_ROWS)
-    is_direct = are_alike & pays & (features * itemsize >= CACHE_LINE_NBYTES)
     filled = {name: views[name].place for name in ARRAYS} | {
-        "features": features, "rows": count, "eps": eps, "scale": scale, "weight_offset": offset,
-        "weight": where(is_scale, 0, views["weight"].place), "weight_code": weight_code, "bias_code": bias_code,
-        "direct": where(is_direct, 1, 0), "layout": rows.layout, "block": rows.block, "head": rows.head,
+        "features": rows.features, "rows": count, "eps": eps, "scale": scale, "weight_offset": offset,
+        "weight": where(is_scale, 0, views["weight"].place), "weight_code": where(is_scale, 0, views["weight"].code),
+        "bias_code": views["bias"].code, "layout": rows.layout, "block": rows.block, "head": rows.head,
     }  # fmt: skip
     task = buffer(ctypes.sizeof(Task))
     for name, kind in Task._fields_:

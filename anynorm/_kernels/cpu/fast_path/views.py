@@ -31,8 +31,8 @@ class View:
 
     def __init__(self, address: Any) -> None:
         self.at = address
-        store_integer(self.at + _BUF, 0)
-        store_integer(self.at + _OBJ, 0)
+        for place in (_BUF, _OBJ, _CODE):
+            store_integer(self.at + place, 0)
 
     place = property(lambda self: word(self.at + _BUF, 64))  # its address; 0 where there is no array
     ndim = property(lambda self: word(self.at + _AXES, 64))
@@ -43,10 +43,6 @@ class View:
     def itemsize(self) -> Any:
         """Of its elements."""
         return where(self.code == 3, 8, where(self.code == 2, 4, 2))
-
-    def leave_out(self, code: Any) -> None:
-        """Take it for an array of a dtype, which is not there."""
-        store_integer(self.at + _CODE, code)
 
     def length(self, axis: Any) -> Any:
         """Along one axis."""
