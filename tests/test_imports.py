@@ -175,7 +175,7 @@ ORDER = [
     "_kernels.cpu.kernels", "_kernels.cpu.launch", "_kernels.cpu.compiler", "_kernels.cpu.fast_path",
     "_kernels.cpu.threads", "_kernels.axes", "_kernels.xla",
     "_kernels.by_moments", "_kernels.definition_vjp", "_kernels.definition", "_kernels.sparse", "_kernels.stored",
-    "_kernels.object_files", "_kernels.short_ways",
+    "_kernels.object_files", "_kernels.fast_paths",
     "_threads", "_forks", "_forced", "_profiled", "_check", "_moments_gradient",
     "_moments", "_moments.value", "_moments.lazy", "_moments.equal", "_moments.joined", "_moments.made",
     "_moments.written", "_moments.moved", "_moments.properties", "_moments.blocks", "_moments.parts",

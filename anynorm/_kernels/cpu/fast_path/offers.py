@@ -1,4 +1,4 @@
-"""What the fast path serves: kernels that have run a call the long way, and so are compiled."""
+"""What the fast path serves: kernels that have run a call the slow path, and so are compiled."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy
 
 from anynorm._check import Call
 from anynorm._forks import unforked
-from anynorm._kernels import short_ways
-from anynorm._kernels.cpu.fast_path.arrays import way_of_arrays
+from anynorm._kernels import fast_paths
+from anynorm._kernels.cpu.fast_path.arrays import fast_path_of_arrays
 from anynorm._kernels.cpu.fast_path.plans import keep
 from anynorm._kernels.cpu.fast_path.record import place_of
-from anynorm._kernels.cpu.fast_path.tensors import way_of_tensors
+from anynorm._kernels.cpu.fast_path.tensors import fast_path_of_tensors
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import CODES
 from anynorm._kernels.cpu.launch.layout import Layout
@@ -58,11 +58,11 @@ def offer(
         if library == "numpy" and variant.code == CODES["bfloat16"]:
             functions.write("bfloat16", numpy.dtype(call.x.dtype.type))
         if library == "numpy" and library not in _served:
-            short_ways.add(numpy.ndarray, way_of_arrays(functions.normalize_arrays(), resume))
+            fast_paths.add(numpy.ndarray, fast_path_of_arrays(functions.normalize_arrays(), resume))
         elif library not in _served:
             import torch
 
             normalize = functions.normalize_tensors()
             if normalize is not None:
-                short_ways.add(torch.Tensor, way_of_tensors(torch, normalize))
+                fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, normalize))
         _served.add(library)

@@ -1,7 +1,7 @@
 """The program of the fast path: Python's arguments -> one task -> a kernel, without a step of the interpreter.
 
 It looks at x, a residual, y, their total, weight and bias, and compares what it sees with what a kernel needs. Whatever
-is out of the ordinary is left to the long way, and so are all messages. Like a kernel it is traced and compiled.
+is out of the ordinary is left to the slow path, and so are all messages. Like a kernel it is traced and compiled.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _normalize(
         if is_complete:
             answer(known, result, _results(known, y, result_of_sum))
             continue
-        # In place the rows before this one are lost, so that the long way must go on from here.
+        # In place the rows before this one are lost, so that the slow path must go on from here.
         require((reached > 0) & (made["y"] == 0))
         answer(known, result, call(known.PyLong_FromLongLong, reached))
 

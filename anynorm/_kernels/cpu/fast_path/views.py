@@ -103,7 +103,7 @@ def look_at_tensor(known: Fields, view: View, tensor: Any, require: Require, wri
         code[...] = where(dtype == name | _ONE_LANE, number, code)
     require(code >= 0)
     place, shape = word(told + _DATA, 64) + word(told + _OFFSET, 64), word(told + _DL_SHAPE, 64)
-    require(place >= LOW_ADDRESS)  # below, there may be no memory: the long way finds out
+    require(place >= LOW_ADDRESS)  # below, there may be no memory: the slow path finds out
     step, strides, are_in_order = cell(1), word(told + _STRIDES, 64), cell(True)
     require((strides != 0) | (ndim == 0))
     for i in loop(1, ndim + 1, 1):
