@@ -14,11 +14,10 @@ pytestmark = needs_llvmlite
 @pytest.fixture
 def shared(monkeypatch):
     """Arrays of 1 KB and more are shared among three threads."""
-    from anynorm._kernels.cpu.fast_path import functions, offers
+    from anynorm._kernels.cpu.fast_path import functions
     from anynorm._kernels.cpu.threads import crew
 
-    for module in (crew, offers):
-        monkeypatch.setattr(module, "LEAST_SHARED_NBYTES", 1024)
+    monkeypatch.setattr(crew, "LEAST_SHARED_NBYTES", 1024)
     anynorm.rms_norm(np.ones(4, np.float32))
     monkeypatch.setattr(functions.record(), "most_nbytes", 1023)
     anynorm.set_threads(3)

@@ -30,11 +30,9 @@ def forced():
 @pytest.fixture
 def shared(monkeypatch):
     """Arrays of any size are shared among threads."""
-    from anynorm._kernels.cpu.launch import vjp
     from anynorm._kernels.cpu.threads import crew
 
-    for module in (crew, vjp):
-        monkeypatch.setattr(module, "LEAST_SHARED_NBYTES", 1)
+    monkeypatch.setattr(crew, "LEAST_SHARED_NBYTES", 1)
     yield
     anynorm.set_threads(None)
 

@@ -18,7 +18,7 @@ from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import CODES
 from anynorm._kernels.cpu.launch.layout import Layout
 from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
-from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES
+from anynorm._kernels.cpu.threads import crew
 
 _offered: set[tuple[str, Variant]] = set()
 _served: set[str] = set()  # libraries
@@ -38,7 +38,7 @@ def offer(
     """
     library = call.library.name
     # Larger arrays are shared among threads, or stored past the caches.
-    most_nbytes = min(LEAST_SHARED_NBYTES, -(-last_cache_nbytes() // 4)) - 1
+    most_nbytes = min(crew.LEAST_SHARED_NBYTES, -(-last_cache_nbytes() // 4)) - 1
     if not address or call.x.nbytes > most_nbytes:
         return
     if layout is not None:

@@ -22,7 +22,7 @@ from anynorm._kernels.cpu.launch.vjp import (
     left_rows_length,
     take_scratch,
 )
-from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES
+from anynorm._kernels.cpu.threads import crew
 from anynorm._libraries.torch_tensors import LOW_ADDRESS, lacks_memory
 
 Array = Any
@@ -122,7 +122,7 @@ def _plan_for(
 ) -> _Plan | None:
     element, size = dtype_of(dtype), math.prod(shape)
     # Larger tensors are shared among threads.
-    is_small = 0 < size * element.itemsize < LEAST_SHARED_NBYTES
+    is_small = 0 < size * element.itemsize < crew.LEAST_SHARED_NBYTES
     if not rule.averaged or not is_small or axes[0] != len(shape) - len(axes):
         return None
     features = math.prod(shape[axes[0] :])

@@ -15,7 +15,7 @@ from anynorm._kernels.cpu.launch.extreme import vjp_row
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, packed, task_of
-from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES, launch
+from anynorm._kernels.cpu.threads import crew
 from anynorm._libraries import Memory
 from anynorm._libraries.numpy_arrays import NumPy
 
@@ -65,11 +65,11 @@ def differentiate(
         "derivative",
         Variant(RULES[call.rule.name], dtype.code, True, dtotal is not None, layout is not None, numbers is not None),
     )
-    if dtype is not FLOAT64 and (blocks == 1 or call.x.nbytes < LEAST_SHARED_NBYTES):
+    if dtype is not FLOAT64 and (blocks == 1 or call.x.nbytes < crew.LEAST_SHARED_NBYTES):
         compute.run(task, -1, blocks + 1)
     else:
         compute.run(task, -1, 0)
-        launch(compute, task, blocks, call.x.nbytes, (gradient, keepalive, scratch))
+        crew.launch(compute, task, blocks, call.x.nbytes, (gradient, keepalive, scratch))
         if dtype is FLOAT64:
             rows_left = scratch[left:length].view(numpy.int64).reshape(blocks, -1)
             _take_rows_left(gradient, layout, task, rows_left, scratch[sums:left], vjp_row)
