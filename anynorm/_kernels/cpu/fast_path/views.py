@@ -48,38 +48,38 @@ class View:
         """Along one axis."""
         return word(self.shape + axis * 8, 64)
 
-    def release(self, known: Fields) -> None:
+    def release(self, record: Fields) -> None:
         """Give back what NumPy has lent."""
         for _ in when(word(self.at + _OBJ, 64) != 0):
-            call(known.PyBuffer_Release, self.at)
+            call(record.PyBuffer_Release, self.at)
 
 
-def is_of(known: Fields, thing: Any, kind: Any) -> Any:
+def is_of(record: Fields, thing: Any, kind: Any) -> Any:
     """Whether a thing is of a type, and of none that is derived from it."""
-    found = call(known.PyObject_Type, thing)
-    call(known.Py_DecRef, found)
+    found = call(record.PyObject_Type, thing)
+    call(record.Py_DecRef, found)
     return found == kind
 
 
-def look_at_array(known: Fields, view: View, array: Any, require: Require, writable: bool = False) -> None:
+def look_at_array(record: Fields, view: View, array: Any, require: Require, writable: bool = False) -> None:
     """See an ndarray in C order, of a dtype that there are kernels for."""
-    require(is_of(known, array, known.ndarray))
+    require(is_of(record, array, record.ndarray))
     access, code = _IN_ORDER | _WRITABLE * writable, cell(_UNKNOWN)
-    for is_nameless in cases(fails(known.PyObject_GetBuffer, array, view.at, access | _FORMATTED)):
+    for is_nameless in cases(fails(record.PyObject_GetBuffer, array, view.at, access | _FORMATTED)):
         if not is_nameless:
             letter = word(word(view.at + _FORMAT, 64), 16)  # and the 0 behind it
             for name, number in _FORMATS.items():
                 code[...] = where(letter == ord(name), number, code)
             continue
         # The buffer protocol has no letter for bfloat16, so that is asked as Python does. Or the array is unfit.
-        call(known.PyErr_Clear)
+        call(record.PyErr_Clear)
         store_integer(view.at + _OBJ, 0)
-        require(known.bfloat16 != 0)
-        dtype = call(known.PyObject_GetAttr, array, known.dtype)
-        call(known.Py_DecRef, dtype)
-        require(dtype == known.bfloat16)
-        for _ in when(fails(known.PyObject_GetBuffer, array, view.at, access)):
-            call(known.PyErr_Clear)
+        require(record.bfloat16 != 0)
+        dtype = call(record.PyObject_GetAttr, array, record.dtype)
+        call(record.Py_DecRef, dtype)
+        require(dtype == record.bfloat16)
+        for _ in when(fails(record.PyObject_GetBuffer, array, view.at, access)):
+            call(record.PyErr_Clear)
             store_integer(view.at + _OBJ, 0)
             require(False)
         code[...] = 1
@@ -88,14 +88,14 @@ def look_at_array(known: Fields, view: View, array: Any, require: Require, writa
     require(code >= 0)
 
 
-def look_at_tensor(known: Fields, view: View, tensor: Any, require: Require, writable: bool = False) -> None:
+def look_at_tensor(record: Fields, view: View, tensor: Any, require: Require, writable: bool = False) -> None:
     """See a tensor of one of torch's own types on the CPU, in C order; its memory is not lent, but the caller's."""
-    kind = call(known.PyObject_Type, tensor)
-    call(known.Py_DecRef, kind)
-    require((kind == known.Tensor) | (kind == known.Parameter))
+    kind = call(record.PyObject_Type, tensor)
+    call(record.Py_DecRef, kind)
+    require((kind == record.Tensor) | (kind == record.Parameter))
     told = buffer(_DL_NBYTES)
-    for _ in when(fails(known.look_at_tensor, tensor, told)):
-        call(known.PyErr_Clear)
+    for _ in when(fails(record.look_at_tensor, tensor, told)):
+        call(record.PyErr_Clear)
         require(False)
     require(word(told + _DEVICE, 32) == _CPU)
     code, dtype, ndim = cell(_UNKNOWN), word(told + _DTYPE, 32), word(told + _DL_NDIM, 32)

@@ -116,8 +116,8 @@ def apply_numbers(call: Call, numbers: Array) -> Array | None:
 
 def _by_definition(call: Call) -> Array:
     """Through the definition, of NumPy arrays: tensors then have the same bits."""
-    held = [one for one in (call.x, call.weight, call.bias) if one is not None and not isinstance(one, float)]
-    if call.library.name == "numpy" or any("bfloat16" in str(one.dtype) for one in held):
+    arrays = [one for one in (call.x, call.weight, call.bias) if one is not None and not isinstance(one, float)]
+    if call.library.name == "numpy" or any("bfloat16" in str(one.dtype) for one in arrays):
         return definition.run(call)
     parameters: tuple[Any, ...] = (call.weight, call.bias)
     weight, bias = (one.detach().numpy() if hasattr(one, "detach") else one for one in parameters)

@@ -54,16 +54,16 @@ def vjp_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Arra
         dx = by_moments.vjp_moments(in_numpy(call), found, given)
         return dx if call.library.name == "numpy" else call.library.namespace.asarray(dx)
     mean, variance, *factors = parts_of(given)
-    held = [one for one in factors if one is not None]
+    factors = [one for one in factors if one is not None]
     numbers, statistics = numbers_like(call, FINISHED), statistics_of(found)
     shift: Any = 0.0
     with numpy.errstate(all="ignore"):
-        factor = 0.0 if variance is None else product(numpy, variance * (2.0 / found.count), held * 2)
+        factor = 0.0 if variance is None else product(numpy, variance * (2.0 / found.count), factors * 2)
         if is_about_zero(given):  # and NaN where the row holds NaN or Inf
             constant = 0.0 * statistics.squares
         else:
             low: Any = 0.0 if statistics.mean_low is None else statistics.mean_low
-            shift, constant = statistics.mean, 0.0 if mean is None else product(numpy, mean / found.count, held)
+            shift, constant = statistics.mean, 0.0 if mean is None else product(numpy, mean / found.count, factors)
             constant = constant - factor * low
         numbers[..., 0], numbers[..., 1], numbers[..., 2] = shift, factor, constant
     return apply_numbers(call, numbers)
@@ -101,10 +101,10 @@ def _vjp_row(
 
 
 def _gradient_in_numpy(gradient: MomentsGradient) -> MomentsGradient:
-    def wide(array: Any) -> Any:
+    def in_float64(array: Any) -> Any:
         return host(array.double()) if hasattr(array, "double") else array.astype(numpy.float64)
 
-    return mapped(wide, gradient)
+    return mapped(in_float64, gradient)
 
 
 def _in_torch(gradient: MomentsGradient) -> MomentsGradient:
