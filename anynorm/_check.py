@@ -68,7 +68,7 @@ def check(
 ) -> Call:
     """Check the arguments of a norm; return them as a Call, or raise with a message that says what to do."""
     library = check_array("x", x)
-    held = library if library.block is None else check_blocks(x)
+    of_blocks = library if library.block is None else check_blocks(x)
     axes = _check_axes(axis, x, measured=moments is None)
     if not (type(eps) is float and 0.0 <= eps < math.inf):
         eps = check_number("eps", eps, least=0.0)
@@ -79,7 +79,7 @@ def check(
             weight = _check_scale(weight, x, library)
     if bias is not None:
         bias = _check_parameter("bias", bias, x, library, axes)
-    if held.refuses_to_fill and (rule.centred or bias is not None):
+    if of_blocks.refuses_to_fill and (rule.centred or bias is not None):
         why = f"{'centring' if rule.centred else 'a bias'} would make every zero of a sparse array nonzero"
         do = "pass x.todense(), or use rms_norm without bias or scale_norm, which keep zeros"
         raise TypeError(sentence("x", f"be dense, for {why}", describe(x), do))
@@ -102,8 +102,8 @@ def check(
 
 def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradient:
     """Check what a pullback is given: arrays like the result. The memory of the call's own must still be there."""
-    held = {"x": call.x, "weight": None if isinstance(call.weight, float) else call.weight, "bias": call.bias}
-    for name, one in held.items():
+    arrays = {"x": call.x, "weight": None if isinstance(call.weight, float) else call.weight, "bias": call.bias}
+    for name, one in arrays.items():
         if one is not None and call.library.dense is not None:
             require_memory(name, one)
     _check_twin("dy", dy, call.x, call.library)
@@ -238,12 +238,12 @@ def _check_moments(moments: Moments, x: Array, library: Library, axes: tuple[int
         )
     digits = (library.precision(x) if library.block is None else check_blocks(x).precision(x._meta)).digits
     moments = suited(moments, library, x, digits)
-    held = statistics_of(moments).squares
-    if moments.namespace is not library.namespace or library_of(held) is not library:
+    squares = statistics_of(moments).squares
+    if moments.namespace is not library.namespace or library_of(squares) is not library:
         must = f"come from arrays of x's library, {library.name}"
         do = f"call moments.to({module_of(library.name)}) first"
         do = do if library.is_listed and not library.refuses_to_fill else "take them from such an array"
-        raise TypeError(sentence("moments", must, f"those of {library_of(held).name}", do))
+        raise TypeError(sentence("moments", must, f"those of {library_of(squares).name}", do))
     expected = tuple(1 if axis in axes else length for axis, length in enumerate(x.shape))
     if not shapes_agree(moments.shape, expected):
         must = f"have shape {expected}, that of x, {tuple(x.shape)}, with the normalized axes of length 1"
@@ -253,9 +253,9 @@ def _check_moments(moments: Moments, x: Array, library: Library, axes: tuple[int
         raise ValueError(sentence("moments", must, str(moments.shape), do or "take them along the same axis"))
     if library.block is not None:
         free = {axis: axis for axis in range(x.ndim) if axis not in axes}
-        require_blocks_alike("moments", held, x, free)
-    if library.devices and held.device != x.device:
-        must, got = f"be on x's device, {x.device}", f"those on {held.device}"
+        require_blocks_alike("moments", squares, x, free)
+    if library.devices and squares.device != x.device:
+        must, got = f"be on x's device, {x.device}", f"those on {squares.device}"
         raise ValueError(sentence("moments", must, got, "call moments.to(device=x.device) first"))
     if digits_of(moments.namespace, statistics_of(moments)) != digits:
         must, got = f"come from data as wide as x, of {x.dtype}", "those of narrower floats"

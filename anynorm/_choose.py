@@ -20,7 +20,7 @@ from anynorm._kernels import (
     pieces_vjp,
     xla,
 )
-from anynorm._kernels.short_ways import try_short_ways as try_short_ways
+from anynorm._kernels.fast_paths import try_fast_paths as try_fast_paths
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient, parts_of
 from anynorm._profiled import is_profiled, with_names

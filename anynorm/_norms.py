@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from anynorm._check import Call, check
-from anynorm._choose import Kernel, choose, try_short_ways
+from anynorm._choose import Kernel, choose, try_fast_paths
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._moments import Moments
 from anynorm._types import Array, ArrayT, Axis, Number
@@ -203,9 +203,9 @@ def run(
     out: Array | None = None,
     choose: Callable[[Call], Kernel] = choose,
 ) -> ArrayT:
-    """Check, choose, run; most small calls take a short way."""
+    """Check, choose, run; most small calls take a fast path."""
     if moments is None:
-        y: ArrayT | None = try_short_ways(rule, x, None, weight, bias, axis, eps, weight_offset, out)
+        y: ArrayT | None = try_fast_paths(rule, x, None, weight, bias, axis, eps, weight_offset, out)
         if y is not None:
             return y
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments, out=out)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from anynorm._check import Call, check, check_gradient
-from anynorm._choose import Kernel, choose, choose_vjp, try_short_ways
+from anynorm._choose import Kernel, choose, choose_vjp, try_fast_paths
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, Rule
 from anynorm._types import Array, ArrayT, Axis, PullbackOfSum
 
@@ -108,10 +108,10 @@ def run(
     out: tuple[Array, Array] | None = None,
     choose: Callable[[Call], Kernel] = choose,
 ) -> tuple[ArrayT, ArrayT]:
-    """Check, choose, run; most small calls take a short way."""
+    """Check, choose, run; most small calls take a fast path."""
     result: tuple[ArrayT, ArrayT] | None
     if residual is not None:
-        result = try_short_ways(rule, x, residual, weight, bias, axis, eps, weight_offset, out)
+        result = try_fast_paths(rule, x, residual, weight, bias, axis, eps, weight_offset, out)
         if result is not None:
             return result
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual, out=out)

@@ -21,7 +21,7 @@ def checks():
         yield seen
 
 
-def goes_short(function, *arguments, **options):
+def takes_fast_path(function, *arguments, **options):
     """Whether a call is made without being checked."""
     with checks() as seen:
         function(*arguments, **options)

@@ -206,7 +206,7 @@ def test_a_use_kernel_that_is_kept_forces_nothing():
 
 
 def count_forced():
-    """How many names of kernels are held by some context or block; while any is, no call is repeated the short way."""
+    """How many names of kernels are held by some context or block; while any is, no call is repeated the fast path."""
     gc.collect()
     return len(_forced._alive)
 

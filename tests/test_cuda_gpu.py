@@ -163,7 +163,7 @@ def test_a_new_thread_of_cupy(monkeypatch):
 def repeated():
     """What is called in a `with` block of this must be a call like one before."""
     repeat.forget()
-    return mock.patch.object(_norms, "check", side_effect=AssertionError("the full way"))
+    return mock.patch.object(_norms, "check", side_effect=AssertionError("the slow path"))
 
 
 @needs_gpu

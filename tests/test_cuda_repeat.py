@@ -1,4 +1,4 @@
-"""Calls like one before, on CuPy's arrays: what the full way gives, or the full way itself."""
+"""Calls like one before, on CuPy's arrays: what the slow path gives, or the slow path itself."""
 
 import ctypes
 import threading
@@ -32,7 +32,7 @@ def cupy(monkeypatch):
 
 @pytest.fixture
 def full():
-    """What has gone the full way."""
+    """What has gone the slow path."""
     with mock.patch.object(_norms, "check", wraps=_norms.check) as check:
         yield check
 
@@ -80,7 +80,7 @@ def calls(cupy):
             x, weight, bias, out=placed(cupy, np.tile(X, 2), 0)[:, :8]
         ),
     }
-    # Under their own keys, or the full way each time.
+    # Under their own keys, or the slow path each time.
     odd = {
         "a weight with strides": lambda: anynorm.layer_norm(x, cupy.asarray(np.repeat(WEIGHT, 2))[::2], bias),
         "another axis": lambda: anynorm.layer_norm(x, axis=0),

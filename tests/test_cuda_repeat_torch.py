@@ -10,7 +10,7 @@ import torch
 import anynorm
 from anynorm._check import check
 from anynorm._definition.norms import LAYER_NORM
-from anynorm._kernels import short_ways
+from anynorm._kernels import fast_paths
 from anynorm._kernels.cuda import repeat, run
 from anynorm._libraries import library_of
 from anynorm._libraries.torch_tensors import Torch
@@ -97,7 +97,7 @@ def test_tensors_are_normalized_as_before(monkeypatch):
             assert again(LAYER_NORM, x, None, weight, None, -1, 0.5, 0.0, out) is None
             assert again(LAYER_NORM, x, x, *given) is None
             assert again(LAYER_NORM, x, None, weight, None, 0, 1e-5, 0.0, out) is None
-        assert set(repeat._ways) == {torch.Tensor}
+        assert set(repeat._fast_paths) == {torch.Tensor}
         repeat.forget()
 
 
@@ -112,12 +112,12 @@ def test_the_stream_of_torch(monkeypatch):
 def test_tensors_on_the_cpu_are_no_matter_of_cuda(ask):
     x = torch.randn(4, 8)
     expected = anynorm.layer_norm(x)
-    way = repeat._by_torch(OnCPU).run
-    short_ways.add(torch.Tensor, way)
+    fast_path = repeat._by_torch(OnCPU).run
+    fast_paths.add(torch.Tensor, fast_path)
     try:
         assert torch.equal(anynorm.layer_norm(x), expected)
-        assert way(LAYER_NORM, x, None, None, None, -1, 1e-5, 0.0, None) is None
+        assert fast_path(LAYER_NORM, x, None, None, None, -1, 1e-5, 0.0, None) is None
         traced = torch.compile(anynorm.layer_norm, fullgraph=True, backend="eager")(x)
     finally:
-        short_ways.remove(torch.Tensor, way)
+        fast_paths.remove(torch.Tensor, fast_path)
     torch.testing.assert_close(traced, expected)

@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import anynorm
 import anynorm.torch as norms
-from anynorm._kernels import cuda, short_ways
+from anynorm._kernels import cuda, fast_paths
 from anynorm._kernels.cuda import autograd, run
 from anynorm._libraries import library_of
 from anynorm._libraries.torch_tensors import Torch
@@ -55,7 +55,7 @@ def pulled():
     pull_by_kernels = autograd.vjp
     with (
         emulation(),
-        mock.patch.dict(short_ways._ways, clear=True),  # they go by where tensors are
+        mock.patch.dict(fast_paths._by_type, clear=True),  # they go by where tensors are
         mock.patch.object(library_of(torch.zeros(1)), "memory", OnGPU),
         mock.patch.object(run, "remember"),
         mock.patch.object(autograd, "vjp", pull),

@@ -8,7 +8,7 @@ import pytest
 
 import anynorm
 from tests.backends import ALL, NUMPY, TORCH, as_dtype, needs_llvmlite
-from tests.fast_path import goes_short
+from tests.fast_path import takes_fast_path
 
 pytestmark = needs_llvmlite
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
@@ -26,7 +26,7 @@ def case(norm, dtype, shape=(6, 33)):
 
 
 def forced(norm, *arguments, kernel="cpu", **options):
-    """The long way, which is always taken where a kernel is forced."""
+    """The slow path, which is always taken where a kernel is forced."""
     with anynorm.use_kernel(kernel):
         return getattr(anynorm, norm)(*arguments, **options)
 
@@ -42,7 +42,7 @@ def assert_twice(norm, *arguments, **options):
 def test_the_short_way_gives_the_bits_of_the_first_call(norm, dtype):
     arguments = case(norm, dtype)
     assert_twice(norm, *arguments)
-    assert goes_short(getattr(anynorm, norm), *arguments)
+    assert takes_fast_path(getattr(anynorm, norm), *arguments)
     for _ in range(3):  # other arrays, batches and shapes of the same kind
         for shape in ((1, 33), (33,), (2, 3, 33), (200, 33), (0, 33), (2, 0, 33)):
             x = as_dtype(np.random.default_rng(1).standard_normal(shape) * 1e4, dtype)
@@ -113,7 +113,7 @@ def test_arguments_are_checked_as_strictly(norm):
         function(x, weight, bias, eps=1.0, weight_offset=1.0)
         function(x, weight, eps=1.0, weight_offset=1.0)
         function(x, eps=1.0)
-    assert goes_short(function, x, weight, bias, eps=1.0, weight_offset=1.0)
+    assert takes_fast_path(function, x, weight, bias, eps=1.0, weight_offset=1.0)
     wrong = [
         (TypeError, (x, weight, bias), {"eps": True}),
         (TypeError, (x, weight, bias), {"eps": "1.0"}),
@@ -184,7 +184,7 @@ def test_a_forced_kernel_is_honoured(monkeypatch):
         anynorm.layer_norm(x)
     assert ran == ["definition"]
     anynorm.layer_norm(x)
-    assert ran == ["definition"]  # the short way again, which asks nobody
+    assert ran == ["definition"]  # the fast path again, which asks nobody
     monkeypatch.setattr(_forced, "_forced_everywhere", "definition")
     anynorm.layer_norm(x)
     assert ran == ["definition", "definition"]
@@ -195,7 +195,7 @@ def test_an_out_that_overlaps_is_refused_in_later_calls_too(place):
     arguments = [np.random.default_rng(i).standard_normal(shape).astype(np.float32) for i, shape in enumerate(SHAPES)]
     for _ in range(3):
         anynorm.layer_norm(*arguments, out=np.empty_like(arguments[0]))
-    assert goes_short(anynorm.layer_norm, *arguments, out=np.empty_like(arguments[0]))
+    assert takes_fast_path(anynorm.layer_norm, *arguments, out=np.empty_like(arguments[0]))
     memory = np.ones(200, np.float32)
     size = arguments[place].size
     for first, out_first in ((0, size - 1), (98, 0)):  # they share one element

@@ -1,4 +1,4 @@
-"""Gradients, and what observes torch, are right, though calls like these took the short way before."""
+"""Gradients, and what observes torch, are right, though calls like these took the fast path before."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import anynorm
 from tests.backends import needs_llvmlite
-from tests.test_fast_path_torch import HAS_EXCHANGE, goes_short, tensors
+from tests.test_fast_path_torch import HAS_EXCHANGE, takes_fast_path, tensors
 
 pytestmark = needs_llvmlite
 
@@ -31,7 +31,7 @@ def test_inference_tensors():
     plain = anynorm.layer_norm(*arguments)
     with torch.inference_mode():
         inner = anynorm.layer_norm(*arguments)
-        assert goes_short(*arguments) == HAS_EXCHANGE
+        assert takes_fast_path(*arguments) == HAS_EXCHANGE
         made = anynorm.layer_norm(*tensors())
     assert [y.is_inference() for y in (plain, inner, made, anynorm.layer_norm(*arguments))] == [
         False, True, True, False,
@@ -47,7 +47,7 @@ def test_what_observes_torch_still_does():
     short = []
 
     def normalize(x):
-        short.append(goes_short(x, weight, bias))
+        short.append(takes_fast_path(x, weight, bias))
         return anynorm.layer_norm(x, weight, bias)
 
     class Mode(TorchDispatchMode):
@@ -82,7 +82,7 @@ def test_fake_tensors():
     arguments = tensors()
     anynorm.layer_norm(*arguments)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        assert not goes_short(*arguments)
+        assert not takes_fast_path(*arguments)
     with FakeTensorMode() as mode:
         fakes = [mode.from_tensor(t) for t in arguments]
         assert type(anynorm.layer_norm(*fakes)) is type(fakes[0])

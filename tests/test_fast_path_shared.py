@@ -1,11 +1,11 @@
-"""After calls that took the short way, larger arrays are shared among threads, with the same bits and checks."""
+"""After calls that took the fast path, larger arrays are shared among threads, with the same bits and checks."""
 
 import numpy as np
 import pytest
 
 import anynorm
 from tests.backends import NUMPY, TORCH, as_dtype, needs_llvmlite
-from tests.fast_path import goes_short
+from tests.fast_path import takes_fast_path
 from tests.test_fast_path import forced
 
 pytestmark = needs_llvmlite
@@ -14,11 +14,10 @@ pytestmark = needs_llvmlite
 @pytest.fixture
 def shared(monkeypatch):
     """Arrays of 1 KB and more are shared among three threads."""
-    from anynorm._kernels.cpu.fast_path import functions, offers
+    from anynorm._kernels.cpu.fast_path import functions
     from anynorm._kernels.cpu.threads import crew
 
-    for module in (crew, offers):
-        monkeypatch.setattr(module, "LEAST_SHARED_NBYTES", 1024)
+    monkeypatch.setattr(crew, "LEAST_SHARED_NBYTES", 1024)
     anynorm.rms_norm(np.ones(4, np.float32))
     monkeypatch.setattr(functions.record(), "most_nbytes", 1023)
     anynorm.set_threads(3)
@@ -40,8 +39,8 @@ def test_larger_arrays_than_take_the_short_way_are_shared(dtype, backend, shared
             for rows, among in ((small, expected[:0]), (x, expected)):
                 y = backend.read(anynorm.layer_norm(backend.make(rows), held))
                 assert b"".join(row.tobytes() for row in y[: len(among)]) == b"".join(row.tobytes() for row in among)
-        assert goes_short(anynorm.layer_norm, backend.make(small), held)
-        assert not goes_short(anynorm.layer_norm, backend.make(x), held)
+        assert takes_fast_path(anynorm.layer_norm, backend.make(small), held)
+        assert not takes_fast_path(anynorm.layer_norm, backend.make(x), held)
 
 
 def test_sharing_writes_where_it_may(shared):

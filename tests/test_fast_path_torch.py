@@ -15,7 +15,7 @@ from tests.backends import needs_llvmlite
 from tests.processes import in_threads
 
 pytestmark = needs_llvmlite
-# DLPack's exchange interface, by which the program looks at tensors; without it all take the long way.
+# DLPack's exchange interface, by which the program looks at tensors; without it all take the slow path.
 HAS_EXCHANGE = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -31,11 +31,11 @@ def long_way(*arguments, norm="layer_norm", **options):
         return getattr(anynorm, norm)(*arguments, **options)
 
 
-def goes_short(*arguments, norm="layer_norm", **options):
+def takes_fast_path(*arguments, norm="layer_norm", **options):
     """Whether a call is made without being checked; the one before it was like it."""
     function = getattr(anynorm, norm)
     function(*arguments, **options)
-    return fast_path.goes_short(function, *arguments, **options)
+    return fast_path.takes_fast_path(function, *arguments, **options)
 
 
 @every_dtype
@@ -45,16 +45,16 @@ def test_small_calls_have_the_bits_of_the_long_way(norm, dtype):
     for parameters in ((weight, bias), (weight,), (None, bias), (), (torch.nn.Parameter(weight), bias)):
         with torch.no_grad():
             for scale in (1.0, 1e-3, 0.0):
-                assert goes_short(x * scale, *parameters, norm=norm) == HAS_EXCHANGE
-                y, expected = (way(x * scale, *parameters) for way in (getattr(anynorm, norm), long_way_of(norm)))
+                assert takes_fast_path(x * scale, *parameters, norm=norm) == HAS_EXCHANGE
+                y, expected = (way(x * scale, *parameters) for way in (getattr(anynorm, norm), slow_path_of(norm)))
                 assert torch.equal(y, expected)
                 assert (y.dtype, y.shape, y.stride()) == (x.dtype, x.shape, x.stride())
-    assert goes_short(x, 0.7, norm="scale_norm") == HAS_EXCHANGE
+    assert takes_fast_path(x, 0.7, norm="scale_norm") == HAS_EXCHANGE
     assert torch.equal(anynorm.scale_norm(-x, 0.7), long_way(-x, 0.7, norm="scale_norm"))
     assert torch.equal(anynorm.scale_norm(x, 0.5), long_way(x, 0.5, norm="scale_norm"))
 
 
-def long_way_of(norm):
+def slow_path_of(norm):
     return lambda *arguments: long_way(*arguments, norm=norm)
 
 
@@ -64,7 +64,7 @@ def test_kinds_that_alternate_all_go_short():
         for kind in kinds:
             anynorm.layer_norm(*kind)
     for kind in kinds * 2:
-        assert goes_short(*kind) == HAS_EXCHANGE
+        assert takes_fast_path(*kind) == HAS_EXCHANGE
         assert torch.equal(anynorm.layer_norm(*kind), long_way(*kind))
 
 
@@ -188,7 +188,7 @@ def test_subclasses(place):
     arguments = tensors()
     anynorm.layer_norm(*arguments)
     arguments[place] = arguments[place].as_subclass(Subclass)
-    assert not goes_short(*arguments)
+    assert not takes_fast_path(*arguments)
     assert type(anynorm.layer_norm(*arguments)) is Subclass
 
 
@@ -222,11 +222,11 @@ def test_sums_have_the_bits_of_the_long_way(dtype):
     residual = tensors(dtype=dtype, seed=1)[0]
     for norm in ("add_layer_norm", "add_rms_norm"):
         for parameters in ((weight, bias), (weight,), ()):
-            assert goes_short(x, residual, *parameters, norm=norm) == HAS_EXCHANGE
+            assert takes_fast_path(x, residual, *parameters, norm=norm) == HAS_EXCHANGE
             expected = long_way(x, residual, *parameters, norm=norm)
             for one, other in zip(getattr(anynorm, norm)(x, residual, *parameters), expected, strict=True):
                 assert torch.equal(one, other)
-        assert not goes_short(x, torch._neg_view(residual), norm=norm)
+        assert not takes_fast_path(x, torch._neg_view(residual), norm=norm)
 
 
 def test_scales_in_tensors():
@@ -234,7 +234,7 @@ def test_scales_in_tensors():
     for dtype in DTYPES:
         for scale in (0.3, -0.0, 2.0):
             held = torch.tensor(scale, dtype=dtype)
-            assert goes_short(x, held, norm="scale_norm") == HAS_EXCHANGE
+            assert takes_fast_path(x, held, norm="scale_norm") == HAS_EXCHANGE
             assert torch.equal(anynorm.scale_norm(x, held), long_way(x, held, norm="scale_norm"))
         held = torch.tensor(2.0, dtype=dtype, requires_grad=True)
         y = anynorm.scale_norm(x, held)
@@ -289,7 +289,7 @@ def test_modules_whose_weight_was_replaced():
 
 @pytest.mark.parametrize("other", ["no attribute", "no capsule", "another version", "no function"])
 def test_without_the_exchange_interface(other, monkeypatch):
-    """Then tensors take the long way."""
+    """Then tensors take the slow path."""
     from anynorm._kernels.cpu.fast_path import functions
 
     if other == "no attribute":

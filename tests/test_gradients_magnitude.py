@@ -104,7 +104,7 @@ def test_extreme_rows_in_several_blocks_and_threads_and_scattered(norm, monkeypa
     x, dy = (np.tile(one, (6, 1)) for one in mixed())
     weight, bias = np.random.default_rng(1).standard_normal((2, 5))
     exact = exact_gradients(norm, x, dy, weight)
-    monkeypatch.setattr("anynorm._kernels.cpu.launch.vjp.LEAST_SHARED_NBYTES", 1)
+    monkeypatch.setattr("anynorm._kernels.cpu.threads.crew.LEAST_SHARED_NBYTES", 1)
     try:
         found = []
         for threads in (1, 2):

@@ -19,12 +19,10 @@ RANDOM = np.random.default_rng(0).standard_normal((2, *SHAPE))
 @pytest.fixture(params=[0, 1], ids=["stored", "streamed"])
 def streaming(request, monkeypatch):
     """The last cache is as large as it may just be for results to be streamed, or one byte larger."""
-    from anynorm._kernels.cpu.launch import given
-    from anynorm._kernels.cpu.launch import norm as call
+    from anynorm._kernels.cpu.launch import tasks
 
     def set_for(array):
-        for module in (call, given):
-            monkeypatch.setattr(module, "last_cache_nbytes", lambda: 4 * array.nbytes + 1 - request.param)
+        monkeypatch.setattr(tasks, "last_cache_nbytes", lambda: 4 * array.nbytes + 1 - request.param)
 
     return set_for
 

@@ -24,7 +24,8 @@ def share(kernel, task, units, rows, nbytes, threads, resume, keepalive):
     """Launch a kernel in so many threads."""
     if _threads.get_threads() != threads:  # whose helpers are told to end
         _threads.set_threads(threads)
-    launch(kernel, task, units, rows, nbytes, resume, keepalive)
+    task.rows = rows
+    launch(kernel, task, units, nbytes, keepalive, resume)
 
 
 @pytest.fixture(autouse=True)

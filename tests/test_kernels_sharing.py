@@ -30,11 +30,9 @@ def forced():
 @pytest.fixture
 def shared(monkeypatch):
     """Arrays of any size are shared among threads."""
-    from anynorm._kernels.cpu.launch import vjp
     from anynorm._kernels.cpu.threads import crew
 
-    for module in (crew, vjp):
-        monkeypatch.setattr(module, "LEAST_SHARED_NBYTES", 1)
+    monkeypatch.setattr(crew, "LEAST_SHARED_NBYTES", 1)
     yield
     anynorm.set_threads(None)
 
@@ -42,9 +40,9 @@ def shared(monkeypatch):
 @pytest.fixture
 def streamed(monkeypatch):
     """Results of any size are stored past the caches."""
-    from anynorm._kernels.cpu.launch import norm as call
+    from anynorm._kernels.cpu.launch import tasks
 
-    monkeypatch.setattr(call, "last_cache_nbytes", lambda: 1)
+    monkeypatch.setattr(tasks, "last_cache_nbytes", lambda: 1)
 
 
 def guarded(shape, dtype, offset):
@@ -197,12 +195,12 @@ def test_streaming_and_threads_and_torch_at_once(norm, dtype, streamed, shared):
 
 
 def test_an_interrupted_call_leaves_the_memory_to_those_still_at_work(shared, monkeypatch):
-    from anynorm._kernels.cpu.launch import norm as call
+    from anynorm._kernels.cpu.launch import norm
     from anynorm._libraries.numpy_arrays import NumPy
 
     at_work, results = [], []
 
-    def interrupted(kernel, task, units, rows, nbytes, resume, keepalive):
+    def interrupted(kernel, task, units, nbytes, keepalive, resume):
         at_work.append((kernel, task, keepalive))
         raise KeyboardInterrupt
 
@@ -211,7 +209,7 @@ def test_an_interrupted_call_leaves_the_memory_to_those_still_at_work(shared, mo
         results.append(weakref.ref(y))
         return y
 
-    monkeypatch.setattr(call, "launch", interrupted)
+    monkeypatch.setattr(norm, "launch", interrupted)
     monkeypatch.setattr(NumPy, "empty_like", staticmethod(remembered))
     anynorm.set_threads(2)
     with pytest.raises(KeyboardInterrupt) as caught:

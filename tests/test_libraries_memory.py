@@ -126,7 +126,7 @@ def test_huge_pages_for_large_results(memory, nbytes, is_asked, monkeypatch):
     asked = []
     monkeypatch.setattr(machine, "_ask_for_huge_pages", lambda *of: asked.append(of))
     array = same_array(memory)(np.zeros(nbytes // 4, np.float32))
-    made = machine.empty_like(memory, array, nbytes)
+    made = machine.empty_like(memory, array)
     assert asked == ([(memory.address(made), nbytes)] if is_asked else [])
 
 

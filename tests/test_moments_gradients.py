@@ -131,7 +131,7 @@ def test_both_together_are_the_derivative_of_the_norm(norm, dtype):
 @pytest.mark.parametrize("dtype", ALL)
 def test_layout_threads_and_library_change_no_bit(dtype, monkeypatch):
     x, dy, weight = arrays(dtype, (150, 40))
-    monkeypatch.setattr("anynorm._kernels.cpu.launch.vjp.LEAST_SHARED_NBYTES", 1)
+    monkeypatch.setattr("anynorm._kernels.cpu.threads.crew.LEAST_SHARED_NBYTES", 1)
 
     def bits(x, dy, make=np.asarray, read=np.asarray, axis=-1):
         found, vjp_moments = anynorm.moments_vjp(make(x), axis=axis)

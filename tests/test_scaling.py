@@ -93,7 +93,7 @@ def test_products_leave_the_range_only_where_they_end_there():
 
 @pytest.mark.parametrize("weight", [1.5, 1e120, -1e-121, 1e300, 0.0])
 def test_weighted_rows_have_the_same_bits_looked_at_or_not(weight):
-    """NumPy's arrays are looked at, and take a short way where all is ordinary; those of other libraries never."""
+    """NumPy's arrays are looked at, and take a fast path where all is ordinary; those of other libraries never."""
     xp = array_api_strict
     x = np.asarray([[1.0, 3e-10, -7.0], [1e300, 2.5, 1e-30], [3e-310, 1e-200, 0.0]])
     unit = np.asarray([[1.0], [2.0**-704], [1.0]])

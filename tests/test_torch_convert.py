@@ -89,7 +89,7 @@ def test_results_are_exact(kind, dtype):
     else:
         norm, eps = "rms_norm", torch.finfo(torch.float32 if dtype == torch.bfloat16 else dtype).eps
     exact = [getattr(reference, norm)(row, *held, eps=eps) for row in TORCH.read(x)]
-    for _ in range(6):  # the long way and the short one
+    for _ in range(6):  # the slow path and the short one
         y = model(x)
     assert_exact(TORCH.read(y), exact, backend="torch, converted", dtype=str(dtype)[6:], norm=norm)
 

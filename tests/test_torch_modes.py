@@ -9,7 +9,7 @@ from tests.test_torch_autograd import NORMS, every_norm, given_to, gradients, ru
 
 @every_norm
 def test_modes_that_alternate(norm):
-    """The short way, too, follows what is to be followed, and nothing else; and sees what has become of the weights."""
+    """The fast path, too, follows what is to be followed, and nothing else; and sees what has become of the weights."""
     given = [one.detach().float() for one in given_to(norm, 2, 33)]
     parameters = [torch.nn.Parameter(one) for one in given[1:]]
     optimizer = torch.optim.SGD(parameters, lr=0.1)
@@ -40,7 +40,7 @@ def test_modes_that_alternate(norm):
 
 @every_norm
 def test_gradients_of_no_rows_are_zeros(norm):
-    """After calls with rows, too, which go the short way."""
+    """After calls with rows, too, which take the fast path."""
     held = [one.detach().float().requires_grad_() for one in given_to(norm, 2, 33)]
     for rows in (2, 2, 0, 2, 0):
         x, dy = held[0].detach()[:rows].requires_grad_(), wide(rows, 33, seed=9).float()
@@ -82,7 +82,7 @@ print(os.waitpid(child, 0)[1], int(torch.equal(pull(), expected)))
 
 
 def test_gradients_are_first_wanted_after_calls_without_any():
-    """In a process whose short way has not been told of autograd yet."""
+    """In a process whose fast path has not been told of autograd yet."""
     code = """
 import torch, anynorm
 x, weight = torch.randn(2, 33), torch.nn.Parameter(torch.randn(33))

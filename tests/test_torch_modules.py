@@ -162,7 +162,7 @@ def test_forward_is_exact_and_has_the_bits_of_the_functions(name, dtype):
         norm = "layer_norm" if name == "LayerNorm" else "rms_norm"
         y = getattr(anynorm, norm)(x, module.weight, module.bias, weight_offset=0.5)
         exact = [getattr(reference, norm)(row, *held, module.eps, 0.5) for row in TORCH.read(x)]
-    for _ in range(4):  # the long way and the short one
+    for _ in range(4):  # the slow path and the short one
         got = module(x)
         assert torch.equal(got, y)
         assert got.requires_grad

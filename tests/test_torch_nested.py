@@ -40,7 +40,7 @@ def test_rows_are_normalized_exactly(norm, layout):
     module, x = filled(norm), parts()
     held = [parameter.detach().numpy() for parameter in module.parameters()]
     given = (*held, module.eps, 1.0) if norm == "layer_norm" else (*held, module.eps)
-    for _ in range(6):  # the short way of what is inside, too
+    for _ in range(6):  # the fast path of what is inside, too
         y = module(torch.nested.nested_tensor(x, layout=layout))
     assert (y.is_nested, y.layout, y.dtype) == (True, layout, torch.float32)
     for got, row in zip(y.unbind(), x, strict=True):

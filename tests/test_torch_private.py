@@ -9,9 +9,9 @@ from torch.autograd import forward_ad
 import anynorm
 import anynorm.torch
 from anynorm import _profiled
-from anynorm._kernels import autograd, short_ways
+from anynorm._kernels import autograd, fast_paths
 from anynorm._kernels.cpu.fast_path import functions
-from anynorm._kernels.cpu.fast_path.tensors import way_of_tensors
+from anynorm._kernels.cpu.fast_path.tensors import fast_path_of_tensors
 from anynorm._torch import state as torch_state
 from tests.processes import script
 from tests.tolerances import BOUNDS
@@ -39,10 +39,10 @@ def assert_right(norm):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_calls_are_right_without_a_question(name, monkeypatch):
-    monkeypatch.setattr(short_ways, "_ways", {})  # as in a process that has just begun
+    monkeypatch.setattr(fast_paths, "_by_type", {})  # as in a process that has just begun
     monkeypatch.delattr(*NAMES[name])
     assert torch_state.is_followed(torch)
-    short_ways.add(torch.Tensor, way_of_tensors(torch, lambda *given: 1 / 0))  # not even tried
+    fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, lambda *given: 1 / 0))  # not even tried
     for _ in range(6):
         assert_right(anynorm.layer_norm)
         assert_right(anynorm.torch.layer_norm)
@@ -106,8 +106,8 @@ def test_names_in_the_profiler(monkeypatch):
     monkeypatch.delattr(torch.autograd.profiler, "_is_profiler_enabled")
     assert not _profiled.is_profiled()
     monkeypatch.setattr(autograd, "_profiler", _profiled.profiler_of(torch))
-    monkeypatch.setattr(short_ways, "_ways", {})  # as in a process that has just begun
-    short_ways.add(torch.Tensor, way_of_tensors(torch, functions.normalize_tensors()))
+    monkeypatch.setattr(fast_paths, "_by_type", {})  # as in a process that has just begun
+    fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, functions.normalize_tensors()))
     assert_right(anynorm.layer_norm)
     expected = anynorm.layer_norm(*GIVEN)
     for _ in range(6):

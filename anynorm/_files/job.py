@@ -60,7 +60,7 @@ class ArrayJob:
         out = x if x.flags.writeable else None
         options: dict[str, Any] = {"axis": self.axes, "eps": self.job.eps, "moments": moments, "out": out}
         if self.axes == (x.ndim - 1,):
-            options["axis"] = -1  # which has a short way
+            options["axis"] = -1  # which has a fast path
         weight = self._part(self.weight, box)
         if self.job.norm == "scale_norm":
             y = scale_norm(x, weight, **options)

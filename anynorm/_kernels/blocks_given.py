@@ -35,9 +35,9 @@ def vjp(
     derivative = call.library.namespace.blockwise(
         _vjp_on_block, tuple(range(x.ndim)), *arguments, block=block, token=name, meta=x._meta, align_arrays=False
     )
-    held = library_of_blocks(x)
-    precision = held.precision(x._meta)
-    wide = held.namespace.astype(x._meta, precision.dtype)
+    of_blocks = library_of_blocks(x)
+    precision = of_blocks.precision(x._meta)
+    wide = of_blocks.namespace.astype(x._meta, precision.dtype)
     chunks = tuple((1,) * len(along) if axis in call.axes else along for axis, along in enumerate(x.chunks))
 
     def part(place: int) -> Array:

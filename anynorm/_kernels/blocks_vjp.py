@@ -56,9 +56,9 @@ def _summed(call: Call, derivative: Array, place: int, name: str, parameter: Arr
     """The sum of the blocks' shares, in the shape and dtype of the parameter; for a number, 0-d and of x's dtype."""
     from dask.array.utils import meta_from_array
 
-    x, held = call.x, library_of_blocks(call.x)
+    x, of_blocks = call.x, library_of_blocks(call.x)
     over = summed_axes(call)
-    wide = held.namespace.astype(x._meta, held.precision(x._meta).dtype)
+    wide = of_blocks.namespace.astype(x._meta, of_blocks.precision(x._meta).dtype)
     chunks = tuple((1,) * len(along) if axis in over else along for axis, along in enumerate(x.chunks))
     name = f"{call.rule.name}-{name}"
     total = each_block(operator.itemgetter(place), name, derivative, chunks=chunks, meta=wide)

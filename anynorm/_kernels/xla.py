@@ -142,8 +142,8 @@ def _compiled(function: Callable[..., Any], call: Call, *more: Any) -> Any:
 def _jitted() -> Callable[..., Any]:
     import jax
 
-    def on_arrays(function: Any, fixed: Call, held: Any, more: Any) -> Any:
-        x, weight, bias, residual = held
+    def on_arrays(function: Any, fixed: Call, arrays: Any, more: Any) -> Any:
+        x, weight, bias, residual = arrays
         return function(fixed._replace(x=x, weight=weight, bias=bias, residual=residual), *more)
 
     return jax.jit(on_arrays, static_argnums=(0, 1))

@@ -13,7 +13,7 @@ import torch
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
-from anynorm._choose import try_short_ways
+from anynorm._choose import try_fast_paths
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, Rule
 from anynorm._torch import functions, native
 from anynorm._wording import as_array_of, describe, sentence
@@ -45,7 +45,7 @@ def layer_norm(
     """Apply layer_norm over the last axes; without a weight there is no offset."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return native.layer_norm(x, shape, weight, bias, eps, offset)
-    y = _by_short_way(LAYER_NORM, x, shape, weight, bias, eps, offset)
+    y = _by_fast_path(LAYER_NORM, x, shape, weight, bias, eps, offset)
     if y is not None:
         return y
     if _is_proxy_or_nested(x):
@@ -60,7 +60,7 @@ def rms_norm(
     """Likewise for rms_norm; without an eps, by that of torch for the dtype."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         return native.rms_norm(x, shape, weight, bias, eps, offset)
-    y = _by_short_way(RMS_NORM, x, shape, weight, bias, eps, offset)
+    y = _by_fast_path(RMS_NORM, x, shape, weight, bias, eps, offset)
     if y is not None:
         return y
     if _is_proxy_or_nested(x):
@@ -79,7 +79,7 @@ def scale_norm(x: Tensor, shape: Shape, scale: Tensor, eps: float) -> Tensor:
     return functions.scale_norm(x, scale, axis=_axis_of(shape, x), eps=eps)
 
 
-def _by_short_way(
+def _by_fast_path(
     rule: Rule, x: Any, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float | None, offset: float
 ) -> Tensor | None:
     """What becomes of a plain tensor whose last axis is as long as the weight, which is as long as it should be."""
@@ -88,7 +88,7 @@ def _by_short_way(
     if len(shape) != 1 or weight.shape != shape:  # type: ignore[comparison-overlap]  # see Shape
         return None
     eps = _EPS.get(x.dtype) if eps is None else eps
-    return try_short_ways(rule, x, None, weight, bias, -1, eps, offset, None)  # type: ignore[no-any-return]
+    return try_fast_paths(rule, x, None, weight, bias, -1, eps, offset, None)  # type: ignore[no-any-return]
 
 
 def _laid_out(x: Tensor) -> Tensor:

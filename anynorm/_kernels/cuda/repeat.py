@@ -2,7 +2,7 @@
 
 64 rows of 1024 numbers take a GPU less time than Python takes to come to them. A plan holds for a key: the norm, its
 numbers, and dtype, shape, strides and device of each array. What is not in the key is asked in each call: the current
-device and stream, what torch follows, whether `out` overlaps. Whatever is not as it was goes the full way.
+device and stream, what torch follows, whether `out` overlaps. Whatever is not as it was takes the slow path.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from anynorm._check import Call
 from anynorm._kernels.cuda.launch import SLOT_NBYTES
 from anynorm._kernels.cuda.task import Task
-from anynorm._kernels.short_ways import Way, add, remove
+from anynorm._kernels.fast_paths import FastPath, add, remove
 from anynorm._libraries import Memory
 from anynorm._libraries.torch_tensors import LOW_ADDRESS
 from anynorm._profiled import profiler_of
@@ -31,7 +31,7 @@ _X, _ADDED, _Y, _SUM = (Task.arrays.offset // 8 + place for place in range(4))
 _WEIGHT, _BIAS = Task.weight.offset // 8, Task.bias.offset // 8
 
 
-# Of a call: its key, and the addresses of x, weight, bias and out, 0 for what is not there; None: it goes the full way.
+# Of a call: its key, and the addresses of x, weight, bias and out, 0 where there is none; None: it takes the slow path.
 Asked = tuple[Key, int, int, int, int] | None
 
 
@@ -52,7 +52,7 @@ class _Plan(NamedTuple):
 
 
 _plans: dict[Key, _Plan] = {}
-_ways: dict[type, Way] = {}  # by the type of x, while there are plans
+_fast_paths: dict[type, FastPath] = {}  # by the type of x, while there are plans
 _by_library: dict[str, _Repeat] = {}
 
 
@@ -79,16 +79,16 @@ def remember(call: Call, y: Array, start: Start, task: Task) -> None:
     is_apart = _apart(memory, call.x, y, weight, call.bias)
     plan = _Plan(memory.ordinal(call.x), _filled(start, task), memory.is_contiguous(y), is_apart)
     _plans[asked[0]] = plan
-    _ways[type(call.x)] = found.run
+    _fast_paths[type(call.x)] = found.run
     add(type(call.x), found.run)
 
 
 def forget() -> None:
-    """Let all calls take the full way once more."""
+    """Let all calls take the slow path once more."""
     _plans.clear()
-    for kind, way in _ways.items():
-        remove(kind, way)
-    _ways.clear()
+    for kind, fast_path in _fast_paths.items():
+        remove(kind, fast_path)
+    _fast_paths.clear()
 
 
 def _filled(start: Start, template: Task) -> Callable[..., Any]:

@@ -33,12 +33,12 @@ def run(call: Call) -> Any:
     with memory.current(x):
         if call.out is None:
             y = memory.empty_like(x)
-            added = None if residual is None else memory.empty_like(x)
+            total = None if residual is None else memory.empty_like(x)
         else:
-            y, added = call.out if len(call.out) == 2 else (call.out[0], None)
-        arrays = x, x if residual is None else residual, y, y if added is None else added
+            y, total = call.out if len(call.out) == 2 else (call.out[0], None)
+        arrays = x, x if residual is None else residual, y, y if total is None else total
         rows = lay_out(memory, call, arrays)
-        held, task, choice = describe(memory, call, rows, arrays, residual is not None)
+        keepalive, task, choice = describe(memory, call, rows, arrays, residual is not None)
         choice, block, blocks = started(rows, choice, task, device(memory.ordinal(x)))
         function = kernel(choice, block, memory.ordinal(x))
         if choice.step == NORMALIZE_LONG:  # blocks that take one row after the other, as many as run at a time
@@ -46,11 +46,11 @@ def run(call: Call) -> Any:
         # Whatever is freed here is freed on the same stream, so it may be before the kernel has run.
         launch(function, (blocks, 1), block, task, memory.stream(x))
         remember(call, y, starter(function, (blocks, 1), block), task)
-    del held
+    del keepalive
     if call.out is not None:
         for one in call.out:
             memory.written(one)
-    return y if residual is None else (y, added)
+    return y if residual is None else (y, total)
 
 
 def started(rows: Rows, choice: Choice, task: Task, on: Device) -> tuple[Choice, int, int]:
@@ -82,7 +82,7 @@ def lay_out(memory: type[Memory], call: Call, arrays: tuple[Array, ...]) -> Rows
 
 
 def describe(
-    memory: type[Memory], call: Call, rows: Rows, arrays: tuple[Array, ...], added: bool
+    memory: type[Memory], call: Call, rows: Rows, arrays: tuple[Array, ...], has_residual: bool
 ) -> tuple[tuple[Array, ...], Task, Choice]:
     """What must live until the kernel is started, what it is handed, and what it is compiled for."""
     weight, number, weight_code = _weight(memory, call)
@@ -98,7 +98,7 @@ def describe(
     aligned = is_aligned(rows, [*addresses, task.weight, task.bias])
     rule = RULES[call.rule.name]
     offset = call.weight_offset != 0.0
-    return (weight, bias), task, Choice(dtype, rule, weight_code, bias_code, offset, aligned, added, paired)
+    return (weight, bias), task, Choice(dtype, rule, weight_code, bias_code, offset, aligned, has_residual, paired)
 
 
 def _weight(memory: type[Memory], call: Call) -> tuple[Array | None, float, int]:

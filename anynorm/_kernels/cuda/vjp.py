@@ -39,7 +39,7 @@ def vjp(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
         dx = memory.empty_like(x)
         arrays = x, dy, dx, dx if dtotal is None else dtotal
         rows = lay_out(memory, call, arrays)
-        held, task, choice = describe(memory, call, rows, arrays, dtotal is not None)
+        keepalive, task, choice = describe(memory, call, rows, arrays, dtotal is not None)
         dweight = _gradient_of(memory, call.weight, x) if wanted else None
         dbias = _gradient_of(memory, call.bias, x) if wanted else None
         ordinal, stream = memory.ordinal(x), memory.stream(x)
@@ -49,10 +49,10 @@ def vjp(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
         choice = choice._replace(paired=False)  # all of it is formed in float64
         are_wanted = dweight is not None or dbias is not None
         steps = _steps(task, choice, how, rows.itemsize, are_wanted, device(ordinal).shared_nbytes)
-        room = _prepare_sums(memory, x, task, steps, dweight, dbias) if are_wanted else None
+        scratch = _prepare_sums(memory, x, task, steps, dweight, dbias) if are_wanted else None
         for step, grid, block in steps:
             launch(kernel(step, block, ordinal), grid, block, task, stream)
-    del held, room
+    del keepalive, scratch
     return dx, dweight, dbias
 
 
@@ -84,7 +84,7 @@ def _sums(choice: Choice) -> int:
 
 
 def _gradient_of(memory: type[Memory], parameter: Array | float | None, x: Array) -> Array | None:
-    """Room for the gradient of a parameter; of a number, for one of x's dtype."""
+    """An array for the gradient of a parameter; of a number, for one of x's dtype."""
     if parameter is None:
         return None
     like = x[(0,) * x.ndim] if isinstance(parameter, float) else parameter
@@ -94,17 +94,17 @@ def _gradient_of(memory: type[Memory], parameter: Array | float | None, x: Array
 def _prepare_sums(
     memory: type[Memory], x: Array, task: Task, steps: list[Step], dweight: Array | None, dbias: Array | None
 ) -> Array:
-    """Room for statistics and sums, and where all of it lies; it must live until the kernels are started."""
+    """Scratch for statistics and sums, and where all of it lies; it must live until the kernels are started."""
     choice = steps[0][0]
     features = 1 if choice.rule == RULES["scale_norm"] else task.features
     count = task.blocks * features * _sums(choice)
     statistics = _STATISTICS * task.rows if choice.step == DERIVE else 0
-    room = memory.float64s(x, count + statistics)
-    task.sums = memory.address(room)
+    scratch = memory.float64s(x, count + statistics)
+    task.sums = memory.address(scratch)
     if statistics:
-        task.statistics = memory.address(room) + 8 * count
+        task.statistics = memory.address(scratch) + 8 * count
     if dweight is not None:
         task.dweight, task.dweight_code = memory.address(dweight), CODES[dtype_name(dweight.dtype)]
     if dbias is not None:
         task.dbias, task.dbias_code = memory.address(dbias), CODES[dtype_name(dbias.dtype)]
-    return room
+    return scratch

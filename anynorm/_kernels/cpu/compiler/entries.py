@@ -47,12 +47,12 @@ def seconds_to_begin() -> float:
 
 def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
     """All kernels for arrays of a dtype, by name and variant."""
-    code, is_wide = CODES[dtype], dtype == "float64"
+    code, in_float64 = CODES[dtype], dtype == "float64"
     for rule in RULES.values():
         # There is no norm of a sum by scale_norm.
         for has_residual, has_layout in product((False, True) if rule != SCALE else (False,), (False, True)):
-            one = Variant(rule, code, is_wide, has_residual, has_layout)
-            if is_wide:
+            one = Variant(rule, code, in_float64, has_residual, has_layout)
+            if in_float64:
                 yield "float64", one
             else:
                 yield from (("rows", one), ("rows", one._replace(in_float64=True)))

@@ -1,1 +1,1 @@
-"""The short way for small calls like one before."""
+"""The fast path of small calls: a compiled program in place of check, choose and run."""

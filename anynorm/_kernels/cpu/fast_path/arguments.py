@@ -17,29 +17,24 @@ ARRAYS = ("x", "residual", "y", "total", "weight", "bias")
 Look = Callable[..., None]  # of `views`
 
 
-def number_of(known: Fields, thing: Any, require: Require) -> Any:
+def number_of(record: Fields, thing: Any, require: Require) -> Any:
     """A finite float of Python's."""
-    require(is_of(known, thing, known.float))
-    number = call_for_real(known.PyFloat_AsDouble, thing)
+    require(is_of(record, thing, record.float))
+    number = call_for_real(record.PyFloat_AsDouble, thing)
     require(magnitude(number) < math.inf)
     return number
 
 
-def see_parameter(
-    known: Fields, look: Look, view: View, parameter: Any, code: Any, features: Any, require: Require
-) -> None:
-    """One number for each feature, or None, which is as one of the dtype of that code."""
-    for is_given in cases(parameter != known.none):
-        if is_given:
-            look(known, view, parameter, require)
-            require(view.ndim == 1)
-            require(view.length(0) == features)
-        else:
-            view.leave_out(code)
+def see_parameter(record: Fields, look: Look, view: View, parameter: Any, features: Any, require: Require) -> None:
+    """One number for each feature, or None."""
+    for _ in when(parameter != record.none):
+        look(record, view, parameter, require)
+        require(view.ndim == 1)
+        require(view.length(0) == features)
 
 
 def see_weight(
-    known: Fields,
+    record: Fields,
     look: Look,
     views: dict[str, View],
     weight: Any,
@@ -49,18 +44,17 @@ def see_weight(
     require: Require,
 ) -> Any:
     """A weight, or a scale, which is returned: None, a float, or an array without axes."""
-    view, code, scale = views["weight"], views["x"].code, cell(1.0)
-    require((offset == 0.0) | (weight != known.none))
-    for has_scale in cases(is_scale & (weight != known.none)):
+    view, scale = views["weight"], cell(1.0)
+    require((offset == 0.0) | (weight != record.none))
+    for has_scale in cases(is_scale & (weight != record.none)):
         if not has_scale:
-            see_parameter(known, look, view, weight, code, features, require)
+            see_parameter(record, look, view, weight, features, require)
             continue
-        for is_number in cases(is_of(known, weight, known.float)):
+        for is_number in cases(is_of(record, weight, record.float)):
             if is_number:
-                view.leave_out(code)
-                scale[...] = call_for_real(known.PyFloat_AsDouble, weight)
+                scale[...] = call_for_real(record.PyFloat_AsDouble, weight)
                 continue
-            look(known, view, weight, require)
+            look(record, view, weight, require)
             require(view.ndim == 0)
             for number, dtype in enumerate(BY_CODE):
                 for _ in when(view.code == number):
@@ -70,7 +64,7 @@ def see_weight(
 
 
 def see_result(
-    known: Fields,
+    record: Fields,
     look: Look,
     make: str,
     views: dict[str, View],
@@ -83,13 +77,13 @@ def see_result(
 ) -> Any:
     """The array to write to: a given one, or one that is made and will be let go of if it is not returned."""
     found = cell(given)
-    for _ in when(given == known.none):
-        found[...] = call(known.PyObject_CallOneArg, getattr(known, make), x)
+    for _ in when(given == record.none):
+        found[...] = call(record.PyObject_CallOneArg, getattr(record, make), x)
         made[name][...] = found
         for _ in when(found == 0):  # it has raised an error, which is to be seen
-            answer(known, result, 0)
+            answer(record, result, 0)
         require(found != 0)
-    look(known, views[name], found, require, writable=True)
+    look(record, views[name], found, require, writable=True)
     require_alike(views[name], views["x"], require)
     return found
 
@@ -121,7 +115,7 @@ def are_apart(views: dict[str, View], nbytes: Any, weights: Any, features: Any) 
     return apart
 
 
-def answer(known: Fields, result: Any, value: Any) -> None:
+def answer(record: Fields, result: Any, value: Any) -> None:
     """Return this, in place of None."""
-    call(known.Py_DecRef, result)
+    call(record.Py_DecRef, result)
     result[...] = value

@@ -7,15 +7,15 @@ from typing import Any
 
 from anynorm._check import Call, check
 from anynorm._kernels.cpu.fast_path.plans import find
-from anynorm._kernels.short_ways import Way
+from anynorm._kernels.fast_paths import FastPath
 
 Array = Any
 
 
-def way_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, int], Any]) -> Way:
-    """The short way by a function of the program; ``resume`` goes on with a call at the row where a kernel stopped."""
+def fast_path_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, int], Any]) -> FastPath:
+    """The fast path by a function of the program; ``resume`` goes on with a call at the row where a kernel stopped."""
 
-    def way(
+    def fast_path(
         rule: Any,
         x: Array,
         residual: Array | None,
@@ -42,4 +42,4 @@ def way_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, int], A
         call = check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual, out=out)
         return resume(call, found)
 
-    return way
+    return fast_path

@@ -63,13 +63,13 @@ def _trace(name: str, kind: str) -> Any:
 
 
 _methods: list[_Method] = []  # which builtin functions refer to
-_held: list[Any] = []  # what there are addresses of in the record
+_keepalive: list[Any] = []  # what there are addresses of in the record
 
 
-def write(name: str, held: Any) -> None:
+def write(name: str, thing: Any) -> None:
     """Put the address of an object into the record, which is then never freed."""
-    _held.append(held)
-    setattr(record(), name, id(held))
+    _keepalive.append(thing)
+    setattr(record(), name, id(thing))
 
 
 @cache
@@ -82,9 +82,9 @@ def record() -> Record:
         "none": None, "float": float, "dtype": "dtype", "ndarray": numpy.ndarray, "empty_like_array": numpy.empty_like,
         "layer_norm": LAYER_NORM, "rms_norm": RMS_NORM, "scale_norm": SCALE_NORM,
     }  # fmt: skip
-    for name, held in objects.items():
-        _held.append(held)
-        setattr(found, name, id(held))
+    for name, thing in objects.items():
+        _keepalive.append(thing)
+        setattr(found, name, id(thing))
     return found
 
 
@@ -122,7 +122,7 @@ def write_torch(torch: Any) -> bool:
         return False
     if exchange.major != 1 or not exchange.look_at_tensor:
         return False
-    _held.append(capsule)
+    _keepalive.append(capsule)
     record().look_at_tensor = exchange.look_at_tensor
     write("Tensor", torch.Tensor)
     write("Parameter", torch.nn.Parameter)

@@ -1,4 +1,4 @@
-"""What the fast path serves: kernels that have run a call the long way, and so are compiled."""
+"""What the fast path serves: kernels that have run a call the slow path, and so are compiled."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy
 
 from anynorm._check import Call
 from anynorm._forks import unforked
-from anynorm._kernels import short_ways
-from anynorm._kernels.cpu.fast_path.arrays import way_of_arrays
+from anynorm._kernels import fast_paths
+from anynorm._kernels.cpu.fast_path.arrays import fast_path_of_arrays
 from anynorm._kernels.cpu.fast_path.plans import keep
 from anynorm._kernels.cpu.fast_path.record import place_of
-from anynorm._kernels.cpu.fast_path.tensors import way_of_tensors
+from anynorm._kernels.cpu.fast_path.tensors import fast_path_of_tensors
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import CODES
 from anynorm._kernels.cpu.launch.layout import Layout
 from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
-from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES
+from anynorm._kernels.cpu.threads import crew
 
 _offered: set[tuple[str, Variant]] = set()
 _served: set[str] = set()  # libraries
@@ -32,12 +32,14 @@ def offer(
     layout_address: int,
     resume: Callable[[Call, int], Any],
 ) -> None:
-    """Let small calls like this one go to the kernel at an address from now on; 0 where it is interpreted.
+    """Let calls like this one, if it is small, go to the kernel at an address from now on; 0 where it is interpreted.
 
     All its arrays are in C order.
     """
     library = call.library.name
-    if not address:
+    # Larger arrays are shared among threads, or stored past the caches.
+    most_nbytes = min(crew.LEAST_SHARED_NBYTES, -(-last_cache_nbytes() // 4)) - 1
+    if not address or call.x.nbytes > most_nbytes:
         return
     if layout is not None:
         keep(call, variant, address, layout, layout_address)
@@ -50,18 +52,17 @@ def offer(
         if not functions.is_served():
             return
         record = functions.record()
-        # Larger arrays are shared among threads, or stored past the caches.
-        record.most_nbytes = min(LEAST_SHARED_NBYTES, -(-last_cache_nbytes() // 4)) - 1
+        record.most_nbytes = most_nbytes
         if layout is None:
             record.kernels[place_of(variant)] = address
         if library == "numpy" and variant.code == CODES["bfloat16"]:
             functions.write("bfloat16", numpy.dtype(call.x.dtype.type))
         if library == "numpy" and library not in _served:
-            short_ways.add(numpy.ndarray, way_of_arrays(functions.normalize_arrays(), resume))
+            fast_paths.add(numpy.ndarray, fast_path_of_arrays(functions.normalize_arrays(), resume))
         elif library not in _served:
             import torch
 
             normalize = functions.normalize_tensors()
             if normalize is not None:
-                short_ways.add(torch.Tensor, way_of_tensors(torch, normalize))
+                fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, normalize))
         _served.add(library)

@@ -58,5 +58,5 @@ def keep(call: Call, variant: Variant, address: int, layout: Layout, layout_addr
             layout=layout_address, block=layout.block, head=layout.head,
         )  # fmt: skip
         _plans[key] = plan, ctypes.addressof(plan), layout
-    is_wide = variant.code == 2 and variant.in_float64
-    setattr(_plans[key][0], "kernel_in_float64" if is_wide else "kernel", address)
+    in_float64 = variant.code == 2 and variant.in_float64
+    setattr(_plans[key][0], "kernel_in_float64" if in_float64 else "kernel", address)

@@ -1,7 +1,7 @@
 """The program of the fast path: Python's arguments -> one task -> a kernel, without a step of the interpreter.
 
 It looks at x, a residual, y, their total, weight and bias, and compares what it sees with what a kernel needs. Whatever
-is out of the ordinary is left to the long way, and so are all messages. Like a kernel it is traced and compiled.
+is out of the ordinary is left to the slow path, and so are all messages. Like a kernel it is traced and compiled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from anynorm._kernels.cpu.fast_path.views import VIEW_NBYTES, View
 from anynorm._kernels.cpu.fast_path.words import Fields, Require, call, static_word, way_out, word
 from anynorm._kernels.cpu.kernels.task import Task
 from anynorm._kernels.cpu.language.arithmetic import where
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, FEW_ROWS, LAYER, RMS, SCALE
+from anynorm._kernels.cpu.language.dtypes import LAYER, RMS, SCALE
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import buffer, store_integer, store_real
 
@@ -37,27 +37,27 @@ def normalize(look: Look, make: str, itself: Any, arguments: Any, count: Any) ->
     It returns y, or (y, total); None where it has written nothing; the row that a kernel stopped at, of a y that was
     given. Called with BEGIN arguments it is given the record.
     """
-    record, result = static_word("record"), cell(0)
+    place_of_record, result = static_word("record"), cell(0)
     for begins in cases(count == BEGIN):
         if begins:
-            store_integer(record, arguments)
+            store_integer(place_of_record, arguments)
             continue
-        known = Fields(word(record, 64))
-        rooms = buffer(len(ARRAYS) * VIEW_NBYTES)
-        views = {name: View(rooms + i * VIEW_NBYTES) for i, name in enumerate(ARRAYS)}
+        record = Fields(word(place_of_record, 64))
+        memory = buffer(len(ARRAYS) * VIEW_NBYTES)
+        views = {name: View(memory + i * VIEW_NBYTES) for i, name in enumerate(ARRAYS)}
         made = {name: cell(0) for name in ("y", "total")}
         with way_out() as require:
-            _normalize(known, look, make, arguments, views, made, result, require)
+            _normalize(record, look, make, arguments, views, made, result, require)
         for view in views.values():
-            view.release(known)
+            view.release(record)
         for one in made.values():
             for _ in when(one != 0):
-                call(known.Py_DecRef, one)
+                call(record.Py_DecRef, one)
     return result
 
 
 def _normalize(
-    known: Fields,
+    record: Fields,
     look: Look,
     make: str,
     arguments: Any,
@@ -66,46 +66,46 @@ def _normalize(
     result: Any,
     require: Require,
 ) -> None:
-    call(known.Py_IncRef, known.none)
-    result[...] = known.none
+    call(record.Py_IncRef, record.none)
+    result[...] = record.none
     rule, x, residual, y, total, weight, bias, eps, offset, plan = [word(arguments + 8 * i, 64) for i in range(10)]
-    norm = where(rule == known.layer_norm, LAYER, where(rule == known.scale_norm, SCALE, RMS))
-    eps, offset = (number_of(known, one, require) for one in (eps, offset))
+    norm = where(rule == record.layer_norm, LAYER, where(rule == record.scale_norm, SCALE, RMS))
+    eps, offset = (number_of(record, one, require) for one in (eps, offset))
     require(eps >= 0.0)
 
     of_x = views["x"]
-    look(known, of_x, x, require)
+    look(record, of_x, x, require)
     require(of_x.ndim != 0)
-    size, rows = cell(1), _Rows(of_x, call(known.PyLong_AsLongLong, plan), require)
+    size, rows = cell(1), _Rows(of_x, call(record.PyLong_AsLongLong, plan), require)
     for i in loop(0, of_x.ndim, 1):
         size[...] = size * of_x.length(i)
     nbytes = size * of_x.itemsize
-    require((size != 0) & (nbytes <= known.most_nbytes))
+    require((size != 0) & (nbytes <= record.most_nbytes))
 
-    scale = see_weight(known, look, views, weight, norm == SCALE, offset, rows.features, require)
-    see_parameter(known, look, views["bias"], bias, of_x.code, rows.features, require)
-    has_residual = residual != known.none
-    kernel = _kernel(known, views, rows, norm, has_residual, offset)
+    scale = see_weight(record, look, views, weight, norm == SCALE, offset, rows.features, require)
+    see_parameter(record, look, views["bias"], bias, rows.features, require)
+    has_residual = residual != record.none
+    kernel = _kernel(record, views, rows, norm, has_residual, offset)
     require(kernel != 0)
 
-    y = see_result(known, look, make, views, made, "y", x, y, result, require)
+    y = see_result(record, look, make, views, made, "y", x, y, result, require)
     result_of_sum = cell(0)
     for _ in when(has_residual):
-        look(known, views["residual"], residual, require)
+        look(record, views["residual"], residual, require)
         require_alike(views["residual"], of_x, require)
-        result_of_sum[...] = see_result(known, look, make, views, made, "total", x, total, result, require)
+        result_of_sum[...] = see_result(record, look, make, views, made, "total", x, total, result, require)
     require(are_apart(views, nbytes, where(norm == SCALE, 1, rows.features), rows.features))
 
     units = where(rows.plan == 0, size // rows.features, rows.units)
     task = _task(views, rows, size // rows.features, norm == SCALE, eps, scale, offset)
-    reached = _run(known, kernel, task, units, size)
+    reached = _run(record, kernel, task, units, size)
     for is_complete in cases(reached == units):
         if is_complete:
-            answer(known, result, _results(known, y, result_of_sum))
+            answer(record, result, _results(record, y, result_of_sum))
             continue
-        # In place the rows before this one are lost, so that the long way must go on from here.
+        # In place the rows before this one are lost, so that the slow path must go on from here.
         require((reached > 0) & (made["y"] == 0))
-        answer(known, result, call(known.PyLong_FromLongLong, reached))
+        answer(record, result, call(record.PyLong_FromLongLong, reached))
 
 
 class _Rows:
@@ -129,31 +129,25 @@ class _Rows:
         return word(self.plan + getattr(Plan, name).offset, 64)
 
 
-def _kernel(known: Fields, views: dict[str, View], rows: _Rows, norm: Any, has_residual: Any, offset: Any) -> Any:
+def _kernel(record: Fields, views: dict[str, View], rows: _Rows, norm: Any, has_residual: Any, offset: Any) -> Any:
     """The address of the kernel; 0 where it has not been compiled yet."""
     code, is_averaged = views["x"].code, norm != SCALE
     # Pairs of float32 are formed of factors alone: what float32 does not hold of a parameter needs float64.
-    is_wide = (views["weight"].code == 3) | (views["bias"].code == 3) | (offset != 0.0)
-    is_wide = (code == 2) & is_averaged & is_wide
-    place = (norm * 2 + where(has_residual, 1, 0)) * KINDS + where(is_wide, IN_FLOAT64, code)
-    found = cell(word(known.address + Record.kernels.offset + 8 * place, 64))
+    in_float64 = (views["weight"].code == 3) | (views["bias"].code == 3) | (offset != 0.0)
+    in_float64 = (code == 2) & is_averaged & in_float64
+    place = (norm * 2 + where(has_residual, 1, 0)) * KINDS + where(in_float64, IN_FLOAT64, code)
+    found = cell(word(record.address + Record.kernels.offset + 8 * place, 64))
     for _ in when(rows.plan != 0):
-        found[...] = where(is_wide, rows.told("kernel_in_float64"), rows.told("kernel"))
+        found[...] = where(in_float64, rows.told("kernel_in_float64"), rows.told("kernel"))
     return found
 
 
 def _task(views: dict[str, View], rows: _Rows, count: Any, is_scale: Any, eps: Any, scale: Any, offset: Any) -> Any:
     """What the kernel is handed; its address."""
-    code, itemsize, features = views["x"].code, views["x"].itemsize, rows.features
-    weight_code, bias_code = where(is_scale, code, views["weight"].code), views["bias"].code
-    # Read where they lie, unless something is to be made of them or lanes would reach behind them.
-    are_alike = (weight_code == code) & (bias_code == code) & (offset == 0.0)
-    pays = (code == 2) | (features > CHUNK) | (count < FEW_ROWS)
-    is_direct = are_alike & pays & (features * itemsize >= CACHE_LINE_NBYTES)
     filled = {name: views[name].place for name in ARRAYS} | {
-        "features": features, "rows": count, "eps": eps, "scale": scale, "weight_offset": offset,
-        "weight": where(is_scale, 0, views["weight"].place), "weight_code": weight_code, "bias_code": bias_code,
-        "direct": where(is_direct, 1, 0), "layout": rows.layout, "block": rows.block, "head": rows.head,
+        "features": rows.features, "rows": count, "eps": eps, "scale": scale, "weight_offset": offset,
+        "weight": where(is_scale, 0, views["weight"].place), "weight_code": where(is_scale, 0, views["weight"].code),
+        "bias_code": views["bias"].code, "layout": rows.layout, "block": rows.block, "head": rows.head,
     }  # fmt: skip
     task = buffer(ctypes.sizeof(Task))
     for name, kind in Task._fields_:
@@ -165,28 +159,28 @@ def _task(views: dict[str, View], rows: _Rows, count: Any, is_scale: Any, eps: A
     return task
 
 
-def _run(known: Fields, kernel: Any, task: Any, units: Any, size: Any) -> Any:
+def _run(record: Fields, kernel: Any, task: Any, units: Any, size: Any) -> Any:
     """Run the kernel, without Python's lock if that pays; return how far it has come."""
     state = cell(0)
-    for _ in when(size > known.few_elements):
-        state[...] = call(known.PyEval_SaveThread)
+    for _ in when(size > record.few_elements):
+        state[...] = call(record.PyEval_SaveThread)
     reached = call(kernel, task, 0, units)
     for _ in when(state != 0):
-        call(known.PyEval_RestoreThread, state)
+        call(record.PyEval_RestoreThread, state)
     return reached
 
 
-def _results(known: Fields, y: Any, total: Any) -> Any:
+def _results(record: Fields, y: Any, total: Any) -> Any:
     """A new reference to y, or to a pair; 0 where there is no room for one."""
     result = cell(y)
-    call(known.Py_IncRef, y)
+    call(record.Py_IncRef, y)
     for _ in when(total != 0):
-        result[...] = call(known.PyTuple_New, 2)
+        result[...] = call(record.PyTuple_New, 2)
         for has_room in cases(result != 0):
             if has_room:
-                call(known.Py_IncRef, total)
-                call(known.PyTuple_SetItem, result, 0, y)
-                call(known.PyTuple_SetItem, result, 1, total)
+                call(record.Py_IncRef, total)
+                call(record.PyTuple_SetItem, result, 0, y)
+                call(record.PyTuple_SetItem, result, 1, total)
             else:
-                call(known.Py_DecRef, y)
+                call(record.Py_DecRef, y)
     return result

@@ -40,5 +40,5 @@ class Record(ctypes.Structure):
         ("look_at_tensor", _WORD),  # torch's own function, see `instructions`
         ("most_nbytes", _WORD),  # of x; larger ones are shared among threads, or stored past the caches
         ("few_elements", _WORD),  # for which the lock of the interpreter is kept
-        ("kernels", _WORD * (3 * 2 * KINDS)),  # 0 until it has run a call the long way
+        ("kernels", _WORD * (3 * 2 * KINDS)),  # 0 until it has run a call the slow path
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anynorm._kernels.cpu.fast_path.plans import find
-from anynorm._kernels.short_ways import Way
+from anynorm._kernels.fast_paths import FastPath
 from anynorm._profiled import profiler_of
 from anynorm._torch.state import forward_level, modes_question, tracing_question, transforms_question
 
@@ -18,18 +18,18 @@ _follow: Follow | None = None
 
 
 def follow_by(follow: Follow) -> None:
-    """Say how calls are followed that torch's autograd is to differentiate; until then they take the long way."""
+    """Say how calls are followed that torch's autograd is to differentiate; until then they take the slow path."""
     global _follow
     _follow = follow
 
 
-def way_of_tensors(torch: Any, normalize: Callable[..., Any]) -> Way:
-    """The short way by a function of the program."""
+def fast_path_of_tensors(torch: Any, normalize: Callable[..., Any]) -> FastPath:
+    """The fast path by a function of the program."""
     is_compiling, is_granted, levels = torch.compiler.is_dynamo_compiling, torch.is_grad_enabled, forward_level(torch)
     is_transformed, count_modes, is_tracing = transforms_question(torch), modes_question(torch), tracing_question(torch)
     profiler = profiler_of(torch)
 
-    def way(
+    def fast_path(
         rule: Any,
         x: Array,
         residual: Array | None,
@@ -44,7 +44,7 @@ def way_of_tensors(torch: Any, normalize: Callable[..., Any]) -> Way:
         # operation would not see what a kernel does.
         if is_compiling() or levels._current_level >= 0 or count_modes() or is_transformed() or is_tracing():
             return None
-        if out is not None or profiler._is_profiler_enabled:  # the long way sees to the name
+        if out is not None or profiler._is_profiler_enabled:  # the slow path sees to the name
             return None
         plan = 0 if axis == -1 else find(rule, x, residual, axis)
         if plan is None:
@@ -72,4 +72,4 @@ def way_of_tensors(torch: Any, normalize: Callable[..., Any]) -> Way:
             return None
         return _follow(rule, x, residual, weight, bias, axis, eps, offset, found)
 
-    return way
+    return fast_path

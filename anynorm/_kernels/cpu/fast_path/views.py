@@ -31,8 +31,8 @@ class View:
 
     def __init__(self, address: Any) -> None:
         self.at = address
-        store_integer(self.at + _BUF, 0)
-        store_integer(self.at + _OBJ, 0)
+        for place in (_BUF, _OBJ, _CODE):
+            store_integer(self.at + place, 0)
 
     place = property(lambda self: word(self.at + _BUF, 64))  # its address; 0 where there is no array
     ndim = property(lambda self: word(self.at + _AXES, 64))
@@ -44,46 +44,42 @@ class View:
         """Of its elements."""
         return where(self.code == 3, 8, where(self.code == 2, 4, 2))
 
-    def leave_out(self, code: Any) -> None:
-        """Take it for an array of a dtype, which is not there."""
-        store_integer(self.at + _CODE, code)
-
     def length(self, axis: Any) -> Any:
         """Along one axis."""
         return word(self.shape + axis * 8, 64)
 
-    def release(self, known: Fields) -> None:
+    def release(self, record: Fields) -> None:
         """Give back what NumPy has lent."""
         for _ in when(word(self.at + _OBJ, 64) != 0):
-            call(known.PyBuffer_Release, self.at)
+            call(record.PyBuffer_Release, self.at)
 
 
-def is_of(known: Fields, thing: Any, kind: Any) -> Any:
+def is_of(record: Fields, thing: Any, kind: Any) -> Any:
     """Whether a thing is of a type, and of none that is derived from it."""
-    found = call(known.PyObject_Type, thing)
-    call(known.Py_DecRef, found)
+    found = call(record.PyObject_Type, thing)
+    call(record.Py_DecRef, found)
     return found == kind
 
 
-def look_at_array(known: Fields, view: View, array: Any, require: Require, writable: bool = False) -> None:
+def look_at_array(record: Fields, view: View, array: Any, require: Require, writable: bool = False) -> None:
     """See an ndarray in C order, of a dtype that there are kernels for."""
-    require(is_of(known, array, known.ndarray))
+    require(is_of(record, array, record.ndarray))
     access, code = _IN_ORDER | _WRITABLE * writable, cell(_UNKNOWN)
-    for is_nameless in cases(fails(known.PyObject_GetBuffer, array, view.at, access | _FORMATTED)):
+    for is_nameless in cases(fails(record.PyObject_GetBuffer, array, view.at, access | _FORMATTED)):
         if not is_nameless:
             letter = word(word(view.at + _FORMAT, 64), 16)  # and the 0 behind it
             for name, number in _FORMATS.items():
                 code[...] = where(letter == ord(name), number, code)
             continue
         # The buffer protocol has no letter for bfloat16, so that is asked as Python does. Or the array is unfit.
-        call(known.PyErr_Clear)
+        call(record.PyErr_Clear)
         store_integer(view.at + _OBJ, 0)
-        require(known.bfloat16 != 0)
-        dtype = call(known.PyObject_GetAttr, array, known.dtype)
-        call(known.Py_DecRef, dtype)
-        require(dtype == known.bfloat16)
-        for _ in when(fails(known.PyObject_GetBuffer, array, view.at, access)):
-            call(known.PyErr_Clear)
+        require(record.bfloat16 != 0)
+        dtype = call(record.PyObject_GetAttr, array, record.dtype)
+        call(record.Py_DecRef, dtype)
+        require(dtype == record.bfloat16)
+        for _ in when(fails(record.PyObject_GetBuffer, array, view.at, access)):
+            call(record.PyErr_Clear)
             store_integer(view.at + _OBJ, 0)
             require(False)
         code[...] = 1
@@ -92,14 +88,14 @@ def look_at_array(known: Fields, view: View, array: Any, require: Require, writa
     require(code >= 0)
 
 
-def look_at_tensor(known: Fields, view: View, tensor: Any, require: Require, writable: bool = False) -> None:
+def look_at_tensor(record: Fields, view: View, tensor: Any, require: Require, writable: bool = False) -> None:
     """See a tensor of one of torch's own types on the CPU, in C order; its memory is not lent, but the caller's."""
-    kind = call(known.PyObject_Type, tensor)
-    call(known.Py_DecRef, kind)
-    require((kind == known.Tensor) | (kind == known.Parameter))
+    kind = call(record.PyObject_Type, tensor)
+    call(record.Py_DecRef, kind)
+    require((kind == record.Tensor) | (kind == record.Parameter))
     told = buffer(_DL_NBYTES)
-    for _ in when(fails(known.look_at_tensor, tensor, told)):
-        call(known.PyErr_Clear)
+    for _ in when(fails(record.look_at_tensor, tensor, told)):
+        call(record.PyErr_Clear)
         require(False)
     require(word(told + _DEVICE, 32) == _CPU)
     code, dtype, ndim = cell(_UNKNOWN), word(told + _DTYPE, 32), word(told + _DL_NDIM, 32)
@@ -107,7 +103,7 @@ def look_at_tensor(known: Fields, view: View, tensor: Any, require: Require, wri
         code[...] = where(dtype == name | _ONE_LANE, number, code)
     require(code >= 0)
     place, shape = word(told + _DATA, 64) + word(told + _OFFSET, 64), word(told + _DL_SHAPE, 64)
-    require(place >= LOW_ADDRESS)  # below, there may be no memory: the long way finds out
+    require(place >= LOW_ADDRESS)  # below, there may be no memory: the slow path finds out
     step, strides, are_in_order = cell(1), word(told + _STRIDES, 64), cell(True)
     require((strides != 0) | (ndim == 0))
     for i in loop(1, ndim + 1, 1):

@@ -175,7 +175,7 @@ def normalize_columns(variant: Variant, address: int, first: int, last: int) -> 
     That is -1 where it cannot hold the weights. The last free axis of the layout is that of the neighbours; it is cut
     into blocks as layout.py says.
     """
-    task = load_task(address, variant)._replace(direct=False)
+    task = load_task(address, variant)
     block, head = word(address, "block"), word(address, "head")
     work, following, ended = buffer(_WORK_NBYTES), cell(-1), cell(False)
     for _ in when(are_weights_safe(task)):

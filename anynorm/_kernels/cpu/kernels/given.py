@@ -16,6 +16,6 @@ def apply_rows(variant: Variant, address: int, first: int, last: int) -> int:
 
     That is -1 where weights of float64 are extreme. Narrower rows are applied in float64, which holds any factor.
     """
-    task = load_task(address, variant)._replace(direct=False, fetching=True)
+    task = load_task(address, variant)
     normalize_all = (float64 if task.dtype is FLOAT64 else rows).normalize_all
     return normalize_all(task, first, last, given=True)

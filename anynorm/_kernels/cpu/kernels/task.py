@@ -25,12 +25,10 @@ class Task(ctypes.Structure):
         ("total", _WORD),  # where x + residual goes; of the derivative dtotal
         ("layout", _WORD),  # of these arrays, see layout.py
         ("weight", _WORD),
-        ("weight_code", _WORD),
+        ("weight_code", _WORD),  # of its dtype
         ("bias", _WORD),
         ("bias_code", _WORD),
-        ("direct", _WORD),  # parameters are of x's dtype, and widened where they are used
         ("streaming", _WORD),  # past the caches
-        ("fetching", _WORD),  # what will be read next, while something is written
         ("block", _WORD),  # columns taken at a time
         ("head", _WORD),  # columns that the first block has more
         ("dweight", _WORD),

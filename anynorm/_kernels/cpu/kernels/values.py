@@ -72,9 +72,9 @@ class TaskValues(NamedTuple):
     bias: int
     bias_code: int
     widened: bool  # parameters are widened into scratch
-    direct: bool
-    streaming: bool
-    fetching: bool
+    direct: bool  # parameters are of x's dtype, and widened where they are used
+    streaming: bool  # past the caches
+    fetching: bool  # the next rows, while some are written
     numbers: int
     scratch: Scratch
 
@@ -118,6 +118,5 @@ def load_task(address: int, variant: Variant, has_dy: bool = False) -> TaskValue
         *variant.dtypes, variant.rule, eps, scale, offset, word(address, "features"),
         arrays, word(address, "layout") if variant.has_layout else None,
         weight, word(address, "weight_code"), bias, word(address, "bias_code"), (weight != 0) | (bias != 0),
-        word(address, "direct") != 0, word(address, "streaming") != 0, word(address, "fetching") != 0,
-        word(address, "numbers"), Scratch.new(),
+        False, word(address, "streaming") != 0, True, word(address, "numbers"), Scratch.new(),
     )  # fmt: skip

@@ -15,7 +15,6 @@ INTERPRETED = os.environ.get("ANYNORM_INTERPRET", "") not in ("", "0")
 CACHE_LINE_NBYTES = 64
 GROUP = 32  # rows at most that go through each step together
 CHUNK = 1024  # features whose parameters are widened at a time
-FEW_ROWS = 4  # below which it does not pay to widen the parameters beforehand
 REDUCED = 5  # numbers that a row is reduced to, see moments.py
 FINISHED = 4  # numbers that a row is applied with, see given.py
 WIDEST_BLOCK = 256  # rows that are taken side by side

@@ -44,12 +44,12 @@ def as_compiled(kernel: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(kernel)
     def run(*arguments: Any) -> int:
-        held = len(_stack.buffers)
+        before = len(_stack.buffers)
         try:
             with numpy.errstate(all="ignore"):
                 return int(kernel(*arguments))
         finally:
-            del _stack.buffers[held:]
+            del _stack.buffers[before:]
 
     return run
 

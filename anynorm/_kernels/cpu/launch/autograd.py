@@ -22,7 +22,7 @@ def run(call: Call, choose_vjp: autograd.ChooseVjp) -> Any:
 
 @cache
 def _kernels(choose_vjp: autograd.ChooseVjp) -> autograd.Kernels:
-    """The kernels; the short way, which lies below, is told of them."""
+    """The kernels; the fast path, which lies below, is told of them."""
     kernels = autograd.Kernels("cpu", run_kernel, vjp, _surely_takes_vjp, quick_vjp, choose_vjp)
     follow_by(partial(autograd.follow, kernels))
     return kernels

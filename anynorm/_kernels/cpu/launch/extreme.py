@@ -22,10 +22,10 @@ def normalize_row(
 ) -> None:
     """Normalize one row by the definition; addresses are those of x, the residual, y and their sum."""
     rows: list[Any] = _row(layout, features, addresses, row)
-    x, residual, y, added = rows
+    x, residual, y, total = rows
     # Flat, so that a row has the same bits wherever its elements lie.
     found = definition.run(_of_row(call, x.reshape(-1))._replace(residual=_flat(residual), out=None))
-    for target, result in zip((y, added), (found,) if added is None else found, strict=False):
+    for target, result in zip((y, total), (found,) if total is None else found, strict=False):
         target[...] = result.reshape(target.shape)
 
 

@@ -5,7 +5,6 @@ What lies between both, merging and step 2 of the definition, is a few numbers a
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy
@@ -19,12 +18,11 @@ from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import FINISHED, REDUCED, RULES
-from anynorm._kernels.cpu.launch.layout import Layout, lay_out
-from anynorm._kernels.cpu.launch.machine import empty_like, last_cache_nbytes
-from anynorm._kernels.cpu.launch.norm import kind_of, packed
+from anynorm._kernels.cpu.launch.layout import lay_out
+from anynorm._kernels.cpu.launch.machine import empty_like
+from anynorm._kernels.cpu.launch.tasks import dtype_of, features_of, may_stream, task_of
 from anynorm._kernels.cpu.threads.crew import launch
 from anynorm._libraries import library_of
-from anynorm._libraries.numpy_arrays import NumPy
 from anynorm._moments import Moments, arrays_of, mapped, of_arrays, statistics_of
 
 Array = Any
@@ -38,10 +36,9 @@ _LARGEST = 1.7976931348623157e308
 
 def run_moments(call: Call) -> Moments:
     """Return the moments of the call's array."""
-    numbers = room_for(call, REDUCED)
-    layout = lay_out(call, kind_of(call.x.dtype).itemsize, None, call.x, numbers=numbers)
-    task = _task(call, numbers, layout)
-    _run("moments", call, task, (call, numbers, layout))
+    numbers = numbers_like(call, REDUCED)
+    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, None, call.x, numbers=numbers)
+    _launch("moments", call, *task_of(call, None, None, None, layout, numbers=numbers))
     with numpy.errstate(all="ignore"):
         moments = (_paired_moments if call.precision.digits else _plain_moments)(call, numbers)
     if call.library.name == "numpy":
@@ -53,7 +50,7 @@ def run_moments(call: Call) -> Moments:
 
 
 def _plain_moments(call: Call, numbers: Array) -> Moments:
-    count = _features(call)
+    count = features_of(call)
     shift, sums, squares = (numbers[..., i] for i in range(3))
     if not call.rule.centred:
         return of_arrays(count, [None, None, None, squares.copy(), None, None], numpy)
@@ -66,7 +63,7 @@ def _plain_moments(call: Call, numbers: Array) -> Moments:
 
 def _paired_moments(call: Call, numbers: Array) -> Moments:
     """Those of float64, in the unit that rows of ordinary magnitude have; the definition forms the others."""
-    count = _features(call)
+    count = features_of(call)
     shift, sums, squares = numbers[..., 0], (numbers[..., 1], numbers[..., 2]), (numbers[..., 3], numbers[..., 4])
     constant = (squares[0] == 0.0) & (sums[0] == 0.0) & (numpy.abs(shift) > 2.0**-200)
     safe = (squares[0] > _LEAST_SQUARES) & (squares[0] < _MOST_SQUARES) | constant
@@ -110,28 +107,17 @@ def run(call: Call) -> Array:
 
 def apply_numbers(call: Call, numbers: Array) -> Array | None:
     """Apply numbers to each row, as the kernel does; None where the weights are such that it cannot."""
-    memory, kind = call.library.memory, kind_of(call.x.dtype)
-    y = empty_like(memory, call.x, call.x.nbytes) if call.out is None else call.out[0]
-    # In place by address: another object may be the same memory.
-    streaming = 4 * call.x.nbytes >= last_cache_nbytes() and memory.address(y) != memory.address(call.x)
-    streaming = streaming and memory.address(y) % kind.itemsize == 0
-    layout = lay_out(call, kind.itemsize, None, y, numbers=numbers, streaming=streaming)
-    streaming = streaming if layout is None else layout.streaming
-    parameters: tuple[Any, ...] = (call.weight if call.rule.averaged else None, call.bias)
-    weight, bias = (one if one is None else packed(memory, one) for one in parameters)
-    task = _task(call, numbers, layout)
-    task.y, task.streaming, task.weight_offset = memory.address(y), streaming, call.weight_offset
-    if weight is not None:
-        task.weight, task.weight_code = memory.address(weight), kind_of(weight.dtype).code
-    if bias is not None:
-        task.bias, task.bias_code = memory.address(bias), kind_of(bias.dtype).code
-    return y if _run("given", call, task, (call, y, weight, bias, numbers, layout)) else None
+    y = empty_like(call.library.memory, call.x) if call.out is None else call.out[0]
+    streaming = may_stream(call, y, None)
+    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, None, y, numbers=numbers, streaming=streaming)
+    task, keepalive = task_of(call, None, y, None, layout, numbers=numbers, streaming=streaming)
+    return y if _launch("given", call, task, keepalive) else None
 
 
 def _by_definition(call: Call) -> Array:
     """Through the definition, of NumPy arrays: tensors then have the same bits."""
-    held = [one for one in (call.x, call.weight, call.bias) if one is not None and not isinstance(one, float)]
-    if call.library.name == "numpy" or any("bfloat16" in str(one.dtype) for one in held):
+    arrays = [one for one in (call.x, call.weight, call.bias) if one is not None and not isinstance(one, float)]
+    if call.library.name == "numpy" or any("bfloat16" in str(one.dtype) for one in arrays):
         return definition.run(call)
     parameters: tuple[Any, ...] = (call.weight, call.bias)
     weight, bias = (one.detach().numpy() if hasattr(one, "detach") else one for one in parameters)
@@ -145,7 +131,7 @@ def _by_definition(call: Call) -> Array:
 
 def _finished(call: Call) -> tuple[Array, Array]:
     """What the kernel applies to each row, and to which rows it may."""
-    numbers, digits, rule = room_for(call, FINISHED), call.precision.digits, call.rule
+    numbers, digits, rule = numbers_like(call, FINISHED), call.precision.digits, call.rule
     given = statistics_of(moments_in_numpy(call.moments))
     step = step_of_given(numpy, given, rule, call.eps, Precision(numpy.float64, digits))
     scale = 1.0 if rule.averaged else scale_of(call)
@@ -166,12 +152,8 @@ def _finished(call: Call) -> tuple[Array, Array]:
     return numbers, ordinary & ~(numpy.abs(shift / own) > _MOST_SHIFT)
 
 
-def _features(call: Call) -> int:
-    return math.prod([call.x.shape[axis] for axis in call.axes])
-
-
-def room_for(call: Call, count: int) -> Array:
-    """Room for so many numbers a row, in the shape of moments with one axis more."""
+def numbers_like(call: Call, count: int) -> Array:
+    """Memory for so many numbers a row, in the shape of moments with one axis more."""
     return numpy.empty((*(1 if axis in call.axes else n for axis, n in enumerate(call.x.shape)), count))
 
 
@@ -191,26 +173,12 @@ def host(array: Any) -> Any:
     return numpy.asarray(array.detach().resolve_neg() if hasattr(array, "detach") else array)
 
 
-def _task(call: Call, numbers: Array, layout: Layout | None) -> Task:
-    features = _features(call)
-    return Task(
-        features=features, rows=math.prod(call.x.shape) // features,
-        x=call.library.memory.address(call.x), layout=0 if layout is None else NumPy.address(layout.numbers),
-        numbers=NumPy.address(numbers),
-    )  # fmt: skip
-
-
-def _run(name: str, call: Call, task: Task, keepalive: Any) -> bool:
+def _launch(name: str, call: Call, task: Task, keepalive: Any) -> bool:
     """Run a kernel on all rows, in several threads where that pays; whether it took them."""
-    compute = kernel(
-        name, Variant(RULES[call.rule.name], kind_of(call.x.dtype).code, True, has_layout=task.layout != 0)
-    )
+    code = dtype_of(call.x.dtype).code
+    compute = kernel(name, Variant(RULES[call.rule.name], code, in_float64=True, has_layout=task.layout != 0))
     # Whether weights are safe is seen before the first row.
     if compute.run(task, 0, 0) < 0:
         return False
-
-    def resume(first: int, last: int) -> None:
-        compute.run(task, first, last)
-
-    launch(compute, task, task.rows, task.rows, call.x.nbytes, resume, keepalive)
+    launch(compute, task, task.rows, call.x.nbytes, keepalive)
     return True

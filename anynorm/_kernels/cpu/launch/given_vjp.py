@@ -14,11 +14,11 @@ from anynorm._definition.scaling import product
 from anynorm._kernels import by_moments
 from anynorm._kernels.cpu.language.dtypes import FINISHED
 from anynorm._kernels.cpu.launch.extreme import vjp_row
-from anynorm._kernels.cpu.launch.given import apply_numbers, host, in_numpy, moments_in_numpy, room_for
+from anynorm._kernels.cpu.launch.given import apply_numbers, host, in_numpy, moments_in_numpy, numbers_like
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
-from anynorm._kernels.cpu.launch.norm import kind_of
-from anynorm._kernels.cpu.launch.vjp import run
+from anynorm._kernels.cpu.launch.tasks import dtype_of
+from anynorm._kernels.cpu.launch.vjp import differentiate
 from anynorm._libraries import library_of
 from anynorm._moments import Moments, statistics_of
 from anynorm._moments_gradient import MomentsGradient, is_about_zero, mapped, parts_of
@@ -28,7 +28,7 @@ Array = Any
 
 def vjp(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight, dbias and the gradient of the moments that the call gives."""
-    call, numbers = gradient.call, room_for(gradient.call, FINISHED)
+    call, numbers = gradient.call, numbers_like(gradient.call, FINISHED)
     # As far as rows go; the numbers of each row are NumPy arrays.
     of_rows = call._replace(
         library=library_of(numbers),
@@ -38,9 +38,9 @@ def vjp(gradient: Gradient) -> tuple[Any, ...]:
     with numpy.errstate(all="ignore"):
         step = by_moments.step_of(of_rows)
         _write(of_rows, numbers, step)
-    dx = empty_like(call.library.memory, call.x, call.x.nbytes)
-    layout = lay_out(call, kind_of(call.x.dtype).itemsize, gradient.dy, dx, numbers=numbers)
-    parameters = run(gradient, dx, layout, numbers, partial(_vjp_row, step, numbers))
+    dx = empty_like(call.library.memory, call.x)
+    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, gradient.dy, dx, numbers=numbers)
+    parameters = differentiate(gradient, dx, layout, numbers, partial(_vjp_row, step, numbers))
     with numpy.errstate(all="ignore"):
         of_g, along = (numbers[..., place] + 0.0 * numbers[..., place] for place in (0, 1))
         found = by_moments.by_moments(of_rows, step, of_g, along)
@@ -54,16 +54,16 @@ def vjp_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Arra
         dx = by_moments.vjp_moments(in_numpy(call), found, given)
         return dx if call.library.name == "numpy" else call.library.namespace.asarray(dx)
     mean, variance, *factors = parts_of(given)
-    held = [one for one in factors if one is not None]
-    numbers, statistics = room_for(call, FINISHED), statistics_of(found)
+    factors = [one for one in factors if one is not None]
+    numbers, statistics = numbers_like(call, FINISHED), statistics_of(found)
     shift: Any = 0.0
     with numpy.errstate(all="ignore"):
-        factor = 0.0 if variance is None else product(numpy, variance * (2.0 / found.count), held * 2)
+        factor = 0.0 if variance is None else product(numpy, variance * (2.0 / found.count), factors * 2)
         if is_about_zero(given):  # and NaN where the row holds NaN or Inf
             constant = 0.0 * statistics.squares
         else:
             low: Any = 0.0 if statistics.mean_low is None else statistics.mean_low
-            shift, constant = statistics.mean, 0.0 if mean is None else product(numpy, mean / found.count, held)
+            shift, constant = statistics.mean, 0.0 if mean is None else product(numpy, mean / found.count, factors)
             constant = constant - factor * low
         numbers[..., 0], numbers[..., 1], numbers[..., 2] = shift, factor, constant
     return apply_numbers(call, numbers)
@@ -101,10 +101,10 @@ def _vjp_row(
 
 
 def _gradient_in_numpy(gradient: MomentsGradient) -> MomentsGradient:
-    def wide(array: Any) -> Any:
+    def in_float64(array: Any) -> Any:
         return host(array.double()) if hasattr(array, "double") else array.astype(numpy.float64)
 
-    return mapped(wide, gradient)
+    return mapped(in_float64, gradient)
 
 
 def _in_torch(gradient: MomentsGradient) -> MomentsGradient:

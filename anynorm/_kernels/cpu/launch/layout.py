@@ -28,7 +28,7 @@ Strides = tuple[int, ...]  # of x, residual, y and their sum; those of x where t
 class Layout(NamedTuple):
     """What the kernels have to know of arrays that are not simply one row after the other."""
 
-    numbers: numpy.ndarray  # what scatter.py reads
+    table: numpy.ndarray  # lengths and strides, as scatter.py reads them
     in_columns: bool  # whether neighbours in memory belong to different rows
     units: int  # rows, or blocks of columns
     streaming: bool  # whether results may be stored past the caches
@@ -46,14 +46,14 @@ class Layout(NamedTuple):
 
     def row(self, index: int) -> tuple[tuple[int, ...], list[Strides], list[int]]:
         """Of one row: its shape, and for each array its strides and how far into memory it begins."""
-        numbers = self.numbers.tolist()
-        ndim = numbers[1]
-        lengths, normalized = numbers[2 : 2 + ndim], numbers[2 + 5 * ndim :]
+        table = self.table.tolist()
+        ndim = table[1]
+        lengths, normalized = table[2 : 2 + ndim], table[2 + 5 * ndim :]
         offsets = [0] * 4
         for axis in reversed(range(ndim)):
             index, place = divmod(index, lengths[axis])
             for which in range(4):
-                offsets[which] += place * numbers[2 + (1 + which) * ndim + axis]
+                offsets[which] += place * table[2 + (1 + which) * ndim + axis]
         ndim = normalized[0]
         strides = [tuple(normalized[1 + (1 + which) * ndim :][:ndim]) for which in range(4)]
         return tuple(normalized[1 : 1 + ndim]), strides, offsets
@@ -127,7 +127,7 @@ def _planned(
     side_by_side = len(normalized) == 1 and free and free[-1].length >= lanes
     if contiguous or not side_by_side or itemsize == 8 or not columns or not _is_contiguous(free[-1], itemsize):
         streaming &= contiguous and all(axis.strides[_Y] % itemsize == 0 for axis in free)
-        return Layout(_numbers(not contiguous, free, normalized), False, rows, streaming)
+        return Layout(_table(not contiguous, free, normalized), False, rows, streaming)
     neighbours = free[-1].length
     # Each feature of a block must begin a cache line of its own.
     streaming &= all(axis.strides[_Y] % CACHE_LINE_NBYTES == 0 for axis in (*free[:-1], *normalized))
@@ -137,20 +137,20 @@ def _planned(
     # None is narrower than lanes: what is left over goes to the last one.
     blocks = 1 + max(0, neighbours - head - lanes) // block
     units = rows // neighbours * blocks
-    return Layout(_numbers(True, free, normalized), True, units, streaming, neighbours, block, head, blocks)
+    return Layout(_table(True, free, normalized), True, units, streaming, neighbours, block, head, blocks)
 
 
 def _is_contiguous(axis: Axis, itemsize: int) -> bool:
     return all(stride == itemsize for stride in axis.strides)
 
 
-def _numbers(scattered: bool, free: list[Axis], normalized: list[Axis]) -> numpy.ndarray:
-    numbers = [int(scattered)]
+def _table(scattered: bool, free: list[Axis], normalized: list[Axis]) -> numpy.ndarray:
+    table = [int(scattered)]
     for axes in (free, normalized or [Axis(1, (0, 0, 0, 0))]):
-        numbers.append(len(axes))
-        numbers += [axis.length for axis in axes]
+        table.append(len(axes))
+        table += [axis.length for axis in axes]
         for which in range(4):
-            numbers += [axis.strides[which] for axis in axes]
-    found = numpy.asarray(numbers, dtype=numpy.int64)
+            table += [axis.strides[which] for axis in axes]
+    found = numpy.asarray(table, dtype=numpy.int64)
     found.flags.writeable = False  # calls share it
     return found

@@ -18,11 +18,11 @@ _HUGE_PAGE_NBYTES = 2 << 20
 _MADV_HUGEPAGE = 14
 
 
-def empty_like(memory: type[Memory], array: Array, nbytes: int) -> Array:
-    """A new array of that size like another one, in huge pages where it is large."""
+def empty_like(memory: type[Memory], array: Array) -> Array:
+    """A new array like another one, in huge pages where it is large."""
     made = memory.empty_like(array)
-    if nbytes >= _LEAST_HUGE_NBYTES and not memory.in_huge_pages:
-        _ask_for_huge_pages(memory.address(made), nbytes)
+    if not memory.in_huge_pages and made.nbytes >= _LEAST_HUGE_NBYTES:
+        _ask_for_huge_pages(memory.address(made), made.nbytes)
     return made
 
 

@@ -13,10 +13,16 @@ from anynorm._definition.norms import Rule
 from anynorm._kernels.autograd import Norm
 from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import RULES
-from anynorm._kernels.cpu.launch.norm import kind_of
-from anynorm._kernels.cpu.launch.vjp import blocks_of, give_back, take_room
-from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES
+from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES
+from anynorm._kernels.cpu.launch.tasks import dtype_of
+from anynorm._kernels.cpu.launch.vjp import (
+    blocks_of,
+    give_back_scratch,
+    left_rows_at,
+    left_rows_length,
+    take_scratch,
+)
+from anynorm._kernels.cpu.threads import crew
 from anynorm._libraries.torch_tensors import LOW_ADDRESS, lacks_memory
 
 Array = Any
@@ -32,7 +38,7 @@ class _Plan(NamedTuple):
     task: Task  # without addresses; each call copies it
     features: int
     blocks: int  # of rows
-    length: int  # of the room that the kernel works in
+    length: int  # of scratch
     may_leave_rows: bool  # to the definition
 
 
@@ -84,17 +90,16 @@ def quick_vjp(
         task.dbias = dbias.data_ptr()
     dx = _empty_like(x)
     task.y = dx.data_ptr()
-    room, task.work = take_room(length)
+    scratch, task.work = take_scratch(length)
     run(addressof(task), -1, blocks + 1)
     is_whole = not (may_leave_rows and _has_left_rows(task, blocks))
-    give_back(room, task.work)
+    give_back_scratch(scratch, task.work)
     return (dx, dweight, dbias) if is_whole else None
 
 
 def _has_left_rows(task: Task, blocks: int) -> bool:
     """Whether the kernel has left rows to the definition: their number in each block is behind the sums."""
-    has_sums = task.dweight != 0 or task.dbias != 0
-    first = task.work + 16 * task.features * (1 + (blocks if has_sums else 0))
+    first = task.work + 8 * left_rows_at(task.features, blocks, has_sums=task.dweight != 0 or task.dbias != 0)
     return any(c_int64.from_address(first + 8 * block * (task.block_rows + 1)).value for block in range(blocks))
 
 
@@ -115,20 +120,20 @@ def _plan_for(
     weight_dtype: torch.dtype | None,
     bias_dtype: torch.dtype | None,
 ) -> _Plan | None:
-    kind, size = kind_of(dtype), math.prod(shape)
+    element, size = dtype_of(dtype), math.prod(shape)
     # Larger tensors are shared among threads.
-    is_small = 0 < size * kind.itemsize < LEAST_SHARED_NBYTES
+    is_small = 0 < size * element.itemsize < crew.LEAST_SHARED_NBYTES
     if not rule.averaged or not is_small or axes[0] != len(shape) - len(axes):
         return None
     features = math.prod(shape[axes[0] :])
     rows = size // features
     block_rows, blocks = blocks_of(rows)
-    weight_code, bias_code = (0 if one is None else kind_of(one).code for one in (weight_dtype, bias_dtype))
+    weight_code, bias_code = (0 if one is None else dtype_of(one).code for one in (weight_dtype, bias_dtype))
     task = Task(
         features=features, rows=rows, eps=eps, scale=1.0, weight_offset=weight_offset, weight_code=weight_code,
         dweight_code=weight_code, dbias_code=bias_code, block_rows=block_rows,
     )  # fmt: skip
-    run = kernel("derivative", Variant(RULES[rule.name], kind.code, True)).function
-    is_float64 = kind.itemsize == 8
-    length = 2 * (1 + blocks) * features + (blocks * (block_rows + 1) if is_float64 else 0)
-    return _Plan(run, task, features, blocks, length, is_float64)
+    run = kernel("derivative", Variant(RULES[rule.name], element.code, True)).function
+    may_leave_rows = element is FLOAT64
+    length = left_rows_at(features, blocks, has_sums=True) + left_rows_length(block_rows, blocks) * may_leave_rows
+    return _Plan(run, task, features, blocks, length, may_leave_rows)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy
 
 from anynorm._check import Gradient
-from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import RULES
+from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES
 from anynorm._kernels.cpu.launch.extreme import vjp_row
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
-from anynorm._kernels.cpu.launch.norm import kind_of, packed
-from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES, launch
+from anynorm._kernels.cpu.launch.tasks import dtype_of, packed, task_of
+from anynorm._kernels.cpu.threads import crew
 from anynorm._libraries import Memory
 from anynorm._libraries.numpy_arrays import NumPy
 
@@ -27,67 +25,56 @@ Array = Any
 # and so do the bits of the whole sum. 16 sums of 8192 features take 2 MB.
 _LEAST_BLOCK = 64
 _MOST_BLOCKS = 16
-# Memory of a call that is kept for another one, no more of it than calls were made at once. Taken anew each time, it
+# Scratch of a call that is kept for another one, no more of it than calls were made at once. Taken anew each time, it
 # would be what has the C library give freed results back to the system, whose pages then come one by one again.
 _MOST_KEPT_NBYTES = 2 << 20
-_LEAST_ROOM = 4096
+_LEAST_SCRATCH = 4096
 _spare: list[tuple[numpy.ndarray, int]] = []
 
 
 def vjp(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight and dbias."""
     call, dy, dtotal, _ = gradient
-    memory, kind = call.library.memory, kind_of(call.x.dtype)
-    dx = empty_like(memory, call.x, call.x.nbytes)
-    layout = lay_out(call, kind.itemsize, dy, dx, dtotal)
-    return dx, *run(gradient, dx, layout, None, vjp_row)
+    dx = empty_like(call.library.memory, call.x)
+    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, dy, dx, dtotal)
+    return dx, *differentiate(gradient, dx, layout, None, vjp_row)
 
 
-def run(
-    gradient: Gradient, dx: Array, layout: Layout | None, numbers: numpy.ndarray | None, rescue: Callable[..., Array]
+def differentiate(
+    gradient: Gradient, dx: Array, layout: Layout | None, numbers: numpy.ndarray | None, vjp_row: Callable[..., Array]
 ) -> tuple[Array | None, Array | None]:
-    """Write dx, and return dweight and dbias; numbers of given moments become sums. The rest is as for `_rescue`."""
-    call, dy, dtotal, wanted = gradient
-    x: Array = call.x
-    memory, kind, shape = call.library.memory, kind_of(x.dtype), x.shape
-    features = shape[-1] if call.axes == (len(shape) - 1,) else math.prod([shape[axis] for axis in call.axes])
-    size = math.prod(shape)
-    rows, nbytes = size // features, size * kind.itemsize
-    weight, weight_code, dweight = _parameter(memory, call.weight, x, wanted)
-    _, bias_code, dbias = _parameter(memory, call.bias, x, wanted)
-    block, blocks = blocks_of(rows)
-    sums = 0 if dweight is None and dbias is None else 2 * blocks * features
-    refusals = blocks * (block + 1) if kind.itemsize == 8 else 0
-    work, place_of_work = take_room(2 * features + sums + refusals)
-    task = Task(
-        features=features, rows=rows, eps=call.eps, scale=scale_of(call), weight_offset=call.weight_offset,
-        x=memory.address(x), residual=memory.address(dy), y=memory.address(dx),
-        total=0 if dtotal is None else memory.address(dtotal),
-        layout=0 if layout is None else NumPy.address(layout.numbers),
-        weight=0 if weight is None else memory.address(weight), weight_code=weight_code,
-        dweight=0 if dweight is None else memory.address(dweight), dweight_code=weight_code,
-        dbias=0 if dbias is None else memory.address(dbias), dbias_code=bias_code,
-        block_rows=block, work=place_of_work, numbers=0 if numbers is None else NumPy.address(numbers),
-    )  # fmt: skip
+    """Write dx, and return dweight and dbias; numbers of given moments become sums.
+
+    Rows that the kernel leaves are for ``vjp_row``, such as that of `extreme`.
+    """
+    call, dy, dtotal, are_wanted = gradient
+    memory, dtype = call.library.memory, dtype_of(call.x.dtype)
+    task, keepalive = task_of(call, dy, dx, dtotal, layout, numbers=numbers)
+    dweight, dbias = (_gradient_of(memory, one, call.x) if are_wanted else None for one in (call.weight, call.bias))
+    if dweight is not None:
+        task.dweight, task.dweight_code = memory.address(dweight), dtype_of(dweight.dtype).code
+    if dbias is not None:
+        task.dbias, task.dbias_code = memory.address(dbias), dtype_of(dbias.dtype).code
+    task.block_rows, blocks = blocks_of(task.rows)
+    # After the weights are the sums of each block, and after those the rows that are left, see kernels/derivative.py.
+    sums = 2 * task.features
+    left = left_rows_at(task.features, blocks, has_sums=dweight is not None or dbias is not None)
+    length = left + left_rows_length(task.block_rows, blocks) * (dtype is FLOAT64)
+    scratch, task.work = take_scratch(length)
     compute = kernel(
         "derivative",
-        Variant(RULES[call.rule.name], kind.code, True, dtotal is not None, layout is not None, numbers is not None),
+        Variant(RULES[call.rule.name], dtype.code, True, dtotal is not None, layout is not None, numbers is not None),
     )
-    if not refusals and (blocks == 1 or nbytes < LEAST_SHARED_NBYTES):
+    if dtype is not FLOAT64 and (blocks == 1 or call.x.nbytes < crew.LEAST_SHARED_NBYTES):
         compute.run(task, -1, blocks + 1)
-        give_back(work, place_of_work)
-        return dweight, dbias
-
-    def resume(first: int, last: int) -> None:
-        compute.run(task, first, last)
-
-    compute.run(task, -1, 0)
-    launch(compute, task, blocks, rows, nbytes, resume, (gradient, weight, dx, work, layout, numbers))
-    if refusals:
-        refused = work[2 * features + sums :][:refusals].view(numpy.int64).reshape(blocks, -1)
-        _rescue(gradient, layout, task, refused, work[2 * features :][:sums], rescue)
-    compute.run(task, blocks, blocks + 1)
-    give_back(work, place_of_work)
+    else:
+        compute.run(task, -1, 0)
+        crew.launch(compute, task, blocks, call.x.nbytes, (gradient, keepalive, scratch))
+        if dtype is FLOAT64:
+            rows_left = scratch[left:length].view(numpy.int64).reshape(blocks, -1)
+            _take_rows_left(gradient, layout, task, rows_left, scratch[sums:left], vjp_row)
+        compute.run(task, blocks, blocks + 1)
+    give_back_scratch(scratch, task.work)
     return dweight, dbias
 
 
@@ -97,46 +84,50 @@ def blocks_of(rows: int) -> tuple[int, int]:
     return block, -(-rows // block)
 
 
-def take_room(length: int) -> tuple[numpy.ndarray, int]:
-    """Room for so many float64 numbers, and its address: what a call has given back, if that is as long."""
+def left_rows_at(features: int, blocks: int, has_sums: bool) -> int:
+    """Where in scratch the kernel notes which rows it leaves to the definition, in numbers of 8 bytes."""
+    return 2 * features * (1 + blocks * has_sums)
+
+
+def left_rows_length(block_rows: int, blocks: int) -> int:
+    """And how many numbers those are: of each block how many rows, and which."""
+    return blocks * (block_rows + 1)
+
+
+def take_scratch(length: int) -> tuple[numpy.ndarray, int]:
+    """Memory for so many float64 numbers, and its address: what a call has given back, if that is as long."""
     try:
         spare = _spare.pop()
         if len(spare[0]) >= length:
             return spare
     except IndexError:
         pass
-    room = numpy.empty(max(length, _LEAST_ROOM))
-    return room, NumPy.address(room)
+    scratch = numpy.empty(max(length, _LEAST_SCRATCH))
+    return scratch, NumPy.address(scratch)
 
 
-def give_back(room: numpy.ndarray, address: int) -> None:
-    """Keep room for another call."""
-    if room.nbytes <= _MOST_KEPT_NBYTES:
-        _spare.append((room, address))
+def give_back_scratch(scratch: numpy.ndarray, address: int) -> None:
+    """Keep scratch for another call."""
+    if scratch.nbytes <= _MOST_KEPT_NBYTES:
+        _spare.append((scratch, address))
 
 
-def _parameter(
-    memory: type[Memory], parameter: Array | float | None, x: Array, wanted: bool
-) -> tuple[Array | None, int, Array | None]:
-    """A parameter as the kernel reads it, the code of its dtype, and room for its gradient."""
+def _gradient_of(memory: type[Memory], parameter: Array | float | None, x: Array) -> Array | None:
+    """An array for the gradient of a parameter; of a number, for one of x's dtype."""
     if parameter is None:
-        return None, 0, None
-    held: Array = x[(0,) * x.ndim] if isinstance(parameter, float) else parameter
-    held = packed(memory, held)
-    gradient = memory.empty_like(held) if wanted else None
-    return held if held.ndim else None, kind_of(held.dtype).code, gradient  # a scale goes as a number
+        return None
+    return memory.empty_like(packed(memory, x[(0,) * x.ndim] if isinstance(parameter, float) else parameter))
 
 
-def _rescue(
-    gradient: Gradient, layout: Layout | None, task: Task, refused: numpy.ndarray, sums: numpy.ndarray,
-    rescue: Callable[..., Array],
+def _take_rows_left(
+    gradient: Gradient, layout: Layout | None, task: Task, rows_left: numpy.ndarray, sums: numpy.ndarray,
+    vjp_row: Callable[..., Array],
 ) -> None:  # fmt: skip
-    """Have ``rescue``, such as `vjp_row`, take the rows that are left, and add what they are of the sums."""
+    """Have ``vjp_row`` take the rows that the kernel has left, and add their shares to the sums of their block."""
     features, addresses = task.features, (task.x, task.residual, task.y, task.total or None)
-    for unit, (count, *rows) in enumerate(refused):
+    for block, (count, *rows) in enumerate(rows_left):
         for row in rows[:count]:
-            shares = rescue(gradient, layout, features, addresses, int(row))
-            if not len(sums):
-                continue
-            with numpy.errstate(all="ignore"):
-                sums[2 * unit * features :][: 2 * features] += shares
+            shares = vjp_row(gradient, layout, features, addresses, int(row))
+            if len(sums):
+                with numpy.errstate(all="ignore"):
+                    sums[2 * block * features :][: 2 * features] += shares

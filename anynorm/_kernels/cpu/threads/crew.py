@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from anynorm import _threads
@@ -75,34 +76,35 @@ def launch(
     kernel: Kernel,
     task: Task,
     units: int,
-    rows: int,
     nbytes: int,
-    resume: Callable[[int, int], None],
     keepalive: Any,
+    resume: Callable[[int, int], Any] | None = None,
 ) -> None:
     """Run a kernel on all units of a task, in several threads where that pays; a unit is a row, or a block of rows.
 
     A kernel may stop before the last unit: ``resume(first, last)`` is called for what it leaves undone, and for all
-    where there is one thread, kernels are interpreted, or the crew is at work for another caller. ``keepalive`` is what
-    the task has addresses of: it is held until no thread can be at work, even where an interrupt ends this call before.
+    where there is one thread, kernels are interpreted, or the crew is at work for another caller. One that never stops
+    needs none. ``keepalive`` is what the task has addresses of: it is held until no thread can be at work, even where
+    an interrupt ends this call before.
     """
+    resume = resume or partial(kernel.run, task)
     threads = _threads.get_threads() if nbytes >= LEAST_SHARED_NBYTES and units > 1 else 1
     if threads == 1:
         resume(0, units)
     elif not kernel.address or program() is None:
-
-        def resume_and_hold(first: int, last: int, _held: Any = (task, keepalive)) -> None:
-            resume(first, last)
-
-        _threads.share(resume_and_hold, units, threads)
+        _threads.share(partial(_resume_holding, resume, (task, keepalive)), units, threads)
     else:
-        most = min(threads * _threads.PIECES_A_THREAD, nbytes // _LEAST_PIECE_NBYTES, rows // _LEAST_PIECE_ROWS)
+        most = min(threads * _threads.PIECES_A_THREAD, nbytes // _LEAST_PIECE_NBYTES, task.rows // _LEAST_PIECE_ROWS)
         pieces = min(units, max(threads, most))
         _share(kernel, task, units, pieces, _threads.helpers(Crew, threads - 1), resume)
 
 
+def _resume_holding(resume: Callable[[int, int], Any], _: Any, first: int, last: int) -> None:
+    resume(first, last)
+
+
 def _share(
-    kernel: Kernel, task: Task, units: int, pieces: int, crew: Crew | None, resume: Callable[[int, int], None]
+    kernel: Kernel, task: Task, units: int, pieces: int, crew: Crew | None, resume: Callable[[int, int], Any]
 ) -> None:
     reached = (ctypes.c_int64 * (1 + pieces))()
     complete = None

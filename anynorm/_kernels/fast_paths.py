@@ -1,4 +1,4 @@
-"""The short ways: what a small call tries before check, choose and run.
+"""The fast paths: what a small call tries before check, choose and run, which are the slow path.
 
 A kernel puts functions here, by the type of x. Each returns y, or (y, total) for a call with a residual; None where
 the call is not for it, or not right, which the checks will tell: it has written nothing then.
@@ -14,24 +14,24 @@ import numpy
 from anynorm._forced import is_forced
 
 # rule, x, residual, weight, bias, axis, eps, weight_offset, out; the last axis is always -1.
-Way = Callable[..., Any]
+FastPath = Callable[..., Any]
 
-_ways: dict[type, tuple[Way, ...]] = {}
-
-
-def add(kind: type, way: Way) -> None:
-    """Let calls with an x of this type try a way from now on."""
-    ways = _ways.get(kind, ())
-    if way not in ways:
-        _ways[kind] = (*ways, way)
+_by_type: dict[type, tuple[FastPath, ...]] = {}
 
 
-def remove(kind: type, way: Way) -> None:
+def add(kind: type, fast_path: FastPath) -> None:
+    """Let calls with an x of this type try a fast path from now on."""
+    known = _by_type.get(kind, ())
+    if fast_path not in known:
+        _by_type[kind] = (*known, fast_path)
+
+
+def remove(kind: type, fast_path: FastPath) -> None:
     """Let them try it no more."""
-    _ways[kind] = tuple(one for one in _ways.get(kind, ()) if one is not way)
+    _by_type[kind] = tuple(one for one in _by_type.get(kind, ()) if one is not fast_path)
 
 
-def try_short_ways(
+def try_fast_paths(
     rule: Any,
     x: Any,
     residual: Any,
@@ -42,17 +42,17 @@ def try_short_ways(
     weight_offset: Any,
     out: Any,
 ) -> Any:
-    """What a kernel makes of arguments that are not checked; None where no kernel has a short way for them.
+    """What a kernel makes of arguments that are not checked; None where no kernel has a fast path for them.
 
     For one row of 768 it takes a tenth of the time of check, choose and run.
     """
-    for way in _ways.get(type(x), ()):
+    for fast_path in _by_type.get(type(x), ()):
         if is_forced():
             return None
         one = -1 if type(axis) is int and axis == -1 else _as_one(axis, x)
         if one is None:
             return None
-        result = way(rule, x, residual, weight, bias, one, eps, weight_offset, out)
+        result = fast_path(rule, x, residual, weight, bias, one, eps, weight_offset, out)
         if result is not None:
             return result
     return None
