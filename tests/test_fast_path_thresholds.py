@@ -86,7 +86,8 @@ def test_kernels_are_handed_the_same(dtype, record):
     """A cache line is 16 numbers of float32; parameters are read directly from 1025 features on, or below 4 rows."""
     anynorm.rms_norm(numbers(8, "bfloat16"))
     for function, arguments, options in calls(dtype, 2, 8):
-        function(*arguments, **options)
+        with anynorm.use_kernel("cpu"):  # tensors may have brought the short way here, and the long way adds to it
+            function(*arguments, **options)
     with tasks(record) as (short, long):
         for shape in itertools.product((3, 4), (7, 8, 15, 16, 31, 32, 1024, 1025)):
             for function, arguments, options in calls(dtype, *shape):
