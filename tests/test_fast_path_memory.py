@@ -61,6 +61,9 @@ def test_outs_are_checked_as_strictly(norm):
     for error, of, factors, to in wrong:
         with pytest.raises(error):
             function(of, factors, bias, out=to)
+    for pair in ((out, None), (None, out), (out,), [out, None]):
+        with pytest.raises((TypeError, ValueError), match="out"):
+            getattr(anynorm, f"add_{norm}")(x, x, weight, bias, out=pair)
     assert not frozen.flags.writeable
     assert (frozen == out).all()
     assert (memory[:198] == x.ravel()).all()

@@ -88,7 +88,8 @@ def test_kernels_are_handed_the_same(dtype, record):
     """A cache line is 16 numbers of float32."""
     anynorm.rms_norm(numbers(8, "bfloat16"))
     for function, arguments, options in calls(dtype, 2, 8):
-        function(*arguments, **options)
+        with anynorm.use_kernel("cpu"):  # tensors may have brought the short way here, and the long way adds to it
+            function(*arguments, **options)
     with tasks(record) as (short, long):
         for shape in itertools.product((3, 4), (7, 16, 1025)):
             for function, arguments, options in calls(dtype, *shape):
@@ -243,12 +244,14 @@ def test_several_axes_take_the_long_way():
 
 
 @pytest.mark.parametrize(
-    "axis", [True, 1.0, "1", None, 2, -3, (), (1, 1), (1, -1), np.ones(2, int), np.bool(True)], ids=repr
+    "axis",
+    [True, 1.0, "1", None, 2, -3, (), (1, 1), (1, -1), np.ones(2, int), np.bool(True), np.timedelta64(0, "s")],
+    ids=repr,
 )
 def test_what_is_no_axis(axis):
     x = numbers((3, 33), "float32")
     anynorm.layer_norm(x)
-    with pytest.raises((TypeError, ValueError), match="axis"):
+    with pytest.raises((TypeError, ValueError), match="axis must"):
         anynorm.layer_norm(x, axis=axis)
 
 

@@ -85,6 +85,55 @@ def test_what_autograd_has_saved(place, calls):
         y.sum().backward()
 
 
+CHANGED = {
+    "another shape": lambda one: one.detach().reshape(1, -1).repeat(9, 1),
+    "fewer": lambda one: one.detach()[..., :2].clone(),
+    "elsewhere": lambda one: one.detach().to("meta"),
+}
+CALLS = {
+    "layer_norm": anynorm.layer_norm,
+    "many axes": lambda x, weight, bias: anynorm.layer_norm(x[None], weight, bias),
+    "a sum": lambda x, weight, bias: anynorm.add_layer_norm(x, x, weight, bias)[0],
+    "moments given": lambda x, weight, bias: anynorm.layer_norm(x, weight, bias, moments=anynorm.moments(x.detach())),
+}
+
+
+@needs_llvmlite
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+def test_what_a_hook_makes_of_what_was_saved(change, call):
+    for place in (0, 1):
+        arguments = given(requires_grad=True)
+        is_wanted = lambda one, ndim=arguments[place].ndim: (one.ndim > 1) == (ndim > 1) and one.shape[-1] > 1  # noqa: E731
+        unpack = lambda one, is_wanted=is_wanted: change(one) if is_wanted(one) else one  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: one, unpack):
+            y = call(*arguments)
+        with pytest.raises(RuntimeError, match=f"^{NAMES[place]} must be as it was in the call, of shape"):
+            y.sum().backward()
+
+
+@needs_llvmlite
+@every_argument
+def test_other_data_between_a_call_and_its_derivative(place):
+    for call in (anynorm.layer_norm, CALLS["moments given"]):
+        arguments = given(requires_grad=True)
+        y = call(*arguments)
+        arguments[place].data = torch.zeros(7)
+        with pytest.raises(RuntimeError, match=rf"^{NAMES[place]} must be as it was in the call, .* shape \(7,\)"):
+            y.sum().backward()
+        arguments = given(requires_grad=True)
+        y = call(*arguments)
+        arguments[place].data = torch.zeros_like(arguments[place], dtype=torch.float64)
+        if place:  # read and written as what it is
+            y.sum().backward()
+            assert arguments[place].grad.shape == (33,)
+            continue
+        with pytest.raises(
+            RuntimeError, match=r"^x must be as it was in the call, .* torch.float32 on cpu, got a float64"
+        ):
+            y.sum().backward()
+
+
 def test_what_a_pullback_holds():
     for place, name in enumerate((*NAMES[:2], "dy")):
         x, weight, _ = given()

@@ -16,6 +16,7 @@ from anynorm._libraries.torch_tensors import lacks_memory
 from anynorm._overlap import require_memory
 from anynorm._profiled import is_profiled, name_of, named, profiler_of
 from anynorm._torch.state import direct_apply, followed_question
+from anynorm._wording import describe, sentence
 
 _is_grad_enabled, _is_followed, _profiler = torch.is_grad_enabled, followed_question(torch), profiler_of(torch)
 
@@ -134,6 +135,7 @@ def _vjp(
 ) -> tuple[Any, ...]:  # fmt: skip
     """Return dx, dweight and dbias, whatever the arrays are and whatever torch is doing."""
     kernels, rule, axes, eps, weight_offset = norm
+    require_unchanged(rule, axes, x, weight, bias, dy)
     given = {"x": x, "weight": weight, "bias": bias, "the gradient of y": dy, "the gradient of total": dtotal}
     for name, one in given.items():
         if isinstance(one, torch.Tensor) and lacks_memory(one):
@@ -150,6 +152,23 @@ def _vjp(
         found: tuple[Any, ...] = named(name, (dy, x, weight, bias), definition_vjp.vjp, gradient)
         return found
     return _chosen(kernels.choose_vjp, gradient, forced)(gradient)  # which sees to the name itself
+
+
+def require_unchanged(rule: Rule, axes: tuple[int, ...], x: Array, weight: Any, bias: Array | None, dy: Array) -> None:
+    """Raise RuntimeError where something saved has another shape or place by now, or x another dtype, than in the call.
+
+    ``x.data = other`` and hooks for saved tensors can bring that about, and the kernels would read and write elsewhere.
+    """
+    shape = dy.shape
+    row = tuple([shape[axis] for axis in axes])
+    for name, one, expected in (("x", x, shape), ("weight", weight, row if rule.averaged else ()), ("bias", bias, row)):
+        if not isinstance(one, torch.Tensor):
+            continue
+        dtype = dy.dtype if one is x else one.dtype
+        if one.shape != expected or one.device != dy.device or one.dtype != dtype:
+            must = f"be as it was in the call, of shape {tuple(expected)} and {dtype} on {dy.device}"
+            got, do = f"{describe(one)} on {one.device}", "give it other data after backward(), and see to hooks"
+            raise RuntimeError(sentence(name, must, got, do))
 
 
 def is_for_definition(*gradients: Array | None) -> bool:

@@ -62,7 +62,7 @@ def _as_one(axis: Any, x: Any) -> int | None:
     """One axis, however it is written; None for several, and for what is none."""
     if type(axis) in (tuple, list) and len(axis) == 1:
         (axis,) = axis
-    if isinstance(axis, numpy.integer):
+    if isinstance(axis, numpy.integer) and not isinstance(axis, numpy.timedelta64):
         axis = int(axis)
     if type(axis) is not int:
         return None

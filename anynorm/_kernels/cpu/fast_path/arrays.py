@@ -33,7 +33,7 @@ def fast_path_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, i
             found = normalize(rule, x, None, out, None, weight, bias, eps, offset, plan)
         elif out is None:
             found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, plan)
-        elif type(out) is tuple and len(out) == 2 and out[0] is not None:
+        elif type(out) is tuple and len(out) == 2 and out[0] is not None and out[1] is not None:
             found = normalize(rule, x, residual, *out, weight, bias, eps, offset, plan)
         else:
             return None

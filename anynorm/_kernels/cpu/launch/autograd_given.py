@@ -10,7 +10,7 @@ import torch
 from anynorm._check import Call, Gradient
 from anynorm._definition.scaling import product
 from anynorm._kernels import by_moments, definition
-from anynorm._kernels.autograd import ChooseVjp, is_for_definition
+from anynorm._kernels.autograd import ChooseVjp, is_for_definition, require_unchanged
 from anynorm._kernels.cpu.launch.given import run as run_kernel
 from anynorm._kernels.cpu.launch.given import run_moments as reduce_by_kernel
 from anynorm._libraries.torch_tensors import lacks_memory
@@ -63,6 +63,7 @@ class _Given(torch.autograd.Function):
             return (None,) * len(needs)
         x, weight, *arrays = _saved(ctx)
         (call, count, choose_vjp), scale, bias = ctx.kept
+        require_unchanged(call.rule, call.axes, x, weight, bias, dy)
         moments = of_arrays(count, arrays, call.library.namespace)
         call = call._replace(x=x, weight=scale if weight is None else weight, bias=bias, moments=moments)
         gradient = Gradient(call, dy, None, needs[2] or needs[3])

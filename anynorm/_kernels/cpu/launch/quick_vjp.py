@@ -56,9 +56,13 @@ def quick_vjp(
     """
     if type(dy) is not _Tensor or dy.layout is not _strided or not (x.is_contiguous() and dy.is_contiguous()):
         return None
+    shape, dtype = x.shape, x.dtype
+    # What was saved may have been given other data since, or be what a hook has made of it.
+    if dy.shape != shape or dy.dtype is not dtype or not x.is_cpu:
+        return None
     _, rule, axes, eps, weight_offset = norm
     weight_dtype, bias_dtype = None if weight is None else weight.dtype, None if bias is None else bias.dtype
-    key = rule, axes, eps, weight_offset, x.shape, x.dtype, weight_dtype, bias_dtype
+    key = rule, axes, eps, weight_offset, shape, dtype, weight_dtype, bias_dtype
     try:
         plan = _plans[key]
     except KeyError:
@@ -75,7 +79,7 @@ def quick_vjp(
         return None
     dweight = dbias = None
     if weight is not None:
-        if not weight.is_contiguous() or weight.numel() != features:
+        if not (weight.is_contiguous() and weight.is_cpu and weight.numel() == features):
             return None
         task.weight = of_weight = weight.data_ptr()
         if of_weight < LOW_ADDRESS and lacks_memory(weight):
@@ -84,7 +88,8 @@ def quick_vjp(
             dweight = _empty_like(weight)
             task.dweight = dweight.data_ptr()
     if bias is not None and parameters:
-        if not bias.is_contiguous():  # nor would be what is like it
+        # What is like it is to be written.
+        if not (bias.is_contiguous() and bias.is_cpu and bias.numel() == features):
             return None
         dbias = _empty_like(bias)
         task.dbias = dbias.data_ptr()
