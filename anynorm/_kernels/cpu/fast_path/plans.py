@@ -44,12 +44,14 @@ def find(rule: Any, x: Any, residual: Any, axis: int) -> int | None:
 
 
 def keep(call: Call, variant: Variant, address: int, layout: Layout, layout_address: int) -> None:
-    """Keep what calls like this one will need, of arrays that are all in C order."""
+    """Keep what calls over one axis like this one will need, of arrays that are all in C order."""
+    if len(call.axes) != 1:
+        return
     shape = tuple(call.x.shape)
     axis = call.axes[0]
     key = (call.rule.name, axis, call.x.shape, call.x.dtype, call.residual is None)
     if key not in _plans:
-        if len(call.axes) != 1 or len(shape) > _MOST_AXES or len(_plans) >= _MOST_PLANS:
+        if len(shape) > _MOST_AXES or len(_plans) >= _MOST_PLANS:
             return  # none is dropped, for a call in another thread may be reading it
         plan = Plan(
             code=variant.code, ndim=len(shape), lengths=shape, features=shape[axis], units=layout.units,

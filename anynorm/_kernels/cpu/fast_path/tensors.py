@@ -70,6 +70,6 @@ def way_of_tensors(torch: Any, normalize: Callable[..., Any]) -> Way:
             return found
         if _follow is None:
             return None
-        return _follow(rule, x, residual, weight, bias, eps, offset, found)
+        return _follow(rule, x, residual, weight, bias, axis, eps, offset, found)
 
     return way
