@@ -231,6 +231,16 @@ def test_as_many_plans_as_there_may_be_and_axes(monkeypatch):
         assert takes_fast_path(anynorm.rms_norm, x, axis=0) == is_short
 
 
+@pytest.mark.parametrize("others", [(0, 1), (0, 2)])
+def test_calls_over_several_axes_change_no_plan(others):
+    x = numbers((4, 5, 6), "float32")
+    with anynorm.use_kernel("cpu"):
+        expected = anynorm.layer_norm(x, axis=0)
+    for _ in range(2):
+        assert anynorm.layer_norm(x, axis=0).tobytes() == expected.tobytes()
+        anynorm.layer_norm(x, axis=others)
+
+
 def test_several_axes_take_the_long_way():
     x = numbers((3, 4, 5), "float32")
     several = ((0, 1), (1, 2), (0, 2))

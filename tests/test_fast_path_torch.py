@@ -242,9 +242,9 @@ def test_scales_in_tensors():
         torch.testing.assert_close(gradient, (y.sum() / 2).to(dtype).reshape(()))
 
 
-def gradients(way, *arguments, norm="layer_norm"):
+def gradients(way, *arguments, norm="layer_norm", **options):
     held = [one.clone().requires_grad_() for one in arguments]
-    found = way(*held) if way is not None else getattr(anynorm, norm)(*held)
+    found = way(*held) if way is not None else getattr(anynorm, norm)(*held, **options)
     y, *total = found if isinstance(found, tuple) else (found,)
     loss = (y * torch.arange(33)).sum() + sum(one.square().sum() for one in total)
     return [y, *total, *torch.autograd.grad(loss, held)]
@@ -258,6 +258,20 @@ def test_gradients_have_the_bits_of_the_long_way(norm, dtype):
     expected = gradients(lambda *held: long_way(*held, norm=norm), *given)
     with fast_path.checks() as seen:
         found = gradients(None, *given, norm=norm)
+    assert bool(seen) != HAS_EXCHANGE
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "scale_norm", "add_layer_norm"])
+def test_gradients_over_another_axis_have_the_bits_of_the_long_way(norm):
+    x, residual = tensors((4, 33))[0], tensors((4, 33), seed=1)[0]
+    parameters = [torch.tensor(2.0)] if norm == "scale_norm" else tensors((1, 4))[1:]
+    given = [x, *([residual] if norm.startswith("add") else []), *parameters]
+    expected = gradients(lambda *held: long_way(*held, norm=norm, axis=0), *given)
+    getattr(anynorm, norm)(*given, axis=0)
+    with fast_path.checks() as seen:
+        found = gradients(None, *given, norm=norm, axis=0)
     assert bool(seen) != HAS_EXCHANGE
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
