@@ -156,7 +156,7 @@ ORDER = [
     "_kernels.cpu.fast_path.offers",
     "_kernels.cpu.fast_path.arrays", "_kernels.cpu.fast_path.tensors", "_kernels.cpu.fast_path.functions",
     "_kernels.cpu.fast_path.program",
-    "_kernels.cpu.fast_path.arguments", "_kernels.cpu.fast_path.views", "_kernels.cpu.fast_path.words",
+    "_kernels.cpu.fast_path.arguments", "_kernels.cpu.fast_path.views",
     "_kernels.cpu.fast_path.record", "_kernels.cpu.fast_path.plans",
     "_kernels.cpu.threads.crew", "_kernels.cpu.threads.functions",
     "_kernels.cpu.threads.program", "_kernels.cpu.threads.memory",
@@ -168,6 +168,7 @@ ORDER = [
     "_kernels.cpu.kernels.parameters", "_kernels.cpu.kernels.factors", "_kernels.cpu.kernels.chunks",
     "_kernels.cpu.kernels.scatter", "_kernels.cpu.kernels.streaming", "_kernels.cpu.kernels.values",
     "_kernels.cpu.kernels.task",
+    "_kernels.cpu.language.calls",
     "_kernels.cpu.language.flow", "_kernels.cpu.language.arithmetic", "_kernels.cpu.language.memory",
     "_kernels.cpu.language", "_kernels.cpu.language.interpreted",
     "_kernels.cpu.language.interpreted_memory", "_kernels.cpu.language.compiled_memory",
@@ -190,7 +191,7 @@ ORDER = [
 COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
-        "fast_path.program", "fast_path.arguments", "fast_path.views", "fast_path.words",
+        "fast_path.program", "fast_path.arguments", "fast_path.views", "threads.program", "language.calls",
         "kernels.given", "kernels.moments", "kernels.derivative",
         "kernels.derivative_steps", "kernels.columns", "kernels.float64", "kernels.rows", "kernels.reduce",
         "kernels.parameters", "kernels.factors", "kernels.chunks", "kernels.scatter", "kernels.streaming",

@@ -13,7 +13,6 @@ from anynorm._kernels.cpu.threads import crew as crew_module
 from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES, SPIN_NANOSECONDS, Crew, launch
 from anynorm._kernels.cpu.threads.functions import program
 from anynorm._kernels.cpu.threads.memory import new_memory, thread_attributes, word
-from anynorm._kernels.cpu.threads.program import text
 from tests.crews import Task, assert_helpers, crew_of, helpers_alive, kernel_of, needs_crew
 
 pytestmark = needs_crew
@@ -108,18 +107,31 @@ def test_the_program_is_compiled_once_and_kept_on_disk(tmp_path, monkeypatch):
     assert sorted(done) == [*range(UNITS)]
 
 
-def test_a_task_is_made_known_when_all_of_it_is_there():
+def test_a_task_is_made_known_when_all_of_it_is_there(monkeypatch):
     # A helper takes a piece as soon as it sees that one is left, and counts it off what is undone. Were the number of
     # pieces left stored before that of those undone, one could be counted off too early, and the caller wait for good:
     # within a few nanoseconds, which no test meets.
-    publishing = text().split("@run(")[1].split("\npublish:\n")[1].split("\ntake_part:\n")[0]
-    stores = [line.split() for line in publishing.splitlines() if "store" in line]
-    *before, last = [line[line.index("ptr", 3) + 1].strip(",") for line in stores]
-    fields = ("asleep", "kernel", "pieces", "reached", "task", "undone", "units")
-    assert sorted(before) == [f"%{name}_at" for name in fields]
-    assert last == "%left_at"
-    assert stores[-1][1] == "atomic"
-    assert "seq_cst" in " ".join(stores[-1])
+    from anynorm._kernels.cpu.threads import program as source
+
+    stores, at = [], source._Crew.at
+
+    def named(crew, name):
+        place = at(crew, name)
+        place.name = name
+        return place
+
+    def recorded(store):
+        return lambda place, value: stores.append((store.__name__, getattr(place, "name", ""))) or store(place, value)
+
+    monkeypatch.setattr(source._Crew, "at", named)
+    for store in (source.store_integer, source.store_atomic):
+        monkeypatch.setattr(source, store.__name__, recorded(store))
+    source.module()
+    names = [name for _, name in stores]
+    known = names.index("left")
+    assert stores[known] == ("store_atomic", "left")
+    publishing = names[names.index("kernel") : known]
+    assert sorted(publishing) == ["asleep", "kernel", "pieces", "reached", "task", "undone", "units"]
 
 
 def test_no_call_waits_for_a_helper_that_does_not_come(monkeypatch):

@@ -44,9 +44,9 @@ def _module(one: Compilable) -> tuple[str, Callable[[], Any]]:
     if variant is not None:
         return module_of(name, variant)
     if name == "crew":
-        from anynorm._kernels.cpu.threads.program import text
+        from anynorm._kernels.cpu.threads.functions import module_of_crew
 
-        return name, text
+        return name, module_of_crew
     from anynorm._kernels.cpu.fast_path.functions import module_of_program
 
     return module_of_program(name.removeprefix("fast_path_"))

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from anynorm._kernels.cpu.fast_path.views import View, is_of
-from anynorm._kernels.cpu.fast_path.words import Fields, Require, call, call_for_real
+from anynorm._kernels.cpu.fast_path.views import Fields, View, is_of
 from anynorm._kernels.cpu.language.arithmetic import magnitude
+from anynorm._kernels.cpu.language.calls import Require, call, call_for_real
 from anynorm._kernels.cpu.language.dtypes import BY_CODE
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import peek

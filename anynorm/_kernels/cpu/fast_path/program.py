@@ -22,10 +22,10 @@ from anynorm._kernels.cpu.fast_path.arguments import (
 )
 from anynorm._kernels.cpu.fast_path.plans import Plan
 from anynorm._kernels.cpu.fast_path.record import BEGIN, IN_FLOAT64, KINDS, Record
-from anynorm._kernels.cpu.fast_path.views import VIEW_NBYTES, View
-from anynorm._kernels.cpu.fast_path.words import Fields, Require, call, static_word, way_out, word
+from anynorm._kernels.cpu.fast_path.views import VIEW_NBYTES, Fields, View
 from anynorm._kernels.cpu.kernels.task import Task
 from anynorm._kernels.cpu.language.arithmetic import where
+from anynorm._kernels.cpu.language.calls import Require, call, static_word, way_out, word
 from anynorm._kernels.cpu.language.dtypes import LAYER, RMS, SCALE
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import buffer, store_integer, store_real

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from anynorm._kernels.cpu.fast_path.words import Fields, Require, call, fails, word
+from anynorm._kernels.cpu.fast_path.record import Record
 from anynorm._kernels.cpu.language.arithmetic import where
+from anynorm._kernels.cpu.language.calls import Require, call, fails, word
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import buffer, store_integer
 from anynorm._libraries.torch_tensors import LOW_ADDRESS
@@ -24,6 +25,16 @@ _DATA, _DEVICE, _DL_NDIM, _DTYPE, _DL_SHAPE, _STRIDES, _OFFSET, _DL_NBYTES = 0, 
 _CPU, _FLOAT, _BFLOAT = 1, 2, 4
 _DTYPES = {_FLOAT | 16 << 8: 0, _BFLOAT | 16 << 8: 1, _FLOAT | 32 << 8: 2, _FLOAT | 64 << 8: 3}
 _ONE_LANE = 1 << 16
+
+
+class Fields:
+    """The record, whose fields are read as attributes."""
+
+    def __init__(self, address: Any) -> None:
+        self.address = address
+
+    def __getattr__(self, name: str) -> Any:
+        return word(self.address + getattr(Record, name).offset, 64)
 
 
 class View:

@@ -197,11 +197,17 @@ def when(condition: Any) -> Iterator[None]:
 def trace(name: str, kernel: Callable[..., Any], arguments: int) -> ir.Module:
     """The instructions of a kernel of so many int64 arguments that returns an int64, in a module of their own."""
     module = ir.Module(name)
-    function = ir.Function(module, ir.FunctionType(INT64, [INT64] * arguments), name)
-    write = ir.IRBuilder(function.append_basic_block())
-    with _writing_with(write):
-        write.ret(as_llvm(kernel(*map(Value, function.args)), INT64))
+    define(module, name, kernel, arguments)
     return module
+
+
+def define(module: ir.Module, name: str, function: Callable[..., Any], arguments: int) -> ir.Function:
+    """A function of so many int64 arguments that returns an int64, in a module."""
+    defined = ir.Function(module, ir.FunctionType(INT64, [INT64] * arguments), name)
+    write = ir.IRBuilder(defined.append_basic_block())
+    with _writing_with(write):
+        write.ret(as_llvm(function(*map(Value, defined.args)), INT64))
+    return defined
 
 
 def spread(value: Any, length: int) -> Any:

@@ -19,8 +19,7 @@ from anynorm import _threads
 from anynorm._kernels.cpu.compiler.entries import Kernel
 from anynorm._kernels.cpu.kernels.task import Task
 from anynorm._kernels.cpu.threads.functions import program
-from anynorm._kernels.cpu.threads.memory import new_memory, thread_attributes
-from anynorm._kernels.cpu.threads.program import BUSY_NOW, COMPLETE
+from anynorm._kernels.cpu.threads.memory import BUSY_NOW, COMPLETE, new_memory, thread_attributes
 from anynorm._processors import processors
 
 # A helper that has nothing to do looks for more for so long before it sleeps, and the caller for the last piece to be

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from anynorm._forks import unforked
 from anynorm._kernels.cpu.threads.memory import system
-from anynorm._kernels.cpu.threads.program import text
 
 
 class Program(NamedTuple):
@@ -30,6 +29,13 @@ _TYPES = (
 )
 
 
+def module_of_crew() -> Any:
+    """The module of the program, whose function is `crew`."""
+    from anynorm._kernels.cpu.threads.program import module
+
+    return module()
+
+
 @cache
 def program() -> Program | None:
     """The program of all crews; None where the system lacks what it calls."""
@@ -39,5 +45,5 @@ def program() -> Program | None:
         from anynorm._kernels.cpu.compiler.machine_code import load
 
         functions = (_ADDRESS * len(_TYPES))()
-        ctypes.CFUNCTYPE(None, _ADDRESS)(load("crew", text))(functions)
+        ctypes.CFUNCTYPE(None, _ADDRESS)(load("crew", module_of_crew))(functions)
         return Program(*(kind(address) for kind, address in zip(_TYPES, functions, strict=True)))

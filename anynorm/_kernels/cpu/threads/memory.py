@@ -9,6 +9,8 @@ from typing import Any
 
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES
 
+BUSY_NOW, COMPLETE = 0, 1  # what the program's `run` returns; and 2: pieces have stopped early
+
 # The program finds these by their addresses in the memory of a crew, for code that is kept on disk can hold none.
 _CALLED = (
     "sem_post", "sem_wait", "sem_trywait", "sched_yield", "clock_gettime",

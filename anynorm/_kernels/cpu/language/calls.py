@@ -1,4 +1,4 @@
-"""What the program of the fast path needs beyond the language of the kernels: calls of functions, and a way out.
+"""What programs that are no kernels need besides: calls of functions, steps that no thread can come between, a way out.
 
 Pointers and numbers of 32 bits are passed as int64, which is how 64-bit machines pass them.
 """
@@ -11,20 +11,11 @@ from typing import Any
 
 from llvmlite import ir
 
-from anynorm._kernels.cpu.fast_path.record import Record
 from anynorm._kernels.cpu.language.tracing import DOUBLE, INT64, Value, as_llvm, builder
 
 Require = Callable[[Any], None]
 
-
-class Fields:
-    """The record, whose fields are read as attributes."""
-
-    def __init__(self, address: Any) -> None:
-        self.address = address
-
-    def __getattr__(self, name: str) -> Any:
-        return word(self.address + getattr(Record, name).offset, 64)
+_ORDER, _ALIGNED = "seq_cst", 8
 
 
 def word(address: Any, bits: int) -> Any:
@@ -51,6 +42,44 @@ def fails(function: Any, *arguments: Any) -> Any:
     return (call(function, *arguments) & 0xFFFFFFFF) != 0
 
 
+def address_of(function: ir.Function) -> Any:
+    """Where a function of this module lies."""
+    return Value(builder().ptrtoint(function, INT64))
+
+
+def static_word(name: str) -> Any:
+    """The address of an int64 that lasts as long as the program."""
+    variable = ir.GlobalVariable(builder().module, INT64, name)
+    variable.initializer, variable.linkage = INT64(0), "internal"
+    return Value(builder().ptrtoint(variable, INT64))
+
+
+def _int64_at(address: Any) -> Any:
+    return builder().inttoptr(as_llvm(address), INT64.as_pointer())
+
+
+def load_atomic(address: Any) -> Any:
+    """An int64 that other threads write."""
+    return Value(builder().load_atomic(_int64_at(address), _ORDER, _ALIGNED))
+
+
+def store_atomic(address: Any, value: Any) -> None:
+    """Store an int64 that other threads read; they then see all that was stored before."""
+    builder().store_atomic(as_llvm(value, INT64), _int64_at(address), _ORDER, _ALIGNED)
+
+
+def add_atomic(address: Any, amount: int) -> Any:
+    """Add to an int64; return what it was."""
+    return Value(builder().atomic_rmw("add", _int64_at(address), INT64(amount), _ORDER))
+
+
+def exchange_atomic(address: Any, expected: Any, value: Any) -> Any:
+    """Store an int64 in place of an expected one; return whether that was there."""
+    write = builder()
+    found = write.cmpxchg(_int64_at(address), as_llvm(expected, INT64), as_llvm(value, INT64), _ORDER, _ORDER)
+    return Value(write.extract_value(found, 1))
+
+
 @contextmanager
 def way_out() -> Iterator[Require]:
     """``with way_out() as require``: the block is left where something that is required does not hold."""
@@ -65,10 +94,3 @@ def way_out() -> Iterator[Require]:
     yield require
     builder().branch(end)
     builder().position_at_end(end)
-
-
-def static_word(name: str) -> Any:
-    """The address of an int64 that lasts as long as the program."""
-    variable = ir.GlobalVariable(builder().module, INT64, name)
-    variable.initializer, variable.linkage = INT64(0), "internal"
-    return Value(builder().ptrtoint(variable, INT64))
