@@ -111,7 +111,7 @@ def is_served() -> bool:
 def write_torch(torch: Any) -> bool:
     """Put what is needed of torch into the record, where torch has DLPack's exchange interface for C.
 
-    That is of DLPack 1.2, and torch has it since 2.10.
+    That is of DLPack 1.3; torch 2.13 has it, older releases may not.
     """
     capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
     if capsule is None:
