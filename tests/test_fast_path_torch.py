@@ -263,12 +263,11 @@ def test_gradients_have_the_bits_of_the_long_way(norm, dtype):
         assert torch.equal(one, other)
 
 
-@every_dtype
-@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "scale_norm", "add_layer_norm", "add_rms_norm"])
-def test_gradients_over_every_axis(norm, axis, dtype):
+def test_gradients_over_every_axis(norm, axis):
     """No parameters, and as many rows as features, so that no shape tells one axis from the other."""
-    x, residual = (tensors((33, 33), dtype=dtype, seed=seed)[0] for seed in range(2))
+    x, residual = (tensors((33, 33), seed=seed)[0] for seed in range(2))
     given = [x, residual] if norm.startswith("add") else [x]
     expected = gradients(lambda *held: long_way(*held, norm=norm, axis=axis), *given)
     with fast_path.checks() as seen:
