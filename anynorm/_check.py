@@ -101,11 +101,13 @@ def check(
 
 
 def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradient:
-    """Check what a pullback is given: arrays like the result. The memory of the call's own must still be there."""
+    """Check what a pullback is given: arrays like the result. The call's own must still be there and fit."""
     arrays = {"x": call.x, "weight": None if isinstance(call.weight, float) else call.weight, "bias": call.bias}
     for name, one in arrays.items():
         if one is not None and call.library.dense is not None:
             require_memory(name, one)
+        if one is not None and one is not call.x and call.rule.averaged:
+            _check_shape(name, one, call.x, call.axes)
     _check_twin("dy", dy, call.x, call.library)
     if dtotal is not None:
         _check_twin("dtotal", dtotal, call.x, call.library)
@@ -166,15 +168,20 @@ def _check_parameter(argument: str, value: Array, x: Array, library: Library, ax
     if library.takes_others:
         value = _taken_over(argument, value, x, library)
     check_same_place(argument, value, x, library)
-    shape = x.shape
-    expected = (shape[axes[0]],) if len(axes) == 1 else tuple([shape[axis] for axis in axes])
-    if not (tuple(value.shape) == expected or fits(tuple(value.shape), expected)):
-        of_x = f"(x has shape {tuple(shape)}, axis {axes if len(axes) > 1 else axes[0]})"
-        must, got = f"have the shape of the normalized axes, {expected} {of_x}", str(tuple(value.shape))
-        raise ValueError(sentence(argument, must, got, f"pass {argument} of that shape, or another axis"))
+    _check_shape(argument, value, x, axes)
     if library.block is not None:
         require_blocks_alike(argument, value, x, dict(enumerate(axes)))
     return value
+
+
+def _check_shape(argument: str, value: Array, x: Array, axes: tuple[int, ...]) -> None:
+    """That a weight or bias has the shape of the normalized axes."""
+    shape, found = x.shape, tuple(value.shape)
+    expected = (shape[axes[0]],) if len(axes) == 1 else tuple([shape[axis] for axis in axes])
+    if not (found == expected or fits(found, expected)):
+        of_x = f"(x has shape {tuple(shape)}, axis {axes if len(axes) > 1 else axes[0]})"
+        must, do = f"have the shape of the normalized axes, {expected} {of_x}", "of that shape, or another axis"
+        raise ValueError(sentence(argument, must, str(found), f"pass {argument} {do}"))
 
 
 def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:

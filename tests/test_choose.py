@@ -116,6 +116,24 @@ def test_a_compiler_that_cannot_be_imported_is_one_that_is_missing(monkeypatch):
 
 @needs_compiled
 @pytest.mark.usefixtures("asked_again")
+@pytest.mark.parametrize("source", ["raise RuntimeError('for another Python')", "1 +", "", "__version__ = '0.1'"])
+def test_a_compiler_that_is_damaged_is_one_that_is_missing(source, monkeypatch, tmp_path):
+    (tmp_path / "llvmlite").mkdir()
+    (tmp_path / "llvmlite" / "__init__.py").write_text(source)
+    (tmp_path / "llvmlite" / "binding.py").touch()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "llvmlite"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cpu, "_MISSING", None)
+    cpu._lacking.cache_clear()
+    assert not cpu.has_compiler()
+    assert "llvmlite cannot be imported (" in cpu.missing()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "llvmlite"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@needs_compiled
+@pytest.mark.usefixtures("asked_again")
 @pytest.mark.parametrize(("version", "is_too_old"), [((15, 0, 7), True), ((19, 1, 7), True), ((20, 1, 8), False)])
 def test_a_compiler_that_is_too_old_is_one_that_is_missing(version, is_too_old, monkeypatch):
     from llvmlite import binding

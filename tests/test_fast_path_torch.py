@@ -277,6 +277,20 @@ def test_gradients_over_another_axis_have_the_bits_of_the_long_way(norm):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "scale_norm", "add_layer_norm", "add_rms_norm"])
+def test_gradients_over_every_axis(norm, axis):
+    """No parameters, and as many rows as features, so that no shape tells one axis from the other."""
+    x, residual = (tensors((33, 33), seed=seed)[0] for seed in range(2))
+    given = [x, residual] if norm.startswith("add") else [x]
+    expected = gradients(lambda *held: long_way(*held, norm=norm, axis=axis), *given)
+    with fast_path.checks() as seen:
+        found = gradients(lambda *held: getattr(anynorm, norm)(*held, axis=axis), *given)
+    assert bool(seen) != HAS_EXCHANGE
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("kind", [anynorm.torch.LayerNorm, anynorm.torch.RMSNorm, anynorm.torch.ScaleNorm])
 def test_modules_take_it(kind):
     norm, x = kind(33), tensors()[0]

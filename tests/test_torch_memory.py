@@ -144,6 +144,16 @@ def test_what_a_pullback_holds():
             pullback(dy)
 
 
+@pytest.mark.parametrize("place", [1, 2], ids=NAMES[1:])
+def test_a_pullback_that_holds_other_data_than_the_call_had(place):
+    for other in (torch.zeros(2), torch.zeros(99), torch.zeros(3, 11)):
+        arguments = given()
+        pullback = anynorm.layer_norm_vjp(*arguments)[1]
+        arguments[place].data = other
+        with pytest.raises(ValueError, match=f"^{NAMES[place]} must have the shape of the normalized axes"):
+            pullback(torch.ones(4, 33))
+
+
 @needs_llvmlite
 def test_zeros_that_have_no_memory_are_zeros():
     zeros = torch._efficientzerotensor((4, 33))

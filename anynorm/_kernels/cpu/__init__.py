@@ -57,11 +57,12 @@ def _lacking() -> str | None:
     with unforked:
         try:
             from llvmlite import __version__, binding
-        except (ImportError, OSError) as error:
+
+            if binding.llvm_version_info < _LEAST_LLVM:
+                return f"llvmlite {__version__} is too old; pip install 'llvmlite>=0.45'"
+            features = binding.get_host_cpu_features()
+        except Exception as error:  # of a damaged one, or one for another Python, it may be any
             return f"llvmlite cannot be imported ({error}); install another release of it"
-        if binding.llvm_version_info < _LEAST_LLVM:
-            return f"llvmlite {__version__} is too old; pip install 'llvmlite>=0.45'"
-        features = binding.get_host_cpu_features()
     if platform.machine().lower() in ("x86_64", "amd64") and not all(features.get(name) for name in _NEEDED_X86):
         return "this processor has no instructions for float16 (F16C) or for fused multiplication and addition (FMA)"
     return None
