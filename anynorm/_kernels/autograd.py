@@ -54,15 +54,16 @@ def follow(
     residual: Array | None,
     weight: Any,
     bias: Array | None,
+    axis: int,
     eps: float,
     weight_offset: float,
     result: Any,
 ) -> Any:
-    """A result over the last axis that a kernel has written already, with what leads back from there.
+    """A result over one axis that a kernel has written already, with what leads back from there.
 
     That torch follows nothing else is for the caller to see to.
     """
-    norm = kernels, rule, (x.ndim - 1,), eps, weight_offset
+    norm = kernels, rule, (axis % x.ndim,), eps, weight_offset
     return _apply(norm, x, weight, bias, residual, (result,))
 
 

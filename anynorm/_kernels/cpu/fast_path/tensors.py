@@ -11,7 +11,7 @@ from anynorm._profiled import profiler_of
 from anynorm._torch.state import forward_level, modes_question, tracing_question, transforms_question
 
 Array = Any
-# rule, x, residual, weight, bias, eps, offset, result -> the result with what leads back from there, for autograd
+# rule, x, residual, weight, bias, axis, eps, offset, result -> the result with what leads back from there, for autograd
 Follow = Callable[..., Any]
 
 _follow: Follow | None = None
@@ -70,6 +70,6 @@ def fast_path_of_tensors(torch: Any, normalize: Callable[..., Any]) -> FastPath:
             return found
         if _follow is None:
             return None
-        return _follow(rule, x, residual, weight, bias, eps, offset, found)
+        return _follow(rule, x, residual, weight, bias, axis, eps, offset, found)
 
     return fast_path
