@@ -97,7 +97,7 @@ def test_kernels_are_handed_the_same(dtype, record):
         assert short == long == []
 
 
-def test_what_two_threads_would_share_takes_the_long_way(record):
+def test_what_two_threads_would_share_takes_the_slow_path(record):
     from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
     from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES
 
@@ -228,7 +228,7 @@ def test_as_many_plans_as_there_may_be_and_axes(monkeypatch):
         assert takes_fast_path(anynorm.rms_norm, x, axis=0) == is_short
 
 
-def test_several_axes_take_the_long_way():
+def test_several_axes_take_the_slow_path():
     x = numbers((3, 4, 5), "float32")
     for axis in ((0, 1), (1, 2), (0, 2)):
         with anynorm.use_kernel("cpu"):
