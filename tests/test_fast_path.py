@@ -39,7 +39,7 @@ def assert_twice(norm, *arguments, **options):
 
 @every_dtype
 @every_norm
-def test_the_short_way_gives_the_bits_of_the_first_call(norm, dtype):
+def test_the_fast_path_gives_the_bits_of_the_first_call(norm, dtype):
     arguments = case(norm, dtype)
     assert_twice(norm, *arguments)
     assert takes_fast_path(getattr(anynorm, norm), *arguments)
@@ -53,7 +53,7 @@ def test_the_short_way_gives_the_bits_of_the_first_call(norm, dtype):
 
 @every_dtype
 @every_norm
-def test_the_short_way_with_extreme_rows(norm, dtype):
+def test_the_fast_path_with_extreme_rows(norm, dtype):
     arguments = case(norm, dtype)
     getattr(anynorm, norm)(*arguments)
     largest = {"float16": 6e4, "bfloat16": 3e38, "float32": 3e38, "float64": 1e308}[dtype]
@@ -154,7 +154,7 @@ def test_arguments_are_checked_as_strictly(norm):
 
 
 @every_norm
-def test_what_lies_otherwise_takes_the_long_way(norm):
+def test_what_lies_otherwise_takes_the_slow_path(norm):
     arguments = case(norm, "float32")
     x = arguments[0]
     getattr(anynorm, norm)(*arguments)

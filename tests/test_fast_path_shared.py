@@ -27,7 +27,7 @@ def shared(monkeypatch):
 
 @pytest.mark.parametrize("backend", [NUMPY, TORCH], ids=str)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_larger_arrays_than_take_the_short_way_are_shared(dtype, backend, shared):
+def test_larger_arrays_than_take_the_fast_path_are_shared(dtype, backend, shared):
     small = as_dtype(np.random.default_rng(0).standard_normal((3, 33)), dtype)
     x = as_dtype(np.random.default_rng(1).standard_normal((100, 33)), dtype)
     # Such rows the kernel leaves to others, in the middle and at the ends of pieces.

@@ -100,7 +100,7 @@ def test_kernels_are_handed_the_same(dtype, record):
         assert short == long == []
 
 
-def test_what_two_threads_would_share_takes_the_long_way(record):
+def test_what_two_threads_would_share_takes_the_slow_path(record):
     from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
     from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES
 
@@ -241,7 +241,7 @@ def test_calls_over_several_axes_change_no_plan(others):
         anynorm.layer_norm(x, axis=others)
 
 
-def test_several_axes_take_the_long_way():
+def test_several_axes_take_the_slow_path():
     x = numbers((3, 4, 5), "float32")
     several = ((0, 1), (1, 2), (0, 2))
     # Over the first of them alone it is another kernel.

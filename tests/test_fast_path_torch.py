@@ -26,7 +26,7 @@ def tensors(shape=(2, 33), dtype=torch.float32, seed=0):
     return [torch.randn(s, generator=made).to(dtype) for s in (shape, shape[-1], shape[-1])]
 
 
-def long_way(*arguments, norm="layer_norm", **options):
+def slow_path(*arguments, norm="layer_norm", **options):
     with anynorm.use_kernel("cpu"):
         return getattr(anynorm, norm)(*arguments, **options)
 
@@ -40,7 +40,7 @@ def takes_fast_path(*arguments, norm="layer_norm", **options):
 
 @every_dtype
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
-def test_small_calls_have_the_bits_of_the_long_way(norm, dtype):
+def test_small_calls_have_the_bits_of_the_slow_path(norm, dtype):
     x, weight, bias = tensors(dtype=dtype)
     for parameters in ((weight, bias), (weight,), (None, bias), (), (torch.nn.Parameter(weight), bias)):
         with torch.no_grad():
@@ -50,12 +50,12 @@ def test_small_calls_have_the_bits_of_the_long_way(norm, dtype):
                 assert torch.equal(y, expected)
                 assert (y.dtype, y.shape, y.stride()) == (x.dtype, x.shape, x.stride())
     assert takes_fast_path(x, 0.7, norm="scale_norm") == HAS_EXCHANGE
-    assert torch.equal(anynorm.scale_norm(-x, 0.7), long_way(-x, 0.7, norm="scale_norm"))
-    assert torch.equal(anynorm.scale_norm(x, 0.5), long_way(x, 0.5, norm="scale_norm"))
+    assert torch.equal(anynorm.scale_norm(-x, 0.7), slow_path(-x, 0.7, norm="scale_norm"))
+    assert torch.equal(anynorm.scale_norm(x, 0.5), slow_path(x, 0.5, norm="scale_norm"))
 
 
 def slow_path_of(norm):
-    return lambda *arguments: long_way(*arguments, norm=norm)
+    return lambda *arguments: slow_path(*arguments, norm=norm)
 
 
 def test_kinds_that_alternate_all_go_short():
@@ -65,7 +65,7 @@ def test_kinds_that_alternate_all_go_short():
             anynorm.layer_norm(*kind)
     for kind in kinds * 2:
         assert takes_fast_path(*kind) == HAS_EXCHANGE
-        assert torch.equal(anynorm.layer_norm(*kind), long_way(*kind))
+        assert torch.equal(anynorm.layer_norm(*kind), slow_path(*kind))
 
 
 @every_dtype
@@ -76,10 +76,10 @@ def test_rows_that_a_kernel_cannot_hold(dtype):
     for scale in (largest / 8, 1 / largest, float("inf")):
         extreme = x.clone()
         extreme[1] *= scale
-        got, expected = anynorm.layer_norm(extreme, weight, bias), long_way(extreme, weight, bias)
+        got, expected = anynorm.layer_norm(extreme, weight, bias), slow_path(extreme, weight, bias)
         assert torch.equal(got.nan_to_num(), expected.nan_to_num())
     weight[3] = largest
-    assert torch.equal(anynorm.layer_norm(x, weight, bias), long_way(x, weight, bias))
+    assert torch.equal(anynorm.layer_norm(x, weight, bias), slow_path(x, weight, bias))
 
 
 def replaced(place, by):
@@ -160,7 +160,7 @@ def test_other_values_and_parameters_left_out():
                 expected = anynorm.layer_norm(*arguments)
             assert torch.equal(anynorm.layer_norm(*arguments), expected)
     for options in ({"eps": 1.0}, {"eps": 0.0}, {"weight_offset": 1.0}):
-        assert torch.equal(anynorm.layer_norm(x, weight, bias, **options), long_way(x, weight, bias, **options))
+        assert torch.equal(anynorm.layer_norm(x, weight, bias, **options), slow_path(x, weight, bias, **options))
 
 
 @pytest.mark.parametrize(("before", "then"), [({}, {"eps": 1.0}), ({"eps": 1.0}, {}), ({}, {"weight_offset": 1.0})])
@@ -168,7 +168,7 @@ def test_another_eps_or_offset_than_that_of_the_call_before(before, then):
     x, weight, bias = tensors()
     anynorm.layer_norm(x, weight, bias, **before)
     for options in (then, before, then, then, before):
-        assert torch.equal(anynorm.layer_norm(x, weight, bias, **options), long_way(x, weight, bias, **options))
+        assert torch.equal(anynorm.layer_norm(x, weight, bias, **options), slow_path(x, weight, bias, **options))
 
 
 def test_results_are_tensors_like_any_other():
@@ -202,7 +202,7 @@ def test_no_tensor_lives_on():
 
 def test_many_threads_and_kinds():
     kinds = [tensors((n, 33), dtype) for n in (1, 2, 400) for dtype in DTYPES]
-    expected = [long_way(*kind) for kind in kinds]
+    expected = [slow_path(*kind) for kind in kinds]
     wrong = []
 
     def work(seed):
@@ -217,13 +217,13 @@ def test_many_threads_and_kinds():
 
 
 @every_dtype
-def test_sums_have_the_bits_of_the_long_way(dtype):
+def test_sums_have_the_bits_of_the_slow_path(dtype):
     x, weight, bias = tensors(dtype=dtype)
     residual = tensors(dtype=dtype, seed=1)[0]
     for norm in ("add_layer_norm", "add_rms_norm"):
         for parameters in ((weight, bias), (weight,), ()):
             assert takes_fast_path(x, residual, *parameters, norm=norm) == HAS_EXCHANGE
-            expected = long_way(x, residual, *parameters, norm=norm)
+            expected = slow_path(x, residual, *parameters, norm=norm)
             for one, other in zip(getattr(anynorm, norm)(x, residual, *parameters), expected, strict=True):
                 assert torch.equal(one, other)
         assert not takes_fast_path(x, torch._neg_view(residual), norm=norm)
@@ -235,7 +235,7 @@ def test_scales_in_tensors():
         for scale in (0.3, -0.0, 2.0):
             held = torch.tensor(scale, dtype=dtype)
             assert takes_fast_path(x, held, norm="scale_norm") == HAS_EXCHANGE
-            assert torch.equal(anynorm.scale_norm(x, held), long_way(x, held, norm="scale_norm"))
+            assert torch.equal(anynorm.scale_norm(x, held), slow_path(x, held, norm="scale_norm"))
         held = torch.tensor(2.0, dtype=dtype, requires_grad=True)
         y = anynorm.scale_norm(x, held)
         (gradient,) = torch.autograd.grad(y.sum(), held)
@@ -252,26 +252,12 @@ def gradients(way, *arguments, norm="layer_norm", **options):
 
 @every_dtype
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm"])
-def test_gradients_have_the_bits_of_the_long_way(norm, dtype):
+def test_gradients_have_the_bits_of_the_slow_path(norm, dtype):
     x, weight, bias = tensors(dtype=dtype)
     given = [x, *([tensors(dtype=dtype, seed=1)[0]] if norm.startswith("add") else []), weight, bias]
-    expected = gradients(lambda *held: long_way(*held, norm=norm), *given)
+    expected = gradients(lambda *held: slow_path(*held, norm=norm), *given)
     with fast_path.checks() as seen:
         found = gradients(None, *given, norm=norm)
-    assert bool(seen) != HAS_EXCHANGE
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one, other)
-
-
-@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "scale_norm", "add_layer_norm"])
-def test_gradients_over_another_axis_have_the_bits_of_the_long_way(norm):
-    x, residual = tensors((4, 33))[0], tensors((4, 33), seed=1)[0]
-    parameters = [torch.tensor(2.0)] if norm == "scale_norm" else tensors((1, 4))[1:]
-    given = [x, *([residual] if norm.startswith("add") else []), *parameters]
-    expected = gradients(lambda *held: long_way(*held, norm=norm, axis=0), *given)
-    getattr(anynorm, norm)(*given, axis=0)
-    with fast_path.checks() as seen:
-        found = gradients(None, *given, norm=norm, axis=0)
     assert bool(seen) != HAS_EXCHANGE
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
@@ -283,11 +269,35 @@ def test_gradients_over_every_axis(norm, axis):
     """No parameters, and as many rows as features, so that no shape tells one axis from the other."""
     x, residual = (tensors((33, 33), seed=seed)[0] for seed in range(2))
     given = [x, residual] if norm.startswith("add") else [x]
-    expected = gradients(lambda *held: long_way(*held, norm=norm, axis=axis), *given)
+    expected = gradients(lambda *held: slow_path(*held, norm=norm, axis=axis), *given)
     with fast_path.checks() as seen:
         found = gradients(lambda *held: getattr(anynorm, norm)(*held, axis=axis), *given)
     assert bool(seen) != HAS_EXCHANGE
     for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5, 5)])
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm", "scale_norm"])
+def test_gradients_over_another_axis(norm, shape):
+    given = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    of_sum, of_scale = norm.startswith("add"), norm == "scale_norm"
+    parameters = [torch.tensor(2.0)] if of_scale else [torch.arange(1.0, 6.0), torch.arange(5.0)]
+
+    def found():
+        arguments = [one.clone().requires_grad_() for one in (*given[: 1 + of_sum], *parameters)]
+        results = getattr(anynorm, norm)(*arguments, axis=1)
+        y, *total = results if of_sum else (results,)
+        loss = (y * torch.arange(shape[2])).sum() + sum(one.square().sum() for one in total)
+        return [y, *total, *torch.autograd.grad(loss, arguments)]
+
+    with anynorm.use_kernel("cpu"):
+        expected = found()
+    found()  # calls like it are on the fast path from now on
+    with fast_path.checks() as seen:
+        results = found()
+    assert bool(seen) != HAS_EXCHANGE
+    for one, other in zip(results, expected, strict=True):
         assert torch.equal(one, other)
 
 

@@ -83,6 +83,7 @@ def test_where_elements_lie(memory, view):
         assert made.shape == copy.shape == host.shape
         assert memory.is_contiguous(made) or not memory.is_contiguous(array)
         assert memory.is_contiguous(copy)
+        assert (copy is array) == memory.is_contiguous(array)
         if not host.size:
             return
         assert memory.address(array) == host.ctypes.data

@@ -32,7 +32,7 @@ class CuPy(Memory):
 
     @staticmethod
     def contiguous(array: Array) -> Array:
-        return array.copy(order="C")
+        return array if array.flags.c_contiguous else array.copy(order="C")
 
     @staticmethod
     def empty_like(array: Array) -> Array:

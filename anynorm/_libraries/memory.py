@@ -38,7 +38,7 @@ class Memory:
 
     @staticmethod
     def contiguous(array: Array) -> Array:
-        """The same elements in C order, copied if need be."""
+        """The same elements in C order; the array itself where they are."""
         raise NotImplementedError
 
     @staticmethod

@@ -68,7 +68,7 @@ class NumPy(Memory):
 
     @staticmethod
     def contiguous(array: Array) -> Array:
-        return numpy.ascontiguousarray(array)
+        return array if array.flags.c_contiguous else array.copy(order="C")
 
     @staticmethod
     def empty_like(array: Array) -> Array:

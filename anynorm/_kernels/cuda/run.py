@@ -88,7 +88,7 @@ def describe(
     weight, number, weight_code = _weight(memory, call)
     bias, bias_code = None, NOTHING
     if call.bias is not None:
-        bias, bias_code = _contiguous(memory, call.bias), CODES[dtype_name(call.bias.dtype)]
+        bias, bias_code = memory.contiguous(call.bias), CODES[dtype_name(call.bias.dtype)]
     addresses = [memory.address(one) for one in arrays]
     task = fill(rows, addresses)
     task.eps, task.number = call.eps, number
@@ -107,8 +107,4 @@ def _weight(memory: type[Memory], call: Call) -> tuple[Array | None, float, int]
         return None, 0.0, NOTHING
     if isinstance(call.weight, float):
         return None, call.weight, NUMBER
-    return _contiguous(memory, call.weight), call.weight_offset, CODES[dtype_name(call.weight.dtype)]
-
-
-def _contiguous(memory: type[Memory], array: Array) -> Array:
-    return array if memory.is_contiguous(array) else memory.contiguous(array)
+    return memory.contiguous(call.weight), call.weight_offset, CODES[dtype_name(call.weight.dtype)]

@@ -88,7 +88,7 @@ def _gradient_of(memory: type[Memory], parameter: Array | float | None, x: Array
     if parameter is None:
         return None
     like = x[(0,) * x.ndim] if isinstance(parameter, float) else parameter
-    return memory.empty_like(like if memory.is_contiguous(like) else memory.contiguous(like))
+    return memory.empty_like(memory.contiguous(like))
 
 
 def _prepare_sums(

@@ -12,7 +12,7 @@ from anynorm._forks import unforked
 from anynorm._kernels import fast_paths
 from anynorm._kernels.cpu.fast_path.arrays import fast_path_of_arrays
 from anynorm._kernels.cpu.fast_path.plans import keep
-from anynorm._kernels.cpu.fast_path.record import place_of
+from anynorm._kernels.cpu.fast_path.record import IN_FLOAT64, place_of
 from anynorm._kernels.cpu.fast_path.tensors import fast_path_of_tensors
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import CODES
@@ -54,7 +54,8 @@ def offer(
         record = functions.record()
         record.most_nbytes = most_nbytes
         if layout is None:
-            record.kernels[place_of(variant)] = address
+            kind = IN_FLOAT64 if variant.code == CODES["float32"] and variant.in_float64 else variant.code
+            record.kernels[place_of(variant.rule, variant.has_residual, kind)] = address
         if library == "numpy" and variant.code == CODES["bfloat16"]:
             functions.write("bfloat16", numpy.dtype(call.x.dtype.type))
         if library == "numpy" and library not in _served:

@@ -7,6 +7,7 @@ from typing import Any
 
 from anynorm._check import Call
 from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.language.dtypes import CODES
 from anynorm._kernels.cpu.launch.layout import Layout
 
 _MOST_AXES = 8
@@ -58,5 +59,5 @@ def keep(call: Call, variant: Variant, address: int, layout: Layout, layout_addr
             layout=layout_address, block=layout.block, head=layout.head,
         )  # fmt: skip
         _plans[key] = plan, ctypes.addressof(plan), layout
-    in_float64 = variant.code == 2 and variant.in_float64
+    in_float64 = variant.code == CODES["float32"] and variant.in_float64
     setattr(_plans[key][0], "kernel_in_float64" if in_float64 else "kernel", address)

@@ -21,9 +21,9 @@ from anynorm._kernels.cpu.fast_path.arguments import (
     see_weight,
 )
 from anynorm._kernels.cpu.fast_path.plans import Plan
-from anynorm._kernels.cpu.fast_path.record import BEGIN, IN_FLOAT64, KINDS, Record
+from anynorm._kernels.cpu.fast_path.record import BEGIN, IN_FLOAT64, Record, place_of
 from anynorm._kernels.cpu.fast_path.views import VIEW_NBYTES, Fields, View
-from anynorm._kernels.cpu.kernels.task import Task
+from anynorm._kernels.cpu.kernels.task import Task, needs_float64
 from anynorm._kernels.cpu.language.arithmetic import where
 from anynorm._kernels.cpu.language.calls import Require, call, static_word, way_out, word
 from anynorm._kernels.cpu.language.dtypes import LAYER, RMS, SCALE
@@ -131,11 +131,9 @@ class _Rows:
 
 def _kernel(record: Fields, views: dict[str, View], rows: _Rows, norm: Any, has_residual: Any, offset: Any) -> Any:
     """The address of the kernel; 0 where it has not been compiled yet."""
-    code, is_averaged = views["x"].code, norm != SCALE
-    # Pairs of float32 are formed of factors alone: what float32 does not hold of a parameter needs float64.
-    in_float64 = (views["weight"].code == 3) | (views["bias"].code == 3) | (offset != 0.0)
-    in_float64 = (code == 2) & is_averaged & in_float64
-    place = (norm * 2 + where(has_residual, 1, 0)) * KINDS + where(in_float64, IN_FLOAT64, code)
+    code = views["x"].code
+    in_float64 = needs_float64(norm, code, views["weight"].code, views["bias"].code, offset)
+    place = place_of(norm, where(has_residual, 1, 0), where(in_float64, IN_FLOAT64, code))
     found = cell(word(record.address + Record.kernels.offset + 8 * place, 64))
     for _ in when(rows.plan != 0):
         found[...] = where(in_float64, rows.told("kernel_in_float64"), rows.told("kernel"))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-
-from anynorm._kernels.cpu.kernels.task import Variant
+from typing import Any
 
 _WORD = ctypes.c_int64
 
@@ -26,10 +25,9 @@ IN_FLOAT64 = 4  # in place of the code of x's dtype, for float32 that is compute
 KINDS = IN_FLOAT64 + 1
 
 
-def place_of(variant: Variant) -> int:
-    """Where among `kernels` the address of one lies."""
-    kind = IN_FLOAT64 if variant.code == 2 and variant.in_float64 else variant.code
-    return (2 * variant.rule + variant.has_residual) * KINDS + kind
+def place_of(rule: Any, has_residual: Any, kind: Any) -> Any:
+    """Where among `kernels` the address of one lies, of a kind: the code of x's dtype, or IN_FLOAT64."""
+    return (rule * 2 + has_residual) * KINDS + kind
 
 
 class Record(ctypes.Structure):

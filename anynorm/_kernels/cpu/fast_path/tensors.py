@@ -11,8 +11,7 @@ from anynorm._profiled import profiler_of
 from anynorm._torch.state import forward_level, modes_question, tracing_question, transforms_question
 
 Array = Any
-# rule, x, residual, weight, bias, axis, eps, offset, result -> the result with what leads back from there, for
-# autograd
+# rule, x, residual, weight, bias, axis, eps, offset, result -> the result with what leads back from there, for autograd
 Follow = Callable[..., Any]
 
 _follow: Follow | None = None

@@ -11,6 +11,7 @@ from typing import Any
 from anynorm._kernels.cpu.fast_path.record import Record
 from anynorm._kernels.cpu.language.arithmetic import where
 from anynorm._kernels.cpu.language.calls import Require, call, fails, word
+from anynorm._kernels.cpu.language.dtypes import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import buffer, store_integer
 from anynorm._libraries.torch_tensors import LOW_ADDRESS
@@ -18,12 +19,15 @@ from anynorm._libraries.torch_tensors import LOW_ADDRESS
 # Of a Py_buffer, in bytes; it belongs to the stable ABI since Python 3.11. Behind it, a dtype's code and how many axes.
 _BUF, _OBJ, _NDIM, _FORMAT, _SHAPE, _CODE, _AXES, VIEW_NBYTES = 0, 8, 36, 40, 48, 80, 88, 96
 _IN_ORDER, _FORMATTED, _WRITABLE = 0x38, 0x04, 0x01  # PyBUF_C_CONTIGUOUS and so on
-_FORMATS = {"e": 0, "f": 2, "d": 3}
+_FORMATS = {"e": FLOAT16.code, "f": FLOAT32.code, "d": FLOAT64.code}
 _UNKNOWN = -1
 # Of a DLTensor.
 _DATA, _DEVICE, _DL_NDIM, _DTYPE, _DL_SHAPE, _STRIDES, _OFFSET, _DL_NBYTES = 0, 8, 16, 20, 24, 32, 40, 48
 _CPU, _FLOAT, _BFLOAT = 1, 2, 4
-_DTYPES = {_FLOAT | 16 << 8: 0, _BFLOAT | 16 << 8: 1, _FLOAT | 32 << 8: 2, _FLOAT | 64 << 8: 3}
+_DTYPES = {
+    _FLOAT | 16 << 8: FLOAT16.code, _BFLOAT | 16 << 8: BFLOAT16.code,
+    _FLOAT | 32 << 8: FLOAT32.code, _FLOAT | 64 << 8: FLOAT64.code,
+}  # fmt: skip
 _ONE_LANE = 1 << 16
 
 
@@ -53,7 +57,7 @@ class View:
     @property
     def itemsize(self) -> Any:
         """Of its elements."""
-        return where(self.code == 3, 8, where(self.code == 2, 4, 2))
+        return where(self.code == FLOAT64.code, 8, where(self.code == FLOAT32.code, 4, 2))
 
     def length(self, axis: Any) -> Any:
         """Along one axis."""
@@ -93,7 +97,7 @@ def look_at_array(record: Fields, view: View, array: Any, require: Require, writ
             call(record.PyErr_Clear)
             store_integer(view.at + _OBJ, 0)
             require(False)
-        code[...] = 1
+        code[...] = BFLOAT16.code
     store_integer(view.at + _CODE, code)
     store_integer(view.at + _AXES, word(view.at + _NDIM, 32))
     require(code >= 0)

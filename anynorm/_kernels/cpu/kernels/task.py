@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from anynorm._kernels.cpu.language.dtypes import BY_CODE, FLOAT32, FLOAT64, Dtype
+from anynorm._kernels.cpu.language.dtypes import BY_CODE, FLOAT32, FLOAT64, SCALE, Dtype
 
 _WORD, _REAL = ctypes.c_int64, ctypes.c_double
 
@@ -39,6 +39,15 @@ class Task(ctypes.Structure):
         ("work", _WORD),  # scratch of a derivative, see derivative.py
         ("numbers", _WORD),  # float64 numbers of each row: what moments are made of, or what rows are applied with
     )
+
+
+def needs_float64(rule: Any, code: Any, weight_code: Any, bias_code: Any, weight_offset: Any) -> Any:
+    """Whether rows of float32 are computed in float64, as their parameters hold what float32 does not.
+
+    Pairs of float32 are formed of factors alone. It is asked in Python, and while the fast path is compiled.
+    """
+    are_wider = (weight_code == FLOAT64.code) | (bias_code == FLOAT64.code) | (weight_offset != 0.0)
+    return (code == FLOAT32.code) & (rule != SCALE) & are_wider
 
 
 class Variant(NamedTuple):

@@ -7,7 +7,6 @@ one free and one normalized axis.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -72,7 +71,8 @@ def lay_out(
 ) -> Layout | None:
     """How x and the arrays that go with it become rows; None where it is one after the other in each of them.
 
-    ``numbers`` are float64 numbers of each row, which have x's free axes, and take the place of the total.
+    ``numbers`` are float64 numbers of each row, which have x's free axes, and take the place of the total. Rows are
+    taken side by side only if ``columns`` allows it, and not of float64: there is no kernel for that.
     """
     memory, x = call.library.memory, call.x
     arrays = (residual, y, total)
@@ -83,25 +83,9 @@ def lay_out(
     strides = [of_x if array is None else memory.strides(array) for array in arrays]
     if numbers is not None:
         strides[2] = tuple(of_x[axis] if axis in call.axes else numbers.strides[axis] for axis in range(len(of_x)))
-    of_axes = list(zip(of_x, *strides, strict=True))
-    return plan(x.shape, of_axes, call.axes, itemsize, memory.address(y), streaming, columns)
-
-
-def plan(
-    shape: Sequence[int],
-    strides: Sequence[Strides],
-    axes: Sequence[int],
-    itemsize: int,
-    y_address: int,
-    streaming: bool,
-    columns: bool = True,
-) -> Layout:
-    """Lay out arrays of one shape, from their strides on each axis in bytes; no length is 0.
-
-    Rows are taken side by side only if that is allowed, and not of float64: there is no kernel for that.
-    """
-    to_line = -y_address % CACHE_LINE_NBYTES if streaming else 0
-    return _planned(tuple(shape), tuple(strides), tuple(axes), itemsize, to_line, streaming, columns)
+    to_line = -memory.address(y) % CACHE_LINE_NBYTES if streaming else 0
+    of_axes = tuple(zip(of_x, *strides, strict=True))
+    return _planned(tuple(x.shape), of_axes, call.axes, itemsize, to_line, streaming, columns)
 
 
 # To plan takes several times as long as the kernel does for 768 numbers.
@@ -115,7 +99,10 @@ def _planned(
     streaming: bool,
     columns: bool,
 ) -> Layout:
-    """``to_line`` is how many bytes behind the beginning of y a cache line begins."""
+    """Lay out arrays of one shape, from their strides on each axis in bytes; no length is 0.
+
+    ``to_line`` is how many bytes behind the beginning of y a cache line begins.
+    """
     free = [Axis(shape[i], strides[i]) for i in range(len(shape)) if i not in axes and shape[i] > 1]
     normalized = [Axis(shape[i], strides[i]) for i in axes if shape[i] > 1]
     # Rows may be taken in any order: that of memory, the axis with the smallest strides last.

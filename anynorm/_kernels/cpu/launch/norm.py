@@ -10,8 +10,8 @@ from typing import Any
 from anynorm._check import Call
 from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.fast_path.offers import offer
-from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import FLOAT32, FLOAT64, RULES, Dtype
+from anynorm._kernels.cpu.kernels.task import Task, Variant, needs_float64
+from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES
 from anynorm._kernels.cpu.launch import extreme
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
@@ -36,8 +36,11 @@ def _run_from(call: Call, first: int) -> Any:
     layout = lay_out(call, dtype.itemsize, residual, y, total, streaming=streaming, columns=True)
     task, keepalive = task_of(call, residual, y, total, layout, streaming=streaming)
     name = "float64" if dtype is FLOAT64 else "columns" if layout is not None and layout.in_columns else "rows"
-    in_float64 = _needs_float64(call, dtype)
-    variant = Variant(RULES[call.rule.name], dtype.code, in_float64, residual is not None, layout is not None)
+    rule = RULES[call.rule.name]
+    in_float64 = dtype is FLOAT64 or needs_float64(
+        rule, dtype.code, task.weight_code, task.bias_code, call.weight_offset
+    )
+    variant = Variant(rule, dtype.code, in_float64, residual is not None, layout is not None)
     units = task.rows if layout is None else layout.units
 
     def resume(first: int, last: int) -> None:
@@ -55,14 +58,6 @@ def _run_from(call: Call, first: int) -> Any:
         for one in call.out:
             memory.written(one)
     return y if residual is None else (y, total)
-
-
-def _needs_float64(call: Call, dtype: Dtype) -> bool:
-    """Whether x is of float64, or the parameters hold what float32 does not: its pairs are formed of factors alone."""
-    if dtype is not FLOAT32 or not call.rule.averaged:
-        return dtype is FLOAT64
-    parameters: tuple[Any, ...] = (call.weight, call.bias)
-    return call.weight_offset != 0.0 or any(one is not None and dtype_of(one.dtype) is FLOAT64 for one in parameters)
 
 
 def _normalize(

@@ -14,7 +14,7 @@ from anynorm._kernels.cpu.kernels.task import Task
 from anynorm._kernels.cpu.language.dtypes import BY_CODE, CODES, Dtype
 from anynorm._kernels.cpu.launch.layout import Layout
 from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
-from anynorm._libraries import Memory, dtype_name
+from anynorm._libraries import dtype_name
 from anynorm._libraries.numpy_arrays import NumPy
 
 Array = Any
@@ -61,7 +61,8 @@ def task_of(
 ) -> tuple[Task, Any]:
     """What a kernel is handed, and what must live until it has run; a derivative has dy, dx and dtotal here."""
     memory, features = call.library.memory, features_of(call)
-    weight, bias = packed(memory, call.weight if call.rule.averaged else None), packed(memory, call.bias)
+    parameters = (call.weight if call.rule.averaged else None, call.bias)
+    weight, bias = (None if one is None else memory.contiguous(one) for one in parameters)
     task = Task(
         features=features, rows=math.prod(call.x.shape) // features,
         eps=call.eps, scale=scale_of(call), weight_offset=call.weight_offset,
@@ -77,8 +78,3 @@ def task_of(
         task.layout, task.block, task.head = NumPy.address(layout.table), layout.block, layout.head
         task.streaming = layout.streaming
     return task, (call, residual, y, total, weight, bias, layout, numbers)
-
-
-def packed(memory: type[Memory], parameter: Array | None) -> Array | None:
-    """A parameter whose elements lie one after the other."""
-    return parameter if parameter is None or memory.is_contiguous(parameter) else memory.contiguous(parameter)

@@ -14,7 +14,7 @@ from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES
 from anynorm._kernels.cpu.launch.extreme import vjp_row
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
-from anynorm._kernels.cpu.launch.tasks import dtype_of, packed, task_of
+from anynorm._kernels.cpu.launch.tasks import dtype_of, task_of
 from anynorm._kernels.cpu.threads import crew
 from anynorm._libraries import Memory
 from anynorm._libraries.numpy_arrays import NumPy
@@ -116,7 +116,8 @@ def _gradient_of(memory: type[Memory], parameter: Array | float | None, x: Array
     """An array for the gradient of a parameter; of a number, for one of x's dtype."""
     if parameter is None:
         return None
-    return memory.empty_like(packed(memory, x[(0,) * x.ndim] if isinstance(parameter, float) else parameter))
+    like: Any = x[(0,) * x.ndim] if isinstance(parameter, float) else parameter
+    return memory.empty_like(memory.contiguous(like))
 
 
 def _take_rows_left(
