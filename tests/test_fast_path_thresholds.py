@@ -63,7 +63,17 @@ def tasks(record):
 
 
 def fields(task):
-    return {name: getattr(task, name) for name, _ in task._fields_}
+    """Those of a task; of a layout what it says, for equal ones may lie in two places."""
+    found = {name: getattr(task, name) for name, _ in task._fields_}
+    return found | {"layout": table(task.layout)}
+
+
+def table(address):
+    """The numbers of a layout: a word, and twice a number of axes with a length and four strides for each."""
+    words, end = [0] if not address else (ctypes.c_int64 * 1000).from_address(address), 1
+    for _ in range(2 if address else 0):
+        end += 1 + 5 * words[end]
+    return list(words[:end])
 
 
 def numbers(shape, dtype):
