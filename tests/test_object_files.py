@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -268,3 +269,16 @@ def test_cuda_kernels_are_compiled_once(place, monkeypatch):
     (file,) = place.iterdir()
     file.write_bytes(b"damaged")
     assert [compiled(), compiled()] == [1, 1]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_is_no_file_and_is_not_waited_for(file):
+    file.unlink()
+    os.mkfifo(file)
+    found = []
+    reader = threading.Thread(target=lambda: found.append(object_files.read("rows")), daemon=True)
+    reader.start()
+    reader.join(20)
+    assert found == [None]
+    assert object_files.write("rows", CODE) is None
+    assert object_files.read("rows") == CODE

@@ -34,9 +34,9 @@ def read(name: str, place: Path | None = None) -> bytes | None:
         if place is None or distrusted(place, place.stat()):
             return None
         path = place / f"{name}{SUFFIX}"
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             found = os.fstat(file.fileno())
-            if distrusted(path, found):
+            if distrusted(path, found) or not stat.S_ISREG(found.st_mode):
                 return None
             digest, code = file.read(_DIGEST_NBYTES), file.read()
         if _digest(name, code) == digest:
@@ -95,6 +95,11 @@ def unwritable(place: Path) -> str | None:
         return None if os.access(there, os.W_OK | os.X_OK) else f"{there} cannot be written to"
     except OSError as error:
         return f"{place}: {error.strerror or error}"
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """What is no file, such as a FIFO, is not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _cache_of_user() -> Path:
