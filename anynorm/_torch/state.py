@@ -13,15 +13,7 @@ def is_followed(torch: Any) -> bool:
     make_fx and of fake tensors, torch.jit.trace, and the levels of forward-mode derivatives. Where a release of torch
     cannot be asked, the answer is yes: the definition, in torch's operations, is right in any case.
     """
-    try:
-        return bool(
-            torch._C._are_functorch_transforms_active()
-            or torch._C._len_torch_dispatch_stack()
-            or torch.jit.is_tracing()
-            or torch.autograd.forward_ad._current_level >= 0
-        )
-    except AttributeError:
-        return True
+    return followed_question(torch)()
 
 
 def transforms_question(torch: Any) -> Callable[[], bool]:
@@ -53,7 +45,7 @@ class _Unknown:
 
 
 def followed_question(torch: Any) -> Callable[[], bool]:
-    """The function that tells what `is_followed` does, by names that are looked up once, in a third of the time."""
+    """The function that tells what `is_followed` does, for those who ask often: names are looked up once."""
     levels, is_transformed = forward_level(torch), transforms_question(torch)
     count_modes, is_tracing = modes_question(torch), tracing_question(torch)
 
