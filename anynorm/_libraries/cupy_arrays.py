@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy
 
-from anynorm._libraries.memory import Memory, array_at
+from anynorm._libraries.memory import Strided, array_at
 
 Array = Any
 
 
-class CuPy(Memory):
+class CuPy(Strided):
     """CuPy arrays, each on one CUDA device."""
 
     on_cuda = True
@@ -21,18 +21,6 @@ class CuPy(Memory):
     @staticmethod
     def address(array: Array) -> int:
         return int(array.data.ptr)
-
-    @staticmethod
-    def strides(array: Array) -> tuple[int, ...]:
-        return tuple(array.strides)
-
-    @staticmethod
-    def is_contiguous(array: Array) -> bool:
-        return bool(array.flags.c_contiguous)
-
-    @staticmethod
-    def contiguous(array: Array) -> Array:
-        return array if array.flags.c_contiguous else array.copy(order="C")
 
     @staticmethod
     def empty_like(array: Array) -> Array:

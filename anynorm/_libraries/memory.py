@@ -46,6 +46,13 @@ class Memory:
         """A new array like another one, contiguous if that is."""
         raise NotImplementedError
 
+    @classmethod
+    def empty_gradient(cls, parameter: Array | float | None, x: Array) -> Array | None:
+        """A new array in C order for the gradient of a parameter; for that of a number one of x's dtype."""
+        if parameter is None:
+            return None
+        return cls.empty_like(cls.contiguous(x[(0,) * x.ndim] if isinstance(parameter, float) else parameter))
+
     @staticmethod
     def strides_of_new(array: Array) -> tuple[int, ...]:
         """The strides that `empty_like` gives its result."""
@@ -104,6 +111,22 @@ class Memory:
     def float64s(array: Array, count: int) -> Array:
         """Room for so many float64 numbers on the device of an array, which is the current one."""
         raise NotImplementedError
+
+
+class Strided(Memory):
+    """The answers for arrays with the attributes that NumPy's have."""
+
+    @staticmethod
+    def strides(array: Array) -> tuple[int, ...]:
+        return tuple(array.strides)
+
+    @staticmethod
+    def is_contiguous(array: Array) -> bool:
+        return bool(array.flags.c_contiguous)
+
+    @staticmethod
+    def contiguous(array: Array) -> Array:
+        return array if array.flags.c_contiguous else array.copy(order="C")
 
 
 class _Place:

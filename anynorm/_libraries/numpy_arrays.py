@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-from anynorm._libraries.memory import Memory
+from anynorm._libraries.memory import Strided
 
 Array = Any
 
@@ -51,24 +51,12 @@ def _find_address() -> Any:
     return address
 
 
-class NumPy(Memory):
+class NumPy(Strided):
     """NumPy arrays."""
 
     on_cpu = True
     in_huge_pages = True
     address = staticmethod(_find_address())
-
-    @staticmethod
-    def strides(array: Array) -> tuple[int, ...]:
-        return tuple(array.strides)
-
-    @staticmethod
-    def is_contiguous(array: Array) -> bool:
-        return bool(array.flags.c_contiguous)
-
-    @staticmethod
-    def contiguous(array: Array) -> Array:
-        return array if array.flags.c_contiguous else array.copy(order="C")
 
     @staticmethod
     def empty_like(array: Array) -> Array:

@@ -40,8 +40,8 @@ def vjp(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
         arrays = x, dy, dx, dx if dtotal is None else dtotal
         rows = lay_out(memory, call, arrays)
         keepalive, task, choice = describe(memory, call, rows, arrays, dtotal is not None)
-        dweight = _gradient_of(memory, call.weight, x) if wanted else None
-        dbias = _gradient_of(memory, call.bias, x) if wanted else None
+        dweight = memory.empty_gradient(call.weight, x) if wanted else None
+        dbias = memory.empty_gradient(call.bias, x) if wanted else None
         ordinal, stream = memory.ordinal(x), memory.stream(x)
         how = rows.derivative_settings(device(ordinal).most_cluster)
         task.teams, task.blocks = how.teams, how.blocks(rows.total)
@@ -81,14 +81,6 @@ def _steps(
 def _sums(choice: Choice) -> int:
     """How many sums there are for each feature, or for the scale."""
     return (choice.weight != NOTHING) + (choice.bias != NOTHING)
-
-
-def _gradient_of(memory: type[Memory], parameter: Array | float | None, x: Array) -> Array | None:
-    """An array for the gradient of a parameter; of a number, for one of x's dtype."""
-    if parameter is None:
-        return None
-    like = x[(0,) * x.ndim] if isinstance(parameter, float) else parameter
-    return memory.empty_like(memory.contiguous(like))
 
 
 def _prepare_sums(

@@ -16,7 +16,6 @@ from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, task_of
 from anynorm._kernels.cpu.threads import crew
-from anynorm._libraries import Memory
 from anynorm._libraries.numpy_arrays import NumPy
 
 Array = Any
@@ -50,7 +49,7 @@ def differentiate(
     call, dy, dtotal, are_wanted = gradient
     memory, dtype = call.library.memory, dtype_of(call.x.dtype)
     task, keepalive = task_of(call, dy, dx, dtotal, layout, numbers=numbers)
-    dweight, dbias = (_gradient_of(memory, one, call.x) if are_wanted else None for one in (call.weight, call.bias))
+    dweight, dbias = (memory.empty_gradient(one, call.x) if are_wanted else None for one in (call.weight, call.bias))
     if dweight is not None:
         task.dweight, task.dweight_code = memory.address(dweight), dtype_of(dweight.dtype).code
     if dbias is not None:
@@ -110,14 +109,6 @@ def give_back_scratch(scratch: numpy.ndarray, address: int) -> None:
     """Keep scratch for another call."""
     if scratch.nbytes <= _MOST_KEPT_NBYTES:
         _spare.append((scratch, address))
-
-
-def _gradient_of(memory: type[Memory], parameter: Array | float | None, x: Array) -> Array | None:
-    """An array for the gradient of a parameter; of a number, for one of x's dtype."""
-    if parameter is None:
-        return None
-    like: Any = x[(0,) * x.ndim] if isinstance(parameter, float) else parameter
-    return memory.empty_like(memory.contiguous(like))
 
 
 def _take_rows_left(
