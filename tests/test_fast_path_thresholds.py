@@ -98,7 +98,7 @@ def test_kernels_are_handed_the_same(dtype, record):
     """A cache line is 16 numbers of float32."""
     anynorm.rms_norm(numbers(8, "bfloat16"))
     for function, arguments, options in calls(dtype, 2, 8):
-        with anynorm.use_kernel("cpu"):  # tensors may have brought the short way here, and the long way adds to it
+        with anynorm.use_kernel("cpu"):  # tensors may have brought the fast path here, and the slow path adds to it
             function(*arguments, **options)
     with tasks(record) as (short, long):
         for shape in itertools.product((3, 4), (7, 16, 1025)):

@@ -35,8 +35,8 @@ class Record(ctypes.Structure):
 
     _fields_ = (
         *((name, _WORD) for name in (*FUNCTIONS, *OBJECTS)),
-        ("look_at_tensor", _WORD),  # torch's own function, see `instructions`
+        ("look_at_tensor", _WORD),  # torch's own function, see views.py
         ("most_nbytes", _WORD),  # of x; larger ones are shared among threads, or stored past the caches
         ("few_elements", _WORD),  # for which the lock of the interpreter is kept
-        ("kernels", _WORD * (3 * 2 * KINDS)),  # 0 until it has run a call the slow path
+        ("kernels", _WORD * (3 * 2 * KINDS)),  # 0 until it has run a call on the slow path
     )
