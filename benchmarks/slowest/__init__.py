@@ -1,0 +1,1 @@
+"""A search for calls that are slower than the plain expression."""
