@@ -16,12 +16,14 @@ from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED, RULES, SCAL
 
 # The module in `kernels`, and the function in it.
 _NAMES = {
-    "rows": "normalize_rows",
-    "columns": "normalize_columns",
-    "float64": "normalize_float64",
-    "moments": "reduce_rows",
-    "given": "apply_rows",
-    "derivative": "differentiate_rows",
+    "rows": ("rows", "normalize_rows"),
+    "columns": ("columns", "normalize_columns"),
+    "float64": ("float64", "normalize_float64"),
+    "moments": ("moments", "reduce_rows"),
+    "moments_columns": ("columns", "reduce_columns"),
+    "given": ("given", "apply_rows"),
+    "given_columns": ("columns", "apply_columns"),
+    "derivative": ("derivative", "differentiate_rows"),
 }
 _Function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
@@ -52,16 +54,13 @@ def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
         # There is no norm of a sum by scale_norm.
         for has_residual, has_layout in product((False, True) if rule != SCALE else (False,), (False, True)):
             one = Variant(rule, code, in_float64, has_residual, has_layout)
-            if in_float64:
-                yield "float64", one
-            else:
-                yield from (("rows", one), ("rows", one._replace(in_float64=True)))
-                if has_layout:
-                    yield "columns", one
-                    yield "columns", one._replace(in_float64=True)
+            widths = (True,) if in_float64 else (False, True)
+            names = ["float64" if in_float64 else "rows", *(["columns"] * has_layout)]
+            yield from ((name, one._replace(in_float64=wide)) for name, wide in product(names, widths))
             yield from (("derivative", one._replace(in_float64=True, has_numbers=given)) for given in (False, True))
             if not has_residual:
-                yield from ((name, one._replace(in_float64=True)) for name in ("moments", "given"))
+                names = ["moments", "given", *(["moments_columns", "given_columns"] * has_layout)]
+                yield from ((name, one._replace(in_float64=True)) for name in names)
 
 
 @cache
@@ -101,5 +100,6 @@ def _interpreted(name: str, variant: Variant) -> Kernel:
 
 
 def _source(name: str) -> Callable[..., int]:
-    found: Callable[..., int] = getattr(importlib.import_module(f"anynorm._kernels.cpu.kernels.{name}"), _NAMES[name])
+    module, function = _NAMES[name]
+    found: Callable[..., int] = getattr(importlib.import_module(f"anynorm._kernels.cpu.kernels.{module}"), function)
     return found
