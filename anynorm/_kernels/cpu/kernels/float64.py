@@ -67,7 +67,7 @@ def reduce_row(task: TaskValues, row: Arrays, centred: bool) -> tuple[Number, Pa
     for start, count in chunks_of(task):
         chunk = gather(task, row, start, count)
         chunk_sums, chunk_squares = PairSum(zero), PairSum(zero)
-        for value in elements_of(task, chunk, count, FLOAT64, near):
+        for value in elements_of(task, chunk, 0, count, FLOAT64, near):
             if centred:
                 deviation, low = two_sum(value, -near)
                 chunk_sums.add(deviation, low)
