@@ -16,8 +16,8 @@ from anynorm._kernels.cpu.kernels.streaming import further, map_chunk, read
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
 from anynorm._kernels.cpu.language.arithmetic import fma, larger, number, part, smaller, splat, split, sum_lanes, where
 from anynorm._kernels.cpu.language.dtypes import CHUNK, FLOAT64, LAYER, Dtype, Lanes, Number
-from anynorm._kernels.cpu.language.flow import cell, combinations, loop
-from anynorm._kernels.cpu.language.memory import load, peek, store
+from anynorm._kernels.cpu.language.flow import cell, combinations, loop, when
+from anynorm._kernels.cpu.language.memory import load, peek, real, store, store_real
 
 
 def chunks_of(task: TaskValues, step: int = CHUNK) -> Iterator[tuple[int, int]]:
@@ -33,9 +33,12 @@ def parts_of(count: int, lanes: int) -> tuple[tuple[int, int, int], ...]:
     return (lanes, 0, whole), (1, whole, count)
 
 
-def elements_of(task: TaskValues, chunk: Arrays, count: int, dtype: Dtype, fill: Lanes) -> Iterator[Lanes]:
-    """The elements of a chunk in a dtype, lanes at a time; in the last lanes what is left, and beside it ``fill``."""
-    for i in loop(0, count - task.lanes + 1, task.lanes):
+def elements_of(task: TaskValues, chunk: Arrays, first: int, count: int, dtype: Dtype, fill: Lanes) -> Iterator[Lanes]:
+    """The elements of a chunk from the first on, a multiple of the lanes, in a dtype, lanes at a time.
+
+    In the last lanes stands what is left, and beside it ``fill``.
+    """
+    for i in loop(first, count - task.lanes + 1, task.lanes):
         yield read(task, chunk, i, dtype)
     for _ in loop(0, count % task.lanes, task.lanes):
         start = larger(count - task.lanes, 0)
@@ -55,22 +58,30 @@ def rounded(task: TaskValues, value: Number) -> Number:
     return peek(task.scratch.one, task.dtype)
 
 
-def sum_chunk(task: TaskValues, chunk: Arrays, count: int, shift: Number | None) -> tuple[Number, Number]:
-    """The sums of deviations from a shift and of their squares; where there is none, 0 and that of squares."""
-    dtype = task.statistics_dtype
-    zero = splat(0.0, dtype, task.lanes)
-    near = zero if shift is None else splat(shift, dtype, task.lanes)
-    sums, squares = cell(zero), cell(zero)
-    # A multiplication by 1 that the compiler does not see through: where additions, subtractions and conversions share
-    # a unit and multiplications have their own, that saves a tenth of layer_norm in the first caches (EPYC 7003).
-    one = splat(number(count) / number(count), dtype, task.lanes)
-    for value in elements_of(task, chunk, count, dtype, near):
-        deviation = value
-        if shift is not None:
-            deviation = value - near
-            sums[...] = fma(deviation, one, sums)
-        squares[...] = fma(deviation, deviation, squares)
-    return 0.0 if shift is None else sum_lanes(sums), sum_lanes(squares)
+class Sums:
+    """The sums of deviations from a shift and of their squares, in lanes; where there is none, of squares alone."""
+
+    def __init__(self, task: TaskValues, shift: Number | None) -> None:
+        self.task, self.is_centred = task, shift is not None
+        zero = splat(0.0, task.statistics_dtype, task.lanes)
+        self.near = zero if shift is None else splat(shift, task.statistics_dtype, task.lanes)
+        self.sums, self.squares = cell(zero), cell(zero)
+
+    def add(self, value: Lanes) -> None:
+        """Add one more element to each lane."""
+        if self.is_centred:
+            value = value - self.near
+            self.sums[...] = self.sums + value
+        self.squares[...] = fma(value, value, self.squares)
+
+    def add_chunk(self, chunk: Arrays, first: int, count: int) -> None:
+        """Add the elements of a chunk from the first on, before which lanes are full."""
+        for value in elements_of(self.task, chunk, first, count, self.task.statistics_dtype, self.near):
+            self.add(value)
+
+    def total(self) -> tuple[Number, Number]:
+        """The sums of all lanes; 0 for that of deviations where there is no shift."""
+        return sum_lanes(self.sums) if self.is_centred else 0.0, sum_lanes(self.squares)
 
 
 class Factors(NamedTuple):
@@ -131,14 +142,30 @@ def _apply_split(value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes |
     return fma(value, row.factor, value * row.factor_low if bias is None else fma(value, row.factor_low, bias))
 
 
+class Beside(NamedTuple):
+    """A chunk of another row, which is reduced in the loop that applies one of the same length."""
+
+    is_there: bool
+    chunk: Arrays
+    shift: int  # the address of it; and of the sums that those of the chunk are added to:
+    sums: int
+    squares: int
+
+
 def apply_chunk(
     task: TaskValues, chunk: Arrays, count: int, factors: list[Number],
-    parameter_dtype: Dtype, weight: int, bias: int, ahead: int,
+    parameter_dtype: Dtype, weight: int, bias: int, ahead: int, beside: Beside,
 ) -> None:  # fmt: skip
-    """Step 3 of the definition, of lanes or more; with shift, factor and constant.
+    """Step 3 of the definition, of lanes or more; with shift, factor and constant. And step 1 of what is beside it.
 
     ``weight`` and ``bias`` are where the parameters lie, 0 where there is none; ``ahead`` is as for `map_chunk`.
     """
+    sums = Sums(task, real(beside.shift) if task.rule == LAYER else None)
+    summed = cell(0)
+
+    def add(i: int) -> None:
+        sums.add(read(task, beside.chunk, i, task.statistics_dtype))
+
     # Each case is a loop of its own, without a branch in it.
     conditions = (task.rule == LAYER, weight != 0, bias != 0, task.streaming)
     for centred, has_weight, has_bias, streaming in combinations(*conditions):
@@ -159,7 +186,11 @@ def apply_chunk(
             )
             return apply_lanes(task.compute_dtype, value, row, *parameters)
 
-        map_chunk(task, chunk, count, ahead, streaming, compute)
+        summed[...] = map_chunk(task, chunk, count, ahead, streaming, compute, beside.is_there, add)
+    for _ in when(beside.is_there):
+        sums.add_chunk(beside.chunk, summed, count)
+        for address, more in zip((beside.sums, beside.squares), sums.total(), strict=True):
+            store_real(address, real(address) + more)
 
 
 def is_flat_chunk(task: TaskValues, chunk: Arrays, count: int, shift: Number) -> bool:

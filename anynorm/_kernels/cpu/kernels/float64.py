@@ -84,7 +84,7 @@ def reduce_row(
     for start, count in chunks_of(task):
         chunk = gather(task, row, start, count)
         chunk_sums, chunk_squares = PairSum(zero), PairSum(zero)
-        for value in elements_of(task, chunk, count, FLOAT64, fill):
+        for value in elements_of(task, chunk, 0, count, FLOAT64, fill):
             if unit is not None:
                 value = value * unit
             add_elements(value, near, centred, chunk_sums, chunk_squares)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
 from anynorm._kernels.cpu.language.arithmetic import is_false, where
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, Address, Dtype, Lanes
-from anynorm._kernels.cpu.language.flow import loop, when
+from anynorm._kernels.cpu.language.flow import cases, loop, when
 from anynorm._kernels.cpu.language.memory import (
     copy,
     fence,
@@ -45,11 +45,13 @@ def read(task: TaskValues, chunk: Arrays, i: int, compute_dtype: Dtype) -> Lanes
 
 
 def map_chunk(
-    task: TaskValues, chunk: Arrays, count: int, ahead: int, streaming: bool, compute: Callable[[int, Lanes], Lanes]
-) -> None:
+    task: TaskValues, chunk: Arrays, count: int, ahead: int, streaming: bool, compute: Callable[[int, Lanes], Lanes],
+    has_more: bool = False, do_more: Callable[[int], None] | None = None,
+) -> int:  # fmt: skip
     """Write ``compute(i, x[i:])`` to y[i:], lanes at a time, and x with the residual added to total.
 
-    ``count`` is that of lanes or more, and ``ahead`` how far behind x lies what will be read next.
+    ``count`` is that of lanes or more, and ``ahead`` how far behind x lies what will be read next. Where it
+    has more to do, the same loop does that with each multiple of the lanes below the one that is returned.
     """
     lanes, size = task.lanes, task.itemsize
 
@@ -64,16 +66,20 @@ def map_chunk(
     head = 0
     if streaming:
         head = _begin(task, chunk.y, lambda: make(0, read(task, chunk, 0, task.compute_dtype)))
-    for i in loop(head, rest + 1, lanes):
-        for offset in range(0, lanes * size, CACHE_LINE_NBYTES):
-            prefetch(chunk.x + ahead + i * size + offset)
-        value = make(i, read(task, chunk, i, task.compute_dtype))
-        (stream if streaming else store)(chunk.y + i * size, task.dtype, value)
+    for with_more in cases(has_more):
+        for i in loop(head, rest + 1, lanes):
+            for offset in range(0, lanes * size, CACHE_LINE_NBYTES):
+                prefetch(chunk.x + ahead + i * size + offset)
+            value = make(i, read(task, chunk, i, task.compute_dtype))
+            (stream if streaming else store)(chunk.y + i * size, task.dtype, value)
+            if with_more and do_more is not None:
+                do_more(i - head)
     if streaming:
         _end(task, chunk.y, count, lambda: make(rest, last))
     else:
         for _ in when(count % lanes != 0):
             store(chunk.y + rest * size, task.dtype, make(rest, last))
+    return (count - head) // lanes * lanes
 
 
 def _buffer(open_line: int) -> int:

@@ -13,7 +13,7 @@ _CHUNK_NBYTES = (CHUNK + 64) * 8
 _NUMBERS_NBYTES = GROUP * 8
 # For the cache line in which a row ends and the next one begins, see streaming.py.
 _LINE_NBYTES = 7 * CACHE_LINE_NBYTES
-_SCRATCH_NBYTES = 7 * _CHUNK_NBYTES + 6 * _NUMBERS_NBYTES + _LINE_NBYTES
+_SCRATCH_NBYTES = 7 * _CHUNK_NBYTES + 7 * _NUMBERS_NBYTES + _LINE_NBYTES
 
 
 class Arrays(NamedTuple):
@@ -41,6 +41,7 @@ class Scratch(NamedTuple):
     squares: int  # of deviations from the shift
     factors: int
     constants: int
+    following: int  # the shifts of the next group
     one: int  # element
     open_line: int  # see streaming.py
 
@@ -51,7 +52,7 @@ class Scratch(NamedTuple):
         numbers = address + 7 * _CHUNK_NBYTES
         return cls(
             *(address + chunk * _CHUNK_NBYTES for chunk in range(7)),
-            *(numbers + group * _NUMBERS_NBYTES for group in range(7)),
+            *(numbers + group * _NUMBERS_NBYTES for group in range(8)),
         )
 
 
