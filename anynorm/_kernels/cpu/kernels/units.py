@@ -37,7 +37,7 @@ def unit_of(task: TaskValues, row: Arrays) -> Number:
     zero = splat(0.0, FLOAT64, task.lanes)
     size = cell(zero)
     for start, count in chunks_of(task):
-        for value in elements_of(task, gather(task, row, start, count), count, FLOAT64, zero):
+        for value in elements_of(task, gather(task, row, start, count), 0, count, FLOAT64, zero):
             size[...] = larger_of(size, magnitude(value))
     return 1.0 / power_of_two(larger_of(largest(size), task.eps if task.rule == SCALE else root(task.eps)))
 
