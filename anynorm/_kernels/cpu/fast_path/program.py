@@ -24,11 +24,12 @@ from anynorm._kernels.cpu.fast_path.plans import Plan
 from anynorm._kernels.cpu.fast_path.record import BEGIN, IN_FLOAT64, Record, place_of
 from anynorm._kernels.cpu.fast_path.views import VIEW_NBYTES, Fields, View
 from anynorm._kernels.cpu.kernels.task import Task, needs_float64
-from anynorm._kernels.cpu.language.arithmetic import where
+from anynorm._kernels.cpu.language.arithmetic import is_false, where
 from anynorm._kernels.cpu.language.calls import Require, call, static_word, way_out, word
 from anynorm._kernels.cpu.language.dtypes import LAYER, RMS, SCALE
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import buffer, store_integer, store_real
+from anynorm._kernels.cpu.launch.layout import are_short
 
 
 def normalize(look: Look, make: str, itself: Any, arguments: Any, count: Any) -> Any:
@@ -87,6 +88,9 @@ def _normalize(
     has_residual = residual != record.none
     kernel = _kernel(record, views, rows, norm, has_residual, offset)
     require(kernel != 0)
+    # Without a plan the kernel is that for rows one after the other.
+    short = are_short(rows.features, size // rows.features, of_x.itemsize)
+    require(is_false(short & (rows.plan == 0)))
 
     y = see_result(record, look, make, views, made, "y", x, y, result, require)
     result_of_sum = cell(0)

@@ -96,8 +96,6 @@ class Float64Columns:
             places = [place + column * 8 for place in self._factors]
             if numbers is not None:
                 numbers.copy(column, rows, places, given=True)
-                # Factors are given as single numbers; where the last number is not 0, float64.py knows what it means.
-                safe[...] = safe & are_all(load(places[-1], FLOAT64) == 0.0, rows)
             else:
                 found = find_factors(self.task, *self._reduce(block, column), self.task.rule == SCALE)
                 safe[...] = safe & are_all(found[2] == found[2], rows)

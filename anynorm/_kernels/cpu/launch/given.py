@@ -177,22 +177,10 @@ def host(array: Any) -> Any:
 def _launch(name: str, call: Call, layout: Layout | None, task: Task, keepalive: Any) -> bool:
     """Run a kernel on all rows, in several threads where that pays; whether it took them."""
     variant = Variant(RULES[call.rule.name], dtype_of(call.x.dtype).code, in_float64=True, has_layout=task.layout != 0)
-    of_rows = kernel(name, variant)
+    in_columns = layout is not None and layout.in_columns
+    compute = kernel(f"{name}_columns" if in_columns else name, variant)
     # Whether weights are safe is seen before the first row.
-    if of_rows.run(task, 0, 0) < 0:
+    if compute.run(task, 0, 0) < 0:
         return False
-    if layout is None or not layout.in_columns:
-        launch(of_rows, task, task.rows, call.x.nbytes, keepalive)
-        return True
-    of_columns, rows_of = kernel(f"{name}_columns", variant), layout.rows_of
-
-    def resume(first: int, last: int) -> None:
-        while first < last:
-            first = of_columns.run(task, first, last)
-            if first < last:  # it stopped at a block of which it cannot hold all rows
-                rows = rows_of(first, first + 1)
-                of_rows.run(task, rows.start, rows.stop)
-                first += 1
-
-    launch(of_columns, task, layout.units, call.x.nbytes, keepalive, resume)
+    launch(compute, task, task.rows if layout is None else layout.units, call.x.nbytes, keepalive)
     return True

@@ -19,8 +19,8 @@ from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, TILE_
 # Bytes of x that a block of neighbouring rows takes: they are to stay in the second cache between reduce and apply.
 _BLOCK_NBYTES = 256 << 10
 _Y = 2  # among the strides
-SHORT_ROW_NBYTES = 64
-LEAST_SHORT_ROWS = 16
+_SHORT_ROW_NBYTES = 64
+_LEAST_SHORT_ROWS = 16
 _LEAST_PACKED = 4
 
 Array = Any
@@ -151,9 +151,12 @@ def _planned(
     return Layout(_table(True, free, normalized), True, units, streaming, neighbours, block, head, blocks)
 
 
-def are_short(features: int, rows: int, itemsize: int) -> bool:
-    """Whether rows that lie one after the other are short enough, and enough of them, to be taken side by side."""
-    return features * itemsize < SHORT_ROW_NBYTES and rows >= LEAST_SHORT_ROWS
+def are_short(features: Any, rows: Any, itemsize: Any) -> Any:
+    """Whether rows that lie one after the other are so short, and so many, that they are taken side by side.
+
+    It is asked in Python, and while the fast path is compiled.
+    """
+    return (features * itemsize < _SHORT_ROW_NBYTES) & (rows >= _LEAST_SHORT_ROWS)
 
 
 def _packed_block(
@@ -163,7 +166,7 @@ def _packed_block(
     if not free or free[-1].length < _LEAST_PACKED:
         return 0
     lanes = CACHE_LINE_NBYTES // itemsize
-    if features * itemsize >= SHORT_ROW_NBYTES and (
+    if features * itemsize >= _SHORT_ROW_NBYTES and (
         contiguous or _distance(free[-1], arrays) > min(_distance(axis, arrays) for axis in normalized)
     ):
         return 0
