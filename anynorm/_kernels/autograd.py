@@ -55,16 +55,17 @@ def follow(
     residual: Array | None,
     weight: Any,
     bias: Array | None,
-    axis: int,
+    axis: int | tuple[int, ...],
     eps: float,
     weight_offset: float,
     result: Any,
 ) -> Any:
-    """A result over one axis that a kernel has written already, with what leads back from there.
+    """A result that a kernel has written already, with what leads back from there.
 
     That torch follows nothing else is for the caller to see to.
     """
-    norm = kernels, rule, (axis % x.ndim,), eps, weight_offset
+    axes = (axis % x.ndim,) if type(axis) is int else axis
+    norm = kernels, rule, axes, eps, weight_offset
     return _apply(norm, x, weight, bias, residual, (result,))
 
 

@@ -13,7 +13,8 @@ import numpy
 
 from anynorm._forced import is_forced
 
-# rule, x, residual, weight, bias, axis, eps, weight_offset, out; the last axis is always -1.
+# rule, x, residual, weight, bias, axis, eps, weight_offset, out; the last axis is always -1, and several axes are a
+# tuple, ascending and none negative.
 FastPath = Callable[..., Any]
 
 _by_type: dict[type, tuple[FastPath, ...]] = {}
@@ -49,18 +50,24 @@ def try_fast_paths(
     for fast_path in _by_type.get(type(x), ()):
         if is_forced():
             return None
-        one = -1 if type(axis) is int and axis == -1 else _as_one(axis, x)
-        if one is None:
+        axes = -1 if type(axis) is int and axis == -1 else _axes(axis, x)
+        if axes is None:
             return None
-        result = fast_path(rule, x, residual, weight, bias, one, eps, weight_offset, out)
+        result = fast_path(rule, x, residual, weight, bias, axes, eps, weight_offset, out)
         if result is not None:
             return result
     return None
 
 
-def _as_one(axis: Any, x: Any) -> int | None:
-    """One axis, however it is written; None for several, and for what is none."""
-    if type(axis) in (tuple, list) and len(axis) == 1:
+def _axes(axis: Any, x: Any) -> int | tuple[int, ...] | None:
+    """One axis or several, however they are written; None for what is none."""
+    if type(axis) in (tuple, list):
+        if len(axis) != 1:
+            ndim, found = x.ndim, tuple(sorted([one for one in axis if type(one) is int]))
+            if found and found[0] < 0:
+                found = tuple(sorted([one + ndim if one < 0 else one for one in found]))
+            # What is no axis, or is named twice, is in no plan.
+            return found if len(found) == len(axis) else None
         (axis,) = axis
     if isinstance(axis, numpy.integer) and not isinstance(axis, numpy.timedelta64):
         axis = int(axis)

@@ -82,8 +82,8 @@ def scale_norm(x: Tensor, shape: Shape, scale: Tensor, eps: float) -> Tensor:
 def _by_fast_path(
     rule: Rule, x: Any, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float | None, offset: float
 ) -> Tensor | None:
-    """What becomes of a plain tensor whose last axis is as long as the weight, which is as long as it should be."""
-    if _is_compiling() or type(x) is not Tensor or weight is None:
+    """What becomes of a plain tensor in C order whose last axis is as long as the weight, and that as it should be."""
+    if _is_compiling() or type(x) is not Tensor or weight is None or not x.is_contiguous():
         return None
     if len(shape) != 1 or weight.shape != shape:  # type: ignore[comparison-overlap]  # see Shape
         return None

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from anynorm._kernels.cpu.fast_path.plans import MOST_AXES, Plan
 from anynorm._kernels.cpu.fast_path.views import Fields, View, is_of
-from anynorm._kernels.cpu.language.arithmetic import magnitude
-from anynorm._kernels.cpu.language.calls import Require, call, call_for_real
+from anynorm._kernels.cpu.language.arithmetic import magnitude, smaller
+from anynorm._kernels.cpu.language.calls import Require, call, call_for_real, word
 from anynorm._kernels.cpu.language.dtypes import BY_CODE
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import peek
@@ -25,12 +26,52 @@ def number_of(record: Fields, thing: Any, require: Require) -> Any:
     return number
 
 
-def see_parameter(record: Fields, look: Look, view: View, parameter: Any, features: Any, require: Require) -> None:
-    """One number for each feature, or None."""
+class Rows:
+    """What makes up a row, and how rows lie: without a plan one after the other, along the last axis."""
+
+    def __init__(self, x: View, plan: Any, require: Require) -> None:
+        self.plan, last = plan, x.shape + 8 * (x.ndim - 1)
+        self.features, self.axes, self.lengths = cell(word(last, 64)), cell(1), cell(last)  # lengths of a parameter
+        self.units, self.layout, self.block, self.head, self.packed = (cell(0) for _ in range(5))
+        for has_plan in cases(plan != 0):
+            if not has_plan:
+                require(x.in_order)
+                continue
+            require((x.code == self.told("code")) & (x.ndim == self.told("ndim")))
+            are_alike = cell(True)
+            for i in loop(0, x.ndim, 1):
+                are_alike[...] = are_alike & (x.length(i) == word(plan + Plan.lengths.offset + 8 * i, 64))
+            require(are_alike)
+            for name in ("features", "axes", "units", "layout", "block", "head", "packed"):
+                getattr(self, name)[...] = self.told(name)
+            self.lengths[...] = plan + Plan.normalized.offset
+
+    def told(self, name: str) -> Any:
+        """A field of the plan."""
+        return word(self.plan + getattr(Plan, name).offset, 64)
+
+    def require_strides(self, views: dict[str, View], name: str, require: Require) -> None:
+        """Require that an array lies as the plan says; without one, in C order."""
+        view, at = views[name], self.plan + Plan.strides.offset + 8 * MOST_AXES * ARRAYS.index(name)
+        for has_plan in cases(self.plan != 0):
+            if not has_plan:
+                require(view.in_order)
+                continue
+            are_alike = cell(True)
+            for i in loop(0, view.ndim, 1):
+                are_alike[...] = are_alike & ((view.length(i) == 1) | (view.stride(i) == word(at + 8 * i, 64)))
+            require(are_alike)
+
+
+def see_parameter(record: Fields, look: Look, view: View, parameter: Any, rows: Rows, require: Require) -> None:
+    """An array of the shape of the normalized axes, or None."""
     for _ in when(parameter != record.none):
         look(record, view, parameter, require)
-        require(view.ndim == 1)
-        require(view.length(0) == features)
+        require(view.in_order & (view.ndim == rows.axes))
+        are_alike = cell(True)
+        for i in loop(0, view.ndim, 1):
+            are_alike[...] = are_alike & (view.length(i) == word(rows.lengths + 8 * i, 64))
+        require(are_alike)
 
 
 def see_weight(
@@ -40,7 +81,7 @@ def see_weight(
     weight: Any,
     is_scale: Any,
     offset: Any,
-    features: Any,
+    rows: Rows,
     require: Require,
 ) -> Any:
     """A weight, or a scale, which is returned: None, a float, or an array without axes."""
@@ -48,7 +89,7 @@ def see_weight(
     require((offset == 0.0) | (weight != record.none))
     for has_scale in cases(is_scale & (weight != record.none)):
         if not has_scale:
-            see_parameter(record, look, view, weight, features, require)
+            see_parameter(record, look, view, weight, rows, require)
             continue
         for is_number in cases(is_of(record, weight, record.float)):
             if is_number:
@@ -72,6 +113,7 @@ def see_result(
     name: str,
     x: Any,
     given: Any,
+    rows: Rows,
     result: Any,
     require: Require,
 ) -> Any:
@@ -85,6 +127,7 @@ def see_result(
         require(found != 0)
     look(record, views[name], found, require, writable=True)
     require_alike(views[name], views["x"], require)
+    rows.require_strides(views, name, require)
     return found
 
 
@@ -97,22 +140,27 @@ def require_alike(a: View, b: View, require: Require) -> None:
     require(are_alike)
 
 
-def are_apart(views: dict[str, View], nbytes: Any, weights: Any, features: Any) -> Any:
+def are_apart(views: dict[str, View]) -> Any:
     """Whether results share no memory, but that x and the residual may be one of them each."""
-    nbytes_of = dict.fromkeys(ARRAYS, nbytes)
-    for name, count in (("weight", weights), ("bias", features)):
-        nbytes_of[name] = views[name].itemsize * count
     apart: Any = True
     for result, others in (
         ("y", ("x", "residual", "total", "weight", "bias")),
         ("total", ("x", "residual", "weight", "bias")),
     ):
         for other in others:
-            a, b = views[result].place, views[other].place
-            is_beside = (a + nbytes <= b) | (b + nbytes_of[other] <= a) | (a == 0) | (b == 0)
-            is_in_place = (a == b) if other in ("x", "residual") else False
+            a, b = views[result], views[other]
+            is_beside = (a.high <= b.low) | (b.high <= a.low) | (a.place == 0) | (b.place == 0)
+            is_in_place = _are_the_same(a, b) if other in ("x", "residual") else False
             apart = (is_beside | is_in_place) & apart
     return apart
+
+
+def _are_the_same(a: View, b: View) -> Any:
+    """Whether arrays of one shape have each element in the same place."""
+    same = cell(a.place == b.place)
+    for i in loop(0, smaller(a.ndim, b.ndim), 1):
+        same[...] = same & ((a.length(i) == 1) | (a.stride(i) == b.stride(i)))
+    return same
 
 
 def answer(record: Fields, result: Any, value: Any) -> None:

@@ -21,22 +21,25 @@ def fast_path_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, i
         residual: Array | None,
         weight: Any,
         bias: Array | None,
-        axis: int,
+        axis: int | tuple[int, ...],
         eps: float,
         offset: float,
         out: Any,
     ) -> Any:
-        plan = 0 if axis == -1 else find(rule, x, residual, axis)
-        if plan is None:
-            return None
-        if residual is None:
-            found = normalize(rule, x, None, out, None, weight, bias, eps, offset, plan)
-        elif out is None:
-            found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, plan)
-        elif type(out) is tuple and len(out) == 2 and out[0] is not None and out[1] is not None:
-            found = normalize(rule, x, residual, *out, weight, bias, eps, offset, plan)
-        else:
-            return None
+        y, total = out, None
+        if residual is not None and out is not None:
+            if type(out) is not tuple or len(out) != 2 or out[0] is None or out[1] is None:
+                return None
+            y, total = out
+        found = None
+        if axis == -1:
+            found = normalize(rule, x, residual, y, total, weight, bias, eps, offset, 0)
+        if found is None:
+            results = None if out is None else (y,) if residual is None else out
+            plan = find("numpy", rule, x, residual, axis, results)
+            if plan is None:
+                return None
+            found = normalize(rule, x, residual, y, total, weight, bias, eps, offset, plan)
         if type(found) is not int:
             return found
         call = check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual, out=out)

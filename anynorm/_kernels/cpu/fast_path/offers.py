@@ -30,19 +30,17 @@ def offer(
     address: int,
     layout: Layout | None,
     layout_address: int,
+    results: tuple[Any, ...],
     resume: Callable[[Call, int], Any],
 ) -> None:
-    """Let calls like this one, if it is small, go to the kernel at an address from now on; 0 where it is interpreted.
-
-    All its arrays are in C order.
-    """
+    """Let small calls like this one go to the kernel at an address from now on; that is 0 where it is interpreted."""
     library = call.library.name
     # Larger arrays are shared among threads, or stored past the caches.
     most_nbytes = min(crew.LEAST_SHARED_NBYTES, -(-last_cache_nbytes() // 4)) - 1
     if not address or call.x.nbytes > most_nbytes:
         return
-    if layout is not None:
-        keep(call, variant, address, layout, layout_address)
+    if layout is not None or len(call.axes) > 1:
+        keep(call, variant, address, layout, layout_address, results)
     if (library, variant) in _offered:
         return
     with unforked:

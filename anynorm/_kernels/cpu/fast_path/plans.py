@@ -1,8 +1,10 @@
-"""What the program is told of calls over another axis than the last: how arrays of that shape become rows."""
+"""What the program is told of calls over other axes than the last, or of arrays that are not in C order."""
 
 from __future__ import annotations
 
 import ctypes
+import math
+from collections.abc import Callable
 from typing import Any
 
 from anynorm._check import Call
@@ -10,19 +12,29 @@ from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import CODES
 from anynorm._kernels.cpu.launch.layout import Layout
 
-_MOST_AXES = 8
+MOST_AXES = 8
 _MOST_PLANS = 1000
 _WORD = ctypes.c_int64
 
+Array = Any
+# The strides of an array, as quickly as its library tells them.
+STRIDES: dict[str, Callable[[Array], Any]] = {
+    "numpy": lambda array: array.strides,
+    "torch": lambda tensor: tensor.stride(),
+}
+
 
 class Plan(ctypes.Structure):
-    """For arrays of one shape in C order; an address is 0 where there is nothing yet."""
+    """For arrays of one shape that lie in one way; an address is 0 where there is nothing yet."""
 
     _fields_ = (
         ("code", _WORD),  # of x's dtype
         ("ndim", _WORD),
-        ("lengths", _WORD * _MOST_AXES),
+        ("lengths", _WORD * MOST_AXES),
+        ("strides", _WORD * MOST_AXES * 4),  # of x, residual, y and total, in bytes
         ("features", _WORD),
+        ("axes", _WORD),  # how many are normalized
+        ("normalized", _WORD * MOST_AXES),  # their lengths
         ("units", _WORD),  # rows, or blocks of columns
         ("layout", _WORD),
         ("block", _WORD),
@@ -33,32 +45,51 @@ class Plan(ctypes.Structure):
     )
 
 
-_plans: dict[tuple[Any, ...], tuple[Plan, int, Layout]] = {}
+_plans: dict[tuple[Any, ...], tuple[Plan, int, Layout | None]] = {}
 
 
-def find(rule: Any, x: Any, residual: Any, axis: int) -> int | None:
-    """The address of the plan for a call; None where there is none."""
+def find(library: str, rule: Any, x: Array, residual: Array, axis: int | tuple[int, ...], out: Any) -> int | None:
+    """The address of the plan for a call; None where there is none. ``out`` are given results, or None."""
     ndim = x.ndim
-    if not -ndim <= axis < ndim:
+    if type(axis) is int:
+        if not -ndim <= axis < ndim:
+            return None
+        axis = (axis % ndim,)
+    try:
+        found = _plans.get(_key(STRIDES[library], rule, x, residual, axis, out))
+    except (AttributeError, TypeError):  # of what is no array; the checks will tell
         return None
-    found = _plans.get((rule.name, axis % ndim, x.shape, x.dtype, residual is None))
     return None if found is None else found[1]
 
 
-def keep(call: Call, variant: Variant, address: int, layout: Layout, layout_address: int) -> None:
-    """Keep what calls like this one will need, of arrays that are all in C order."""
-    if len(call.axes) != 1:
-        return
-    shape = tuple(call.x.shape)
-    axis = call.axes[0]
-    key = (call.rule.name, axis, call.x.shape, call.x.dtype, call.residual is None)
+def _key(
+    strides: Callable[[Array], Any], rule: Any, x: Array, residual: Array | None, axes: Any, out: Any
+) -> tuple[Any, ...]:
+    of_residual = None if residual is None else strides(residual)
+    of_out = None if out is None else tuple([strides(one) for one in out])
+    return rule.name, axes, x.shape, strides(x), x.dtype, of_residual, of_out
+
+
+def keep(
+    call: Call, variant: Variant, address: int, layout: Layout | None, layout_address: int, results: tuple[Array, ...]
+) -> None:
+    """Keep what calls like this one will need; ``results`` are y, or y and total."""
+    memory, shape = call.library.memory, tuple(call.x.shape)
+    key = _key(STRIDES[call.library.name], call.rule, call.x, call.residual, call.axes, call.out)
     if key not in _plans:
-        if len(shape) > _MOST_AXES or len(_plans) >= _MOST_PLANS:
+        if len(shape) > MOST_AXES or len(_plans) >= _MOST_PLANS:
             return  # none is dropped, for a call in another thread may be reading it
+        normalized = tuple([shape[axis] for axis in call.axes])
+        features = math.prod(normalized)
         plan = Plan(
-            code=variant.code, ndim=len(shape), lengths=shape, features=shape[axis], units=layout.units,
-            layout=layout_address, block=layout.block, head=layout.head, packed=layout.packed,
+            code=variant.code, ndim=len(shape), lengths=shape, features=features, axes=len(normalized),
+            normalized=normalized, units=math.prod(shape) // features, layout=layout_address,
         )  # fmt: skip
+        for place, one in enumerate((call.x, call.residual, *results)):
+            if one is not None:
+                plan.strides[place][: len(shape)] = memory.strides(one)
+        if layout is not None:
+            plan.units, plan.block, plan.head, plan.packed = layout.units, layout.block, layout.head, layout.packed
         _plans[key] = plan, ctypes.addressof(plan), layout
     in_float64 = variant.code == CODES["float32"] and variant.in_float64
     setattr(_plans[key][0], "kernel_in_float64" if in_float64 else "kernel", address)

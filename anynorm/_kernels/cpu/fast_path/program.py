@@ -12,6 +12,7 @@ from typing import Any
 from anynorm._kernels.cpu.fast_path.arguments import (
     ARRAYS,
     Look,
+    Rows,
     answer,
     are_apart,
     number_of,
@@ -20,7 +21,6 @@ from anynorm._kernels.cpu.fast_path.arguments import (
     see_result,
     see_weight,
 )
-from anynorm._kernels.cpu.fast_path.plans import Plan
 from anynorm._kernels.cpu.fast_path.record import BEGIN, IN_FLOAT64, Record, place_of
 from anynorm._kernels.cpu.fast_path.views import VIEW_NBYTES, Fields, View
 from anynorm._kernels.cpu.kernels.task import Task, needs_float64
@@ -77,14 +77,15 @@ def _normalize(
     of_x = views["x"]
     look(record, of_x, x, require)
     require(of_x.ndim != 0)
-    size, rows = cell(1), _Rows(of_x, call(record.PyLong_AsLongLong, plan), require)
+    size, rows = cell(1), Rows(of_x, call(record.PyLong_AsLongLong, plan), require)
+    rows.require_strides(views, "x", require)
     for i in loop(0, of_x.ndim, 1):
         size[...] = size * of_x.length(i)
     nbytes = size * of_x.itemsize
     require((size != 0) & (nbytes <= record.most_nbytes))
 
-    scale = see_weight(record, look, views, weight, norm == SCALE, offset, rows.features, require)
-    see_parameter(record, look, views["bias"], bias, rows.features, require)
+    scale = see_weight(record, look, views, weight, norm == SCALE, offset, rows, require)
+    see_parameter(record, look, views["bias"], bias, rows, require)
     has_residual = residual != record.none
     kernel = _kernel(record, views, rows, norm, has_residual, offset)
     require(kernel != 0)
@@ -92,13 +93,14 @@ def _normalize(
     short = are_short(rows.features, size // rows.features, of_x.itemsize)
     require(is_false(short & (rows.plan == 0)))
 
-    y = see_result(record, look, make, views, made, "y", x, y, result, require)
+    y = see_result(record, look, make, views, made, "y", x, y, rows, result, require)
     result_of_sum = cell(0)
     for _ in when(has_residual):
         look(record, views["residual"], residual, require)
         require_alike(views["residual"], of_x, require)
-        result_of_sum[...] = see_result(record, look, make, views, made, "total", x, total, result, require)
-    require(are_apart(views, nbytes, where(norm == SCALE, 1, rows.features), rows.features))
+        rows.require_strides(views, "residual", require)
+        result_of_sum[...] = see_result(record, look, make, views, made, "total", x, total, rows, result, require)
+    require(are_apart(views))
 
     units = where(rows.plan == 0, size // rows.features, rows.units)
     task = _task(views, rows, size // rows.features, norm == SCALE, eps, scale, offset)
@@ -112,28 +114,7 @@ def _normalize(
         answer(record, result, call(record.PyLong_FromLongLong, reached))
 
 
-class _Rows:
-    """What makes up a row, and how rows lie: without a plan one after the other, along the last axis."""
-
-    def __init__(self, x: View, plan: Any, require: Require) -> None:
-        self.plan = plan
-        self.features = cell(x.length(x.ndim - 1))
-        self.units, self.layout, self.block, self.head, self.packed = (cell(0) for _ in range(5))
-        for _ in when(plan != 0):
-            require((x.code == self.told("code")) & (x.ndim == self.told("ndim")))
-            are_alike = cell(True)
-            for i in loop(0, x.ndim, 1):
-                are_alike[...] = are_alike & (x.length(i) == word(plan + Plan.lengths.offset + 8 * i, 64))
-            require(are_alike)
-            for name in ("features", "units", "layout", "block", "head", "packed"):
-                getattr(self, name)[...] = self.told(name)
-
-    def told(self, name: str) -> Any:
-        """A field of the plan."""
-        return word(self.plan + getattr(Plan, name).offset, 64)
-
-
-def _kernel(record: Fields, views: dict[str, View], rows: _Rows, norm: Any, has_residual: Any, offset: Any) -> Any:
+def _kernel(record: Fields, views: dict[str, View], rows: Rows, norm: Any, has_residual: Any, offset: Any) -> Any:
     """The address of the kernel; 0 where it has not been compiled yet."""
     code = views["x"].code
     in_float64 = needs_float64(norm, code, views["weight"].code, views["bias"].code, offset)
@@ -144,7 +125,7 @@ def _kernel(record: Fields, views: dict[str, View], rows: _Rows, norm: Any, has_
     return found
 
 
-def _task(views: dict[str, View], rows: _Rows, count: Any, is_scale: Any, eps: Any, scale: Any, offset: Any) -> Any:
+def _task(views: dict[str, View], rows: Rows, count: Any, is_scale: Any, eps: Any, scale: Any, offset: Any) -> Any:
     """What the kernel is handed; its address."""
     filled = {name: views[name].place for name in ARRAYS} | {
         "features": rows.features, "rows": count, "eps": eps, "scale": scale, "weight_offset": offset,

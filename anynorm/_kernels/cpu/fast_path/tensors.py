@@ -35,7 +35,7 @@ def fast_path_of_tensors(torch: Any, normalize: Callable[..., Any]) -> FastPath:
         residual: Array | None,
         weight: Any,
         bias: Array | None,
-        axis: int,
+        axis: int | tuple[int, ...],
         eps: float,
         offset: float,
         out: Any,
@@ -46,10 +46,13 @@ def fast_path_of_tensors(torch: Any, normalize: Callable[..., Any]) -> FastPath:
             return None
         if out is not None or profiler._is_profiler_enabled:  # the slow path sees to the name
             return None
-        plan = 0 if axis == -1 else find(rule, x, residual, axis)
-        if plan is None:
-            return None
-        found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, plan)
+        found = None
+        if axis == -1:
+            found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, 0)
+        if found is None:
+            plan = find("torch", rule, x, residual, axis, None)
+            if plan is not None:
+                found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, plan)
         if found is None or x.is_neg():
             return None
         # All are known to be tensors by now. One that is negated holds other numbers than it shows.

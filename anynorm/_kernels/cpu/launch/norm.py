@@ -50,9 +50,7 @@ def _run_from(call: Call, first: int) -> Any:
     else:
         compiled = kernel(name, variant)
         launch(compiled, task, units, x.nbytes, keepalive, resume)
-        used = (x, y) if residual is None else (x, residual, y, total)
-        if all(map(memory.is_contiguous, used)):
-            offer(call, variant, compiled.address, layout, task.layout, _run_from)
+        offer(call, variant, compiled.address, layout, task.layout, (y, total), _run_from)
     if call.out is not None:
         for one in call.out:
             memory.written(one)
