@@ -185,6 +185,20 @@ def streamed(norm, x, *parameters, at, **options):
         return norm(x, *parameters, out=placed(x.shape, x.dtype.name, at), **options)
 
 
+def streamed_pullback(pullback, dy, at):
+    """The same of a derivative."""
+    from anynorm._kernels.cpu.launch import tasks, vjp
+
+    def new(memory, array):
+        return placed(array.shape, array.dtype.name, at)
+
+    with (
+        mock.patch.object(tasks, "last_cache_nbytes", return_value=1),
+        mock.patch.object(vjp, "empty_like", side_effect=new),
+    ):
+        return pullback(dy)
+
+
 def extremes(dtype):
     """Rows that a kernel cannot hold, or has to take notice of."""
     for n in (1, 3, 33, 1060):
@@ -226,6 +240,9 @@ def pullbacks(dtype):
     x, dy = numbers((3, 33, 2), dtype, 1), numbers((2, 33, 3), dtype, 2).T
     yield "scattered", anynorm.layer_norm_vjp(x, numbers(33, dtype, 3), axis=1)[1](dy)[:2]
     yield "scattered sum", anynorm.add_rms_norm_vjp(x, x, axis=(0, 1))[1](dy, dy)[:2]
+    x, dy, weight = numbers((9, 96), dtype, 1), numbers((9, 96), dtype, 2), numbers(96, dtype, 3)
+    for rule, at in itertools.product(VJPS, (0, 1)):
+        yield f"{rule} streamed to {at}", streamed_pullback(VJPS[rule](x, weight)[1], dy, at)[:2]
     x = extreme_rows(33, dtype)
     for rule, vjp in VJPS.items():
         yield f"extreme {rule}", vjp(x, numbers(33, dtype, 1), eps=0.0)[1](numbers((8, 33), dtype, 2))[:2]

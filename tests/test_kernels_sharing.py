@@ -194,6 +194,44 @@ def test_streaming_and_threads_and_torch_at_once(norm, dtype, streamed, shared):
     assert_bits(in_place, expected)
 
 
+@every_dtype
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("features", [7, 96, 100, 2080])
+def test_streaming_a_derivative_to_any_address(features, norm, dtype, monkeypatch):
+    from anynorm._kernels.cpu.launch import tasks, vjp
+
+    x, parameters = rows_of(dtype, features, 19), parameters_of(norm, dtype, features)
+    x[11], dy = x[11, 0], np.flip(x, 1).copy()
+    dy[3] = x[3]  # such rows float32 does not hold: all that there is of the gradient lies along x_hat, or is 0
+    pullback = getattr(anynorm, f"{norm}_vjp")(x, *parameters)[1]
+    expected = pullback(dy)
+    monkeypatch.setattr(tasks, "last_cache_nbytes", lambda: 1)
+    for offset in (0, 1, 2, 4, 8, 16, 24, 32, 56, 62, 63):
+        dx, assert_untouched = guarded(x.shape, dtype, offset)
+        with monkeypatch.context() as patch:
+            patch.setattr(vjp, "empty_like", lambda memory, array, dx=dx: dx)
+            found = pullback(dy)
+        assert found[0] is dx
+        for got, stored in zip(found, expected, strict=True):
+            assert (got is None) == (stored is None)
+            if got is not None:
+                assert_bits(got, stored)
+        assert_untouched()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_derivatives_are_streamed_from_a_size_on(streamed, monkeypatch):
+    from anynorm._kernels.cpu.launch import tasks, vjp
+
+    tasks_made, task_of = [], vjp.task_of
+    monkeypatch.setattr(vjp, "task_of", lambda *args, **how: tasks_made.append(task_of(*args, **how)) or tasks_made[-1])
+    x = rows_of("float32", 96, 5)
+    monkeypatch.setattr(tasks, "last_cache_nbytes", lambda: 4 * x.nbytes + (not streamed))
+    for of_rows in (x, np.stack([x, x], 1)[:, 0]):  # one after the other, and with gaps
+        anynorm.layer_norm_vjp(of_rows)[1](x)
+    assert [task.streaming for task, _ in tasks_made] == [streamed, streamed]
+
+
 def test_an_interrupted_call_leaves_the_memory_to_those_still_at_work(shared, monkeypatch):
     from anynorm._kernels.cpu.launch import norm
     from anynorm._libraries.numpy_arrays import NumPy

@@ -21,8 +21,8 @@ from anynorm._kernels.cpu.kernels.rows import take_given
 from anynorm._kernels.cpu.kernels.scatter import RESIDUAL, TOTAL, X, Y, gather, is_gathered, row_of, scatter
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import TaskValues, load_task, word
-from anynorm._kernels.cpu.language.arithmetic import larger, smaller, where
-from anynorm._kernels.cpu.language.dtypes import CHUNK, FLOAT32, FLOAT64, SCALE
+from anynorm._kernels.cpu.language.arithmetic import is_false, larger, smaller, where
+from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, FLOAT32, FLOAT64, SCALE
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import buffer, integer, real, store_integer, store_real
 
@@ -92,17 +92,24 @@ def _differentiate_group(
                 count = integer(refused) + 1
                 store_integer(refused, count)
                 store_integer(refused + 8 * count, row)
-    step = where(is_gathered(task), CHUNK, task.features)
-    for start, count in chunks_of(task, step):
+    for _ in when(taken != 0):
+        _differentiate_taken(task, group, sums, taken, given)
+
+
+def _differentiate_taken(task: TaskValues, group: Group, sums: int, taken: int, given: bool) -> None:
+    """The derivative at so many rows, whose numbers are in the group."""
+    for start, count in chunks_of(task, where(is_gathered(task), CHUNK, task.features)):
+        streaming = cell(task.streaming)
         for k in loop(0, 8 * taken, 8):
             chunk = gather(task, row_of(task, integer(group.row + k)), start, count, (X, RESIDUAL, TOTAL))
             for addresses, address in zip((group.x, group.dy, group.dx, group.dtotal), chunk, strict=True):
                 if address is not None:
                     store_integer(addresses + k, address)
-        differentiate_chunk(task, group, sums, taken, start, count, given)
+            streaming[...] = streaming & ((chunk.y - integer(group.dx)) % CACHE_LINE_NBYTES == 0)
+        differentiate_chunk(task._replace(streaming=streaming), group, sums, taken, start, count, given)
         # Elements are gathered one row at a time.
-        for _ in when(is_gathered(task) & (taken != 0)):
-            scatter(task, row_of(task, first), start, count, (Y,))
+        for _ in when(is_gathered(task)):
+            scatter(task, row_of(task, integer(group.row)), start, count, (Y,))
 
 
 def _differentiate_block(
@@ -124,7 +131,7 @@ def _differentiate_block(
         store_integer(left, 0)
         _differentiate_group(task._replace(compute_dtype=FLOAT32), group, sums, left, start, count, False)
         for i in loop(1, integer(left) + 1, 1):
-            _differentiate_group(task, group, sums, 0, integer(left + 8 * i), 1, False)
+            _differentiate_group(task._replace(streaming=False), group, sums, 0, integer(left + 8 * i), 1, False)
 
 
 def differentiate_rows(variant: Variant, address: int, first: int, last: int) -> int:
@@ -148,6 +155,9 @@ def differentiate_rows(variant: Variant, address: int, first: int, last: int) ->
         _prepare(task, work)
     # What `find_factors` divides by is the norm alone; the scale is a weight.
     task = task._replace(weight=work, bias=word(address, "dbias"), scale=1.0)
+    # Rows of narrower dtypes that are computed in float64 are few, and take no whole lines at a time.
+    streaming = task.streaming & is_false(is_gathered(task))
+    task = task._replace(streaming=False if variant.has_numbers and task.dtype is not FLOAT64 else streaming)
     for unit in loop(larger(first, 0), smaller(last, blocks), 1):
         of_unit = where(has_sums, sums + unit * features * 16, 0)
         refused, begin, end = refusals + unit * (block + 1) * 8, unit * block, smaller(rows, (unit + 1) * block)

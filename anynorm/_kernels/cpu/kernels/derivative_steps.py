@@ -14,6 +14,7 @@ Where moments are given, dx is factor * g alone, and the sums are what the gradi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, mean_of_first, parts_of
@@ -22,9 +23,20 @@ from anynorm._kernels.cpu.kernels.rows import is_flat
 from anynorm._kernels.cpu.kernels.scatter import RESIDUAL, X, gather, numbers_address, row_address, row_of
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
 from anynorm._kernels.cpu.language.arithmetic import as_lanes, fma, magnitude, number, smaller, splat, sum_lanes, where
-from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT32, FLOAT64, GROUP, LAYER, SCALE, Dtype, Lanes, Number
+from anynorm._kernels.cpu.language.dtypes import (
+    CACHE_LINE_NBYTES,
+    FINISHED,
+    FLOAT32,
+    FLOAT64,
+    GROUP,
+    LAYER,
+    SCALE,
+    Dtype,
+    Lanes,
+    Number,
+)
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
-from anynorm._kernels.cpu.language.memory import integer, load, peek, real, store, store_real
+from anynorm._kernels.cpu.language.memory import integer, load, peek, real, store, store_real, stream
 
 # Steps of float32 after which sums go on in float64.
 _FOLD = 8
@@ -208,23 +220,43 @@ def _lies_within(value: Number, bounds: tuple[float, float]) -> bool:
 def differentiate_chunk(
     task: TaskValues, group: Group, sums: int, rows: int, start: int, count: int, given: bool
 ) -> None:
-    """Write a chunk of dx, of each row in the group, and add to the sums of its columns; 0 where there are none."""
+    """Write a chunk of dx, of each row in the group, and add to the sums of its columns; 0 where there are none.
+
+    Where dx is streamed, all rows begin at the same place in a cache line, and all lines but those at their ends are.
+    """
     dtype = task.compute_dtype
+    within = integer(group.dx) % CACHE_LINE_NBYTES
+    head = where(task.streaming & (within != 0), (CACHE_LINE_NBYTES - within) // task.itemsize, 0)
+    widths = sorted({task.lanes if dtype is FLOAT32 else _lanes_in(dtype), _lanes_in(dtype)}, reverse=True)
     for centred in cases(task.rule == LAYER):
         for has_weight in cases(sums != 0):
             # Where the bias's gradient alone is wanted, that of the weight is formed with it.
             for has_bias in (has_weight,) if centred else cases(task.bias != 0) if has_weight else (False,):
-                for lanes, first, last in parts_of(count, _lanes_in(dtype)):
+
+                def differentiate(
+                    first: int, last: int, lanes: int, put: Callable[..., None] = store,
+                    centred: bool = centred, has_weight: bool = has_weight, has_bias: bool = has_bias,
+                ) -> None:  # fmt: skip
                     for i in loop(first, last, lanes):
                         of_weight, of_bias = sums + (start + i) * 8, sums + (task.features + start + i) * 8
                         columns = [of_weight] * has_weight + [of_bias] * has_bias
                         weight = load(weights_of(task, dtype) + (start + i) * dtype.itemsize, dtype, dtype, lanes)
-                        _differentiate_elements(task, group, columns, rows, i, weight, centred, given)
+                        _differentiate_elements(task, group, columns, rows, i, weight, centred, given, put)
+
+                reached = head
+                for lanes in widths:
+                    end = reached + (count - reached) // lanes * lanes
+                    for streaming in cases(task.streaming) if lanes == task.lanes else (False,):
+                        differentiate(reached, end, lanes, stream if streaming else store)
+                    reached = end
+                for turn in loop(0, 2, 1):  # what is left at both ends, one by one
+                    differentiate(where(turn == 0, 0, reached), where(turn == 0, head, count), 1)
 
 
 def _differentiate_elements(
-    task: TaskValues, group: Group, sums: list[int], rows: int, i: int, weight: Lanes, centred: bool, given: bool
-) -> None:
+    task: TaskValues, group: Group, sums: list[int], rows: int, i: int, weight: Lanes, centred: bool, given: bool,
+    put: Callable[..., None],
+) -> None:  # fmt: skip
     """The i-th elements of a chunk, row after row, with the sums of their columns in registers."""
     dtype, lanes, offset = task.compute_dtype, len(weight), i * task.itemsize
     columns = [cell(splat(0.0, dtype, lanes)) for _ in sums]
@@ -247,6 +279,6 @@ def _differentiate_elements(
             dx = fma(dy * weight, factor, rest)
         if task.arrays.total is not None:
             dx = dx + elements(group.dtotal)
-        store(integer(group.dx + k) + offset, task.dtype, dx)
+        put(integer(group.dx + k) + offset, task.dtype, dx)
     for address, column in zip(sums, columns, strict=True):
         store_real(address, load(address, FLOAT64, lanes=lanes) + as_lanes(column, FLOAT64))

@@ -14,7 +14,7 @@ from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES
 from anynorm._kernels.cpu.launch.extreme import vjp_row
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
-from anynorm._kernels.cpu.launch.tasks import dtype_of, task_of
+from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
 from anynorm._kernels.cpu.threads import crew
 from anynorm._libraries.numpy_arrays import NumPy
 
@@ -35,20 +35,22 @@ def vjp(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight and dbias."""
     call, dy, dtotal, _ = gradient
     dx = empty_like(call.library.memory, call.x)
-    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, dy, dx, dtotal)
-    return dx, *differentiate(gradient, dx, layout, None, vjp_row)
+    streaming = may_stream(call, dx, None)
+    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, dy, dx, dtotal, streaming=streaming)
+    return dx, *differentiate(gradient, dx, layout, None, vjp_row, streaming)
 
 
 def differentiate(
-    gradient: Gradient, dx: Array, layout: Layout | None, numbers: numpy.ndarray | None, vjp_row: Callable[..., Array]
-) -> tuple[Array | None, Array | None]:
+    gradient: Gradient, dx: Array, layout: Layout | None, numbers: numpy.ndarray | None, vjp_row: Callable[..., Array],
+    streaming: bool = False,
+) -> tuple[Array | None, Array | None]:  # fmt: skip
     """Write dx, and return dweight and dbias; numbers of given moments become sums.
 
     Rows that the kernel leaves are for ``vjp_row``, such as that of `extreme`.
     """
     call, dy, dtotal, are_wanted = gradient
     memory, dtype = call.library.memory, dtype_of(call.x.dtype)
-    task, keepalive = task_of(call, dy, dx, dtotal, layout, numbers=numbers)
+    task, keepalive = task_of(call, dy, dx, dtotal, layout, numbers=numbers, streaming=streaming)
     dweight, dbias = (memory.empty_gradient(one, call.x) if are_wanted else None for one in (call.weight, call.bias))
     if dweight is not None:
         task.dweight, task.dweight_code = memory.address(dweight), dtype_of(dweight.dtype).code
