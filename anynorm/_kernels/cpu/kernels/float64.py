@@ -7,14 +7,27 @@ multiplication and addition (two_product).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, elements_of
 from anynorm._kernels.cpu.kernels.parameters import are_near_one, widen_parameters
 from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, numbers_address, row_address, row_of, scatter
 from anynorm._kernels.cpu.kernels.streaming import map_chunk, writing
 from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.kernels.units import Steps, in_unit, scale_lanes, steps_of, unit_of
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task
-from anynorm._kernels.cpu.language.arithmetic import fma, is_false, larger, magnitude, number, root, splat, where
+from anynorm._kernels.cpu.language.arithmetic import (
+    fma,
+    is_false,
+    larger,
+    magnitude,
+    number,
+    power_of_two,
+    root,
+    splat,
+    where,
+)
 from anynorm._kernels.cpu.language.dtypes import CHUNK, FINISHED, FLOAT64, LAYER, SCALE, Lanes, Number
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import load, peek, real, store_real
@@ -57,17 +70,23 @@ class PairSum:
         self.low[...] = self.low + (error + low)
 
 
-def reduce_row(task: TaskValues, row: Arrays, centred: bool) -> tuple[Number, PairSum, PairSum]:
-    """The shift, the sum of deviations from it and the sum of their squares."""
+def reduce_row(
+    task: TaskValues, row: Arrays, centred: bool, unit: Number | None = None
+) -> tuple[Number, PairSum, PairSum]:
+    """The shift, the sum of deviations from it and the sum of their squares, of a row times its unit."""
     # Any element will do for a shift: none is further from the mean than sqrt(features) standard deviations (Samuelson
     # 1968), and pairs have the bits to spare. A constant row has no deviations then.
     shift = peek(row.x, FLOAT64, row.residual) if centred else 0.0
-    near, zero = splat(shift, FLOAT64, _LANES), splat(0.0, FLOAT64, _LANES)
+    fill, zero = splat(shift, FLOAT64, _LANES), splat(0.0, FLOAT64, _LANES)
+    shift = shift if unit is None else shift * unit
+    near = splat(shift, FLOAT64, _LANES)
     sums, squares = PairSum(0.0), PairSum(0.0)
     for start, count in chunks_of(task):
         chunk = gather(task, row, start, count)
         chunk_sums, chunk_squares = PairSum(zero), PairSum(zero)
-        for value in elements_of(task, chunk, count, FLOAT64, near):
+        for value in elements_of(task, chunk, count, FLOAT64, fill):
+            if unit is not None:
+                value = value * unit
             add_elements(value, near, centred, chunk_sums, chunk_squares)
         sums.add(*sum_lane_pairs(chunk_sums.high, chunk_sums.low))
         squares.add(*sum_lane_pairs(chunk_squares.high, chunk_squares.low))
@@ -153,6 +172,24 @@ def apply_pairs(value: Lanes, row: PairFactors, weight: Lanes | None, low: Lanes
     return fma(value, fma(weight, row.factor, rest), bias)
 
 
+def _apply_in_unit(
+    value: Lanes, row: PairFactors, unit: Number | Steps, scale: Number,
+    weight: Lanes | None, low: Lanes | None, bias: Lanes | None,
+) -> Lanes:  # fmt: skip
+    """The same of a row that is multiplied by a unit first; without centring in steps, and with weights of any size."""
+    if not isinstance(unit, Steps):
+        return apply_pairs(value * unit, row, weight, low, bias)
+    weight = splat(scale, FLOAT64, _LANES) if weight is None else weight
+    power = power_of_two(weight)
+    inverse = 1.0 / power
+    near_one = weight * inverse
+    rest = near_one * row.factor_low
+    if low is not None:
+        rest = fma(low * inverse, row.factor, rest)
+    factor, value = fma(near_one, row.factor, rest), scale_lanes(value, unit, power)
+    return value * factor if bias is None else fma(value, factor, bias)
+
+
 def widen_in_pairs(task: TaskValues, start: int, count: int) -> None:
     """A chunk of weight + weight_offset as pairs, and of bias."""
     widen_parameters(task, start, count, 0.0)
@@ -165,7 +202,7 @@ def widen_in_pairs(task: TaskValues, start: int, count: int) -> None:
 
 
 def prepare_parameters(task: TaskValues) -> bool:
-    """Widen parameters that take no more than a chunk; whether all weights lie within 2**-500 and 2**500 or are 0."""
+    """Widen parameters that take no more than a chunk; whether products with the weights and factors are in range."""
     safe = cell(True)
     for _ in when(task.widened):
         for i in loop(0, CHUNK + _LANES, _LANES):
@@ -174,33 +211,58 @@ def prepare_parameters(task: TaskValues) -> bool:
             store_real(task.scratch.biases + i * 8, splat(-0.0, FLOAT64, _LANES))
         for start, count in chunks_of(task):
             widen_in_pairs(task, start, count)
-            safe[...] = safe & are_near_one(FLOAT64, task.scratch.weights, count, 2.0**500)
+            # Where rows are centred, the weights are multiplied with x_hat itself.
+            if task.rule != LAYER:
+                safe[...] = safe & are_near_one(FLOAT64, task.scratch.weights, count, 2.0**500)
     return safe
 
 
-def _normalize_row(task: TaskValues, row: int, given: bool) -> bool:
-    """Normalize a row, by given factors or by its own; whether that was safe."""
-    addresses, safe = row_of(task, row), cell(True)
-    for centred in cases(task.rule == LAYER):
-        if given:
-            at = numbers_address(task, row, FINISHED)
-            numbers = [real(at + 8 * i) for i in range(FINISHED)]
-        else:
-            shift, sums, squares = reduce_row(task, addresses, centred)
-            numbers = [cell(shift) for _ in range(4)]
-            for is_scale in (False,) if centred else cases(task.rule == SCALE):
-                found = find_factors(task, shift, sums, squares, is_scale)
-                for one, value in zip(numbers, found, strict=True):
-                    one[...] = value
-            safe[...] = numbers[2] == numbers[2]
-        for _ in when(safe):
-            in_lanes = (splat(one, FLOAT64, _LANES) for one in numbers)
-            _apply_row(task, row, addresses, PairFactors(centred, *in_lanes))
-    return safe
+def _normalize_row(task: TaskValues, row: int, given: bool, safe_weights: bool) -> None:
+    """Normalize a row, by given factors or by its own."""
+    addresses, centred, is_scale = row_of(task, row), task.rule == LAYER, task.rule == SCALE
+    numbers, unit = [cell(0.0) for _ in range(4)], cell(0.0)
+    if given:
+        at = numbers_address(task, row, FINISHED)
+        for i, one in enumerate(numbers[:3]):
+            one[...] = real(at + 8 * i)
+        unit[...] = real(at + 24)
+    else:
+        _set(numbers, find_factors(task, *reduce_row(task, addresses, centred), is_scale))
+        for _ in when(is_false(numbers[2] == numbers[2])):
+            unit[...] = unit_of(task, addresses)
+            _set(numbers, _find_factors_in_unit(task, addresses, centred, is_scale, unit))
+    for _ in when(is_false(safe_weights) & (unit == 0.0)):
+        unit[...] = 1.0
+    for has_unit in cases(unit != 0.0):
+        multiplied: Any = unit if has_unit else None
+        if has_unit and not centred:
+            multiplied, taken = steps_of(unit, numbers[2])
+            _set(numbers[2:], [one / taken for one in numbers[2:]])
+        in_lanes = (splat(one, FLOAT64, _LANES) for one in numbers)
+        _apply_row(task, row, addresses, PairFactors(centred, *in_lanes), multiplied)
 
 
-def _apply_row(task: TaskValues, row: int, addresses: Arrays, factors: PairFactors) -> None:
-    """Step 3 of the definition, with mean and factor as pairs."""
+def _set(numbers: list[Number], values: Iterable[Number]) -> None:
+    for one, value in zip(numbers, values, strict=True):
+        one[...] = value
+
+
+def _find_factors_in_unit(
+    task: TaskValues, row: Arrays, centred: bool, is_scale: bool, unit: Number
+) -> tuple[Number, Number, Number, Number]:
+    """The mean and the factor of a row in its unit, without a scale."""
+    shift, sums, squares = reduce_row(task, row, centred, unit)
+    mean, mean_low, *factors = find_factors(in_unit(task, unit), shift, sums, squares, is_scale)
+    # Such a row has no deviations, and eps may have vanished beside its mean.
+    is_empty = squares.high + 0.0 == 0.0
+    factor, low = (where(is_empty & is_false(factors[0] == factors[0]), 0.0, one) for one in factors)
+    return mean, mean_low, factor, low
+
+
+def _apply_row(
+    task: TaskValues, row: int, addresses: Arrays, factors: PairFactors, unit: Number | Steps | None
+) -> None:
+    """Step 3 of the definition, with mean and factor as pairs, in the unit of a row if it has one."""
     scratch, ahead = task.scratch, where(is_gathered(task), 0, row_address(task, X, row + 1) - addresses.x)
     for start, count in chunks_of(task):
         for _ in when(task.widened & (count != task.features)):
@@ -208,34 +270,31 @@ def _apply_row(task: TaskValues, row: int, addresses: Arrays, factors: PairFacto
         chunk = gather(task, addresses, start, count)
         for widened in cases(task.widened):
             for has_offset in cases(task.weight_offset != 0.0) if widened else (False,):
-                for streaming in cases(task.streaming):
+                # Rows that have a unit are few, and a line that is open from the row before is closed by the next one.
+                for streaming in cases(task.streaming) if unit is None else (False,):
 
                     def compute(i: int, value: Lanes, widened: bool = widened, has_offset: bool = has_offset) -> Lanes:
                         needed = (scratch.weights, widened), (scratch.lows, has_offset), (scratch.biases, widened)
-                        parameters = (load(numbers + i * 8, FLOAT64) if one else None for numbers, one in needed)
-                        return apply_pairs(value, factors, *parameters)
+                        weight, low, bias = (load(numbers + i * 8, FLOAT64) if one else None for numbers, one in needed)
+                        if unit is None:
+                            return apply_pairs(value, factors, weight, low, bias)
+                        return _apply_in_unit(value, factors, unit, task.scale, weight, low, bias)
 
                     map_chunk(task, chunk, larger(count, _LANES), ahead, streaming, compute)
         scatter(task, addresses, start, count)
 
 
 def normalize_all(task: TaskValues, first: int, last: int, given: bool = False) -> int:
-    """Normalize rows, by given factors or by their own; return which is the next, or -1."""
+    """Normalize rows, by given factors or by their own; return the last."""
     # Shorter rows are put together in buffers.
     task = task._replace(streaming=task.streaming & (task.features >= _LANES))
-    following, ended = cell(-1), cell(False)
-    for _ in when(prepare_parameters(task)):
-        following[...] = last
-        with writing(task):
-            for row in loop(first, last, 1, ended):
-                for _ in when(is_false(_normalize_row(task, row, given))):
-                    following[...], ended[...] = row, True
-    return following
+    safe_weights = prepare_parameters(task)
+    with writing(task):
+        for row in loop(first, last, 1):
+            _normalize_row(task, row, given, safe_weights)
+    return last
 
 
 def normalize_float64(variant: Variant, address: int, first: int, last: int) -> int:
-    """Normalize rows first to last, or up to one of extreme magnitude; return which is the next.
-
-    That is -1 where weights are extreme.
-    """
+    """Normalize rows first to last, of whatever magnitude; return the last."""
     return normalize_all(load_task(address, variant), first, last)

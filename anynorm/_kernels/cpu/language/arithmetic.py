@@ -18,6 +18,8 @@ else:
 as_lanes, fma, magnitude, number = words.as_lanes, words.fma, words.magnitude, words.number
 part, root, splat, split, where = words.part, words.root, words.splat, words.split, words.where
 
+_LEAST_POWER, _MOST_POWER = 2.0**-1022, 2.0**1023
+
 
 def is_false(condition: Any) -> Any:
     """Whether a condition does not hold."""
@@ -32,6 +34,13 @@ def smaller(a: int, b: int) -> int:
 def larger(a: int, b: int) -> int:
     """The larger one of two integers."""
     return where(a < b, b, a)
+
+
+def power_of_two(value: Lanes) -> Lanes:
+    """The power of two next to a magnitude, towards 0, among those that are normal numbers; of lanes or of numbers."""
+    power = words.with_bits(value, 0x7FF << 52)
+    power = where(power < _LEAST_POWER, _LEAST_POWER, power)
+    return where(power > _MOST_POWER, _MOST_POWER, power)
 
 
 def sum_lanes(lanes: Lanes) -> Number:

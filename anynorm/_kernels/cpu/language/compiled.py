@@ -80,12 +80,15 @@ def split(value: Value) -> tuple[Value, Value]:
 
     The signs being the same, a pair times 0.0 or -0.0 has the sign of the product.
     """
+    high = with_bits(value, ~((1 << 29) - 1))
+    return high, _called("copysign", builder().fsub(value.llvm, high.llvm), value.llvm)
+
+
+def with_bits(value: Value, kept: int) -> Value:
+    """Float64 with some of its bits, the others being 0; of lanes or of numbers."""
     write, kind = builder(), value.type
     bits = vector(INT64, kind.count) if isinstance(kind, ir.VectorType) else INT64
-    kept = as_llvm(~((1 << 29) - 1), bits)
-    high = write.bitcast(write.and_(write.bitcast(value.llvm, bits), kept), kind)
-    low = write.fsub(value.llvm, high)
-    return Value(high), _called("copysign", low, value.llvm)
+    return Value(write.bitcast(write.and_(write.bitcast(value.llvm, bits), as_llvm(kept, bits)), kind))
 
 
 def fma(a: Value, b: Value, c: Value) -> Value:

@@ -124,6 +124,10 @@ def number(a: int) -> Number:
 
 def split(value: Any) -> tuple[Any, Any]:
     """What float32 holds of float64 when it is cut off, and the rest, with the same sign; of lanes or of numbers."""
-    value = numpy.asarray(value)
-    high = (value.view(numpy.int64) & ~((1 << 29) - 1)).view(numpy.float64)
-    return high[()], numpy.copysign(value - high, value)[()]
+    high = with_bits(value, ~((1 << 29) - 1))
+    return high, numpy.copysign(value - high, value)[()]
+
+
+def with_bits(value: Any, kept: int) -> Any:
+    """Float64 with some of its bits, the others being 0; of lanes or of numbers."""
+    return (numpy.asarray(value).view(numpy.int64) & kept).view(numpy.float64)[()]

@@ -1,4 +1,4 @@
-"""Rows of float64 whose magnitude leaves the range in which pairs are exact: the definition takes them, one by one."""
+"""The derivative at rows of float64 of extreme magnitude: the definition takes them, one by one."""
 
 from __future__ import annotations
 
@@ -8,25 +8,13 @@ from typing import Any
 import numpy
 
 from anynorm._check import Call, Gradient
-from anynorm._kernels import definition, definition_vjp
+from anynorm._kernels import definition_vjp
 from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.launch.layout import Layout
 from anynorm._libraries import library_of
 from anynorm._libraries.memory import array_at
 
 Array = Any
-
-
-def normalize_row(
-    call: Call, layout: Layout | None, features: int, addresses: tuple[int | None, ...], row: int
-) -> None:
-    """Normalize one row by the definition; addresses are those of x, the residual, y and their sum."""
-    rows: list[Any] = _row(layout, features, addresses, row)
-    x, residual, y, total = rows
-    # Flat, so that a row has the same bits wherever its elements lie.
-    found = definition.run(_of_row(call, x.reshape(-1))._replace(residual=_flat(residual), out=None))
-    for target, result in zip((y, total), (found,) if total is None else found, strict=False):
-        target[...] = result.reshape(target.shape)
 
 
 def vjp_row(

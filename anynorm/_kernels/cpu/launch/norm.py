@@ -12,7 +12,6 @@ from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.fast_path.offers import offer
 from anynorm._kernels.cpu.kernels.task import Task, Variant, needs_float64
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES
-from anynorm._kernels.cpu.launch import extreme
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
@@ -44,7 +43,7 @@ def _run_from(call: Call, first: int) -> Any:
     units = task.rows if layout is None else layout.units
 
     def resume(first: int, last: int) -> None:
-        _normalize(call, name, variant, layout, task, first, last)
+        _normalize(name, variant, layout, task, first, last)
 
     if first:
         resume(first, units)
@@ -60,11 +59,9 @@ def _run_from(call: Call, first: int) -> Any:
     return y if residual is None else (y, total)
 
 
-def _normalize(
-    call: Call, name: str, variant: Variant, layout: Layout | None, task: Task, first: int, last: int
-) -> None:
-    """Normalize rows, or blocks of columns, first to last: where the kernel stops, another one or the definition."""
-    task_dtype = variant.dtypes[0]
+def _normalize(name: str, variant: Variant, layout: Layout | None, task: Task, first: int, last: int) -> None:
+    """Normalize rows, or blocks of columns, first to last: where the kernel stops, another one takes over."""
+    is_float64 = variant.dtypes[0] is FLOAT64
     while first < last:
         done = kernel(name, variant).run(task, first, last)
         if done == last:
@@ -72,15 +69,10 @@ def _normalize(
         # A row, or a block of them, is out of the range of the kernel; or, with such weights, all are.
         end = done + 1 if done >= 0 else last
         done = max(done, first)
-        if name == "float64":
-            addresses = task.x, task.residual or None, task.y, task.total or None
-            for row in range(done, end):
-                extreme.normalize_row(call, layout, task.features, addresses, row)
-        elif name == "columns" and layout is not None and (end == done + 1 or task_dtype is FLOAT64):
+        if name == "columns" and layout is not None and (end == done + 1 or is_float64):
             rows = layout.rows_of(done, end)
-            _normalize(
-                call, "float64" if task_dtype is FLOAT64 else "rows", variant, layout, task, rows.start, rows.stop
-            )
+            of_rows = "float64" if is_float64 else "rows"
+            _normalize(of_rows, variant, layout, task, rows.start, rows.stop)
         else:
             kernel(name, variant._replace(in_float64=True)).run(task, done, end)
         first = end
