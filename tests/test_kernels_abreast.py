@@ -91,7 +91,7 @@ def views(x):
 def test_moments_and_norms_have_the_bits_of_each_row_alone(features, dtype):
     # Blocks that the kernel cannot hold, among others that it can.
     extreme = extreme_rows(features, dtype)
-    # The definition takes rows of float64 that are out of range, and its sums have NumPy's order.
+    # The definition forms moments of rows of float64 that are out of range, and its sums have NumPy's order.
     extreme = extreme[:4] if dtype == "float64" else extreme
     x = np.concatenate([numbers((300, features), dtype), extreme])
     alone = [anynorm.moments(row) for row in x]
@@ -125,3 +125,13 @@ def test_a_small_call_like_one_before_takes_them_side_by_side_too(asked, dtype):
     asked.clear()
     assert_bits(anynorm.layer_norm(x), y)
     assert set(asked) == {"columns"}
+
+
+@every_dtype
+@pytest.mark.parametrize("features", [3, 40, 1100])
+def test_extreme_rows_and_weights_leave_them_to_the_kernel_for_rows(features, dtype):
+    x = np.concatenate([numbers((300, features), dtype), extreme_rows(features, dtype)])
+    for weight in (numbers(features, dtype), np.full(features, 1e300)):
+        expected = np.stack([anynorm.rms_norm(row, weight) for row in x])
+        for other, axis in views(x):
+            assert_bits(np.moveaxis(anynorm.rms_norm(other, weight, axis=axis), axis, -1), expected)

@@ -177,10 +177,13 @@ def host(array: Any) -> Any:
 def _launch(name: str, call: Call, layout: Layout | None, task: Task, keepalive: Any) -> bool:
     """Run a kernel on all rows, in several threads where that pays; whether it took them."""
     variant = Variant(RULES[call.rule.name], dtype_of(call.x.dtype).code, in_float64=True, has_layout=task.layout != 0)
-    in_columns = layout is not None and layout.in_columns
-    compute = kernel(f"{name}_columns" if in_columns else name, variant)
-    # Whether weights are safe is seen before the first row.
-    if compute.run(task, 0, 0) < 0:
-        return False
-    launch(compute, task, task.rows if layout is None else layout.units, call.x.nbytes, keepalive)
-    return True
+    names = {name: task.rows}
+    if layout is not None and layout.in_columns:
+        names = {f"{name}_columns": layout.units, **names}
+    for one, units in names.items():
+        compute = kernel(one, variant)
+        # Whether weights are safe is seen before the first row.
+        if compute.run(task, 0, 0) == 0:
+            launch(compute, task, units, call.x.nbytes, keepalive)
+            return True
+    return False

@@ -43,7 +43,7 @@ def _run_from(call: Call, first: int) -> Any:
     units = task.rows if layout is None else layout.units
 
     def resume(first: int, last: int) -> None:
-        _normalize(call, name, variant, layout, task, first, last)
+        _normalize(name, variant, layout, task, first, last)
 
     if first:
         resume(first, units)
@@ -57,11 +57,9 @@ def _run_from(call: Call, first: int) -> Any:
     return y if residual is None else (y, total)
 
 
-def _normalize(
-    call: Call, name: str, variant: Variant, layout: Layout | None, task: Task, first: int, last: int
-) -> None:
+def _normalize(name: str, variant: Variant, layout: Layout | None, task: Task, first: int, last: int) -> None:
     """Normalize rows, or blocks of columns, first to last: where the kernel stops, another one takes over."""
-    name_of_rows = "float64" if variant.code == FLOAT64.code else "rows"
+    is_float64 = variant.dtypes[0] is FLOAT64
     while first < last:
         done = kernel(name, variant).run(task, first, last)
         if done == last:
@@ -69,9 +67,10 @@ def _normalize(
         # A row, or a block of them, is out of the range of the kernel; or, with such weights, all are.
         end = done + 1 if done >= 0 else last
         done = max(done, first)
-        if name == "columns" and layout is not None and (end == done + 1 or variant.code == FLOAT64.code):
+        if name == "columns" and layout is not None and (end == done + 1 or is_float64):
             rows = layout.rows_of(done, end)
-            _normalize(call, name_of_rows, variant, layout, task, rows.start, rows.stop)
+            of_rows = "float64" if is_float64 else "rows"
+            _normalize(of_rows, variant, layout, task, rows.start, rows.stop)
         else:
             kernel(name, variant._replace(in_float64=True)).run(task, done, end)
         first = end
