@@ -34,9 +34,19 @@ class Kernel(NamedTuple):
     address: int  # of its machine code; 0 where it is interpreted
     function: Callable[[int, int, int], int]  # releases Python's lock
 
+    @property
+    def place(self) -> int:
+        """The address at which another kernel calls this one, also where they are interpreted."""
+        return self.address or ctypes.cast(_callback(self.function), ctypes.c_void_p).value or 0
+
     def run(self, task: Task, first: int, last: int) -> int:
         """Work on rows first to last, or blocks of them; return which is the next."""
         return self.function(ctypes.addressof(task), first, last)
+
+
+@cache
+def _callback(function: Callable[[int, int, int], int]) -> Any:
+    return _Function(function)
 
 
 _seconds: list[float] = []  # that each kernel took until it could run

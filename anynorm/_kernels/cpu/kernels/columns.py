@@ -19,7 +19,7 @@ from anynorm._kernels.cpu.kernels.values import TaskValues, load_task
 from anynorm._kernels.cpu.language.arithmetic import as_lanes, fma, number, smaller, splat, sum_lanes, where
 from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, LAYER, REDUCED, WIDEST_BLOCK, Dtype, Lanes
 from anynorm._kernels.cpu.language.flow import cases, cell, combinations, loop, when
-from anynorm._kernels.cpu.language.memory import buffer, load, peek, store
+from anynorm._kernels.cpu.language.memory import buffer, call_kernel, load, peek, store
 
 # For each row of the widest block one of the numbers that x is multiplied and moved by.
 _FACTORS_NBYTES = (WIDEST_BLOCK + 128) * 8
@@ -182,8 +182,12 @@ def _normalize(task: TaskValues, address: int, first: int, last: int, given: boo
                 for is_safe in cases(steps.find_factors(block, given)):
                     if is_safe:
                         steps.apply(block)
-                    else:
-                        following[...], ended[...] = block.unit, True
+                        continue
+                    for has_other in cases(task.by_rows != 0):
+                        if has_other:
+                            call_kernel(task.by_rows, address, block.row, block.row + block.rows)
+                        else:
+                            following[...], ended[...] = block.unit, True
     return following
 
 

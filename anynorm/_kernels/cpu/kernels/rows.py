@@ -27,7 +27,7 @@ from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task, w
 from anynorm._kernels.cpu.language.arithmetic import is_false, larger, magnitude, number, smaller, where
 from anynorm._kernels.cpu.language.dtypes import CHUNK, FINISHED, FLOAT32, FLOAT64, GROUP, LAYER, Dtype, Number
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
-from anynorm._kernels.cpu.language.memory import peek, real, store_real
+from anynorm._kernels.cpu.language.memory import call_kernel, peek, real, store_real
 
 # Short rows go in groups, which share the latency of their roots and divisions, and stay in the first cache between
 # reduce and apply. 64 features of float32: 0.44 ns an element one by one, 0.27 in groups of 32 (EPYC 9005, one core).
@@ -85,12 +85,15 @@ def take_given(task: TaskValues, row: int, offset: int) -> None:
         store_real(numbers + offset, real(at + 8 * i))
 
 
-def count_safe(task: TaskValues, first: int, count: int) -> int:
-    """How many rows there are before the first on which float32 would leave its range."""
+def count_safe(task: TaskValues, first: int, count: int, begin: int = 0) -> int:
+    """How many rows of a group there are, from one on, before the first on which float32 would leave its range.
+
+    ``first`` is the first row of the group, and ``begin`` how many of its rows are known.
+    """
     if task.compute_dtype is FLOAT64:
         return count
-    scratch, safe, ended = task.scratch, cell(0), cell(False)
-    for k in loop(0, count, 1, ended):
+    scratch, safe, ended = task.scratch, cell(begin), cell(False)
+    for k in loop(begin, count, 1, ended):
         squares, factor, constant = (
             real(numbers + 8 * k) for numbers in (scratch.squares, scratch.factors, scratch.constants)
         )
@@ -149,25 +152,48 @@ def _begin_following(task: TaskValues, first: int, count: int) -> None:
         store_real(task.scratch.squares + offset, 0.0)
 
 
-def _normalize_group(task: TaskValues, first: int, count: int, following: int, is_reduced: bool, given: bool) -> int:
-    """Normalize up to GROUP rows; return how many, which is less where one is not safe for float32.
+def _normalize_given(task: TaskValues, first: int, count: int) -> None:
+    """Normalize up to GROUP rows by given factors."""
+    for k in loop(0, count, 1):
+        take_given(task, first + k, 8 * k)
+    _apply_rows(task, first, 0, count, first + count, None)
 
-    So many ``following`` rows are reduced in the same loop.
+
+def _normalize_group(task: TaskValues, first: int, count: int, following: int, is_reduced: bool) -> tuple[int, bool]:
+    """Normalize up to GROUP rows, and reduce so many ``following`` ones in the same loop.
+
+    Return how many of them are done, which is less where float32 cannot hold one and no other kernel takes it; and
+    whether those that follow are reduced, which they are not where it cannot hold all.
     """
-    behind = first + count
-    if given:
-        for k in loop(0, count, 1):
-            take_given(task, first + k, 8 * k)
-    else:
-        _reduce_group(task, first, count, is_reduced)
-        find_factors(task, count)
-        count = count_safe(task, first, count)
-        _begin_following(task, behind, following)
+    _reduce_group(task, first, count, is_reduced)
+    find_factors(task, count)
+    safe, done, ended = cell(count_safe(task, first, count)), cell(0), cell(False)
+    is_whole, by = cell(safe == count), task.by_float64
+    following = where(is_whole, following, 0)  # whose sums take the place of those that tell what is safe
+    _begin_following(task, first + count, following)
+    for _ in loop(0, count, 1, ended):
+        _apply_rows(task, first, done, safe, first + count, following)
+        done[...] = safe
+        for _ in when((safe < count) & (by != 0)):
+            row = first + safe
+            call_kernel(by, task.address, row, row + 1)
+            done[...] = safe + 1
+            safe[...] = count_safe(task, first, count, done)
+        ended[...] = (done >= count) | (by == 0)
+    return done, is_whole
+
+
+def _apply_rows(task: TaskValues, first: int, begin: int, end: int, behind: int, following: int | None) -> None:
+    """Apply some rows of a group, and reduce so many that follow, from the row ``behind`` on; None: factors are given.
+
+    ``first`` is the first row of the group.
+    """
     is_same = task.dtype is task.compute_dtype
     for direct in (task.direct,) if is_same else cases(task.direct):
         parameter_dtype = task.compute_dtype if is_same or not direct else task.dtype
         # At once where nothing has to be widened or gathered: each chunk begins and ends within a cache line.
-        step = where(is_gathered(task) | task.widened | (following != 0), CHUNK, task.features)
+        in_chunks = is_gathered(task) | task.widened
+        step = where(in_chunks if following is None else in_chunks | (following != 0), CHUNK, task.features)
         for start, length in chunks_of(task, step):
             for _ in when(task.widened & (length != task.features)):
                 widen_parameters(task, start, length, task.weight_offset)
@@ -175,11 +201,10 @@ def _normalize_group(task: TaskValues, first: int, count: int, following: int, i
                 where(one == 0, 0, where(direct, one + start * parameter_dtype.itemsize, widened))
                 for one, widened in ((task.weight, task.scratch.weights), (task.bias, task.scratch.biases))
             )
-            for k in loop(0, count, 1):
-                beside = _beside(task, behind + k, start, 8 * k, False if given else k < following)
-                fetched = behind + k + (0 if given else following)
+            for k in loop(begin, end, 1):
+                beside = _beside(task, behind + k, start, 8 * k, False if following is None else k < following)
+                fetched = behind + k + (0 if following is None else following)
                 _apply_row(task, first + k, start, length, 8 * k, parameter_dtype, weight, bias, fetched, beside)
-    return count
 
 
 def _beside(task: TaskValues, row: int, start: int, offset: int, is_there: bool) -> Beside:
@@ -221,9 +246,13 @@ def normalize_all(task: TaskValues, first: int, last: int, given: bool = False) 
         with writing(task):
             for start in loop(first, last, step, ended):
                 count = smaller(step, last - start)
-                ahead = 0 if given else smaller(most_ahead, last - start - count)
-                done = _normalize_group(task, start, count, ahead, is_reduced, given)
-                is_reduced[...] = most_ahead != 0
+                if given:
+                    _normalize_given(task, start, count)
+                    following[...] = start + count
+                    continue
+                ahead = smaller(most_ahead, last - start - count)
+                done, is_whole = _normalize_group(task, start, count, ahead, is_reduced)
+                is_reduced[...] = is_whole & (most_ahead != 0)
                 following[...] = start + done
                 ended[...] = done < count
     return following

@@ -32,6 +32,9 @@ class Task(ctypes.Structure):
         ("block", _WORD),  # columns taken at a time
         ("head", _WORD),  # columns that the first block has more
         ("packed", _WORD),  # whether blocks are copied into tiles
+        # Kernels for what this one cannot hold, where it is not to stop there:
+        ("by_rows", _WORD),  # for blocks of columns
+        ("by_float64", _WORD),  # for rows
         ("dweight", _WORD),
         ("dweight_code", _WORD),
         ("dbias", _WORD),

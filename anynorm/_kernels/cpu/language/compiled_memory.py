@@ -145,6 +145,13 @@ def store_integer(address: Any, value: Any) -> None:
     builder().store(as_llvm(value, INT64), _pointer(address, INT64))
 
 
+def call_kernel(kernel: Any, task: Any, first: Any, last: Any) -> int:
+    """Run another kernel, whose machine code lies at an address."""
+    arguments = [as_llvm(one, INT64) for one in (task, first, last)]
+    kind = ir.FunctionType(INT64, [INT64] * len(arguments))
+    return Value(builder().call(_pointer(kernel, kind), arguments))  # type: ignore[return-value]
+
+
 def copy(target: Any, source: Any, dtype: Dtype) -> None:
     """Copy one element from address to address."""
     kind = type_of(dtype)

@@ -54,6 +54,13 @@ def as_compiled(kernel: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
+_Kernel = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+
+def call_kernel(kernel: int, task: int, first: int, last: int) -> int:
+    return _Kernel(int(kernel))(int(task), int(first), int(last))
+
+
 def _memory(address: int, dtype: Dtype, count: int) -> numpy.ndarray:
     """What lies at an address, as an array."""
     memory: Any = (ctypes.c_char * (count * dtype.itemsize)).from_address(int(address))

@@ -15,6 +15,7 @@ if TYPE_CHECKING or INTERPRETED:
 else:
     from anynorm._kernels.cpu.language import compiled_memory as words
 
+call_kernel = words.call_kernel
 buffer, copy, fence, prefetch = words.buffer, words.copy, words.fence, words.prefetch
 integer, load, peek = words.integer, words.load, words.peek
 store, store_integer, stream, stream_line = words.store, words.store_integer, words.stream, words.stream_line

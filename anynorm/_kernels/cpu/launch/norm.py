@@ -17,6 +17,10 @@ from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
 from anynorm._kernels.cpu.threads.crew import launch
 
+# Where kernels lie that take what others cannot hold, by the name and the variant of those; they are found when one has
+# met such a row.
+_others: dict[tuple[str, Variant], tuple[int, int]] = {}
+
 
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
@@ -41,6 +45,7 @@ def _run_from(call: Call, first: int) -> Any:
     )
     variant = Variant(rule, dtype.code, in_float64, residual is not None, layout is not None)
     units = task.rows if layout is None else layout.units
+    task.by_rows, task.by_float64 = _others.get((name, variant), (0, 0))
 
     def resume(first: int, last: int) -> None:
         _normalize(name, variant, layout, task, first, last)
@@ -59,18 +64,19 @@ def _run_from(call: Call, first: int) -> Any:
 
 def _normalize(name: str, variant: Variant, layout: Layout | None, task: Task, first: int, last: int) -> None:
     """Normalize rows, or blocks of columns, first to last: where the kernel stops, another one takes over."""
+    done = kernel(name, variant).run(task, first, last)
+    if 0 <= done < last:
+        _others[name, variant] = task.by_rows, task.by_float64 = _find_others(name, variant)
+        kernel(name, variant).run(task, done, last)
+    elif done < 0 and name == "columns" and layout is not None and variant.dtypes[0] is FLOAT64:
+        rows = layout.rows_of(first, last)
+        kernel("float64", variant).run(task, rows.start, rows.stop)
+    elif done < 0:
+        kernel(name, variant._replace(in_float64=True)).run(task, first, last)
+
+
+def _find_others(name: str, variant: Variant) -> tuple[int, int]:
+    """Where the kernels lie that take blocks of columns, and rows, which a kernel cannot hold."""
     is_float64 = variant.dtypes[0] is FLOAT64
-    while first < last:
-        done = kernel(name, variant).run(task, first, last)
-        if done == last:
-            return
-        # A row, or a block of them, is out of the range of the kernel; or, with such weights, all are.
-        end = done + 1 if done >= 0 else last
-        done = max(done, first)
-        if name == "columns" and layout is not None and (end == done + 1 or is_float64):
-            rows = layout.rows_of(done, end)
-            of_rows = "float64" if is_float64 else "rows"
-            _normalize(of_rows, variant, layout, task, rows.start, rows.stop)
-        else:
-            kernel(name, variant._replace(in_float64=True)).run(task, done, end)
-        first = end
+    by_rows = kernel("float64" if is_float64 else "rows", variant).place if name == "columns" else 0
+    return by_rows, 0 if is_float64 else kernel("rows", variant._replace(in_float64=True)).place
