@@ -314,12 +314,12 @@ def digest(array):
 def by_kind(found):
     """Digests of digests, by dtype and kind of call, of what kernels alone compute or NumPy number by number.
 
-    The definition computes rows of float64 of extreme magnitude, and by NumPy's sums, in whatever order they have.
+    The definition forms moments of float64 rows of extreme magnitude, by NumPy's sums, in whatever order they have.
     """
     kinds = {dtype: {} for dtype in DTYPES if any(name.startswith(f"{dtype} ") for name in found)}
     for name, digest in found.items():
         dtype, kind = name.partition(":")[0].split()
-        if dtype != "float64" or "extreme" not in name:
+        if dtype != "float64" or "moments: extreme" not in name:
             kinds[dtype].setdefault(kind, hashlib.blake2b(digest_size=8)).update(f"{name} {digest}\n".encode())
     return {dtype: {kind: one.hexdigest() for kind, one in of.items()} for dtype, of in kinds.items()}
 

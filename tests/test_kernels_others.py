@@ -13,7 +13,8 @@ pytestmark = needs_llvmlite
 # Which rows are out of range, by their number: none, one at each end, neighbours, all but one, and all.
 EXTREME = {
     "none": lambda row: row < 0, "first": lambda row: row == 0, "last": lambda row: row == row.max(),
-    "some": lambda row: (row % 7 == 3) | (row % 7 == 4), "all but one": lambda row: row != 5, "all": lambda row: row >= 0,
+    "some": lambda row: (row % 7 == 3) | (row % 7 == 4), "all but one": lambda row: row != 5,
+    "all": lambda row: row >= 0,
 }  # fmt: skip
 MAGNITUDES = {"float32": 1e30, "bfloat16": 1e30}
 NORMS = {"layer_norm": (anynorm.layer_norm, layer_norm), "rms_norm": (anynorm.rms_norm, rms_norm)}

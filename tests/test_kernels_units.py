@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.backends import needs_llvmlite
+from tests.backends import NUMPY, needs_llvmlite
+from tests.test_gradients_magnitude import assert_gradients, exact_gradients, pull
 from tests.test_kernels_precision import assert_both
 
 pytestmark = needs_llvmlite
@@ -108,3 +109,27 @@ def test_bits_are_those_of_the_row_wherever_it_lies(norm, monkeypatch):
     assert bits(x, out=out) == expected
     in_place = x.copy()
     assert bits(in_place, out=in_place) == expected
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("eps", [0.0, 1e-320, 1e-5, 1e300])
+def test_gradients_of_ordinary_and_extreme_rows_in_one_call(eps, norm):
+    # The squares of x and of dy are held between 2**-500 and 2**500.
+    sizes = [*beside(2.0**250), *beside(2.0**-250), 1.0, 1e300, 1e-300, LARGEST / 16, 1e-310, 0.0]
+    x, dy = of_sizes(sizes), of_sizes([1e200, *[1.0] * 6, *sizes[7:]], seed=1)
+    dy[:6] = of_sizes([1.0, *beside(2.0**250)[:2], *beside(2.0**-250)], seed=2)
+    weight = 1.5 if norm == "scale_norm" else np.random.default_rng(2).standard_normal(9)
+    x[-1] = 3.0  # a row without deviations
+    kept = [i for i in range(len(x)) if not (eps == 1e300 and np.abs(x[i]).max() < 1e-100)]  # whose x_hat is subnormal
+    exact = exact_gradients(norm, x[kept], dy[kept], weight, eps)
+    got = pull(norm, NUMPY, x[kept], dy[kept], weight, None, eps)
+    assert_gradients(norm, "numpy", got, dy[kept], exact)
+
+
+def test_gradients_with_weights_of_any_magnitude_beside_one_another():
+    x, dy = of_sizes([1.0, 1e300, 1e-300]), of_sizes([1.0, 1.0, 1e-100], seed=1)
+    weight = np.asarray([1.0, 1e150, 1e-150, 1e300, 1e-300, 1.0, 2.0**500, 2.0**-500, LEAST])
+    for norm in ("layer_norm", "rms_norm"):
+        dx = pull(norm, NUMPY, x, dy, weight / 4, None, 0.0)[0]
+        expected = exact_gradients(norm, x, dy, weight / 4, 0.0)
+        assert_gradients(norm, "numpy", [dx, None, None], dy, expected)

@@ -15,6 +15,7 @@ from anynorm._kernels.cpu.kernels.derivative_steps import (
     reduce_row,
     weights_of,
 )
+from anynorm._kernels.cpu.kernels.derivative_units import differentiate_row
 from anynorm._kernels.cpu.kernels.factors import find_factors
 from anynorm._kernels.cpu.kernels.parameters import narrow_chunk, widen_chunk
 from anynorm._kernels.cpu.kernels.rows import take_given
@@ -73,9 +74,9 @@ def _add_up(task: TaskValues, address: int, sums: int, blocks: int) -> None:
 
 
 def _differentiate_group(
-    task: TaskValues, group: Group, sums: int, refused: int, first: int, rows: int, given: bool
+    task: TaskValues, group: Group, sums: int, left: int, first: int, rows: int, given: bool
 ) -> None:
-    """The derivative at up to _MOST_ROWS rows, but for those that it notes down as refused."""
+    """The derivative at up to _MOST_ROWS rows, but for those that are out of range, which are noted in ``left``."""
     for k in loop(0, rows, 1):
         if given:
             take_given(task, first + k, 8 * k)
@@ -90,9 +91,9 @@ def _differentiate_group(
                 store_integer(group.row + 8 * taken, row)
                 taken[...] = taken + 1
             else:
-                count = integer(refused) + 1
-                store_integer(refused, count)
-                store_integer(refused + 8 * count, row)
+                count = integer(left) + 1
+                store_integer(left, count)
+                store_integer(left + 8 * count, row)
     for _ in when(taken != 0):
         _differentiate_taken(task, group, sums, taken, given)
 
@@ -114,25 +115,25 @@ def _differentiate_taken(task: TaskValues, group: Group, sums: int, taken: int, 
 
 
 def _differentiate_block(
-    task: TaskValues, group: Group, sums: int, refused: int, first: int, last: int, left: int, given: bool
+    task: TaskValues, group: Group, sums: int, first: int, last: int, left: int, given: bool
 ) -> None:
-    """The derivative at the rows of a block, and its sums; in ``left`` rows are noted that float32 does not hold."""
+    """The derivative at the rows of a block, and its sums; in ``left`` rows are noted that are taken one by one."""
     for i in loop(0, where(sums == 0, 0, task.features * 16), 8):
         store_real(sums + i, 0.0)
     at_once = larger(_LEAST_ROWS, smaller(_MOST_ROWS, _MOST_NBYTES // (2 * task.features * task.itemsize)))
     at_once = where(is_gathered(task), 1, at_once)
-    if task.dtype is FLOAT64:
-        store_integer(refused, 0)
     for start in loop(first, last, at_once):
         count = smaller(at_once, last - start)
-        # Given factors may be any, and float64 has room for those of float32.
-        if task.dtype is FLOAT64 or given:
-            _differentiate_group(task, group, sums, refused, start, count, given)
-            continue
         store_integer(left, 0)
-        _differentiate_group(task._replace(compute_dtype=FLOAT32), group, sums, left, start, count, False)
+        # Given factors may be any, and float64 has room for those of float32.
+        dtype = FLOAT64 if task.dtype is FLOAT64 or given else FLOAT32
+        _differentiate_group(task._replace(compute_dtype=dtype), group, sums, left, start, count, given)
         for i in loop(1, integer(left) + 1, 1):
-            _differentiate_group(task._replace(streaming=False), group, sums, 0, integer(left + 8 * i), 1, False)
+            row = integer(left + 8 * i)
+            if task.dtype is FLOAT64:
+                differentiate_row(task, row, sums, given)
+            elif dtype is FLOAT32:
+                _differentiate_group(task._replace(streaming=False), group, sums, 0, row, 1, False)
 
 
 def differentiate_rows(variant: Variant, address: int, first: int, last: int) -> int:
@@ -140,10 +141,10 @@ def differentiate_rows(variant: Variant, address: int, first: int, last: int) ->
 
     Block -1 is the widening of the weight, which comes before all others, and the one behind all rows the adding up of
     the gradients of the parameters, which comes last. Gradients that are not wanted are at 0. ``work`` holds float64
-    numbers: the weights, and as much memory again for them in float32; for each block, where a parameter's gradient is
-    wanted, the sums of dy * x_hat and of dy for each feature; and where x is float64, for each block how many rows are
-    left to the definition, and which. ``numbers`` holds what step 2 has made of given moments, FINISHED float64 numbers
-    a row as in given.py; the first two become the sums of g and of g * x_hat.
+    numbers: the weights, and as much memory again for them in float32; and for each block, where a parameter's gradient
+    is wanted, the sums of dy * x_hat and of dy for each feature. ``numbers`` holds what step 2 has made of given
+    moments, FINISHED float64 numbers a row: a shift, a factor, a constant and a unit, 0 where there is none. The first
+    two become the sums of g and of g * x_hat.
     """
     task = load_task(address, variant, has_dy=True)
     rows, block, work = (word(address, name) for name in ("rows", "block_rows", "work"))
@@ -151,7 +152,6 @@ def differentiate_rows(variant: Variant, address: int, first: int, last: int) ->
     blocks = (rows + block - 1) // block
     has_sums = (word(address, "dweight") != 0) | (word(address, "dbias") != 0)
     sums = work + features * 16
-    refusals = sums + where(has_sums, blocks * features * 16, 0)
     for _ in when(first < 0):
         _prepare(task, work)
     # What `find_factors` divides by is the norm alone; the scale is a weight.
@@ -161,8 +161,8 @@ def differentiate_rows(variant: Variant, address: int, first: int, last: int) ->
     task = task._replace(streaming=False if variant.has_numbers and task.dtype is not FLOAT64 else streaming)
     for unit in loop(larger(first, 0), smaller(last, blocks), 1):
         of_unit = where(has_sums, sums + unit * features * 16, 0)
-        refused, begin, end = refusals + unit * (block + 1) * 8, unit * block, smaller(rows, (unit + 1) * block)
-        _differentiate_block(task, group, of_unit, refused, begin, end, left, variant.has_numbers)
+        begin, end = unit * block, smaller(rows, (unit + 1) * block)
+        _differentiate_block(task, group, of_unit, begin, end, left, variant.has_numbers)
     for _ in when((last > blocks) & has_sums):
         _add_up(task, address, sums, blocks)
     return last

@@ -173,10 +173,6 @@ def prepare_row(task: TaskValues, group: Group, row: int, offset: int, to: int, 
         across[...] = where(squares < task.eps * task.eps, 0.0, along)
     # The sum of g is not finite where dy holds NaN or Inf, which makes NaN of the whole row.
     across[...] = where(magnitude(gradients) < math.inf, across, math.nan)
-    if given:
-        at = numbers_address(task, row, FINISHED)
-        store_real(at, gradients)
-        store_real(at + 8, along)
     for numbers, value in (
         (group.shifts, shift), (group.factors, factor), (group.constants, constant),
         (group.middles, 0.0 - middle * factor), (group.alongs, 0.0 - across * factor),
@@ -187,13 +183,24 @@ def prepare_row(task: TaskValues, group: Group, row: int, offset: int, to: int, 
         far = is_far(sums, squares, sums / count)
         safe = _lies_within(squares, _RANGE32) & _lies_within(energy, _RANGE32) & _lies_within(factor, _FACTORS32)
         return where(far, False, safe & (left > _LEFT * energy))
-    if task.dtype is not FLOAT64:
-        return True
-    safe = cell(_lies_within(squares, _RANGE64) & _lies_within(factor, _RANGE64))
-    for _ in when(squares == 0.0):
-        safe[...] = is_flat(task, Arrays(row_address(task, X, row)), shift)
+    at, safe = numbers_address(task, row, FINISHED), cell(True)
+    if task.dtype is FLOAT64:
+        safe[...] = _is_held(task, row, shift, squares, energy, factor)
+        if given:
+            safe[...] = safe & _lies_within(factor, _RANGE64) & (real(at + 24) == 0.0)
     if given:
-        safe[...] = safe & _lies_within(factor, _RANGE64)
+        for _ in when(safe):
+            store_real(at, gradients)
+            store_real(at + 8, along)
+    return safe
+
+
+def _is_held(task: TaskValues, row: int, shift: Number, squares: Number, energy: Number, factor: Number) -> bool:
+    """Whether float64 holds the squares of a row, and of g, with all their bits."""
+    is_factor_held = _lies_within(factor, _RANGE64)
+    safe = cell(_lies_within(squares, _RANGE64) & is_factor_held)
+    for _ in when((squares == 0.0) & ((task.eps == 0.0) | is_factor_held)):
+        safe[...] = is_flat(task, Arrays(row_address(task, X, row)), shift)
     # Squares of finite numbers add up to Inf at worst: an energy of NaN is that of a row which is to become NaN.
     known = cell(where(energy == energy, _lies_within(energy, _RANGE64), True))
     for _ in when(energy == 0.0):

@@ -39,7 +39,12 @@ def unit_of(task: TaskValues, row: Arrays) -> Number:
     for start, count in chunks_of(task):
         for value in elements_of(task, gather(task, row, start, count), 0, count, FLOAT64, zero):
             size[...] = larger_of(size, magnitude(value))
-    return 1.0 / power_of_two(larger_of(largest(size), task.eps if task.rule == SCALE else root(task.eps)))
+    return 1.0 / power_of_two(larger_of(largest(size), length_of_eps(task)))
+
+
+def length_of_eps(task: TaskValues) -> Number:
+    """Eps as a length, to which that of a row is compared."""
+    return task.eps if task.rule == SCALE else root(task.eps)
 
 
 def in_unit(task: TaskValues, unit: Number) -> TaskValues:
@@ -74,3 +79,18 @@ def scale_lanes(value: Lanes, steps: Steps, power: Lanes) -> Lanes:
     """
     value = value * steps.up * steps.up_again
     return where(power > 1.0, value * (steps.down * power), value * steps.down * power)
+
+
+def product(value: Lanes, factors: list[Number]) -> Lanes:
+    """The product of a number and positive factors; it leaves the range only where the result does."""
+    left: list[Number] = []
+    for factor in factors:
+        # A factor above 1 is multiplied with one below 1, until all that are left lie on the same side of 1.
+        for i, other in enumerate(left):
+            opposite = (factor > 1.0) != (other > 1.0)
+            both, one = factor * other, other
+            left[i], factor = where(opposite, 1.0, one), where(opposite, both, factor)
+        left.append(factor)
+    for factor in left:
+        value = value * factor
+    return value

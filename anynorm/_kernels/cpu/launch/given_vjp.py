@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy
@@ -13,9 +12,8 @@ from anynorm._definition.norms import Precision, Step
 from anynorm._definition.scaling import product
 from anynorm._kernels import by_moments
 from anynorm._kernels.cpu.language.dtypes import FINISHED
-from anynorm._kernels.cpu.launch.extreme import vjp_row
 from anynorm._kernels.cpu.launch.given import apply_numbers, host, in_numpy, moments_in_numpy, numbers_like
-from anynorm._kernels.cpu.launch.layout import Layout, lay_out
+from anynorm._kernels.cpu.launch.layout import lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of
 from anynorm._kernels.cpu.launch.vjp import differentiate
@@ -24,6 +22,9 @@ from anynorm._moments import Moments, statistics_of
 from anynorm._moments_gradient import MomentsGradient, is_about_zero, mapped, parts_of
 
 Array = Any
+
+# Of a factor and a unit in one: beyond, and beyond the reciprocal, they stay apart.
+_LEAST_FACTOR = 2.0**-500
 
 
 def vjp(gradient: Gradient) -> tuple[Any, ...]:
@@ -40,7 +41,7 @@ def vjp(gradient: Gradient) -> tuple[Any, ...]:
         _write(of_rows, numbers, step)
     dx = empty_like(call.library.memory, call.x)
     layout = lay_out(call, dtype_of(call.x.dtype).itemsize, gradient.dy, dx, numbers=numbers)
-    parameters = differentiate(gradient, dx, layout, numbers, partial(_vjp_row, step, numbers))
+    parameters = differentiate(gradient, dx, layout, numbers)
     with numpy.errstate(all="ignore"):
         of_g, along = (numbers[..., place] + 0.0 * numbers[..., place] for place in (0, 1))
         found = by_moments.by_moments(of_rows, step, of_g, along)
@@ -70,34 +71,19 @@ def vjp_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Arra
 
 
 def _write(call: Call, numbers: Array, step: Step) -> None:
-    """Shift, factor and constant of each row; the kernel leaves rows to the definition whose factor it cannot hold."""
+    """Shift, factor, constant and unit of each row; the unit is 0 where the factor holds it too."""
     factor, *units = factors_of(numpy, step, call.rule, call.eps, call.precision)
-    unit = 1.0 if step.unit is None else step.unit
-    shift, low = (0.0 if one is None else one / unit for one in (step.shift, step.shift_low))
-    numbers[..., 0], numbers[..., 1] = shift, product(numpy, factor, units)
+    own: Any = 1.0 if step.unit is None else step.unit
+    unit: Any = units[0] if units else 1.0
+    whole = product(numpy, factor, units)
+    size = numpy.abs(whole)
+    # Rows of a narrower dtype have no unit in the kernel.
+    is_whole = (size > _LEAST_FACTOR) & (size < 1.0 / _LEAST_FACTOR) | (not call.precision.digits)
+    divisor = own / numpy.where(is_whole, 1.0, unit)
+    shift, low = (0.0 if one is None else one / divisor for one in (step.shift, step.shift_low))
+    numbers[..., 0], numbers[..., 1] = shift, numpy.where(is_whole, whole, factor)
     numbers[..., 2] = -low * numbers[..., 1]
-
-
-def _vjp_row(
-    step: Step,
-    numbers: Array,
-    gradient: Gradient,
-    layout: Layout | None,
-    features: int,
-    addresses: tuple[int | None, ...],
-    row: int,
-) -> Array:
-    """The same of one row by the definition; return what it adds to the gradients of weight and bias."""
-    at = row if layout is None else layout.row(row)[2][3] // (8 * FINISHED)
-    of_row = Step(*(one.reshape(-1)[at : at + 1] if isinstance(one, numpy.ndarray) else one for one in step))
-
-    def vjp(gradient: Gradient) -> tuple[Any, ...]:
-        with numpy.errstate(all="ignore"):
-            found = by_moments.vjp_whole(gradient, of_row)
-        numbers.reshape(-1, FINISHED)[at, :2] = found.of_g[0], found.along[0]
-        return found[:3]
-
-    return vjp_row(gradient, layout, features, addresses, row, vjp)
+    numbers[..., 3] = numpy.where(is_whole, 0.0, unit)
 
 
 def _gradient_in_numpy(gradient: MomentsGradient) -> MomentsGradient:

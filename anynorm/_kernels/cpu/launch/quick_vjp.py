@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from ctypes import addressof, c_int64
+from ctypes import addressof
 from typing import Any, NamedTuple
 
 import torch
@@ -13,15 +13,9 @@ from anynorm._definition.norms import Rule
 from anynorm._kernels.autograd import Norm
 from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES
+from anynorm._kernels.cpu.language.dtypes import RULES
 from anynorm._kernels.cpu.launch.tasks import dtype_of
-from anynorm._kernels.cpu.launch.vjp import (
-    blocks_of,
-    give_back_scratch,
-    left_rows_at,
-    left_rows_length,
-    take_scratch,
-)
+from anynorm._kernels.cpu.launch.vjp import blocks_of, give_back_scratch, scratch_length, take_scratch
 from anynorm._kernels.cpu.threads import crew
 from anynorm._libraries.torch_tensors import LOW_ADDRESS, lacks_memory
 
@@ -39,7 +33,6 @@ class _Plan(NamedTuple):
     features: int
     blocks: int  # of rows
     length: int  # of scratch
-    may_leave_rows: bool  # to the definition
 
 
 # By the key that `quick_vjp` makes; None where it does not take such tensors.
@@ -51,8 +44,8 @@ def quick_vjp(
 ) -> tuple[Array, Array | None, Array | None] | None:
     """Return dx, dweight and dbias with the bits of `vjp`; None where the tensors are not small and contiguous.
 
-    So it is where float64 does not hold a row's squares. ``parameters``: whether the gradients of weight and bias are
-    wanted. For one row of 768 it takes a third of the time of `vjp`.
+    ``parameters``: whether the gradients of weight and bias are wanted. For one row of 768 it takes a third of the time
+    of `vjp`.
     """
     if type(dy) is not _Tensor or dy.layout is not _strided or not (x.is_contiguous() and dy.is_contiguous()):
         return None
@@ -69,7 +62,7 @@ def quick_vjp(
         plan = _remember(key)
     if plan is None or dy.is_neg():
         return None
-    run, template, features, blocks, length, may_leave_rows = plan
+    run, template, features, blocks, length = plan
     task = Task.from_buffer_copy(template)
     try:
         task.x, task.residual = of_x, of_dy = x.data_ptr(), dy.data_ptr()
@@ -97,15 +90,8 @@ def quick_vjp(
     task.y = dx.data_ptr()
     scratch, task.work = take_scratch(length)
     run(addressof(task), -1, blocks + 1)
-    is_whole = not (may_leave_rows and _has_left_rows(task, blocks))
     give_back_scratch(scratch, task.work)
-    return (dx, dweight, dbias) if is_whole else None
-
-
-def _has_left_rows(task: Task, blocks: int) -> bool:
-    """Whether the kernel has left rows to the definition: their number in each block is behind the sums."""
-    first = task.work + 8 * left_rows_at(task.features, blocks, has_sums=task.dweight != 0 or task.dbias != 0)
-    return any(c_int64.from_address(first + 8 * block * (task.block_rows + 1)).value for block in range(blocks))
+    return dx, dweight, dbias
 
 
 def _remember(key: tuple[Any, ...]) -> _Plan | None:
@@ -139,6 +125,4 @@ def _plan_for(
         dweight_code=weight_code, dbias_code=bias_code, block_rows=block_rows,
     )  # fmt: skip
     run = kernel("derivative", Variant(RULES[rule.name], element.code, True)).function
-    may_leave_rows = element is FLOAT64
-    length = left_rows_at(features, blocks, has_sums=True) + left_rows_length(block_rows, blocks) * may_leave_rows
-    return _Plan(run, task, features, blocks, length, may_leave_rows)
+    return _Plan(run, task, features, blocks, scratch_length(features, blocks, has_sums=True))

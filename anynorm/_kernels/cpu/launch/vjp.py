@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy
 
 from anynorm._check import Gradient
 from anynorm._kernels.cpu.compiler.entries import kernel
-from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES
-from anynorm._kernels.cpu.launch.extreme import vjp_row
+from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.language.dtypes import RULES
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
@@ -37,17 +35,13 @@ def vjp(gradient: Gradient) -> tuple[Any, ...]:
     dx = empty_like(call.library.memory, call.x)
     streaming = may_stream(call, dx, None)
     layout = lay_out(call, dtype_of(call.x.dtype).itemsize, dy, dx, dtotal, streaming=streaming)
-    return dx, *differentiate(gradient, dx, layout, None, vjp_row, streaming)
+    return dx, *differentiate(gradient, dx, layout, None, streaming)
 
 
 def differentiate(
-    gradient: Gradient, dx: Array, layout: Layout | None, numbers: numpy.ndarray | None, vjp_row: Callable[..., Array],
-    streaming: bool = False,
-) -> tuple[Array | None, Array | None]:  # fmt: skip
-    """Write dx, and return dweight and dbias; numbers of given moments become sums.
-
-    Rows that the kernel leaves are for ``vjp_row``, such as that of `extreme`.
-    """
+    gradient: Gradient, dx: Array, layout: Layout | None, numbers: numpy.ndarray | None, streaming: bool = False
+) -> tuple[Array | None, Array | None]:
+    """Write dx, and return dweight and dbias; numbers of given moments become sums."""
     call, dy, dtotal, are_wanted = gradient
     memory, dtype = call.library.memory, dtype_of(call.x.dtype)
     task, keepalive = task_of(call, dy, dx, dtotal, layout, numbers=numbers, streaming=streaming)
@@ -57,23 +51,17 @@ def differentiate(
     if dbias is not None:
         task.dbias, task.dbias_code = memory.address(dbias), dtype_of(dbias.dtype).code
     task.block_rows, blocks = blocks_of(task.rows)
-    # After the weights are the sums of each block, and after those the rows that are left, see kernels/derivative.py.
-    sums = 2 * task.features
-    left = left_rows_at(task.features, blocks, has_sums=dweight is not None or dbias is not None)
-    length = left + left_rows_length(task.block_rows, blocks) * (dtype is FLOAT64)
+    length = scratch_length(task.features, blocks, has_sums=dweight is not None or dbias is not None)
     scratch, task.work = take_scratch(length)
     compute = kernel(
         "derivative",
         Variant(RULES[call.rule.name], dtype.code, True, dtotal is not None, layout is not None, numbers is not None),
     )
-    if dtype is not FLOAT64 and (blocks == 1 or call.x.nbytes < crew.LEAST_SHARED_NBYTES):
+    if blocks == 1 or call.x.nbytes < crew.LEAST_SHARED_NBYTES:
         compute.run(task, -1, blocks + 1)
     else:
         compute.run(task, -1, 0)
         crew.launch(compute, task, blocks, call.x.nbytes, (gradient, keepalive, scratch))
-        if dtype is FLOAT64:
-            rows_left = scratch[left:length].view(numpy.int64).reshape(blocks, -1)
-            _take_rows_left(gradient, layout, task, rows_left, scratch[sums:left], vjp_row)
         compute.run(task, blocks, blocks + 1)
     give_back_scratch(scratch, task.work)
     return dweight, dbias
@@ -85,14 +73,9 @@ def blocks_of(rows: int) -> tuple[int, int]:
     return block, -(-rows // block)
 
 
-def left_rows_at(features: int, blocks: int, has_sums: bool) -> int:
-    """Where in scratch the kernel notes which rows it leaves to the definition, in numbers of 8 bytes."""
+def scratch_length(features: int, blocks: int, has_sums: bool) -> int:
+    """How much memory the kernel works in, in numbers of 8 bytes: the weights, and the sums of each block."""
     return 2 * features * (1 + blocks * has_sums)
-
-
-def left_rows_length(block_rows: int, blocks: int) -> int:
-    """And how many numbers those are: of each block how many rows, and which."""
-    return blocks * (block_rows + 1)
 
 
 def take_scratch(length: int) -> tuple[numpy.ndarray, int]:
@@ -111,17 +94,3 @@ def give_back_scratch(scratch: numpy.ndarray, address: int) -> None:
     """Keep scratch for another call."""
     if scratch.nbytes <= _MOST_KEPT_NBYTES:
         _spare.append((scratch, address))
-
-
-def _take_rows_left(
-    gradient: Gradient, layout: Layout | None, task: Task, rows_left: numpy.ndarray, sums: numpy.ndarray,
-    vjp_row: Callable[..., Array],
-) -> None:  # fmt: skip
-    """Have ``vjp_row`` take the rows that the kernel has left, and add their shares to the sums of their block."""
-    features, addresses = task.features, (task.x, task.residual, task.y, task.total or None)
-    for block, (count, *rows) in enumerate(rows_left):
-        for row in rows[:count]:
-            shares = vjp_row(gradient, layout, features, addresses, int(row))
-            if len(sums):
-                with numpy.errstate(all="ignore"):
-                    sums[2 * block * features :][: 2 * features] += shares
