@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, overload
 
 from anynorm._check import Call, check, check_gradient, require_dense
-from anynorm._choose import choose, choose_vjp
+from anynorm._choose import choose, choose_vjp, try_fast_paths
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient
@@ -244,7 +244,7 @@ def scale_norm_vjp(
     call = check(SCALE_NORM, x, scale, None, axis, eps, moments=moments)
     if moments is not None:
         require_dense(x)
-    return choose(call).run(call), partial(_pullback_of_scale, call)
+    return _result(call, axis), partial(_pullback_of_scale, call)
 
 
 def _vjp(
@@ -260,7 +260,14 @@ def _vjp(
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments)
     if moments is not None:
         require_dense(x)
-    return choose(call).run(call), partial(_pullback, call)
+    return _result(call, axis), partial(_pullback, call)
+
+
+def _result(call: Call, axis: Axis) -> Any:
+    """What a norm returns of a checked call; ``axis`` as it was given."""
+    rule, x, weight, bias, moments = call.rule, call.x, call.weight, call.bias, call.moments
+    y = try_fast_paths(rule, x, None, weight, bias, axis, call.eps, call.weight_offset, None, moments)
+    return choose(call).run(call) if y is None else y
 
 
 def _pullback(call: Call, dy: Any) -> tuple[Any, ...]:

@@ -204,10 +204,9 @@ def run(
     choose: Callable[[Call], Kernel] = choose,
 ) -> ArrayT:
     """Check, choose, run; most small calls take a fast path."""
-    if moments is None:
-        y: ArrayT | None = try_fast_paths(rule, x, None, weight, bias, axis, eps, weight_offset, out)
-        if y is not None:
-            return y
+    y: ArrayT | None = try_fast_paths(rule, x, None, weight, bias, axis, eps, weight_offset, out, moments)
+    if y is not None:
+        return y
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments, out=out)
     result: ArrayT = choose(call).run(call)
     return result

@@ -184,7 +184,8 @@ def _add_vjp(
     weight_offset: float,
 ) -> tuple[tuple[ArrayT, ArrayT], PullbackOfSum[ArrayT]]:
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
-    y, total = choose(call).run(call)
+    found = try_fast_paths(rule, x, residual, weight, bias, axis, call.eps, call.weight_offset, None)
+    y, total = choose(call).run(call) if found is None else found
     return (y, total), partial(_vjp_sum, call._replace(x=total, residual=None))
 
 

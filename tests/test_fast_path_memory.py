@@ -131,7 +131,7 @@ def given(dtype="float32"):
     rng = np.random.default_rng(0)
     shapes = [(6, 33)] * 4 + [(33,)] * 2
     arrays = dict(zip(ARGUMENTS, (as_dtype(rng.standard_normal(s), dtype) for s in shapes), strict=True))
-    return {"rule": RMS_NORM} | arrays | {"eps": float("1e-5"), "offset": float("0.0"), "plan": 0}
+    return {"rule": RMS_NORM} | arrays | {"eps": float("1e-5"), "offset": float("0.0"), "plan": 0, "numbers": 0}
 
 
 UNFIT = {

@@ -63,8 +63,11 @@ def tasks(record):
 
 
 def fields(task):
-    """Those of a task; of a layout what it says, for equal ones may lie in two places."""
-    found = {name: getattr(task, name) for name, _ in task._fields_}
+    """Those of a task; of a layout what it says, for equal ones may lie in two places.
+
+    Without the kernels that others go on with, which the slow path knows of once they were needed.
+    """
+    found = {name: getattr(task, name) for name, _ in task._fields_ if name not in ("by_rows", "by_float64")}
     return found | {"layout": table(task.layout)}
 
 

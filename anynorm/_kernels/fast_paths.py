@@ -13,8 +13,8 @@ import numpy
 
 from anynorm._forced import is_forced
 
-# rule, x, residual, weight, bias, axis, eps, weight_offset, out; the last axis is always -1, and several axes are a
-# tuple, ascending and none negative.
+# rule, x, residual, weight, bias, axis, eps, weight_offset, out, moments; the last axis is always -1, and several axes
+# are a tuple, ascending and none negative.
 FastPath = Callable[..., Any]
 
 _by_type: dict[type, tuple[FastPath, ...]] = {}
@@ -42,6 +42,7 @@ def try_fast_paths(
     eps: Any,
     weight_offset: Any,
     out: Any,
+    moments: Any = None,
 ) -> Any:
     """What a kernel makes of arguments that are not checked; None where no kernel has a fast path for them.
 
@@ -53,7 +54,7 @@ def try_fast_paths(
         axes = -1 if type(axis) is int and axis == -1 else _axes(axis, x)
         if axes is None:
             return None
-        result = fast_path(rule, x, residual, weight, bias, axes, eps, weight_offset, out)
+        result = fast_path(rule, x, residual, weight, bias, axes, eps, weight_offset, out, moments)
         if result is not None:
             return result
     return None

@@ -2,7 +2,7 @@
 
 from anynorm._moments.moved import digits_of
 from anynorm._moments.parts import LEAVES, PARTS, mapped, quietly
-from anynorm._moments.value import Moments, arrays_of, of_arrays, statistics_of, suited
+from anynorm._moments.value import Moments, arrays_of, finished_of, may_keep, of_arrays, statistics_of, suited
 
 __all__ = [
     "LEAVES",
@@ -10,7 +10,9 @@ __all__ = [
     "Moments",
     "arrays_of",
     "digits_of",
+    "finished_of",
     "mapped",
+    "may_keep",
     "of_arrays",
     "quietly",
     "statistics_of",

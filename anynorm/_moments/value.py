@@ -36,7 +36,7 @@ class Moments(Properties, MaybeLazy):
     layer_norm, and 0 where eps is 0; scikit-learn divides by 1 there, as a variance of 1 in place of 0 does.
     """
 
-    __slots__ = ("_is_by_row",)
+    __slots__ = ("_finished", "_is_by_row")
     __hash__: ClassVar[None]  # type: ignore[assignment]  # with __eq__ alone: a value that holds arrays
 
     def __init__(self, statistics: Statistics, xp: Any) -> None:
@@ -45,6 +45,7 @@ class Moments(Properties, MaybeLazy):
             raise TypeError(sentence("Moments(...)", "be given what anynorm itself makes", describe(statistics), do))
         super().__init__(statistics, xp)
         self._is_by_row = by_row(statistics.elements)
+        self._finished: dict[Any, Any] | None = None
 
     @classmethod
     def from_mean_variance(
@@ -238,6 +239,7 @@ class Moments(Properties, MaybeLazy):
 
     def flatten(self) -> tuple[tuple[Any, ...], tuple[int | None, Any]]:
         """Take apart into arrays and what is known without them, as a JAX pytree is."""
+        self._finished = None  # others may write to the arrays from now on
         *parts, count = self._statistics[1:-1] + (self._statistics.elements,)
         return (*parts, count if self._is_by_row else None), (None if self._is_by_row else count, self._xp)
 
@@ -271,6 +273,20 @@ def arrays_of(moments: Moments) -> tuple[Any, ...]:
 def of_arrays(count: Any, arrays: Sequence[Any], xp: Any) -> Moments:
     """Moments made of such arrays."""
     return Moments(Statistics(count, *arrays), xp)
+
+
+def may_keep(moments: Moments) -> Moments:
+    """Say that nobody else holds the arrays of these, so that kernels may keep what they have become."""
+    moments._finished = {}
+    return moments
+
+
+def finished_of(moments: Moments | None) -> dict[Any, Any] | None:
+    """What kernels keep of moments that they were given: what is applied to each row, by rule, eps and scale.
+
+    None where others may hold the arrays, and so change them, and where there are no moments.
+    """
+    return None if moments is None else moments._finished
 
 
 def statistics_of(moments: Moments) -> Statistics:

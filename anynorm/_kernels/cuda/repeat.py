@@ -162,9 +162,10 @@ def _run_by(
         eps: float,
         offset: float,
         out: Array | None,
+        moments: Any,
     ) -> Array | None:
         """Normalize x as a call of the same kind was; None where there was none."""
-        if residual is not None or axis != -1:
+        if residual is not None or axis != -1 or moments is not None:
             return None
         asked = ask(rule.name, x, weight, bias, eps, offset, out)
         if asked is None:

@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from anynorm._check import Call, check
-from anynorm._kernels.cpu.fast_path.plans import find
+from anynorm._kernels.cpu.fast_path.plans import find, finished_key
 from anynorm._kernels.fast_paths import FastPath
+from anynorm._moments import Moments, finished_of
 
 Array = Any
 
 
 def fast_path_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, int], Any]) -> FastPath:
     """The fast path by a function of the program; ``resume`` goes on with a call at the row where a kernel stopped."""
+    by_moments = _fast_path_by_moments(normalize)
 
     def fast_path(
         rule: Any,
@@ -25,7 +27,10 @@ def fast_path_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, i
         eps: float,
         offset: float,
         out: Any,
+        moments: Any,
     ) -> Any:
+        if moments is not None:
+            return by_moments(rule, x, residual, weight, bias, axis, eps, offset, out, moments)
         y, total = out, None
         if residual is not None and out is not None:
             if type(out) is not tuple or len(out) != 2 or out[0] is None or out[1] is None:
@@ -33,16 +38,47 @@ def fast_path_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, i
             y, total = out
         found = None
         if axis == -1:
-            found = normalize(rule, x, residual, y, total, weight, bias, eps, offset, 0)
+            found = normalize(rule, x, residual, y, total, weight, bias, eps, offset, 0, 0)
         if found is None:
             results = None if out is None else (y,) if residual is None else out
             plan = find("numpy", rule, x, residual, axis, results)
             if plan is None:
                 return None
-            found = normalize(rule, x, residual, y, total, weight, bias, eps, offset, plan)
+            found = normalize(rule, x, residual, y, total, weight, bias, eps, offset, plan, 0)
         if type(found) is not int:
             return found
         call = check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual, out=out)
         return resume(call, found)
 
     return fast_path
+
+
+def _fast_path_by_moments(normalize: Callable[..., Any]) -> FastPath:
+    """The same with given moments, of which a call before has kept what it applies to each row."""
+
+    def by_moments(
+        rule: Any,
+        x: Array,
+        residual: None,
+        weight: Any,
+        bias: Array | None,
+        axis: int | tuple[int, ...],
+        eps: float,
+        offset: float,
+        out: Any,
+        moments: Any,
+    ) -> Any:
+        # Rows in place could not be gone on from.
+        if out is not None or type(moments) is not Moments:
+            return None
+        kept, key = finished_of(moments), finished_key(rule, weight, eps, x)
+        if kept is None or key is None:
+            return None
+        found = kept.get(key)
+        if found is None:
+            return None
+        numbers, address = found
+        plan = find("numpy", rule, x, None, axis, None, numbers)
+        return None if plan is None else normalize(rule, x, None, None, None, weight, bias, eps, offset, plan, address)
+
+    return by_moments

@@ -20,7 +20,7 @@ from anynorm._kernels.cpu.launch.layout import Layout
 from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
 from anynorm._kernels.cpu.threads import crew
 
-_offered: set[tuple[str, Variant]] = set()
+_offered: set[tuple[str, Variant, bool]] = set()
 _served: set[str] = set()  # libraries
 
 
@@ -32,6 +32,7 @@ def offer(
     layout_address: int,
     results: tuple[Any, ...],
     resume: Callable[[Call, int], Any],
+    numbers: Any = None,
 ) -> None:
     """Let small calls like this one go to the kernel at an address from now on; that is 0 where it is interpreted."""
     library = call.library.name
@@ -39,19 +40,19 @@ def offer(
     most_nbytes = min(crew.LEAST_SHARED_NBYTES, -(-last_cache_nbytes() // 4)) - 1
     if not address or call.x.nbytes > most_nbytes:
         return
-    if layout is not None or len(call.axes) > 1:
-        keep(call, variant, address, layout, layout_address, results)
-    if (library, variant) in _offered:
+    if layout is not None or len(call.axes) > 1 or numbers is not None:
+        keep(call, variant, address, layout, layout_address, results, numbers)
+    if (library, variant, numbers is None) in _offered:
         return
     with unforked:
         from anynorm._kernels.cpu.fast_path import functions
 
-        _offered.add((library, variant))
+        _offered.add((library, variant, numbers is None))
         if not functions.is_served():
             return
         record = functions.record()
         record.most_nbytes = most_nbytes
-        if layout is None:
+        if layout is None and numbers is None:
             kind = IN_FLOAT64 if variant.code == CODES["float32"] and variant.in_float64 else variant.code
             record.kernels[place_of(variant.rule, variant.has_residual, kind)] = address
         if library == "numpy" and variant.code == CODES["bfloat16"]:

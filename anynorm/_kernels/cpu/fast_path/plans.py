@@ -48,34 +48,68 @@ class Plan(ctypes.Structure):
 _plans: dict[tuple[Any, ...], tuple[Plan, int, Layout | None]] = {}
 
 
-def find(library: str, rule: Any, x: Array, residual: Array, axis: int | tuple[int, ...], out: Any) -> int | None:
-    """The address of the plan for a call; None where there is none. ``out`` are given results, or None."""
+def find(
+    library: str, rule: Any, x: Array, residual: Array, axis: int | tuple[int, ...], out: Any, numbers: Any = None
+) -> int | None:
+    """The address of the plan for a call; None where there is none. ``out`` are given results, or None.
+
+    ``numbers`` are those of each row, by given moments.
+    """
     ndim = x.ndim
     if type(axis) is int:
         if not -ndim <= axis < ndim:
             return None
         axis = (axis % ndim,)
     try:
-        found = _plans.get(_key(STRIDES[library], rule, x, residual, axis, out))
+        found = _plans.get(_key(STRIDES[library], rule, x, residual, axis, out, numbers))
     except (AttributeError, TypeError):  # of what is no array; the checks will tell
         return None
     return None if found is None else found[1]
 
 
 def _key(
-    strides: Callable[[Array], Any], rule: Any, x: Array, residual: Array | None, axes: Any, out: Any
+    strides: Callable[[Array], Any], rule: Any, x: Array, residual: Array | None, axes: Any, out: Any, numbers: Any
 ) -> tuple[Any, ...]:
     of_residual = None if residual is None else strides(residual)
     of_out = None if out is None else tuple([strides(one) for one in out])
-    return rule.name, axes, x.shape, strides(x), x.dtype, of_residual, of_out
+    return (
+        rule.name,
+        axes,
+        x.shape,
+        strides(x),
+        x.dtype,
+        of_residual,
+        of_out,
+        None if numbers is None else numbers.shape,
+    )
+
+
+def finished_key(rule: Any, weight: Any, eps: Any, x: Array) -> tuple[Any, ...] | None:
+    """By what numbers that given moments have become are kept; None where they are not.
+
+    A scale of -0.0 is the same key as one of 0.0.
+    """
+    if rule.averaged:
+        return rule.name, eps, 1.0, x.dtype
+    scale = 1.0 if weight is None else weight
+    return (rule.name, eps, scale, x.dtype) if type(scale) is float and scale else None
 
 
 def keep(
-    call: Call, variant: Variant, address: int, layout: Layout | None, layout_address: int, results: tuple[Array, ...]
+    call: Call,
+    variant: Variant,
+    address: int,
+    layout: Layout | None,
+    layout_address: int,
+    results: tuple[Array, ...],
+    numbers: Array | None,
 ) -> None:
-    """Keep what calls like this one will need; ``results`` are y, or y and total."""
+    """Keep what calls like this one will need.
+
+    ``results`` are y, or y and total, and ``numbers`` those of each row by given moments.
+    """
     memory, shape = call.library.memory, tuple(call.x.shape)
-    key = _key(STRIDES[call.library.name], call.rule, call.x, call.residual, call.axes, call.out)
+    key = _key(STRIDES[call.library.name], call.rule, call.x, call.residual, call.axes, call.out, numbers)
     if key not in _plans:
         if len(shape) > MOST_AXES or len(_plans) >= _MOST_PLANS:
             return  # none is dropped, for a call in another thread may be reading it
@@ -91,5 +125,10 @@ def keep(
         if layout is not None:
             plan.units, plan.block, plan.head, plan.packed = layout.units, layout.block, layout.head, layout.packed
         _plans[key] = plan, ctypes.addressof(plan), layout
+    # Given numbers are always applied in float64, so there is one kernel.
     in_float64 = variant.code == CODES["float32"] and variant.in_float64
-    setattr(_plans[key][0], "kernel_in_float64" if in_float64 else "kernel", address)
+    plan = _plans[key][0]
+    if in_float64 or numbers is not None:
+        plan.kernel_in_float64 = address
+    if not in_float64 or numbers is not None:
+        plan.kernel = address

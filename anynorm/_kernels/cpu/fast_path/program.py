@@ -33,10 +33,10 @@ from anynorm._kernels.cpu.launch.layout import are_short
 
 
 def normalize(look: Look, make: str, itself: Any, arguments: Any, count: Any) -> Any:
-    """A builtin function of Python: rule, x, residual, y, total, weight, bias, eps, weight_offset, address of a plan.
+    """A builtin function of Python: rule, x, residual, y, total, weight, bias, eps, weight_offset, plan, numbers.
 
-    It returns y, or (y, total); None where it has written nothing; the row that a kernel stopped at, of a y that was
-    given. Called with BEGIN arguments it is given the record.
+    The last two are addresses, or 0. It returns y, or (y, total); None where it has written nothing; the row that a
+    kernel stopped at, of a y that was given. Called with BEGIN arguments it is given the record.
     """
     place_of_record, result = static_word("record"), cell(0)
     for begins in cases(count == BEGIN):
@@ -69,7 +69,9 @@ def _normalize(
 ) -> None:
     call(record.Py_IncRef, record.none)
     result[...] = record.none
-    rule, x, residual, y, total, weight, bias, eps, offset, plan = [word(arguments + 8 * i, 64) for i in range(10)]
+    rule, x, residual, y, total, weight, bias, eps, offset, plan, numbers = [
+        word(arguments + 8 * i, 64) for i in range(11)
+    ]
     norm = where(rule == record.layer_norm, LAYER, where(rule == record.scale_norm, SCALE, RMS))
     eps, offset = (number_of(record, one, require) for one in (eps, offset))
     require(eps >= 0.0)
@@ -103,7 +105,9 @@ def _normalize(
     require(are_apart(views))
 
     units = where(rows.plan == 0, size // rows.features, rows.units)
-    task = _task(views, rows, size // rows.features, norm == SCALE, eps, scale, offset)
+    task = _task(
+        views, rows, size // rows.features, norm == SCALE, eps, scale, offset, call(record.PyLong_AsLongLong, numbers)
+    )
     reached = _run(record, kernel, task, units, size)
     for is_complete in cases(reached == units):
         if is_complete:
@@ -125,13 +129,15 @@ def _kernel(record: Fields, views: dict[str, View], rows: Rows, norm: Any, has_r
     return found
 
 
-def _task(views: dict[str, View], rows: Rows, count: Any, is_scale: Any, eps: Any, scale: Any, offset: Any) -> Any:
+def _task(
+    views: dict[str, View], rows: Rows, count: Any, is_scale: Any, eps: Any, scale: Any, offset: Any, numbers: Any
+) -> Any:
     """What the kernel is handed; its address."""
     filled = {name: views[name].place for name in ARRAYS} | {
         "features": rows.features, "rows": count, "eps": eps, "scale": scale, "weight_offset": offset,
         "weight": where(is_scale, 0, views["weight"].place), "weight_code": where(is_scale, 0, views["weight"].code),
         "bias_code": views["bias"].code, "layout": rows.layout, "block": rows.block, "head": rows.head,
-        "packed": rows.packed,
+        "packed": rows.packed, "numbers": numbers,
     }  # fmt: skip
     task = buffer(ctypes.sizeof(Task))
     for name, kind in Task._fields_:

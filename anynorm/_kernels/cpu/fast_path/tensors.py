@@ -39,20 +39,21 @@ def fast_path_of_tensors(torch: Any, normalize: Callable[..., Any]) -> FastPath:
         eps: float,
         offset: float,
         out: Any,
+        moments: Any,
     ) -> Any:
         # First, for no other question can be asked while a graph is being traced. What follows torch operation by
         # operation would not see what a kernel does.
         if is_compiling() or levels._current_level >= 0 or count_modes() or is_transformed() or is_tracing():
             return None
-        if out is not None or profiler._is_profiler_enabled:  # the slow path sees to the name
+        if out is not None or moments is not None or profiler._is_profiler_enabled:  # the slow path sees to the name
             return None
         found = None
         if axis == -1:
-            found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, 0)
+            found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, 0, 0)
         if found is None:
             plan = find("torch", rule, x, residual, axis, None)
             if plan is not None:
-                found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, plan)
+                found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, plan, 0)
         if found is None or x.is_neg():
             return None
         # All are known to be tensors by now. One that is negated holds other numbers than it shows.

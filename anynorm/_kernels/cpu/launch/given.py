@@ -15,15 +15,19 @@ from anynorm._definition.norms import Precision
 from anynorm._definition.pairs import add_pairs, multiply_pairs, ratio_pair, renormalize, two_sum
 from anynorm._kernels import definition
 from anynorm._kernels.cpu import scale_of
-from anynorm._kernels.cpu.compiler.entries import kernel
+from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
+from anynorm._kernels.cpu.fast_path.offers import offer
+from anynorm._kernels.cpu.fast_path.plans import finished_key
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import FINISHED, REDUCED, RULES
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
+from anynorm._kernels.cpu.launch.norm import run_from
 from anynorm._kernels.cpu.launch.tasks import dtype_of, features_of, may_stream, task_of
 from anynorm._kernels.cpu.threads.crew import launch
 from anynorm._libraries import library_of
-from anynorm._moments import Moments, arrays_of, mapped, of_arrays, statistics_of
+from anynorm._libraries.numpy_arrays import NumPy
+from anynorm._moments import Moments, arrays_of, finished_of, mapped, may_keep, of_arrays, statistics_of
 
 Array = Any
 
@@ -32,6 +36,8 @@ Array = Any
 _LEAST_SQUARES, _MOST_SQUARES, _MOST_SHIFT = 2.0**-400, 2.0**360, 2.0**180
 _MOST_FACTOR = 2.0**400
 _LARGEST = 1.7976931348623157e308
+# What moments have become is kept with them, for calls in which that would take longer than all else.
+_MOST_KEPT, _MOST_KEPT_NBYTES = 8, 64 << 10
 
 
 def run_moments(call: Call) -> Moments:
@@ -42,7 +48,7 @@ def run_moments(call: Call) -> Moments:
     with numpy.errstate(all="ignore"):
         moments = (_paired_moments if call.precision.digits else _plain_moments)(call, numbers)
     if call.library.name == "numpy":
-        return moments
+        return may_keep(moments)
     import torch
 
     found = mapped(lambda part: torch.from_numpy(numpy.ascontiguousarray(part)), statistics_of(moments))
@@ -89,12 +95,12 @@ def _paired_moments(call: Call, numbers: Array) -> Moments:
 def run(call: Call) -> Array:
     """Return y, by the moments that the call gives."""
     with numpy.errstate(all="ignore"):
-        numbers, safe = _finished(call)
+        numbers, safe = _kept(call) or _finished(call)
     if not safe.any():
         return _by_definition(call)
     # Before anything is written, for that may be in place of x.
     others = None if safe.all() else _by_definition(call._replace(out=None))
-    y = apply_numbers(call, numbers)
+    y = apply_numbers(call, numbers, _keep(call, numbers) if others is None else False)
     if y is None:
         return _by_definition(call)
     if others is not None:
@@ -105,14 +111,45 @@ def run(call: Call) -> Array:
     return y
 
 
-def apply_numbers(call: Call, numbers: Array) -> Array | None:
+def _kept(call: Call) -> tuple[Array, Array] | None:
+    """What `_finished` has returned before, where it is kept and all rows are safe."""
+    key, kept = _key(call), finished_of(call.moments)
+    found = None if key is None or kept is None else kept.get(key)
+    return None if found is None else (found[0], numpy.asarray(True))
+
+
+def _keep(call: Call, numbers: Array) -> bool:
+    """Keep it with the moments; whether it is kept."""
+    key, kept = _key(call), finished_of(call.moments)
+    if key is None or kept is None or numbers.nbytes > _MOST_KEPT_NBYTES:
+        return False
+    if key not in kept:
+        if len(kept) >= _MOST_KEPT:
+            return False
+        kept[key] = numbers, NumPy.address(numbers)
+    return True
+
+
+def _key(call: Call) -> tuple[Any, ...] | None:
+    return finished_key(call.rule, call.weight, call.eps, call.x)
+
+
+def apply_numbers(call: Call, numbers: Array, are_kept: bool = False) -> Array | None:
     """Apply numbers to each row, as the kernel does; None where the weights are such that it cannot."""
     y = empty_like(call.library.memory, call.x) if call.out is None else call.out[0]
     streaming = may_stream(call, y, None)
     itemsize = dtype_of(call.x.dtype).itemsize
     layout = lay_out(call, itemsize, None, y, numbers=numbers, streaming=streaming, columns=True)
     task, keepalive = task_of(call, None, y, None, layout, numbers=numbers, streaming=streaming)
-    return y if _launch("given", call, layout, task, keepalive) else None
+    compiled = _launch("given", call, layout, task, keepalive)
+    if compiled is None:
+        return None
+    # Of blocks that another kernel had to take row by row nothing is to be kept.
+    in_blocks = layout is not None and layout.in_columns
+    is_usual = compiled is kernel("given_columns" if in_blocks else "given", _variant(call, task))
+    if are_kept and is_usual and call.out is None and call.library.name == "numpy":
+        offer(call, _variant(call, task), compiled.address, layout, task.layout, (y,), run_from, numbers)
+    return y
 
 
 def _by_definition(call: Call) -> Array:
@@ -174,16 +211,19 @@ def host(array: Any) -> Any:
     return numpy.asarray(array.detach().resolve_neg() if hasattr(array, "detach") else array)
 
 
-def _launch(name: str, call: Call, layout: Layout | None, task: Task, keepalive: Any) -> bool:
-    """Run a kernel on all rows, in several threads where that pays; whether it took them."""
-    variant = Variant(RULES[call.rule.name], dtype_of(call.x.dtype).code, in_float64=True, has_layout=task.layout != 0)
+def _variant(call: Call, task: Task) -> Variant:
+    return Variant(RULES[call.rule.name], dtype_of(call.x.dtype).code, in_float64=True, has_layout=task.layout != 0)
+
+
+def _launch(name: str, call: Call, layout: Layout | None, task: Task, keepalive: Any) -> Kernel | None:
+    """Run a kernel on all rows, in several threads where that pays; return it, or None where it does not take them."""
     names = {name: task.rows}
     if layout is not None and layout.in_columns:
         names = {f"{name}_columns": layout.units, **names}
     for one, units in names.items():
-        compute = kernel(one, variant)
+        compute = kernel(one, _variant(call, task))
         # Whether weights are safe is seen before the first row.
         if compute.run(task, 0, 0) == 0:
             launch(compute, task, units, call.x.nbytes, keepalive)
-            return True
-    return False
+            return compute
+    return None

@@ -24,10 +24,10 @@ _others: dict[tuple[str, Variant], tuple[int, int]] = {}
 
 def run(call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual."""
-    return _run_from(call, 0)
+    return run_from(call, 0)
 
 
-def _run_from(call: Call, first: int) -> Any:
+def run_from(call: Call, first: int) -> Any:
     """The same, where the fast path has written the rows before the first one."""
     memory, x, residual, dtype = call.library.memory, call.x, call.residual, dtype_of(call.x.dtype)
     if call.out is None:
@@ -55,7 +55,7 @@ def _run_from(call: Call, first: int) -> Any:
     else:
         compiled = kernel(name, variant)
         launch(compiled, task, units, x.nbytes, keepalive, resume)
-        offer(call, variant, compiled.address, layout, task.layout, (y, total), _run_from)
+        offer(call, variant, compiled.address, layout, task.layout, (y, total), run_from)
     if call.out is not None:
         for one in call.out:
             memory.written(one)

@@ -1,0 +1,200 @@
+"""Small calls with given moments take the fast path: what moments become is kept with them, and never stale."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import anynorm
+from tests.backends import ALL, as_dtype, needs_llvmlite
+from tests.fast_path import takes_fast_path
+from tests.test_fast_path_thresholds import record, tasks  # noqa: F401 - a fixture
+
+pytestmark = needs_llvmlite
+NORMS = ("layer_norm", "rms_norm", "scale_norm")
+KINDS = [((6, 20), -1), ((6, 20), 0), ((4, 5, 6), (0, 2)), ((20,), 0)]
+
+
+def numbers(shape, dtype="float32", seed=0):
+    return as_dtype(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def forced(function, *arguments, **options):
+    with anynorm.use_kernel("cpu"):
+        return function(*arguments, **options)
+
+
+@pytest.mark.parametrize("dtype", ALL)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("shape", "axis"), KINDS, ids=str)
+def test_the_bits_of_the_slow_path(shape, axis, norm, dtype):
+    x, other, function = numbers(shape, dtype), numbers(shape, dtype, 1), getattr(anynorm, norm)
+    several = axis if isinstance(axis, tuple) else (axis,)
+    weight = numbers([shape[one] for one in several], dtype, 2)
+    parameters = (3.0,) if norm == "scale_norm" else (weight, weight)
+    for strides in (x, np.asfortranarray(x), np.repeat(x, 2, axis=0)[::2]):
+        options = {"axis": axis, "eps": 0.25, "moments": anynorm.moments(other, axis=axis)}
+        expected = forced(function, strides, *parameters, **options | {"moments": anynorm.moments(other, axis=axis)})
+        for _ in range(2):
+            assert function(strides, *parameters, **options).tobytes() == expected.tobytes()
+        assert takes_fast_path(function, strides, *parameters, **options)
+        assert function(strides, *parameters, **options).strides == expected.strides
+
+
+def test_kernels_are_handed_the_same(record):  # noqa: F811
+    from anynorm._kernels.cpu.kernels.task import Task
+    from anynorm._kernels.cpu.launch import given
+
+    x, weight = numbers((6, 20)), numbers(6)
+    moments = anynorm.moments(x, axis=0)
+    call = {"axis": 0, "moments": moments}
+    for _ in range(2):
+        anynorm.layer_norm(x, weight, weight, **call)
+    handed = []
+    launch = lambda kernel, task, *rest: handed.append(Task.from_buffer_copy(task))  # noqa: E731
+    with pytest.MonkeyPatch.context() as patched, tasks(record) as (short, _):
+        patched.setattr(given, "launch", launch)
+        assert takes_fast_path(anynorm.layer_norm, x, weight, weight, **call)
+        forced(anynorm.layer_norm, x, weight, weight, **call)
+    for name, _ in Task._fields_:
+        if name not in ("y", "layout"):  # a new result, and a layout that may be an equal one
+            assert short[0][name] == getattr(handed[0], name)
+
+
+def test_what_is_kept_is_of_one_rule_eps_scale_and_dtype():
+    x, wide = numbers((6, 20)), numbers((6, 20), "float64")
+    moments, of_wide = anynorm.moments(x, axis=0), anynorm.moments(wide, axis=0)
+    calls = [(norm, (), eps) for norm in NORMS for eps in (1e-5, 0.5, 0.0)]
+    calls += [("scale_norm", (scale,), 0.5) for scale in (2.0, 0.0, -0.0, 1.0)]
+    for _ in range(3):
+        for norm, parameters, eps in calls:
+            for held, one in ((x, moments), (wide, of_wide), (x, of_wide)):
+                fresh = anynorm.moments(wide if one is of_wide else x, axis=0)
+                options = {"axis": 0, "eps": eps}
+                expected = forced(getattr(anynorm, norm), held, *parameters, **options, moments=fresh)
+                found = getattr(anynorm, norm)(held, *parameters, **options, moments=one)
+                assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("change", ["flatten", "statistics"])
+def test_moments_whose_arrays_were_changed(change):
+    """Their arrays are handed out by `flatten` alone, as to `jax.tree`; what was kept is forgotten then."""
+    x = numbers((6, 20))
+    moments = anynorm.moments(x, axis=0)
+    for _ in range(2):
+        before = anynorm.layer_norm(x, axis=0, moments=moments)
+    assert takes_fast_path(anynorm.layer_norm, x, axis=0, moments=moments)
+    if change == "flatten":
+        moments.flatten()[0][0][...] += 1.0
+        found = anynorm.layer_norm(x, axis=0, moments=moments)
+        assert np.abs(found - before).min() > 0.1
+        assert not takes_fast_path(anynorm.layer_norm, x, axis=0, moments=moments)
+    else:  # what it shows is its own
+        moments.mean[...] = moments.variance[...] = moments.std[...] = 7.0
+        assert anynorm.layer_norm(x, axis=0, moments=moments).tobytes() == before.tobytes()
+
+
+def test_others_are_not_what_was_kept():
+    x = numbers((6, 20))
+    moments = anynorm.moments(x, axis=0)
+    for _ in range(2):
+        expected = anynorm.layer_norm(x, axis=0, moments=moments)
+    for other in (copy.copy(moments), copy.deepcopy(moments), pickle.loads(pickle.dumps(moments))):
+        for _ in range(2):
+            assert anynorm.layer_norm(x, axis=0, moments=other).tobytes() == expected.tobytes()
+    merged = moments + anynorm.moments(x + 1, axis=0)
+    assert np.abs(anynorm.layer_norm(x, axis=0, moments=merged) - expected).max() > 0.1
+    part = moments[..., 3:9]
+    assert np.array_equal(anynorm.layer_norm(x[:, 3:9], axis=0, moments=part), expected[:, 3:9])
+
+
+def test_arguments_are_checked_as_strictly():
+    x = numbers((6, 20))
+    moments = anynorm.moments(x, axis=0)
+    for _ in range(2):
+        anynorm.layer_norm(x, axis=0, moments=moments)
+    assert takes_fast_path(anynorm.layer_norm, x, axis=0, moments=moments)
+    wrong = [
+        (ValueError, x, {"axis": 1}),
+        (ValueError, x[:, 1:], {"axis": 0}),
+        (ValueError, x[None], {"axis": 0}),
+        (ValueError, x, {"axis": 0, "eps": -1.0}),
+        (TypeError, x, {"axis": 0, "eps": True}),
+        (TypeError, x.astype(int), {"axis": 0}),
+        (ValueError, x, {"axis": 0, "weight_offset": 1.0}),
+        (ValueError, x, {"axis": 0, "weight": np.ones(20, np.float32)}),
+        (ValueError, x, {"axis": 0, "out": x[1:]}),
+    ]
+    for error, held, options in wrong:
+        for _ in range(2):
+            with pytest.raises(error):
+                anynorm.layer_norm(held, moments=moments, **options)
+    for other in (1.0, (), x):
+        with pytest.raises(TypeError, match="moments must"):
+            anynorm.layer_norm(x, axis=0, moments=other)
+
+
+def test_in_place_takes_the_slow_path():
+    x = numbers((6, 20))
+    moments = anynorm.moments(x, axis=0)
+    for _ in range(2):
+        expected = anynorm.layer_norm(x, axis=0, moments=moments)
+    assert not takes_fast_path(anynorm.layer_norm, x.copy(), axis=0, moments=moments, out=np.empty_like(x))
+    assert anynorm.layer_norm(x, axis=0, moments=moments, out=x).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_that_the_kernel_leaves(dtype):
+    """And weights, which only the definition can apply: of float64 those of an extreme size."""
+    x, largest = numbers((6, 20), dtype), {"float32": 3e38, "float64": 1e308}[dtype]
+    ordinary, extreme = anynorm.moments(x, axis=1), x.copy()
+    extreme[2] *= largest / 8
+    mixed, weight = anynorm.moments(extreme, axis=1), np.full(20, largest, dtype)
+    for moments, parameters in ((mixed, ()), (ordinary, (weight,)), (ordinary, ())):
+        for held in (x, extreme):
+            with np.errstate(all="ignore"):
+                expected = forced(anynorm.layer_norm, held, *parameters, moments=moments)
+                for _ in range(3):
+                    found = anynorm.layer_norm(held, *parameters, moments=moments)
+                    assert found.tobytes() == expected.tobytes()
+
+
+def test_how_much_is_kept(monkeypatch):
+    from anynorm._kernels.cpu.language.dtypes import FINISHED
+    from anynorm._kernels.cpu.launch import given
+    from anynorm._moments import finished_of
+
+    x = numbers((20, 5))
+    nbytes = 5 * FINISHED * 8
+    for most, is_short in ((nbytes, True), (nbytes - 1, False)):
+        monkeypatch.setattr(given, "_MOST_KEPT_NBYTES", most)
+        moments = anynorm.moments(x, axis=0)
+        anynorm.layer_norm(x, axis=0, moments=moments)
+        assert takes_fast_path(anynorm.layer_norm, x, axis=0, moments=moments) == is_short
+    monkeypatch.undo()
+    moments = anynorm.moments(x, axis=0)
+    for place in range(given._MOST_KEPT + 2):
+        expected = forced(anynorm.layer_norm, x, axis=0, eps=float(place), moments=anynorm.moments(x, axis=0))
+        for _ in range(2):
+            found = anynorm.layer_norm(x, axis=0, eps=float(place), moments=moments)
+            assert found.tobytes() == expected.tobytes()
+    assert len(finished_of(moments)) == given._MOST_KEPT
+
+
+def test_a_call_with_moments_may_be_the_first_of_a_process():
+    from tests.processes import script
+
+    code = """
+import numpy, anynorm
+x = numpy.random.default_rng(0).standard_normal((6, 20)).astype("float32")
+m = anynorm.moments(x, axis=0)
+y = [anynorm.layer_norm(x, axis=0, moments=m).tobytes() for _ in range(3)]
+z = [anynorm.layer_norm(x, axis=0).tobytes() for _ in range(3)]
+x[:, 3] = 3e37
+held = [x.copy() for _ in range(3)]
+for one in held:
+    anynorm.rms_norm(one, axis=0, out=one)
+print(len(set(y)), len(set(z)), len({one.tobytes() for one in held}))
+"""
+    assert script(code) == ["1"] * 3
