@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import anynorm
-from anynorm._kernels.cpu.kernels.rows import _MOST_AHEAD_NBYTES
+from anynorm._kernels.cpu.kernels.rows import _MOST_NBYTES
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import CODES, LAYER
 from tests import reference
@@ -16,8 +16,8 @@ from tests.tolerances import assert_exact
 pytestmark = needs_llvmlite
 
 every_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-# Groups of 32 rows and of several; the longest rows that are reduced ahead, and longer ones, which are not.
-every_length = pytest.mark.parametrize("row_nbytes", [132, 1000, 5002, _MOST_AHEAD_NBYTES, _MOST_AHEAD_NBYTES + 4])
+# Groups of 32 rows, of several and of one; the longest rows that may share one, and longer ones.
+every_length = pytest.mark.parametrize("row_nbytes", [132, 1000, _MOST_NBYTES // 2, _MOST_NBYTES, _MOST_NBYTES + 4])
 
 
 @pytest.fixture(autouse=True)
