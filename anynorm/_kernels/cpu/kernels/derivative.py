@@ -29,8 +29,10 @@ from anynorm._kernels.cpu.language.memory import buffer, integer, real, store_in
 # Bytes of x and dy in a group, which are read for dx right after they were for the means: the sums of a column stay in
 # registers from row to row.
 _MOST_NBYTES = 64 << 10
-# And rows at most, for in float32 no more of them are to be added up.
-_MOST_ROWS = 8
+# Rows at most, for in float32 no more of them are to be added up; and at least, for each group reads and writes the
+# sums, which are of float64: layer_norm of float32 2048 x 8192 takes 0.54 ns an element row by row, 0.44 in twos
+# (EPYC 9005, one core).
+_MOST_ROWS, _LEAST_ROWS = 8, 2
 _LEFT_NBYTES = (_MOST_ROWS + 1) * 8
 
 
@@ -118,7 +120,7 @@ def _differentiate_block(
     """The derivative at the rows of a block, and its sums; in ``left`` rows are noted that float32 does not hold."""
     for i in loop(0, where(sums == 0, 0, task.features * 16), 8):
         store_real(sums + i, 0.0)
-    at_once = larger(1, smaller(_MOST_ROWS, _MOST_NBYTES // (2 * task.features * task.itemsize)))
+    at_once = larger(_LEAST_ROWS, smaller(_MOST_ROWS, _MOST_NBYTES // (2 * task.features * task.itemsize)))
     at_once = where(is_gathered(task), 1, at_once)
     if task.dtype is FLOAT64:
         store_integer(refused, 0)
