@@ -119,5 +119,4 @@ def test_gradients_on_gpu(norm, dtype, backend, data):
     case = data.draw(cases(dtype))
     assume(case.kind in TAME and case.eps != 1e-300)
     note(case.kind)
-    note(case.kind)
     check(norm, dtype, case, gradients_like(data, case, dtype), [backend])

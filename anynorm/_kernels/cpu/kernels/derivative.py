@@ -31,8 +31,8 @@ from anynorm._kernels.cpu.language.memory import buffer, integer, real, store_in
 # registers from row to row.
 _MOST_NBYTES = 64 << 10
 # Rows at most, for in float32 no more of them are to be added up; and at least, for each group reads and writes the
-# sums, which are of float64: layer_norm of float32 2048 x 8192, ns an element, 0.54 row by row and 0.44 (EPYC 9005, one
-# core).
+# sums, which are of float64: layer_norm of float32 2048 x 8192 takes 0.54 ns an element row by row, 0.44 in twos
+# (EPYC 9005, one core).
 _MOST_ROWS, _LEAST_ROWS = 8, 2
 _LEFT_NBYTES = (_MOST_ROWS + 1) * 8
 
