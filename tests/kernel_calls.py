@@ -220,6 +220,7 @@ def extreme_weights(dtype):
         weights = numbers(33, dtype, 1)
         weights[7] = weight
         yield f"{weight}", anynorm.rms_norm(numbers((5, 33), dtype, 2), weights)
+        yield f"{weight} offset", anynorm.rms_norm(numbers((5, 33), dtype, 2), weights, weight_offset=1.0)
         yield f"{weight} scattered", anynorm.layer_norm(numbers((33, 3), dtype, 2), weights, axis=0)
         if dtype not in ROWS_ONLY:
             yield f"{weight} columns", anynorm.rms_norm(numbers((33, 40), dtype, 2), weights, axis=0)
@@ -248,6 +249,7 @@ def pullbacks(dtype):
         yield f"extreme {rule}", vjp(x, numbers(33, dtype, 1), eps=0.0)[1](numbers((8, 33), dtype, 2))[:2]
         bias = numbers(33, dtype, 3)
         yield f"extreme gradients {rule}", vjp(numbers((8, 33), dtype, 1), bias, bias)[1](extreme_rows(33, dtype))
+    yield "extreme scale", anynorm.scale_norm_vjp(x, 3.0)[1](numbers((8, 33), dtype, 2))
 
 
 def moments(dtype):
