@@ -212,6 +212,24 @@ def pullbacks(dtype):
         yield f"extreme gradients {rule}", vjp(numbers((8, 33), dtype, 1), bias, bias)[1](extreme_rows(33, dtype))
 
 
+def pullbacks_side_by_side(dtype):
+    """Derivatives of rows side by side, among them such as leave float32, or float64."""
+    for n, neighbours in ((1, 33), (7, 300), (33, 40), (1060, 37)):
+        x, dy = numbers((n, neighbours), dtype, n), numbers((n, neighbours), dtype, n + 1)
+        weight, bias = numbers(n, OTHER[dtype], 2), numbers(n, dtype, 3)
+        yield f"layer {n}", anynorm.layer_norm_vjp(x, weight, bias, axis=0)[1](dy)
+        yield f"rms {n}", anynorm.rms_norm_vjp(x, axis=0)[1](dy)[:1]
+        yield f"scale {n}", anynorm.scale_norm_vjp(x, 3.0, axis=0)[1](dy)
+        yield f"sum {n}", anynorm.add_layer_norm_vjp(x, dy, weight, axis=0)[1](dy, x)[:3]
+    x, dy = numbers((2, 7, 5, 7), dtype, 1), numbers((2, 7, 5, 7), dtype, 2)
+    yield "channels first", anynorm.layer_norm_vjp(x, numbers(7, dtype, 3), axis=1)[1](dy)[:2]
+    x, dy = (one(33, dtype).repeat(5, 0).T.copy() for one in (extreme_rows, lambda n, _: numbers((8, n), dtype, 2)))
+    for rule, vjp in VJPS.items():
+        yield f"extreme {rule}", vjp(x, numbers(33, dtype, 1), eps=0.0, axis=0)[1](dy)[:2]
+        yield f"extreme gradients {rule}", vjp(dy, axis=0)[1](x)[:1]
+        yield f"along {rule}", vjp(dy, numbers(33, dtype, 1), axis=0)[1](vjp(dy, axis=0)[0])[:2]
+
+
 def moments(dtype):
     """Moments, and rows normalized by given ones."""
     for n in (2, 33, 1060):
@@ -261,6 +279,7 @@ KINDS = (
     extremes,
     extreme_weights,
     pullbacks,
+    pullbacks_side_by_side,
     pullbacks_by_moments,
 )
 

@@ -163,7 +163,8 @@ ORDER = [
     "_kernels.cpu.launch.layout", "_kernels.cpu.launch.machine", "_kernels.cpu.compiler.entries",
     "_kernels.cpu.compiler.machine_code", "_kernels.cpu.compiler.waiting",
     "_kernels.cpu.kernels.moments", "_kernels.cpu.kernels.given",
-    "_kernels.cpu.kernels.columns", "_kernels.cpu.kernels.float64", "_kernels.cpu.kernels.derivative",
+    "_kernels.cpu.kernels.columns", "_kernels.cpu.kernels.float64", "_kernels.cpu.kernels.derivative_columns",
+    "_kernels.cpu.kernels.derivative",
     "_kernels.cpu.kernels.derivative_steps", "_kernels.cpu.kernels.rows", "_kernels.cpu.kernels.reduce",
     "_kernels.cpu.kernels.parameters", "_kernels.cpu.kernels.factors", "_kernels.cpu.kernels.chunks",
     "_kernels.cpu.kernels.scatter", "_kernels.cpu.kernels.streaming", "_kernels.cpu.kernels.values",
@@ -192,7 +193,7 @@ COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
         "fast_path.program", "fast_path.arguments", "fast_path.views", "threads.program", "language.calls",
-        "kernels.given", "kernels.moments", "kernels.derivative",
+        "kernels.given", "kernels.moments", "kernels.derivative_columns", "kernels.derivative",
         "kernels.derivative_steps", "kernels.columns", "kernels.float64", "kernels.rows", "kernels.reduce",
         "kernels.parameters", "kernels.factors", "kernels.chunks", "kernels.scatter", "kernels.streaming",
         "kernels.values", "language.flow", "language.arithmetic", "language.memory", "language.interpreted",

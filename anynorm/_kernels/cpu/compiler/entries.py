@@ -22,6 +22,7 @@ _NAMES = {
     "moments": "reduce_rows",
     "given": "apply_rows",
     "derivative": "differentiate_rows",
+    "derivative_columns": "differentiate_columns",
 }
 _Function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
@@ -59,7 +60,8 @@ def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
                 if has_layout:
                     yield "columns", one
                     yield "columns", one._replace(in_float64=True)
-            yield from (("derivative", one._replace(in_float64=True, has_numbers=given)) for given in (False, True))
+            for name in ("derivative", "derivative_columns") if has_layout else ("derivative",):
+                yield from ((name, one._replace(in_float64=True, has_numbers=given)) for given in (False, True))
             if not has_residual:
                 yield from ((name, one._replace(in_float64=True)) for name in ("moments", "given"))
 

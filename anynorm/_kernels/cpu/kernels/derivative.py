@@ -34,7 +34,7 @@ _MOST_ROWS = 8
 _LEFT_NBYTES = (_MOST_ROWS + 1) * 8
 
 
-def _prepare(task: TaskValues, weights: int) -> None:
+def prepare_weights(task: TaskValues, weights: int) -> None:
     """Set weight + weight_offset for each feature, 1 where there is none, and the scale of scale_norm."""
     for given in cases(task.weight != 0):
         if given:
@@ -48,7 +48,7 @@ def _prepare(task: TaskValues, weights: int) -> None:
         narrow_chunk(FLOAT32.code, weights, task.features, weights_of(task._replace(weight=weights), FLOAT32))
 
 
-def _add_up(task: TaskValues, address: int, sums: int, blocks: int) -> None:
+def add_up(task: TaskValues, address: int, sums: int, blocks: int) -> None:
     """The sums of all blocks, one after the other, as gradients of the parameters."""
     dweight, dweight_code, dbias, dbias_code = (
         word(address, name) for name in ("dweight", "dweight_code", "dbias", "dbias_code")
@@ -145,7 +145,7 @@ def differentiate_rows(variant: Variant, address: int, first: int, last: int) ->
     sums = work + features * 16
     refusals = sums + where(has_sums, blocks * features * 16, 0)
     for _ in when(first < 0):
-        _prepare(task, work)
+        prepare_weights(task, work)
     # What `find_factors` divides by is the norm alone; the scale is a weight.
     task = task._replace(weight=work, bias=word(address, "dbias"), scale=1.0)
     for unit in loop(larger(first, 0), smaller(last, blocks), 1):
@@ -153,5 +153,5 @@ def differentiate_rows(variant: Variant, address: int, first: int, last: int) ->
         refused, begin, end = refusals + unit * (block + 1) * 8, unit * block, smaller(rows, (unit + 1) * block)
         _differentiate_block(task, group, of_unit, refused, begin, end, left, variant.has_numbers)
     for _ in when((last > blocks) & has_sums):
-        _add_up(task, address, sums, blocks)
+        add_up(task, address, sums, blocks)
     return last

@@ -72,7 +72,7 @@ def lay_out(
     """How x and the arrays that go with it become rows; None where it is one after the other in each of them.
 
     ``numbers`` are float64 numbers of each row, which have x's free axes, and take the place of the total. Rows are
-    taken side by side only if ``columns`` allows it, and not of float64: there is no kernel for that.
+    taken side by side only if ``columns`` allows it.
     """
     memory, x = call.library.memory, call.x
     arrays = (residual, y, total)
@@ -112,7 +112,7 @@ def _planned(
     contiguous = not normalized or (len(normalized) == 1 and _is_contiguous(normalized[0], itemsize))
     lanes = CACHE_LINE_NBYTES // itemsize
     side_by_side = len(normalized) == 1 and free and free[-1].length >= lanes
-    if contiguous or not side_by_side or itemsize == 8 or not columns or not _is_contiguous(free[-1], itemsize):
+    if contiguous or not side_by_side or not columns or not _is_contiguous(free[-1], itemsize):
         streaming &= contiguous and all(axis.strides[_Y] % itemsize == 0 for axis in free)
         return Layout(_table(not contiguous, free, normalized), False, rows, streaming)
     neighbours = free[-1].length

@@ -33,7 +33,7 @@ def _run_from(call: Call, first: int) -> Any:
     else:
         y, total = call.out if len(call.out) == 2 else (call.out[0], None)
     streaming = may_stream(call, y, total)
-    layout = lay_out(call, dtype.itemsize, residual, y, total, streaming=streaming, columns=True)
+    layout = lay_out(call, dtype.itemsize, residual, y, total, streaming=streaming, columns=dtype is not FLOAT64)
     task, keepalive = task_of(call, residual, y, total, layout, streaming=streaming)
     name = "float64" if dtype is FLOAT64 else "columns" if layout is not None and layout.in_columns else "rows"
     rule = RULES[call.rule.name]

@@ -35,7 +35,7 @@ def vjp(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight and dbias."""
     call, dy, dtotal, _ = gradient
     dx = empty_like(call.library.memory, call.x)
-    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, dy, dx, dtotal)
+    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, dy, dx, dtotal, columns=True)
     return dx, *differentiate(gradient, dx, layout, None, vjp_row)
 
 
@@ -54,14 +54,19 @@ def differentiate(
         task.dweight, task.dweight_code = memory.address(dweight), dtype_of(dweight.dtype).code
     if dbias is not None:
         task.dbias, task.dbias_code = memory.address(dbias), dtype_of(dbias.dtype).code
-    task.block_rows, blocks = blocks_of(task.rows)
+    name, (task.block_rows, blocks) = "derivative", blocks_of(task.rows)
+    rows = task.block_rows
+    if layout is not None and layout.in_columns:
+        # Blocks of columns are put together instead; the last one of an axis is less than lanes wider.
+        name, (task.block_rows, blocks) = "derivative_columns", blocks_of(layout.units, 1)
+        rows = task.block_rows * (layout.block + dtype.lanes)
     # After the weights are the sums of each block, and after those the rows that are left, see kernels/derivative.py.
     sums = 2 * task.features
     left = left_rows_at(task.features, blocks, has_sums=dweight is not None or dbias is not None)
-    length = left + left_rows_length(task.block_rows, blocks) * (dtype is FLOAT64)
+    length = left + left_rows_length(rows, blocks) * (dtype is FLOAT64)
     scratch, task.work = take_scratch(length)
     compute = kernel(
-        "derivative",
+        name,
         Variant(RULES[call.rule.name], dtype.code, True, dtotal is not None, layout is not None, numbers is not None),
     )
     if dtype is not FLOAT64 and (blocks == 1 or call.x.nbytes < crew.LEAST_SHARED_NBYTES):
@@ -77,9 +82,9 @@ def differentiate(
     return dweight, dbias
 
 
-def blocks_of(rows: int) -> tuple[int, int]:
-    """How many rows make a block, and how many blocks there are."""
-    block = max(_LEAST_BLOCK, -(-rows // _MOST_BLOCKS))
+def blocks_of(rows: int, least: int = _LEAST_BLOCK) -> tuple[int, int]:
+    """How many rows make a block, no fewer than the least, and how many blocks there are."""
+    block = max(least, -(-rows // _MOST_BLOCKS))
     return block, -(-rows // block)
 
 
