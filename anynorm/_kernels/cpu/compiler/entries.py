@@ -16,13 +16,15 @@ from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED, RULES, SCAL
 
 # The module in `kernels`, and the function in it.
 _NAMES = {
-    "rows": "normalize_rows",
-    "columns": "normalize_columns",
-    "float64": "normalize_float64",
-    "moments": "reduce_rows",
-    "given": "apply_rows",
-    "derivative": "differentiate_rows",
-    "derivative_columns": "differentiate_columns",
+    "rows": ("rows", "normalize_rows"),
+    "columns": ("columns", "normalize_columns"),
+    "float64": ("float64", "normalize_float64"),
+    "moments": ("moments", "reduce_rows"),
+    "moments_columns": ("columns", "reduce_columns"),
+    "given": ("given", "apply_rows"),
+    "given_columns": ("columns", "apply_columns"),
+    "derivative": ("derivative", "differentiate_rows"),
+    "derivative_columns": ("derivative_columns", "differentiate_columns"),
 }
 _Function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
@@ -53,17 +55,17 @@ def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
         # There is no norm of a sum by scale_norm.
         for has_residual, has_layout in product((False, True) if rule != SCALE else (False,), (False, True)):
             one = Variant(rule, code, in_float64, has_residual, has_layout)
-            if in_float64:
-                yield "float64", one
-            else:
-                yield from (("rows", one), ("rows", one._replace(in_float64=True)))
-                if has_layout:
-                    yield "columns", one
-                    yield "columns", one._replace(in_float64=True)
-            for name in ("derivative", "derivative_columns") if has_layout else ("derivative",):
-                yield from ((name, one._replace(in_float64=True, has_numbers=given)) for given in (False, True))
+            widths = (True,) if in_float64 else (False, True)
+            names = ["float64" if in_float64 else "rows", *(["columns"] * has_layout)]
+            yield from ((name, one._replace(in_float64=width)) for name, width in product(names, widths))
+            names = ["derivative", *(["derivative_columns"] * has_layout)]
+            yield from (
+                (name, one._replace(in_float64=True, has_numbers=given))
+                for name, given in product(names, (False, True))
+            )
             if not has_residual:
-                yield from ((name, one._replace(in_float64=True)) for name in ("moments", "given"))
+                names = ["moments", "given", *(["moments_columns", "given_columns"] * has_layout)]
+                yield from ((name, one._replace(in_float64=True)) for name in names)
 
 
 @cache
@@ -103,5 +105,6 @@ def _interpreted(name: str, variant: Variant) -> Kernel:
 
 
 def _source(name: str) -> Callable[..., int]:
-    found: Callable[..., int] = getattr(importlib.import_module(f"anynorm._kernels.cpu.kernels.{name}"), _NAMES[name])
+    module, function = _NAMES[name]
+    found: Callable[..., int] = getattr(importlib.import_module(f"anynorm._kernels.cpu.kernels.{module}"), function)
     return found

@@ -27,6 +27,7 @@ class Plan(ctypes.Structure):
         ("layout", _WORD),
         ("block", _WORD),
         ("head", _WORD),
+        ("packed", _WORD),
         ("kernel", _WORD),
         ("kernel_in_float64", _WORD),  # for float32 that is computed in float64
     )
@@ -56,7 +57,7 @@ def keep(call: Call, variant: Variant, address: int, layout: Layout, layout_addr
             return  # none is dropped, for a call in another thread may be reading it
         plan = Plan(
             code=variant.code, ndim=len(shape), lengths=shape, features=shape[axis], units=layout.units,
-            layout=layout_address, block=layout.block, head=layout.head,
+            layout=layout_address, block=layout.block, head=layout.head, packed=layout.packed,
         )  # fmt: skip
         _plans[key] = plan, ctypes.addressof(plan), layout
     in_float64 = variant.code == CODES["float32"] and variant.in_float64

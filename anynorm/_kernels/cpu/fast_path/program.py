@@ -114,14 +114,14 @@ class _Rows:
     def __init__(self, x: View, plan: Any, require: Require) -> None:
         self.plan = plan
         self.features = cell(x.length(x.ndim - 1))
-        self.units, self.layout, self.block, self.head = (cell(0) for _ in range(4))
+        self.units, self.layout, self.block, self.head, self.packed = (cell(0) for _ in range(5))
         for _ in when(plan != 0):
             require((x.code == self.told("code")) & (x.ndim == self.told("ndim")))
             are_alike = cell(True)
             for i in loop(0, x.ndim, 1):
                 are_alike[...] = are_alike & (x.length(i) == word(plan + Plan.lengths.offset + 8 * i, 64))
             require(are_alike)
-            for name in ("features", "units", "layout", "block", "head"):
+            for name in ("features", "units", "layout", "block", "head", "packed"):
                 getattr(self, name)[...] = self.told(name)
 
     def told(self, name: str) -> Any:
@@ -146,6 +146,7 @@ def _task(views: dict[str, View], rows: _Rows, count: Any, is_scale: Any, eps: A
         "features": rows.features, "rows": count, "eps": eps, "scale": scale, "weight_offset": offset,
         "weight": where(is_scale, 0, views["weight"].place), "weight_code": where(is_scale, 0, views["weight"].code),
         "bias_code": views["bias"].code, "layout": rows.layout, "block": rows.block, "head": rows.head,
+        "packed": rows.packed,
     }  # fmt: skip
     task = buffer(ctypes.sizeof(Task))
     for name, kind in Task._fields_:

@@ -9,33 +9,45 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from anynorm._kernels.cpu.kernels.block import Block, blocks_of, count_blocks
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, parts_of
 from anynorm._kernels.cpu.kernels.derivative import add_up, prepare_weights
 from anynorm._kernels.cpu.kernels.derivative_steps import (
     FOLD,
+    RANGE64,
     Group,
     add_to_sums,
     dx_of,
     lanes_in,
+    lies_within,
     parts_of_dx,
     weights_of,
 )
 from anynorm._kernels.cpu.kernels.factors import find_factors
-from anynorm._kernels.cpu.kernels.rows import take_given
 from anynorm._kernels.cpu.kernels.scatter import (
     RESIDUAL,
     TOTAL,
     X,
     Y,
-    axis_length,
     axis_stride,
+    copy_tile,
+    neighbour_stride,
     numbers_address,
     row_of,
 )
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task, word
 from anynorm._kernels.cpu.language.arithmetic import as_lanes, fma, larger, number, smaller, splat, sum_lanes, where
-from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT32, FLOAT64, LAYER, WIDEST_BLOCK, Lanes
+from anynorm._kernels.cpu.language.dtypes import (
+    FINISHED,
+    FLOAT32,
+    FLOAT64,
+    LAYER,
+    TILE_NBYTES,
+    TILES,
+    WIDEST_BLOCK,
+    Lanes,
+)
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import buffer, integer, load, peek, store, store_integer, store_real
 
@@ -58,12 +70,15 @@ class _Block(NamedTuple):
     task: TaskValues  # whose numbers of rows in scratch are those of the block
     group: Group
     row: int  # the first one
-    columns: int
+    rows: int
+    columns: int  # as many, or more of them where they are packed, so that they fill lanes
     first: Arrays
     steps: tuple[int, ...]  # from feature to feature
     taken: int  # 1.0 for a row that is computed in the dtype at hand, or 0.0
     left: int  # 1.0 for a row that has not been computed yet, or 0.0
     sums: int  # of positions
+    given: int  # where numbers that are given lie
+    given_step: int  # from row to row
     few: bool  # whether most rows have been computed, so that there is little to take
 
     @property
@@ -184,8 +199,8 @@ def _prepare(block: _Block, given: bool) -> bool:
         of_rows, along, *held = parts_of_dx(task, *(block.numbers(numbers + at) for numbers in found))
         if given:
             store_real(block.sums, along)
-            for k in loop(0, block.lanes, 1):
-                to = numbers_address(task, block.row + column + k, FINISHED)
+            for k in loop(0, smaller(block.lanes, block.rows - column), 1):
+                to = block.given + (column + k) * block.given_step
                 store_real(to, peek(group.gradients + at + 8 * k, FLOAT64))
                 store_real(to + 8, peek(block.sums + 8 * k, FLOAT64))
         for numbers, value in zip(group.of_dx, of_rows, strict=True):
@@ -195,6 +210,8 @@ def _prepare(block: _Block, given: bool) -> bool:
             taken[...] = where(condition, taken, zero)
         if task.dtype is FLOAT64:
             _take_zeros(block, at, column, taken, *held)
+            if given:  # which may be any
+                taken[...] = where(lies_within(of_rows[1], RANGE64), taken, zero)
         taken[...] = taken * left
         store_real(block.taken + at, taken)
         store_real(block.left + 8 * column, left - taken)
@@ -253,13 +270,16 @@ def _differentiate(block: _Block, sums: int, whole: bool, given: bool) -> None:
 
 def _take(block: _Block, sums: int, given: bool) -> None:
     """The derivative at those rows of a block that are left, as far as the dtype that is computed in holds them."""
+    scratch = block.task.scratch
     for column in loop(0, block.columns, block.lanes):
         start = smaller(column, block.columns - block.lanes)
         store_real(block.taken + column * 8, block.numbers(block.left + start * 8))
     if given:
         for at, column in block.slots():
-            for k in loop(0, block.lanes, 1):
-                take_given(block.task, block.row + column + k, at + 8 * k)
+            for k in loop(0, smaller(block.lanes, block.rows - column), 1):
+                place = block.given + (column + k) * block.given_step
+                for i, numbers in enumerate((scratch.shifts, scratch.factors, scratch.constants)):
+                    store_real(numbers + at + 8 * k, peek(place + 8 * i, FLOAT64))
     else:
         _find_shifts(block)
     _reduce(block)
@@ -274,7 +294,7 @@ def _differentiate_block(block: _Block, sums: int, refused: int, given: bool) ->
     """The derivative at the rows of a block, but for those of float64 that are noted down as refused."""
     dtype = block.task.dtype
     for column in loop(0, block.columns, 1):
-        store_real(block.left + column * 8, 1.0)
+        store_real(block.left + column * 8, where(column < block.rows, 1.0, 0.0))
     if given or dtype is FLOAT64:
         _take(block, sums, given)
     else:
@@ -282,7 +302,7 @@ def _differentiate_block(block: _Block, sums: int, refused: int, given: bool) ->
         for _ in when(_count_left(block) != 0.0):
             _take(block._replace(few=True), sums, False)
     if dtype is FLOAT64:
-        for column in loop(0, block.columns, 1):
+        for column in loop(0, block.rows, 1):
             for _ in when(peek(block.left + column * 8, FLOAT64) != 0.0):
                 count = integer(refused) + 1
                 store_integer(refused, count)
@@ -297,48 +317,74 @@ def _count_left(block: _Block) -> float:
     return left
 
 
-def _blocks_at(task: TaskValues) -> _Block:
-    """Memory for a block, of which no rows are known."""
-    memory = buffer(_WORK_NBYTES)
-    sums = memory + (_WORK_NBYTES - _SUMS_NBYTES)
-    shifts, sums_, squares, factors, constants, taken, left = (memory + i * _NUMBERS_NBYTES for i in range(7))
-    scratch = task.scratch._replace(shifts=shifts, sums=sums_, squares=squares, factors=factors, constants=constants)
-    group = Group.at(memory + 7 * _NUMBERS_NBYTES, _ROWS)
-    steps = tuple(axis_stride(task, which) for which in (X, RESIDUAL, Y, TOTAL))
-    return _Block(task._replace(scratch=scratch), group, 0, 0, task.arrays, steps, taken, left, sums, False)
+class _Memory:
+    """What a block is worked on in."""
+
+    def __init__(self, task: TaskValues) -> None:
+        numbers = buffer(_WORK_NBYTES)
+        shifts, sums, squares, factors, constants, self.taken, self.left = (
+            numbers + i * _NUMBERS_NBYTES for i in range(7)
+        )
+        scratch = task.scratch._replace(shifts=shifts, sums=sums, squares=squares, factors=factors, constants=constants)
+        self.task, self.group = task._replace(scratch=scratch), Group.at(numbers + 7 * _NUMBERS_NBYTES, _ROWS)
+        self.sums = numbers + (_WORK_NBYTES - _SUMS_NBYTES)
+
+    def of(self, near: Block, given: bool) -> _Block:
+        """A block where its elements lie, or where they are packed."""
+        task, width = self.task, near.columns * self.task.itemsize
+        first, steps = [], []
+        for which, address in enumerate(row_of(task, near.row)):
+            tile = near.tile + which * (TILE_NBYTES // TILES)
+            first.append(None if address is None else where(near.is_packed, tile, address))
+            steps.append(where(near.is_packed, width, axis_stride(task, which)))
+        numbers = (numbers_address(task, near.row, FINISHED), neighbour_stride(task, TOTAL)) if given else (0, 0)
+        return _Block(
+            task, self.group, near.row, near.rows, near.columns, Arrays(*first), tuple(steps),
+            self.taken, self.left, self.sums, *numbers, few=False,
+        )  # fmt: skip
+
+
+def _copy(near: Block, block: _Block, arrays: tuple[int, ...], gathering: bool) -> None:
+    """Copy a block between where its elements lie and where they are packed, if they are."""
+    for _ in when(near.is_packed):
+        addresses = row_of(block.task, block.row)
+        for which in arrays:
+            if addresses[which] is not None:
+                copy_tile(
+                    block.task, which, addresses[which], 0, block.task.features, block.rows,
+                    block.first[which], block.steps[which], gathering,
+                )  # fmt: skip
 
 
 def differentiate_columns(variant: Variant, address: int, first: int, last: int) -> int:
     """Find the derivative at parts of all blocks of rows, first to last, as `differentiate_rows` does at its blocks.
 
-    Blocks are as in `normalize_columns`; a part is ``block_rows`` of them.
+    A part is ``block_rows`` blocks, which are those of block.py.
     """
-    task = load_task(address, variant, has_dy=True)
-    width, at_once, work = (word(address, name) for name in ("block", "block_rows", "work"))
-    features, neighbours = task.features, axis_length(task)
-    in_axis = 1 + larger(0, neighbours - task.lanes) // width
-    blocks = word(address, "rows") // neighbours * in_axis
+    task, given = load_task(address, variant, has_dy=True), variant.has_numbers
+    at_once, work, features = word(address, "block_rows"), word(address, "work"), task.features
+    blocks = count_blocks(task, address)
     parts = (blocks + at_once - 1) // at_once
     has_sums = (word(address, "dweight") != 0) | (word(address, "dbias") != 0)
     sums = work + features * 16
-    refusals, rows = sums + where(has_sums, parts * features * 16, 0), at_once * (width + task.lanes)
+    refusals = sums + where(has_sums, parts * features * 16, 0)
+    refused_nbytes = (at_once * (word(address, "block") + task.lanes) + 1) * 8
     for _ in when(first < 0):
         prepare_weights(task, work)
     # What `find_factors` divides by is the norm alone; the scale is a weight.
     task = task._replace(weight=work, bias=word(address, "dbias"), scale=1.0, compute_dtype=FLOAT64)
-    memory = _blocks_at(task)
+    memory = _Memory(task)
     for part in loop(larger(first, 0), smaller(last, parts), 1):
-        of_part, refused = where(has_sums, sums + part * features * 16, 0), refusals + part * (rows + 1) * 8
+        of_part, refused = where(has_sums, sums + part * features * 16, 0), refusals + part * refused_nbytes
         for i in loop(0, where(has_sums, features * 16, 0), 8):
             store_real(of_part + i, 0.0)
         if task.dtype is FLOAT64:
             store_integer(refused, 0)
-        for unit in loop(part * at_once, smaller(blocks, (part + 1) * at_once), 1):
-            i = unit % in_axis
-            start, end = i * width, where(i == in_axis - 1, neighbours, (i + 1) * width)
-            row = unit // in_axis * neighbours + start
-            block = memory._replace(row=row, columns=end - start, first=row_of(task, row))
-            _differentiate_block(block, of_part, refused, variant.has_numbers)
+        for near in blocks_of(task, address, part * at_once, smaller(blocks, (part + 1) * at_once)):
+            block = memory.of(near, given)
+            _copy(near, block, (X, RESIDUAL, TOTAL), True)
+            _differentiate_block(block, of_part, refused, given)
+            _copy(near, block, (Y,), False)
     for _ in when((last > parts) & has_sums):
         add_up(task, address, sums, parts)
     return last

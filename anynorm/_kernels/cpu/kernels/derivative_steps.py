@@ -29,7 +29,7 @@ from anynorm._kernels.cpu.language.memory import integer, load, peek, real, stor
 # Steps of float32 after which sums go on in float64.
 FOLD = 8
 # Where squares of float64 neither overflow nor lose bits, and those of float32 with all that is made of them.
-_RANGE64, _RANGE32 = (2.0**-500, 2.0**500), (2.0**-80, 2.0**100)
+RANGE64, _RANGE32 = (2.0**-500, 2.0**500), (2.0**-80, 2.0**100)
 _FACTORS32 = 2.0**-60, 2.0**60
 # The part of the energy of g that is to be left in dx for float32.
 _LEFT = 0.25
@@ -166,7 +166,7 @@ def prepare_row(task: TaskValues, group: Group, row: int, offset: int, to: int, 
     for _ in when(squares == 0.0):
         safe[...] = is_flat(task, Arrays(row_address(task, X, row)), shift)
     if given:
-        safe[...] = safe & _lies_within(factor, _RANGE64)
+        safe[...] = safe & lies_within(factor, RANGE64)
     for _ in when(energy == 0.0):
         known[...] = _has_no_gradient(task, row)
     return safe & known
@@ -190,18 +190,18 @@ def parts_of_dx(
     of_row = (shift, factor, constant, 0.0 - middle * factor, 0.0 - across * factor)
     if task.compute_dtype is FLOAT32:
         left = energy - gradients * middle - 2.0 * along * across
-        near = where(is_far(sums, squares, sums / count), False, _lies_within(squares, _RANGE32))
+        near = where(is_far(sums, squares, sums / count), False, lies_within(squares, _RANGE32))
         return (
             of_row,
             along,
-            near & _lies_within(factor, _FACTORS32),
-            _lies_within(energy, _RANGE32) & (left > _LEFT * energy),
+            near & lies_within(factor, _FACTORS32),
+            lies_within(energy, _RANGE32) & (left > _LEFT * energy),
         )
     if task.dtype is not FLOAT64:
         return of_row, along, True, True
     # Squares of finite numbers add up to Inf at worst: an energy of NaN is that of a row which is to become NaN.
-    known = where(energy == energy, _lies_within(energy, _RANGE64), True)
-    return of_row, along, _lies_within(squares, _RANGE64) & _lies_within(factor, _RANGE64), known
+    known = where(energy == energy, lies_within(energy, RANGE64), True)
+    return of_row, along, lies_within(squares, RANGE64) & lies_within(factor, RANGE64), known
 
 
 def _has_no_gradient(task: TaskValues, row: int) -> bool:
@@ -215,7 +215,7 @@ def _has_no_gradient(task: TaskValues, row: int) -> bool:
     return nothing
 
 
-def _lies_within(value: Lanes, bounds: tuple[float, float]) -> bool:
+def lies_within(value: Lanes, bounds: tuple[float, float]) -> bool:
     size = magnitude(value)
     return (size > bounds[0]) & (size < bounds[1])
 

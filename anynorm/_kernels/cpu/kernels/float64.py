@@ -68,22 +68,30 @@ def reduce_row(task: TaskValues, row: Arrays, centred: bool) -> tuple[Number, Pa
         chunk = gather(task, row, start, count)
         chunk_sums, chunk_squares = PairSum(zero), PairSum(zero)
         for value in elements_of(task, chunk, count, FLOAT64, near):
-            if centred:
-                deviation, low = two_sum(value, -near)
-                chunk_sums.add(deviation, low)
-                square, error = two_product(deviation, deviation)
-                chunk_squares.add(square, fma(deviation + deviation, low, error))
-            else:
-                chunk_squares.add(*two_product(value, value))
+            add_elements(value, near, centred, chunk_sums, chunk_squares)
         sums.add(*sum_lane_pairs(chunk_sums.high, chunk_sums.low))
         squares.add(*sum_lane_pairs(chunk_squares.high, chunk_squares.low))
     return shift, sums, squares
 
 
-def _find_factors(
+def add_elements(value: Lanes, shift: Lanes, centred: bool, sums: PairSum, squares: PairSum) -> None:
+    """Add deviations from a shift and their squares; where rows are not centred, squares alone."""
+    if centred:
+        deviation, low = two_sum(value, -shift)
+        sums.add(deviation, low)
+        square, error = two_product(deviation, deviation)
+        squares.add(square, fma(deviation + deviation, low, error))
+    else:
+        squares.add(*two_product(value, value))
+
+
+def find_factors(
     task: TaskValues, shift: Number, of_sums: PairSum, of_squares: PairSum, is_scale: bool
 ) -> tuple[Number, Number, Number, Number]:
-    """The mean and the factor as pairs; NaN for a factor that is out of the range in which apply is exact."""
+    """The mean and the factor as pairs; NaN for a factor that is out of the range in which apply is exact.
+
+    Of a row, or of rows side by side, whose sums are lanes.
+    """
     sums, sums_low, squares, squares_low = (
         one + 0.0 for one in (of_sums.high, of_sums.low, of_squares.high, of_squares.low)
     )
@@ -120,15 +128,15 @@ def _find_factors(
     return mean, mean_low, where(safe, factor, math.nan), factor_low
 
 
-class _PairFactors:
-    """What a row is moved by and multiplied by, as pairs, in all lanes."""
+class PairFactors:
+    """What a row, or rows side by side, are moved by and multiplied by, as pairs, in lanes."""
 
-    def __init__(self, centred: bool, *numbers: Number) -> None:
+    def __init__(self, centred: bool, *numbers: Lanes) -> None:
         self.centred = centred
-        self.mean, self.mean_low, self.factor, self.factor_low = (splat(one, FLOAT64, _LANES) for one in numbers)
+        self.mean, self.mean_low, self.factor, self.factor_low = numbers
 
 
-def _apply_lanes(value: Lanes, row: _PairFactors, weight: Lanes | None, low: Lanes | None, bias: Lanes | None) -> Lanes:
+def apply_pairs(value: Lanes, row: PairFactors, weight: Lanes | None, low: Lanes | None, bias: Lanes | None) -> Lanes:
     """``(x - mean) * factor * weight + bias``; ``low`` is what rounding the weight left behind."""
     if row.centred:
         value = (value - row.mean) - row.mean_low
@@ -145,7 +153,7 @@ def _apply_lanes(value: Lanes, row: _PairFactors, weight: Lanes | None, low: Lan
     return fma(value, fma(weight, row.factor, rest), bias)
 
 
-def _widen_in_pairs(task: TaskValues, start: int, count: int) -> None:
+def widen_in_pairs(task: TaskValues, start: int, count: int) -> None:
     """A chunk of weight + weight_offset as pairs, and of bias."""
     widen_parameters(task, start, count, 0.0)
     for _ in when(task.weight_offset != 0.0):
@@ -156,7 +164,7 @@ def _widen_in_pairs(task: TaskValues, start: int, count: int) -> None:
             store_real(task.scratch.lows + i, low)
 
 
-def _prepare_parameters(task: TaskValues) -> bool:
+def prepare_parameters(task: TaskValues) -> bool:
     """Widen parameters that take no more than a chunk; whether all weights lie within 2**-500 and 2**500 or are 0."""
     safe = cell(True)
     for _ in when(task.widened):
@@ -165,7 +173,7 @@ def _prepare_parameters(task: TaskValues) -> bool:
             # 0.0 would turn a result of -0.0 into 0.0.
             store_real(task.scratch.biases + i * 8, splat(-0.0, FLOAT64, _LANES))
         for start, count in chunks_of(task):
-            _widen_in_pairs(task, start, count)
+            widen_in_pairs(task, start, count)
             safe[...] = safe & are_near_one(FLOAT64, task.scratch.weights, count, 2.0**500)
     return safe
 
@@ -181,21 +189,22 @@ def _normalize_row(task: TaskValues, row: int, given: bool) -> bool:
             shift, sums, squares = reduce_row(task, addresses, centred)
             numbers = [cell(shift) for _ in range(4)]
             for is_scale in (False,) if centred else cases(task.rule == SCALE):
-                found = _find_factors(task, shift, sums, squares, is_scale)
+                found = find_factors(task, shift, sums, squares, is_scale)
                 for one, value in zip(numbers, found, strict=True):
                     one[...] = value
             safe[...] = numbers[2] == numbers[2]
         for _ in when(safe):
-            _apply_row(task, row, addresses, _PairFactors(centred, *numbers))
+            in_lanes = (splat(one, FLOAT64, _LANES) for one in numbers)
+            _apply_row(task, row, addresses, PairFactors(centred, *in_lanes))
     return safe
 
 
-def _apply_row(task: TaskValues, row: int, addresses: Arrays, factors: _PairFactors) -> None:
+def _apply_row(task: TaskValues, row: int, addresses: Arrays, factors: PairFactors) -> None:
     """Step 3 of the definition, with mean and factor as pairs."""
     scratch, ahead = task.scratch, where(is_gathered(task), 0, row_address(task, X, row + 1) - addresses.x)
     for start, count in chunks_of(task):
         for _ in when(task.widened & (count != task.features)):
-            _widen_in_pairs(task, start, count)
+            widen_in_pairs(task, start, count)
         chunk = gather(task, addresses, start, count)
         for widened in cases(task.widened):
             for has_offset in cases(task.weight_offset != 0.0) if widened else (False,):
@@ -204,7 +213,7 @@ def _apply_row(task: TaskValues, row: int, addresses: Arrays, factors: _PairFact
                     def compute(i: int, value: Lanes, widened: bool = widened, has_offset: bool = has_offset) -> Lanes:
                         needed = (scratch.weights, widened), (scratch.lows, has_offset), (scratch.biases, widened)
                         parameters = (load(numbers + i * 8, FLOAT64) if one else None for numbers, one in needed)
-                        return _apply_lanes(value, factors, *parameters)
+                        return apply_pairs(value, factors, *parameters)
 
                     map_chunk(task, chunk, larger(count, _LANES), ahead, streaming, compute)
         scatter(task, addresses, start, count)
@@ -215,7 +224,7 @@ def normalize_all(task: TaskValues, first: int, last: int, given: bool = False) 
     # Shorter rows are put together in buffers.
     task = task._replace(streaming=task.streaming & (task.features >= _LANES))
     following, ended = cell(-1), cell(False)
-    for _ in when(_prepare_parameters(task)):
+    for _ in when(prepare_parameters(task)):
         following[...] = last
         with writing(task):
             for row in loop(first, last, 1, ended):

@@ -3,9 +3,14 @@
 A layout is int64 numbers: whether elements are scattered, then for the free axes and once more for the normalized ones
 how many there are, their lengths, and their strides in bytes for x, the residual, y and the sum with the residual.
 Where there is none, it is one row after the other, in each array.
+
+Scattered elements are copied into buffers, one after the other; or, of rows that are taken side by side, into a tile:
+feature after feature, and of each the rows one after the other.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
 from anynorm._kernels.cpu.language.arithmetic import larger, smaller, where
@@ -14,6 +19,7 @@ from anynorm._kernels.cpu.language.flow import cell, loop, when
 from anynorm._kernels.cpu.language.memory import copy, integer
 
 X, RESIDUAL, Y, TOTAL = 0, 1, 2, 3
+_ROWS = 8  # that are copied into a tile at a time; fewer would take longer, and more lie in too many lines of a cache
 
 
 def is_gathered(task: TaskValues) -> bool:
@@ -43,6 +49,11 @@ def axis_stride(task: TaskValues, which: int) -> int:
 def axis_length(task: TaskValues) -> int:
     """Of the last free axis."""
     return integer(_free(task) + 8 * integer(_free(task)))
+
+
+def neighbour_stride(task: TaskValues, which: int) -> int:
+    """From row to row of an array along the last free axis."""
+    return integer(_strides(_free(task), which) + 8 * (integer(_free(task)) - 1))
 
 
 def _offset(axes: int, strides: int, index: int) -> int:
@@ -79,19 +90,13 @@ def numbers_address(task: TaskValues, row: int, count: int) -> int:
     return task.numbers + _offset(_free(task), _strides(_free(task), TOTAL), row)
 
 
-def _copy(task: TaskValues, which: int, row: int, start: int, count: int, gathering: bool) -> None:
-    """Copy a chunk between where its elements lie and the buffer of its array."""
-    size, packed = task.itemsize, task.scratch[which]
+def _runs(task: TaskValues, which: int, row: int, start: int, count: int) -> Iterator[tuple[int, int, int, int]]:
+    """Parts of a chunk through which one stride leads: the first element, the stride, how far in the chunk, the length.
 
-    def copy_elements(element: int, step: int, buffer: int, length: int) -> None:
-        for i in loop(0, length, 1):
-            if gathering:
-                copy(buffer + i * size, element + i * step, task.dtype)
-            else:
-                copy(element + i * step, buffer + i * size, task.dtype)
-
+    ``row`` is the address of the row.
+    """
     if task.layout is None:
-        copy_elements(row + start * size, size, packed, count)
+        yield row + start * task.itemsize, task.itemsize, 0, count
         return
     axes, strides = _normalized(task), _strides(_normalized(task), which)
     last = 8 * integer(axes)
@@ -99,7 +104,37 @@ def _copy(task: TaskValues, which: int, row: int, start: int, count: int, gather
     # As far as the last axis goes, one stride leads from element to element.
     for turn in loop(start // length, (start + count - 1) // length + 1, 1):
         begin, end = larger(start, turn * length), smaller(start + count, (turn + 1) * length)
-        copy_elements(row + _offset(axes, strides, begin), step, packed + (begin - start) * size, end - begin)
+        yield row + _offset(axes, strides, begin), step, begin - start, end - begin
+
+
+def _copy(task: TaskValues, which: int, row: int, start: int, count: int, gathering: bool) -> None:
+    """Copy a chunk between where its elements lie and the buffer of its array."""
+    size, packed = task.itemsize, task.scratch[which]
+    for element, step, at, length in _runs(task, which, row, start, count):
+        buffer = packed + at * size
+        for i in loop(0, length, 1):
+            if gathering:
+                copy(buffer + i * size, element + i * step, task.dtype)
+            else:
+                copy(element + i * step, buffer + i * size, task.dtype)
+
+
+def copy_tile(
+    task: TaskValues, which: int, row: int, start: int, count: int, rows: int, tile: int, width: int, gathering: bool
+) -> None:
+    """Copy a chunk of so many neighbouring rows between where their elements lie and a tile.
+
+    ``row`` is the address of the first row, and ``width`` how many bytes lie between the features of the tile.
+    """
+    size, aside = task.itemsize, neighbour_stride(task, which)
+    for element, step, at, length in _runs(task, which, row, start, count):
+        for many, first, last in ((_ROWS, 0, rows - rows % _ROWS), (1, rows - rows % _ROWS, rows)):
+            for k in loop(first, last, many):
+                place, source = tile + at * width + k * size, element + k * aside
+                for i in loop(0, length, 1):
+                    for j in range(many):
+                        ends = place + i * width + j * size, source + i * step + j * aside
+                        copy(*(ends if gathering else ends[::-1]), task.dtype)
 
 
 def gather(task: TaskValues, row: Arrays, start: int, count: int, read: tuple[int, ...] = (X, RESIDUAL)) -> Arrays:

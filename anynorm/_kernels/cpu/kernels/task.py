@@ -31,6 +31,7 @@ class Task(ctypes.Structure):
         ("streaming", _WORD),  # past the caches
         ("block", _WORD),  # columns taken at a time
         ("head", _WORD),  # columns that the first block has more
+        ("packed", _WORD),  # whether blocks are copied into tiles
         ("dweight", _WORD),
         ("dweight_code", _WORD),
         ("dbias", _WORD),

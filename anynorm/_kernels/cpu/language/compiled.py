@@ -90,7 +90,7 @@ def split(value: Value) -> tuple[Value, Value]:
 
 def fma(a: Value, b: Value, c: Value) -> Value:
     """``a * b + c`` of lanes or of float64, rounded once."""
-    return _called("fma", a.llvm, b.llvm, c.llvm)
+    return _called("fma", *alike(a, b, c))
 
 
 def root(a: Value) -> Value:

@@ -56,8 +56,9 @@ def as_lanes(lanes: Lanes, compute_dtype: Dtype) -> Lanes:
 
 def fma(a: Any, b: Any, c: Any) -> Any:
     """``a * b + c`` of lanes or of float64, rounded once."""
-    if not numpy.ndim(a):
+    if not any(map(numpy.ndim, (a, b, c))):
         return _fused(float(a), float(b), float(c))
+    a, b, c = numpy.broadcast_arrays(a, b, c)
     if a.dtype == numpy.float32:
         return _fused_singles(a, b, c)
     return numpy.asarray([_fused(*numbers) for numbers in zip(a.tolist(), b.tolist(), c.tolist(), strict=True)])

@@ -18,7 +18,7 @@ from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import FINISHED, REDUCED, RULES
-from anynorm._kernels.cpu.launch.layout import lay_out
+from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, features_of, may_stream, task_of
 from anynorm._kernels.cpu.threads.crew import launch
@@ -37,8 +37,8 @@ _LARGEST = 1.7976931348623157e308
 def run_moments(call: Call) -> Moments:
     """Return the moments of the call's array."""
     numbers = numbers_like(call, REDUCED)
-    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, None, call.x, numbers=numbers)
-    _launch("moments", call, *task_of(call, None, None, None, layout, numbers=numbers))
+    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, None, call.x, numbers=numbers, columns=True)
+    _launch("moments", call, layout, *task_of(call, None, None, None, layout, numbers=numbers))
     with numpy.errstate(all="ignore"):
         moments = (_paired_moments if call.precision.digits else _plain_moments)(call, numbers)
     if call.library.name == "numpy":
@@ -109,9 +109,10 @@ def apply_numbers(call: Call, numbers: Array) -> Array | None:
     """Apply numbers to each row, as the kernel does; None where the weights are such that it cannot."""
     y = empty_like(call.library.memory, call.x) if call.out is None else call.out[0]
     streaming = may_stream(call, y, None)
-    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, None, y, numbers=numbers, streaming=streaming)
+    itemsize = dtype_of(call.x.dtype).itemsize
+    layout = lay_out(call, itemsize, None, y, numbers=numbers, streaming=streaming, columns=True)
     task, keepalive = task_of(call, None, y, None, layout, numbers=numbers, streaming=streaming)
-    return y if _launch("given", call, task, keepalive) else None
+    return y if _launch("given", call, layout, task, keepalive) else None
 
 
 def _by_definition(call: Call) -> Array:
@@ -173,12 +174,25 @@ def host(array: Any) -> Any:
     return numpy.asarray(array.detach().resolve_neg() if hasattr(array, "detach") else array)
 
 
-def _launch(name: str, call: Call, task: Task, keepalive: Any) -> bool:
+def _launch(name: str, call: Call, layout: Layout | None, task: Task, keepalive: Any) -> bool:
     """Run a kernel on all rows, in several threads where that pays; whether it took them."""
-    code = dtype_of(call.x.dtype).code
-    compute = kernel(name, Variant(RULES[call.rule.name], code, in_float64=True, has_layout=task.layout != 0))
+    variant = Variant(RULES[call.rule.name], dtype_of(call.x.dtype).code, in_float64=True, has_layout=task.layout != 0)
+    of_rows = kernel(name, variant)
     # Whether weights are safe is seen before the first row.
-    if compute.run(task, 0, 0) < 0:
+    if of_rows.run(task, 0, 0) < 0:
         return False
-    launch(compute, task, task.rows, call.x.nbytes, keepalive)
+    if layout is None or not layout.in_columns:
+        launch(of_rows, task, task.rows, call.x.nbytes, keepalive)
+        return True
+    of_columns, rows_of = kernel(f"{name}_columns", variant), layout.rows_of
+
+    def resume(first: int, last: int) -> None:
+        while first < last:
+            first = of_columns.run(task, first, last)
+            if first < last:  # it stopped at a block of which it cannot hold all rows
+                rows = rows_of(first, first + 1)
+                of_rows.run(task, rows.start, rows.stop)
+                first += 1
+
+    launch(of_columns, task, layout.units, call.x.nbytes, keepalive, resume)
     return True

@@ -14,11 +14,14 @@ import numpy
 
 from anynorm._check import Call
 from anynorm._kernels.axes import Axis, merged
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, WIDEST_BLOCK
+from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, TILE_NBYTES, WIDEST_BLOCK
 
 # Bytes of x that a block of neighbouring rows takes: they are to stay in the second cache between reduce and apply.
 _BLOCK_NBYTES = 256 << 10
 _Y = 2  # among the strides
+SHORT_ROW_NBYTES = 64
+LEAST_SHORT_ROWS = 16
+_LEAST_PACKED = 4
 
 Array = Any
 Strides = tuple[int, ...]  # of x, residual, y and their sum; those of x where there is no such array
@@ -35,13 +38,15 @@ class Layout(NamedTuple):
     block: int = 0  # columns in each block, but for the first and the last one
     head: int = 0  # columns that the first one has more, so that others begin a cache line
     blocks: int = 0  # of neighbours
+    packed: bool = False  # whether blocks are copied into tiles, see block.py
 
-    def rows_of(self, unit: int) -> range:
-        """The rows in a block of columns."""
-        first, number = unit // self.blocks * self.neighbours, unit % self.blocks
-        start = self.head + number * self.block if number else 0
-        end = self.neighbours if number == self.blocks - 1 else self.head + (number + 1) * self.block
-        return range(first + start, first + end)
+    def rows_of(self, first: int, last: int) -> range:
+        """The rows in blocks of columns, first to last."""
+        return range(self._first_row(first), self._first_row(last))
+
+    def _first_row(self, unit: int) -> int:
+        number = unit % self.blocks
+        return unit // self.blocks * self.neighbours + (self.head + number * self.block if number else 0)
 
     def row(self, index: int) -> tuple[tuple[int, ...], list[Strides], list[int]]:
         """Of one row: its shape, and for each array its strides and how far into memory it begins."""
@@ -68,16 +73,20 @@ def lay_out(
     numbers: numpy.ndarray | None = None,
     streaming: bool = False,
     columns: bool = False,
+    tiles: int | None = None,
 ) -> Layout | None:
     """How x and the arrays that go with it become rows; None where it is one after the other in each of them.
 
     ``numbers`` are float64 numbers of each row, which have x's free axes, and take the place of the total. Rows are
-    taken side by side only if ``columns`` allows it.
+    taken side by side only if ``columns`` allows it; blocks that are packed fill ``tiles``, as many as arrays are read
+    unless told.
     """
     memory, x = call.library.memory, call.x
+    features = math.prod([x.shape[axis] for axis in call.axes])
     arrays = (residual, y, total)
     given = (x, *(array for array in arrays if array is not None))
-    if call.axes[0] == len(x.shape) - len(call.axes) and all(map(memory.is_contiguous, given)):
+    short = columns and are_short(features, math.prod(x.shape) // features, itemsize)
+    if not short and call.axes[0] == len(x.shape) - len(call.axes) and all(map(memory.is_contiguous, given)):
         return None
     of_x = memory.strides(x)
     strides = [of_x if array is None else memory.strides(array) for array in arrays]
@@ -85,7 +94,8 @@ def lay_out(
         strides[2] = tuple(of_x[axis] if axis in call.axes else numbers.strides[axis] for axis in range(len(of_x)))
     to_line = -memory.address(y) % CACHE_LINE_NBYTES if streaming else 0
     of_axes = tuple(zip(of_x, *strides, strict=True))
-    return _planned(tuple(x.shape), of_axes, call.axes, itemsize, to_line, streaming, columns)
+    side_by_side = 0 if not columns else tiles or (1 if residual is None else 2)
+    return _planned(tuple(x.shape), of_axes, call.axes, itemsize, to_line, streaming, side_by_side, numbers is not None)
 
 
 # To plan takes several times as long as the kernel does for 768 numbers.
@@ -97,28 +107,44 @@ def _planned(
     itemsize: int,
     to_line: int,
     streaming: bool,
-    columns: bool,
+    tiles: int,
+    has_numbers: bool,
 ) -> Layout:
     """Lay out arrays of one shape, from their strides on each axis in bytes; no length is 0.
 
-    ``to_line`` is how many bytes behind the beginning of y a cache line begins.
+    ``to_line`` is how many bytes behind the beginning of y a cache line begins, and ``tiles`` how many arrays are read
+    where rows may be taken side by side, or 0.
     """
+    arrays = 3 if tiles and has_numbers else 4  # those of which elements are read and written
     free = [Axis(shape[i], strides[i]) for i in range(len(shape)) if i not in axes and shape[i] > 1]
     normalized = [Axis(shape[i], strides[i]) for i in axes if shape[i] > 1]
     # Rows may be taken in any order: that of memory, the axis with the smallest strides last.
-    free.sort(key=lambda axis: max(map(abs, axis.strides)), reverse=True)
+    free.sort(key=lambda axis: _distance(axis, arrays), reverse=True)
     free, normalized = merged(free), merged(normalized)
-    rows = math.prod(axis.length for axis in free)
-    contiguous = not normalized or (len(normalized) == 1 and _is_contiguous(normalized[0], itemsize))
+    rows, features = math.prod(axis.length for axis in free), math.prod(axis.length for axis in normalized)
     lanes = CACHE_LINE_NBYTES // itemsize
-    side_by_side = len(normalized) == 1 and free and free[-1].length >= lanes
-    if contiguous or not side_by_side or not columns or not _is_contiguous(free[-1], itemsize):
+    contiguous = not normalized or (len(normalized) == 1 and _is_contiguous(normalized[0], itemsize, arrays))
+    direct = not contiguous and len(normalized) == 1 and free and free[-1].length >= lanes
+    packed_block = 0
+    if not tiles:
+        direct = False
+    elif direct and _is_contiguous(free[-1], itemsize, arrays):
+        pass
+    else:
+        direct = False
+        packed_block = _packed_block(free, normalized, contiguous, features, itemsize, tiles, arrays)
+    if packed_block:
+        neighbours = free[-1].length
+        blocks = -(-neighbours // packed_block)
+        table = _table(not contiguous, free, normalized)
+        return Layout(table, True, rows // neighbours * blocks, False, neighbours, packed_block, 0, blocks, True)
+    if not direct:
         streaming &= contiguous and all(axis.strides[_Y] % itemsize == 0 for axis in free)
         return Layout(_table(not contiguous, free, normalized), False, rows, streaming)
     neighbours = free[-1].length
     # Each feature of a block must begin a cache line of its own.
     streaming &= all(axis.strides[_Y] % CACHE_LINE_NBYTES == 0 for axis in (*free[:-1], *normalized))
-    block = _BLOCK_NBYTES // (normalized[0].length * itemsize) // lanes * lanes
+    block = _BLOCK_NBYTES // (features * itemsize) // lanes * lanes
     block = max(lanes, min(WIDEST_BLOCK, block))
     head = to_line // itemsize
     # None is narrower than lanes: what is left over goes to the last one.
@@ -127,8 +153,32 @@ def _planned(
     return Layout(_table(True, free, normalized), True, units, streaming, neighbours, block, head, blocks)
 
 
-def _is_contiguous(axis: Axis, itemsize: int) -> bool:
-    return all(stride == itemsize for stride in axis.strides)
+def are_short(features: int, rows: int, itemsize: int) -> bool:
+    """Whether rows that lie one after the other are short enough, and enough of them, to be taken side by side."""
+    return features * itemsize < SHORT_ROW_NBYTES and rows >= LEAST_SHORT_ROWS
+
+
+def _packed_block(
+    free: list[Axis], normalized: list[Axis], contiguous: bool, features: int, itemsize: int, tiles: int, arrays: int
+) -> int:
+    """How many rows are packed into a tile; 0 where rows are better taken one by one."""
+    if not free or free[-1].length < _LEAST_PACKED:
+        return 0
+    lanes = CACHE_LINE_NBYTES // itemsize
+    if features * itemsize >= SHORT_ROW_NBYTES and (
+        contiguous or _distance(free[-1], arrays) > min(_distance(axis, arrays) for axis in normalized)
+    ):
+        return 0
+    held = features if tiles > 1 else min(features, CHUNK + lanes)
+    return min(WIDEST_BLOCK, TILE_NBYTES // tiles // (held * itemsize) // lanes * lanes)
+
+
+def _distance(axis: Axis, arrays: int) -> int:
+    return max(map(abs, axis.strides[:arrays]))
+
+
+def _is_contiguous(axis: Axis, itemsize: int, arrays: int) -> bool:
+    return all(stride == itemsize for stride in axis.strides[:arrays])
 
 
 def _table(scattered: bool, free: list[Axis], normalized: list[Axis]) -> numpy.ndarray:

@@ -33,9 +33,9 @@ def _run_from(call: Call, first: int) -> Any:
     else:
         y, total = call.out if len(call.out) == 2 else (call.out[0], None)
     streaming = may_stream(call, y, total)
-    layout = lay_out(call, dtype.itemsize, residual, y, total, streaming=streaming, columns=dtype is not FLOAT64)
+    layout = lay_out(call, dtype.itemsize, residual, y, total, streaming=streaming, columns=True)
     task, keepalive = task_of(call, residual, y, total, layout, streaming=streaming)
-    name = "float64" if dtype is FLOAT64 else "columns" if layout is not None and layout.in_columns else "rows"
+    name = "columns" if layout is not None and layout.in_columns else "float64" if dtype is FLOAT64 else "rows"
     rule = RULES[call.rule.name]
     in_float64 = dtype is FLOAT64 or needs_float64(
         rule, dtype.code, task.weight_code, task.bias_code, call.weight_offset
@@ -64,6 +64,7 @@ def _normalize(
     call: Call, name: str, variant: Variant, layout: Layout | None, task: Task, first: int, last: int
 ) -> None:
     """Normalize rows, or blocks of columns, first to last: where the kernel stops, another one or the definition."""
+    task_dtype = variant.dtypes[0]
     while first < last:
         done = kernel(name, variant).run(task, first, last)
         if done == last:
@@ -75,9 +76,11 @@ def _normalize(
             addresses = task.x, task.residual or None, task.y, task.total or None
             for row in range(done, end):
                 extreme.normalize_row(call, layout, task.features, addresses, row)
-        elif name == "columns" and layout is not None and end == done + 1:
-            rows = layout.rows_of(done)
-            _normalize(call, "rows", variant, layout, task, rows.start, rows.stop)
+        elif name == "columns" and layout is not None and (end == done + 1 or task_dtype is FLOAT64):
+            rows = layout.rows_of(done, end)
+            _normalize(
+                call, "float64" if task_dtype is FLOAT64 else "rows", variant, layout, task, rows.start, rows.stop
+            )
         else:
             kernel(name, variant._replace(in_float64=True)).run(task, done, end)
         first = end

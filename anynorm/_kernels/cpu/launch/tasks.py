@@ -76,5 +76,5 @@ def task_of(
         task.bias, task.bias_code = memory.address(bias), dtype_of(bias.dtype).code
     if layout is not None:
         task.layout, task.block, task.head = NumPy.address(layout.table), layout.block, layout.head
-        task.streaming = layout.streaming
+        task.packed, task.streaming = layout.packed, layout.streaming
     return task, (call, residual, y, total, weight, bias, layout, numbers)

@@ -10,7 +10,7 @@ import numpy
 from anynorm._check import Gradient
 from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES
+from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES, TILES
 from anynorm._kernels.cpu.launch.extreme import vjp_row
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
@@ -35,7 +35,7 @@ def vjp(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight and dbias."""
     call, dy, dtotal, _ = gradient
     dx = empty_like(call.library.memory, call.x)
-    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, dy, dx, dtotal, columns=True)
+    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, dy, dx, dtotal, columns=True, tiles=TILES)
     return dx, *differentiate(gradient, dx, layout, None, vjp_row)
 
 
@@ -122,8 +122,8 @@ def _take_rows_left(
 ) -> None:  # fmt: skip
     """Have ``vjp_row`` take the rows that the kernel has left, and add their shares to the sums of their block."""
     features, addresses = task.features, (task.x, task.residual, task.y, task.total or None)
-    for block, (count, *rows) in enumerate(rows_left):
-        for row in rows[:count]:
+    for block, of_block in enumerate(rows_left):
+        for row in of_block[1 : 1 + of_block[0]]:
             shares = vjp_row(gradient, layout, features, addresses, int(row))
             if len(sums):
                 with numpy.errstate(all="ignore"):
