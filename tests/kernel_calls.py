@@ -252,6 +252,27 @@ def pullbacks(dtype):
     yield "extreme scale", anynorm.scale_norm_vjp(x, 3.0)[1](numbers((8, 33), dtype, 2))
 
 
+def pullbacks_side_by_side(dtype):
+    """Derivatives of rows side by side, among them such as leave float32, or float64."""
+    for n, neighbours in ((1, 33), (7, 300), (33, 40), (1060, 37)):
+        x, dy = numbers((n, neighbours), dtype, n), numbers((n, neighbours), dtype, n + 1)
+        weight, bias = numbers(n, OTHER[dtype], 2), numbers(n, dtype, 3)
+        yield f"layer {n}", anynorm.layer_norm_vjp(x, weight, bias, axis=0)[1](dy)
+        yield f"rms {n}", anynorm.rms_norm_vjp(x, axis=0)[1](dy)[:1]
+        yield f"scale {n}", anynorm.scale_norm_vjp(x, 3.0, axis=0)[1](dy)
+        yield f"sum {n}", anynorm.add_layer_norm_vjp(x, dy, weight, axis=0)[1](dy, x)[:3]
+    x, dy = numbers((2, 7, 5, 7), dtype, 1), numbers((2, 7, 5, 7), dtype, 2)
+    yield "channels first", anynorm.layer_norm_vjp(x, numbers(7, dtype, 3), axis=1)[1](dy)[:2]
+    for n in (1, 3, 33):  # packed into tiles, of rows that fill lanes and of fewer
+        x, dy = numbers((n, 70), dtype, n), numbers((35, n), dtype, n + 1).T
+        yield f"packed {n}", anynorm.layer_norm_vjp(x[:, ::2], numbers(n, dtype, 2), axis=0)[1](dy)[:2]
+    x, dy = (one(33, dtype).repeat(5, 0).T.copy() for one in (extreme_rows, lambda n, _: numbers((8, n), dtype, 2)))
+    for rule, vjp in VJPS.items():
+        yield f"extreme {rule}", vjp(x, numbers(33, dtype, 1), eps=0.0, axis=0)[1](dy)[:2]
+        yield f"extreme gradients {rule}", vjp(dy, axis=0)[1](x)[:1]
+        yield f"along {rule}", vjp(dy, numbers(33, dtype, 1), axis=0)[1](vjp(dy, axis=0)[0])[:2]
+
+
 def moments(dtype):
     """Moments, and rows normalized by given ones."""
     for n in (2, 33, 1060):
@@ -289,6 +310,19 @@ def pullbacks_by_moments(dtype):
     yield "extreme", found(extreme_rows(33, dtype), numbers((8, 33), dtype, 2), anynorm.layer_norm_vjp, eps=0.0)
 
 
+def pullbacks_by_moments_side_by_side(dtype):
+    """The same of rows side by side, and of short ones."""
+    for n, shape in ((33, (33, 41)), (3, (3, 41))):
+        x, dy, weight = numbers(shape, dtype, 1), numbers(shape, dtype, 2), numbers(n, dtype, 3)
+        given = anynorm.moments(x, axis=0)
+        dx, dweight, _, by = anynorm.layer_norm_vjp(x, weight, axis=0, moments=given)[1](dy)
+        yield f"{n}", (dx, dweight, by.mean, by.variance)
+        zeros = x * 0
+        given = anynorm.moments(zeros, axis=0)
+        dx, dweight, _, by = anynorm.rms_norm_vjp(zeros, weight, axis=0, eps=0.25, moments=given)[1](dy)
+        yield f"zeros {n}", (dx, dweight, by.mean, by.variance)
+
+
 KINDS = (
     moments,
     rows,
@@ -302,7 +336,9 @@ KINDS = (
     extremes,
     extreme_weights,
     pullbacks,
+    pullbacks_side_by_side,
     pullbacks_by_moments,
+    pullbacks_by_moments_side_by_side,
 )
 
 

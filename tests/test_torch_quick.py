@@ -56,7 +56,7 @@ def assert_same(found, expected):
 @every_rule
 def test_the_bits_are_those_of_every_way(rule, dtype):
     # Up to 64 rows are a block, and more than 16 blocks are none.
-    for shape in ((33,), (1, 7), (64, 9), (65, 9), (2, 512, 5), (1025, 5)):
+    for shape in ((33,), (1, 7), (64, 33), (65, 33), (2, 512, 33), (1025, 33), (15, 5)):
         x, dy = tensor(*shape, dtype=dtype), tensor(*shape, dtype=dtype, seed=1)
         same = [tensor(shape[-1], dtype=dtype, seed=seed) for seed in (2, 3)]
         wider = [tensor(shape[-1], dtype=torch.float64, seed=seed) for seed in (2, 3)]
@@ -136,9 +136,9 @@ def test_what_is_not_plain_goes_another_way(rule, reason):
 @pytest.mark.parametrize("row", [0, 63, 64, 199])
 @every_rule
 def test_rows_of_any_magnitude_have_the_same_bits(rule, row, parameters):
-    x, dy = tensor(200, 5, dtype=torch.float64), tensor(200, 5, dtype=torch.float64, seed=1)
+    x, dy = tensor(200, 17, dtype=torch.float64), tensor(200, 17, dtype=torch.float64, seed=1)
     x[row] *= 2.0**600
-    for of_parameters in (tensor(5, seed=2), tensor(5, seed=3)), (None, None):
+    for of_parameters in (tensor(17, seed=2), tensor(17, seed=3)), (None, None):
         given = rule, x, *of_parameters, dy
         assert_same(quickly(*given, parameters=parameters), by_any_way(*given, parameters=parameters))
 
@@ -146,6 +146,12 @@ def test_rows_of_any_magnitude_have_the_same_bits(rule, row, parameters):
 def test_lengths_go_another_way():
     x = tensor(4, 6)
     assert quickly(SCALE_NORM, x, None, None, x) is None
+
+
+@pytest.mark.parametrize(("rows", "features", "taken"), [(15, 15, True), (16, 15, False), (16, 16, True)])
+def test_short_rows_go_side_by_side_another_way(rows, features, taken):
+    found = quickly(LAYER_NORM, tensor(rows, features), None, None, tensor(rows, features, seed=1))
+    assert (found is not None) == taken
 
 
 def test_no_more_is_remembered_than_there_is_room_for(monkeypatch):

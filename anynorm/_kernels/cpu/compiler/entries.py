@@ -24,6 +24,7 @@ _NAMES = {
     "given": ("given", "apply_rows"),
     "given_columns": ("columns", "apply_columns"),
     "derivative": ("derivative", "differentiate_rows"),
+    "derivative_columns": ("derivative_columns", "differentiate_columns"),
 }
 _Function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
@@ -66,8 +67,12 @@ def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
             one = Variant(rule, code, in_float64, has_residual, has_layout)
             widths = (True,) if in_float64 else (False, True)
             names = ["float64" if in_float64 else "rows", *(["columns"] * has_layout)]
-            yield from ((name, one._replace(in_float64=wide)) for name, wide in product(names, widths))
-            yield from (("derivative", one._replace(in_float64=True, has_numbers=given)) for given in (False, True))
+            yield from ((name, one._replace(in_float64=width)) for name, width in product(names, widths))
+            names = ["derivative", *(["derivative_columns"] * has_layout)]
+            yield from (
+                (name, one._replace(in_float64=True, has_numbers=given))
+                for name, given in product(names, (False, True))
+            )
             if not has_residual:
                 names = ["moments", "given", *(["moments_columns", "given_columns"] * has_layout)]
                 yield from ((name, one._replace(in_float64=True)) for name in names)

@@ -35,7 +35,7 @@ class Block:
     """
 
     def __init__(self, task: TaskValues, unit: int, row: int, rows: int, is_packed: bool, tile: int) -> None:
-        self.task, self.unit, self.row, self.rows, self.is_packed = task, unit, row, rows, is_packed
+        self.task, self.unit, self.row, self.rows, self.is_packed, self.tile = task, unit, row, rows, is_packed, tile
         lanes = task.lanes
         self.columns = where(is_packed, (rows + lanes - 1) // lanes * lanes, rows)
         self._addresses, self._width = row_of(task, row), self.columns * task.itemsize
@@ -91,11 +91,22 @@ class Chunk:
         return Arrays(*(further(address, feature * step + offset) for address, step in steps))
 
 
+def count_blocks(task: TaskValues, address: int) -> int:
+    """How many blocks there are."""
+    return word(address, "rows") // axis_length(task) * _blocks_of_axis(task, address)
+
+
+def _blocks_of_axis(task: TaskValues, address: int) -> int:
+    """How many blocks the last free axis is cut into; of those that are not packed none is narrower than lanes."""
+    least = where(word(address, "packed") != 0, 1, task.lanes)
+    return 1 + larger(0, axis_length(task) - word(address, "head") - least) // word(address, "block")
+
+
 def blocks_of(task: TaskValues, address: int, first: int, last: int, ended: bool | None = None) -> Iterator[Block]:
     """Blocks first to last, or up to one after which ``ended`` is set; layout.py says how neighbours are cut."""
     block, head, is_packed = word(address, "block"), word(address, "head"), word(address, "packed") != 0
     tile, neighbours = buffer(TILE_NBYTES), axis_length(task)
-    blocks = 1 + larger(0, neighbours - head - where(is_packed, 1, task.lanes)) // block
+    blocks = _blocks_of_axis(task, address)
     for unit in loop(first, last, 1, ended):
         i = unit % blocks
         start = where(i == 0, 0, head + i * block)

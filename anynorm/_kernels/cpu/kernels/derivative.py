@@ -37,7 +37,7 @@ _MOST_ROWS, _LEAST_ROWS = 8, 2
 _LEFT_NBYTES = (_MOST_ROWS + 1) * 8
 
 
-def _prepare(task: TaskValues, weights: int) -> None:
+def prepare_weights(task: TaskValues, weights: int) -> None:
     """Set weight + weight_offset for each feature, 1 where there is none, and the scale of scale_norm."""
     for given in cases(task.weight != 0):
         if given:
@@ -51,7 +51,7 @@ def _prepare(task: TaskValues, weights: int) -> None:
         narrow_chunk(FLOAT32.code, weights, task.features, weights_of(task._replace(weight=weights), FLOAT32))
 
 
-def _add_up(task: TaskValues, address: int, sums: int, blocks: int) -> None:
+def add_up(task: TaskValues, address: int, sums: int, blocks: int) -> None:
     """The sums of all blocks, one after the other, as gradients of the parameters."""
     dweight, dweight_code, dbias, dbias_code = (
         word(address, name) for name in ("dweight", "dweight_code", "dbias", "dbias_code")
@@ -154,7 +154,7 @@ def differentiate_rows(variant: Variant, address: int, first: int, last: int) ->
     has_sums = (word(address, "dweight") != 0) | (word(address, "dbias") != 0)
     sums = work + features * 16
     for _ in when(first < 0):
-        _prepare(task, work)
+        prepare_weights(task, work)
     # What `find_factors` divides by is the norm alone; the scale is a weight.
     task = task._replace(weight=work, bias=word(address, "dbias"), scale=1.0)
     # Rows of narrower dtypes that are computed in float64 are few, and take no whole lines at a time.
@@ -165,5 +165,5 @@ def differentiate_rows(variant: Variant, address: int, first: int, last: int) ->
         begin, end = unit * block, smaller(rows, (unit + 1) * block)
         _differentiate_block(task, group, of_unit, begin, end, left, variant.has_numbers)
     for _ in when((last > blocks) & has_sums):
-        _add_up(task, address, sums, blocks)
+        add_up(task, address, sums, blocks)
     return last

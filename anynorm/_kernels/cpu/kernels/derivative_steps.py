@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, mean_of_first, parts_of
 from anynorm._kernels.cpu.kernels.reduce import is_far
@@ -39,9 +39,9 @@ from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import integer, load, peek, real, store, store_real, stream
 
 # Steps of float32 after which sums go on in float64.
-_FOLD = 8
+FOLD = 8
 # Where squares of float64 neither overflow nor lose bits, and those of float32 with all that is made of them.
-_RANGE64, _RANGE32 = (2.0**-500, 2.0**500), (2.0**-80, 2.0**100)
+RANGE64, _RANGE32 = (2.0**-500, 2.0**500), (2.0**-80, 2.0**100)
 _FACTORS32 = 2.0**-60, 2.0**60
 # The part of the energy of g that is to be left in dx for float32.
 _LEFT = 0.25
@@ -67,16 +67,21 @@ class Group(NamedTuple):
     dx: int
     dtotal: int
 
+    @property
+    def of_dx(self) -> tuple[int, ...]:
+        """Where that lies what `dx_of` is made of."""
+        return self.shifts, self.factors, self.constants, self.middles, self.alongs
+
     @classmethod
-    def at(cls, address: int) -> Group:
-        """Divide up memory of GROUP_NBYTES."""
-        return cls(*(address + i * GROUP * 8 for i in range(len(cls._fields))))
+    def at(cls, address: int, rows: int = GROUP) -> Group:
+        """Divide up memory, which is GROUP_NBYTES unless there are more rows."""
+        return cls(*(address + i * rows * 8 for i in range(len(cls._fields))))
 
 
 GROUP_NBYTES = len(Group._fields) * GROUP * 8
 
 
-def _lanes_in(compute_dtype: Dtype) -> int:
+def lanes_in(compute_dtype: Dtype) -> int:
     """Elements at a time. More sums of float64 than of this many would not stay in 16 registers."""
     return 16 if compute_dtype is FLOAT32 else 8
 
@@ -86,19 +91,14 @@ def weights_of(task: TaskValues, compute_dtype: Dtype) -> int:
     return task.weight if compute_dtype is FLOAT64 else task.weight + task.features * 8
 
 
-class _Sums:
-    """Of a row: deviations from a shift and their squares, g, g times deviations and squares of g; in lanes."""
-
-    def __init__(self, compute_dtype: Dtype, lanes: int) -> None:
-        self.of = [cell(splat(0.0, compute_dtype, lanes)) for _ in range(5)]
-
-    def add(self, d: Lanes, g: Lanes) -> None:
-        sums, squares, gradients, products, energies = self.of
-        sums[...] = sums + d
-        squares[...] = fma(d, d, squares)
-        gradients[...] = gradients + g
-        products[...] = fma(g, d, products)
-        energies[...] = fma(g, g, energies)
+def add_to_sums(of_row: list[Any], d: Lanes, g: Lanes) -> None:
+    """Add to the sums of deviations from a shift and of their squares, of g, of g times deviations, of squares of g."""
+    sums, squares, gradients, products, energies = of_row
+    sums[...] = sums + d
+    squares[...] = fma(d, d, squares)
+    gradients[...] = gradients + g
+    products[...] = fma(g, d, products)
+    energies[...] = fma(g, g, energies)
 
 
 def reduce_row(task: TaskValues, group: Group, row: int, offset: int, given: bool) -> None:
@@ -115,16 +115,16 @@ def reduce_row(task: TaskValues, group: Group, row: int, offset: int, given: boo
     found = [cell(0.0) for _ in range(5)]
     for start, count in chunks_of(task):
         chunk, weights = gather(task, of_row, start, count), weights_of(task, dtype) + start * dtype.itemsize
-        for lanes, first, last in parts_of(count, _lanes_in(dtype)):
-            near, step = splat(shift, dtype, lanes), _FOLD * lanes if dtype is FLOAT32 else count + 1
+        for lanes, first, last in parts_of(count, lanes_in(dtype)):
+            near, step = splat(shift, dtype, lanes), FOLD * lanes if dtype is FLOAT32 else count + 1
             for turn in loop(first, last, step):
-                sums = _Sums(dtype, lanes)
+                sums = [cell(splat(0.0, dtype, lanes)) for _ in found]
                 for i in loop(turn, smaller(last, turn + step), lanes):
                     x, dy = (
                         load(one + i * task.itemsize, task.dtype, dtype, lanes) for one in (chunk.x, chunk.residual)
                     )
-                    sums.add(x - near, dy * load(weights + i * dtype.itemsize, dtype, dtype, lanes))
-                for one, in_lanes in zip(found, sums.of, strict=True):
+                    add_to_sums(sums, x - near, dy * load(weights + i * dtype.itemsize, dtype, dtype, lanes))
+                for one, in_lanes in zip(found, sums, strict=True):
                     one[...] = one + sum_lanes(in_lanes)
     # `find_factors` takes what is not centred as if it were centred already.
     found[0] = where(task.rule == LAYER, found[0], 0.0)
@@ -146,7 +146,7 @@ def _shift_of(task: TaskValues, row: Arrays) -> Number:
     sums = cell(0.0)
     for start, count in chunks_of(task):
         chunk = gather(task, row, start, count)
-        for lanes, begin, end in parts_of(count, _lanes_in(FLOAT64)):
+        for lanes, begin, end in parts_of(count, lanes_in(FLOAT64)):
             found = cell(splat(0.0, FLOAT64, lanes))
             for i in loop(begin, end, lanes):
                 found[...] = found + (load(chunk.x + i * 8, FLOAT64, lanes=lanes) - first)
@@ -159,35 +159,22 @@ def prepare_row(task: TaskValues, group: Group, row: int, offset: int, to: int, 
 
     Where moments are given, the sums of g and of g * x_hat take the place of the first two of the row's numbers.
     """
-    scratch, count = task.scratch, number(task.features)
-    shift, sums, squares, factor, constant = (
-        real(numbers + offset)
-        for numbers in (scratch.shifts, scratch.sums, scratch.squares, scratch.factors, scratch.constants)
-    )
-    gradients, products, energy = (
-        real(numbers + offset) for numbers in (group.gradients, group.products, group.energies)
-    )
-    along, middle = fma(products, factor, gradients * constant), where(task.rule == LAYER, gradients / count, 0.0)
-    across = cell(along / count)
-    for _ in when(task.rule == SCALE):
-        across[...] = where(squares < task.eps * task.eps, 0.0, along)
-    # The sum of g is not finite where dy holds NaN or Inf, which makes NaN of the whole row.
-    across[...] = where(magnitude(gradients) < math.inf, across, math.nan)
-    for numbers, value in (
-        (group.shifts, shift), (group.factors, factor), (group.constants, constant),
-        (group.middles, 0.0 - middle * factor), (group.alongs, 0.0 - across * factor),
-    ):  # fmt: skip
+    scratch = task.scratch
+    found = (
+        scratch.shifts, scratch.sums, scratch.squares, scratch.factors, scratch.constants,
+        group.gradients, group.products, group.energies,
+    )  # fmt: skip
+    shift, sums, squares, factor, constant, gradients, products, energy = (real(numbers + offset) for numbers in found)
+    of_row, along, *held = parts_of_dx(task, shift, sums, squares, factor, constant, gradients, products, energy)
+    for numbers, value in zip(group.of_dx, of_row, strict=True):
         store(numbers + to, task.compute_dtype, value)
     if task.compute_dtype is FLOAT32:
-        left = energy - gradients * middle - 2.0 * along * across
-        far = is_far(sums, squares, sums / count)
-        safe = _lies_within(squares, _RANGE32) & _lies_within(energy, _RANGE32) & _lies_within(factor, _FACTORS32)
-        return where(far, False, safe & (left > _LEFT * energy))
+        return held[0] & held[1]
     at, safe = numbers_address(task, row, FINISHED), cell(True)
     if task.dtype is FLOAT64:
-        safe[...] = _is_held(task, row, shift, squares, energy, factor)
+        safe[...] = _is_held(task, row, shift, squares, factor, energy, *held)
         if given:
-            safe[...] = safe & _lies_within(factor, _RANGE64) & (real(at + 24) == 0.0)
+            safe[...] = safe & lies_within(factor, RANGE64) & (real(at + 24) == 0.0)
     if given:
         for _ in when(safe):
             store_real(at, gradients)
@@ -195,17 +182,49 @@ def prepare_row(task: TaskValues, group: Group, row: int, offset: int, to: int, 
     return safe
 
 
-def _is_held(task: TaskValues, row: int, shift: Number, squares: Number, energy: Number, factor: Number) -> bool:
+def _is_held(
+    task: TaskValues, row: int, shift: Number, squares: Number, factor: Number, energy: Number,
+    holds_x: bool, holds_g: bool,
+) -> bool:  # fmt: skip
     """Whether float64 holds the squares of a row, and of g, with all their bits."""
-    is_factor_held = _lies_within(factor, _RANGE64)
-    safe = cell(_lies_within(squares, _RANGE64) & is_factor_held)
-    for _ in when((squares == 0.0) & ((task.eps == 0.0) | is_factor_held)):
+    safe, known = cell(holds_x), cell(holds_g)
+    for _ in when((squares == 0.0) & ((task.eps == 0.0) | lies_within(factor, RANGE64))):
         safe[...] = is_flat(task, Arrays(row_address(task, X, row)), shift)
-    # Squares of finite numbers add up to Inf at worst: an energy of NaN is that of a row which is to become NaN.
-    known = cell(where(energy == energy, _lies_within(energy, _RANGE64), True))
     for _ in when(energy == 0.0):
         known[...] = _has_no_gradient(task, row)
     return safe & known
+
+
+def parts_of_dx(
+    task: TaskValues, shift: Lanes, sums: Lanes, squares: Lanes, factor: Lanes, constant: Lanes,
+    gradients: Lanes, products: Lanes, energy: Lanes,
+) -> tuple[tuple[Lanes, ...], Lanes, bool, bool]:  # fmt: skip
+    """What a row is multiplied and moved by, and the sum of g * x_hat; whether its range holds x, and whether g.
+
+    Of float64 numbers of a row, or of lanes of them, for rows side by side.
+    """
+    count = number(task.features)
+    along, middle = fma(products, factor, gradients * constant), where(task.rule == LAYER, gradients / count, 0.0)
+    across = along / count
+    if task.rule == SCALE:
+        across = where(squares < task.eps * task.eps, 0.0, along)
+    # The sum of g is not finite where dy holds NaN or Inf, which makes NaN of the whole row.
+    across = where(magnitude(gradients) < math.inf, across, math.nan)
+    of_row = (shift, factor, constant, 0.0 - middle * factor, 0.0 - across * factor)
+    if task.compute_dtype is FLOAT32:
+        left = energy - gradients * middle - 2.0 * along * across
+        near = where(is_far(sums, squares, sums / count), False, lies_within(squares, _RANGE32))
+        return (
+            of_row,
+            along,
+            near & lies_within(factor, _FACTORS32),
+            lies_within(energy, _RANGE32) & (left > _LEFT * energy),
+        )
+    if task.dtype is not FLOAT64:
+        return of_row, along, True, True
+    # Squares of finite numbers add up to Inf at worst: an energy of NaN is that of a row which is to become NaN.
+    known = where(energy == energy, lies_within(energy, RANGE64), True)
+    return of_row, along, lies_within(squares, RANGE64) & lies_within(factor, RANGE64), known
 
 
 def _has_no_gradient(task: TaskValues, row: int) -> bool:
@@ -219,7 +238,7 @@ def _has_no_gradient(task: TaskValues, row: int) -> bool:
     return nothing
 
 
-def _lies_within(value: Number, bounds: tuple[float, float]) -> bool:
+def lies_within(value: Lanes, bounds: tuple[float, float]) -> bool:
     size = magnitude(value)
     return (size > bounds[0]) & (size < bounds[1])
 
@@ -234,7 +253,7 @@ def differentiate_chunk(
     dtype = task.compute_dtype
     within = integer(group.dx) % CACHE_LINE_NBYTES
     head = where(task.streaming & (within != 0), (CACHE_LINE_NBYTES - within) // task.itemsize, 0)
-    widths = sorted({task.lanes if dtype is FLOAT32 else _lanes_in(dtype), _lanes_in(dtype)}, reverse=True)
+    widths = sorted({task.lanes if dtype is FLOAT32 else lanes_in(dtype), lanes_in(dtype)}, reverse=True)
     for centred in cases(task.rule == LAYER):
         for has_weight in cases(sums != 0):
             # Where the bias's gradient alone is wanted, that of the weight is formed with it.
@@ -275,17 +294,21 @@ def _differentiate_elements(
         def elements(addresses: int, k: int = k) -> Lanes:
             return load(integer(addresses + k) + offset, task.dtype, dtype, lanes)
 
-        x, dy, factor, along = elements(group.x), elements(group.dy), of_row(group.factors), of_row(group.alongs)
-        x_hat = fma(x - of_row(group.shifts), factor, of_row(group.constants)) if centred else x * factor
+        x, dy = elements(group.x), elements(group.dy)
+        x_hat, dx = dx_of(x, dy, weight, [of_row(numbers) for numbers in group.of_dx], centred, given)
         for column, share in zip(columns, (x_hat, None), strict=False):
             column[...] = column + dy if share is None else fma(dy, share, column)
-        if given:
-            dx = dy * weight * factor
-        else:
-            rest = fma(x_hat, along, of_row(group.middles)) if centred else x_hat * along
-            dx = fma(dy * weight, factor, rest)
         if task.arrays.total is not None:
             dx = dx + elements(group.dtotal)
         put(integer(group.dx + k) + offset, task.dtype, dx)
     for address, column in zip(sums, columns, strict=True):
         store_real(address, load(address, FLOAT64, lanes=lanes) + as_lanes(column, FLOAT64))
+
+
+def dx_of(x: Lanes, dy: Lanes, weight: Lanes, of_row: list[Lanes], centred: bool, given: bool) -> tuple[Lanes, Lanes]:
+    """Elements of x_hat and dx, of a row or of rows side by side."""
+    shift, factor, constant, middle, along = of_row
+    x_hat = fma(x - shift, factor, constant) if centred else x * factor
+    if given:
+        return x_hat, dy * weight * factor
+    return x_hat, fma(dy * weight, factor, fma(x_hat, along, middle) if centred else x_hat * along)

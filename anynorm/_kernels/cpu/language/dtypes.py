@@ -19,6 +19,7 @@ REDUCED = 5  # numbers that a row is reduced to, see moments.py
 FINISHED = 4  # numbers that a row is applied with, see given.py
 WIDEST_BLOCK = 256  # rows that are taken side by side
 TILE_NBYTES = (CHUNK + 64) * CACHE_LINE_NBYTES  # a chunk of rows side by side; see block.py
+TILES = 4  # parts of that for the arrays of a derivative
 
 
 class Dtype(NamedTuple):

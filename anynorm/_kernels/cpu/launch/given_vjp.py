@@ -11,7 +11,7 @@ from anynorm._definition.derivative import factors_of
 from anynorm._definition.norms import Precision, Step
 from anynorm._definition.scaling import product
 from anynorm._kernels import by_moments
-from anynorm._kernels.cpu.language.dtypes import FINISHED
+from anynorm._kernels.cpu.language.dtypes import FINISHED, TILES
 from anynorm._kernels.cpu.launch.given import apply_numbers, host, in_numpy, moments_in_numpy, numbers_like
 from anynorm._kernels.cpu.launch.layout import lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
@@ -40,7 +40,8 @@ def vjp(gradient: Gradient) -> tuple[Any, ...]:
         step = by_moments.step_of(of_rows)
         _write(of_rows, numbers, step)
     dx = empty_like(call.library.memory, call.x)
-    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, gradient.dy, dx, numbers=numbers)
+    itemsize = dtype_of(call.x.dtype).itemsize
+    layout = lay_out(call, itemsize, gradient.dy, dx, numbers=numbers, columns=True, tiles=TILES)
     parameters = differentiate(gradient, dx, layout, numbers)
     with numpy.errstate(all="ignore"):
         of_g, along = (numbers[..., place] + 0.0 * numbers[..., place] for place in (0, 1))

@@ -79,11 +79,13 @@ def lay_out(
     numbers: numpy.ndarray | None = None,
     streaming: bool = False,
     columns: bool = False,
+    tiles: int | None = None,
 ) -> Layout | None:
     """How x and the arrays that go with it become rows; None where it is one after the other in each of them.
 
     ``numbers`` are float64 numbers of each row, which have x's free axes, and take the place of the total. Rows are
-    taken side by side only if ``columns`` allows it.
+    taken side by side only if ``columns`` allows it; blocks that are packed fill ``tiles``, as many as arrays are read
+    unless told.
     """
     memory, x = call.library.memory, call.x
     features = math.prod([x.shape[axis] for axis in call.axes])
@@ -98,7 +100,7 @@ def lay_out(
         strides[2] = tuple(of_x[axis] if axis in call.axes else numbers.strides[axis] for axis in range(len(of_x)))
     to_line = -memory.address(y) % CACHE_LINE_NBYTES if streaming else 0
     of_axes = tuple(zip(of_x, *strides, strict=True))
-    side_by_side = 0 if not columns else 1 if residual is None else 2
+    side_by_side = 0 if not columns else tiles or (1 if residual is None else 2)
     return _planned(tuple(x.shape), of_axes, call.axes, itemsize, to_line, streaming, side_by_side, numbers is not None)
 
 

@@ -14,6 +14,7 @@ from anynorm._kernels.autograd import Norm
 from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import RULES
+from anynorm._kernels.cpu.launch.layout import are_short
 from anynorm._kernels.cpu.launch.tasks import dtype_of
 from anynorm._kernels.cpu.launch.vjp import blocks_of, give_back_scratch, scratch_length, take_scratch
 from anynorm._kernels.cpu.threads import crew
@@ -118,6 +119,8 @@ def _plan_for(
         return None
     features = math.prod(shape[axes[0] :])
     rows = size // features
+    if are_short(features, rows, element.itemsize):
+        return None
     block_rows, blocks = blocks_of(rows)
     weight_code, bias_code = (0 if one is None else dtype_of(one).code for one in (weight_dtype, bias_dtype))
     task = Task(

@@ -9,7 +9,7 @@ import numpy
 from anynorm._check import Gradient
 from anynorm._kernels.cpu.compiler.entries import kernel
 from anynorm._kernels.cpu.kernels.task import Variant
-from anynorm._kernels.cpu.language.dtypes import RULES
+from anynorm._kernels.cpu.language.dtypes import RULES, TILES
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
@@ -33,9 +33,17 @@ def vjp(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight and dbias."""
     call, dy, dtotal, _ = gradient
     dx = empty_like(call.library.memory, call.x)
-    streaming = may_stream(call, dx, None)
-    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, dy, dx, dtotal, streaming=streaming)
+    # Columns are not streamed: how they are cut, and with it the sums over rows, would depend on where dx begins.
+    layout, streaming = _lay_out(gradient, dx, streaming=False), may_stream(call, dx, None)
+    if streaming and (layout is None or not layout.in_columns):
+        layout = _lay_out(gradient, dx, streaming)
     return dx, *differentiate(gradient, dx, layout, None, streaming)
+
+
+def _lay_out(gradient: Gradient, dx: Array, streaming: bool) -> Layout | None:
+    call, dy, dtotal, _ = gradient
+    itemsize = dtype_of(call.x.dtype).itemsize
+    return lay_out(call, itemsize, dy, dx, dtotal, streaming=streaming, columns=True, tiles=TILES)
 
 
 def differentiate(
@@ -50,11 +58,14 @@ def differentiate(
         task.dweight, task.dweight_code = memory.address(dweight), dtype_of(dweight.dtype).code
     if dbias is not None:
         task.dbias, task.dbias_code = memory.address(dbias), dtype_of(dbias.dtype).code
-    task.block_rows, blocks = blocks_of(task.rows)
+    name, (task.block_rows, blocks) = "derivative", blocks_of(task.rows)
+    if layout is not None and layout.in_columns:
+        # Blocks of columns are put together instead.
+        name, (task.block_rows, blocks) = "derivative_columns", blocks_of(layout.units, 1)
     length = scratch_length(task.features, blocks, has_sums=dweight is not None or dbias is not None)
     scratch, task.work = take_scratch(length)
     compute = kernel(
-        "derivative",
+        name,
         Variant(RULES[call.rule.name], dtype.code, True, dtotal is not None, layout is not None, numbers is not None),
     )
     if blocks == 1 or call.x.nbytes < crew.LEAST_SHARED_NBYTES:
@@ -67,9 +78,9 @@ def differentiate(
     return dweight, dbias
 
 
-def blocks_of(rows: int) -> tuple[int, int]:
-    """How many rows make a block, and how many blocks there are."""
-    block = max(_LEAST_BLOCK, -(-rows // _MOST_BLOCKS))
+def blocks_of(rows: int, least: int = _LEAST_BLOCK) -> tuple[int, int]:
+    """How many rows make a block, no fewer than the least, and how many blocks there are."""
+    block = max(least, -(-rows // _MOST_BLOCKS))
     return block, -(-rows // block)
 
 
