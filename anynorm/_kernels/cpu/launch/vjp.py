@@ -31,7 +31,7 @@ _spare: list[tuple[numpy.ndarray, int]] = []
 
 def vjp(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight and dbias."""
-    call, dy, dtotal, _ = gradient
+    call = gradient.call
     dx = empty_like(call.library.memory, call.x)
     # Columns are not streamed: how they are cut, and with it the sums over rows, would depend on where dx begins.
     layout, streaming = _lay_out(gradient, dx, streaming=False), may_stream(call, dx, None)
