@@ -58,7 +58,8 @@ def test_kernels_are_handed_the_same(record):  # noqa: F811
         assert takes_fast_path(anynorm.layer_norm, x, weight, weight, **call)
         forced(anynorm.layer_norm, x, weight, weight, **call)
     for name, _ in Task._fields_:
-        if name not in ("y", "layout"):  # a new result, and a layout that may be an equal one
+        # A new result, a layout that may be an equal one, and kernels to go on with once they were needed.
+        if name not in ("y", "layout", "by_rows", "by_float64"):
             assert short[0][name] == getattr(handed[0], name)
 
 
