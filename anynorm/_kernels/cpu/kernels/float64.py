@@ -286,8 +286,8 @@ def _apply_row(
 
 def normalize_all(task: TaskValues, first: int, last: int, given: bool = False) -> int:
     """Normalize rows, by given factors or by their own; return the last."""
-    # Shorter rows are put together in buffers.
-    task = task._replace(streaming=task.streaming & (task.features >= _LANES))
+    # As in rows.py.
+    task = task._replace(streaming=task.streaming & is_false(is_gathered(task)))
     safe_weights = prepare_parameters(task)
     with writing(task):
         for row in loop(first, last, 1):
