@@ -26,8 +26,9 @@ from anynorm._kernels.cpu.language.flow import cell, combinations, loop, when
 from anynorm._kernels.cpu.language.memory import load, real, store_real
 
 _LANES = FLOAT64.lanes
-# For each row of the widest block one of the numbers that x is multiplied and moved by.
-_FACTORS_NBYTES = (WIDEST_BLOCK + _LANES) * 8
+# For each row of the widest block one of the numbers that x is multiplied and moved by. A block that is first and last
+# has less than lanes more at its head, and less than lanes more at its end.
+_FACTORS_NBYTES = (WIDEST_BLOCK + 2 * _LANES) * 8
 
 
 class _Sums:
