@@ -94,9 +94,9 @@ def test_tensors_are_normalized_as_before(monkeypatch):
             y = again(LAYER_NORM, x, None, *given)
             assert torch.equal(y, first)
             assert out is None or (y is out and out._version == version + 2)
-            assert again(LAYER_NORM, x, None, weight, None, -1, 0.5, 0.0, out) is None
+            assert again(LAYER_NORM, x, None, weight, None, -1, 0.5, 0.0, out, None) is None
             assert again(LAYER_NORM, x, x, *given) is None
-            assert again(LAYER_NORM, x, None, weight, None, 0, 1e-5, 0.0, out) is None
+            assert again(LAYER_NORM, x, None, weight, None, 0, 1e-5, 0.0, out, None) is None
         assert set(repeat._fast_paths) == {torch.Tensor}
         repeat.forget()
 

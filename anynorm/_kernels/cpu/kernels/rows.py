@@ -168,7 +168,7 @@ def _normalize_group(task: TaskValues, first: int, count: int, following: int, i
     _reduce_group(task, first, count, is_reduced)
     find_factors(task, count)
     safe, done, ended = cell(count_safe(task, first, count)), cell(0), cell(False)
-    is_whole, by = cell(safe == count), task.by_float64
+    is_whole, by = cell(safe == count), task.float64_kernel
     following = where(is_whole, following, 0)  # whose sums take the place of those that tell what is safe
     _begin_following(task, first + count, following)
     for _ in loop(0, count, 1, ended):

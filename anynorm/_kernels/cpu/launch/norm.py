@@ -45,7 +45,7 @@ def run_from(call: Call, first: int) -> Any:
     )
     variant = Variant(rule, dtype.code, in_float64, residual is not None, layout is not None)
     units = task.rows if layout is None else layout.units
-    task.by_rows, task.by_float64 = _others.get((name, variant), (0, 0))
+    task.rows_kernel, task.float64_kernel = _others.get((name, variant), (0, 0))
 
     def resume(first: int, last: int) -> None:
         _normalize(name, variant, layout, task, first, last)
@@ -66,7 +66,7 @@ def _normalize(name: str, variant: Variant, layout: Layout | None, task: Task, f
     """Normalize rows, or blocks of columns, first to last: where the kernel stops, another one takes over."""
     done = kernel(name, variant).run(task, first, last)
     if 0 <= done < last:
-        _others[name, variant] = task.by_rows, task.by_float64 = _find_others(name, variant)
+        _others[name, variant] = task.rows_kernel, task.float64_kernel = _find_others(name, variant)
         kernel(name, variant).run(task, done, last)
     elif done < 0 and name == "columns" and layout is not None and variant.dtypes[0] is FLOAT64:
         rows = layout.rows_of(first, last)
@@ -78,5 +78,5 @@ def _normalize(name: str, variant: Variant, layout: Layout | None, task: Task, f
 def _find_others(name: str, variant: Variant) -> tuple[int, int]:
     """Where the kernels lie that take blocks of columns, and rows, which a kernel cannot hold."""
     is_float64 = variant.dtypes[0] is FLOAT64
-    by_rows = kernel("float64" if is_float64 else "rows", variant).place if name == "columns" else 0
-    return by_rows, 0 if is_float64 else kernel("rows", variant._replace(in_float64=True)).place
+    rows_kernel = kernel("float64" if is_float64 else "rows", variant).place if name == "columns" else 0
+    return rows_kernel, 0 if is_float64 else kernel("rows", variant._replace(in_float64=True)).place

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from anynorm._kernels.cpu.kernels.abreast import SUMS_NBYTES, sum_chunk
-from anynorm._kernels.cpu.kernels.block import Block, Chunk, Numbers, are_all, map_feature
 from anynorm._kernels.cpu.kernels.chunks import chunks_of
 from anynorm._kernels.cpu.kernels.float64 import (
     PairFactors,
@@ -18,6 +16,8 @@ from anynorm._kernels.cpu.kernels.float64 import (
     widen_in_pairs,
 )
 from anynorm._kernels.cpu.kernels.moments import paired_moments_of
+from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Chunk, Numbers, are_all, map_feature
+from anynorm._kernels.cpu.kernels.side_by_side.sums import SUMS_NBYTES, sum_chunk
 from anynorm._kernels.cpu.kernels.streaming import read
 from anynorm._kernels.cpu.kernels.values import TaskValues
 from anynorm._kernels.cpu.language.arithmetic import splat, where

@@ -5,15 +5,15 @@ So it is along the first axis, or along the channels of (N, C, H, W), and with r
 
 from __future__ import annotations
 
-from anynorm._kernels.cpu.kernels.abreast import SUMS_NBYTES, sum_chunk
-from anynorm._kernels.cpu.kernels.block import Block, Chunk, Numbers, are_all, blocks_of, map_feature
 from anynorm._kernels.cpu.kernels.chunks import Factors, apply_lanes, chunks_of, factors_of
-from anynorm._kernels.cpu.kernels.columns_float64 import Float64Columns
 from anynorm._kernels.cpu.kernels.factors import find_factors
 from anynorm._kernels.cpu.kernels.moments import moments_of
 from anynorm._kernels.cpu.kernels.parameters import are_weights_safe, widen_parameters, widen_short_parameters
 from anynorm._kernels.cpu.kernels.reduce import reduce
 from anynorm._kernels.cpu.kernels.rows import count_safe
+from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Chunk, Numbers, are_all, blocks_of, map_feature
+from anynorm._kernels.cpu.kernels.side_by_side.float64 import Float64Columns
+from anynorm._kernels.cpu.kernels.side_by_side.sums import SUMS_NBYTES, sum_chunk
 from anynorm._kernels.cpu.kernels.streaming import read, writing
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import TaskValues, load_task
@@ -191,9 +191,9 @@ def _normalize(task: TaskValues, address: int, first: int, last: int, given: boo
                     if is_safe:
                         steps.apply(block)
                         continue
-                    for has_other in cases(task.by_rows != 0):
+                    for has_other in cases(task.rows_kernel != 0):
                         if has_other:
-                            call_kernel(task.by_rows, address, block.row, block.row + block.rows)
+                            call_kernel(task.rows_kernel, address, block.row, block.row + block.rows)
                         else:
                             following[...], ended[...] = block.unit, True
     return following
@@ -226,6 +226,6 @@ def reduce_columns(variant: Variant, address: int, first: int, last: int) -> int
             numbers.copy(column, rows, found, given=False)
             if task.dtype is FLOAT64:
                 safe[...] = safe & are_all(load(found[-1], FLOAT64) != 0.0, rows)
-        for _ in when(is_false(safe) & (task.by_rows != 0)):
-            call_kernel(task.by_rows, address, block.row, block.row + block.rows)
+        for _ in when(is_false(safe) & (task.rows_kernel != 0)):
+            call_kernel(task.rows_kernel, address, block.row, block.row + block.rows)
     return last

@@ -1,6 +1,6 @@
 """The derivative at a row of float64 that is of extreme magnitude: x, dy and the weights are multiplied by units.
 
-With x_hat and g = dy * weight, each near 1 in its unit, the formula is that of derivative_steps.py. In the end the
+With x_hat and g = dy * weight, each near 1 in its unit, the formula is that of steps.py. In the end the
 units are taken out of dx.
 """
 
