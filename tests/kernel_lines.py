@@ -11,8 +11,13 @@ from types import CodeType
 import anynorm
 from tests.kernel_calls import digests
 
-CPU = Path(anynorm.__file__).parent / "_kernels" / "cpu"
-KERNEL_FILES = [str(path) for path in sorted((CPU / "kernels").glob("[!_]*.py")) if path.name != "task.py"]
+KERNELS = Path(anynorm.__file__).parent / "_kernels" / "cpu" / "kernels"
+KERNEL_FILES = [str(path) for path in sorted(KERNELS.rglob("[!_]*.py")) if path.name != "task.py"]
+
+
+def name_of(path):
+    """The name of a file among those of the kernels."""
+    return Path(path).relative_to(KERNELS).as_posix()
 
 
 def lines_of(path):
@@ -44,7 +49,7 @@ def main():
     sys.settrace(trace)
     found = digests(dtypes)
     sys.settrace(None)
-    missed = {Path(path).name: sorted(lines_of(path) - run[path]) for path in KERNEL_FILES}
+    missed = {name_of(path): sorted(lines_of(path) - run[path]) for path in KERNEL_FILES}
     print(json.dumps({"digests": found, "missed": missed}))
 
 

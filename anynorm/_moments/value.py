@@ -243,7 +243,7 @@ class Moments(Properties, MaybeLazy):
         return (*parts, count if self._is_by_row else None), (None if self._is_by_row else count, self._xp)
 
     def _shared(self) -> Statistics:
-        """The statistics, whose arrays others may hold and write to from now on, so that nothing made of them is kept."""
+        """The statistics, whose arrays others may hold and change from now on, so that nothing made of them is kept."""
         self._finished = None
         return self._statistics
 

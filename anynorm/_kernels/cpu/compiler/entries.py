@@ -17,14 +17,14 @@ from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED, LAYER, RULE
 # The module in `kernels`, and the function in it.
 _NAMES = {
     "rows": ("rows", "normalize_rows"),
-    "columns": ("columns", "normalize_columns"),
+    "columns": ("side_by_side.columns", "normalize_columns"),
     "float64": ("float64", "normalize_float64"),
     "moments": ("moments", "reduce_rows"),
-    "moments_columns": ("columns", "reduce_columns"),
+    "moments_columns": ("side_by_side.columns", "reduce_columns"),
     "given": ("given", "apply_rows"),
-    "given_columns": ("columns", "apply_columns"),
-    "derivative": ("derivative", "differentiate_rows"),
-    "derivative_columns": ("derivative_columns", "differentiate_columns"),
+    "given_columns": ("side_by_side.columns", "apply_columns"),
+    "derivative": ("derivative.rows", "differentiate_rows"),
+    "derivative_columns": ("derivative.columns", "differentiate_columns"),
 }
 _Function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 

@@ -168,7 +168,7 @@ def _normalize_group(task: TaskValues, first: int, count: int, following: int, i
     _reduce_group(task, first, count, is_reduced)
     find_factors(task, count)
     safe, done, ended = cell(count_safe(task, first, count)), cell(0), cell(False)
-    is_whole, by = cell(safe == count), task.by_float64
+    is_whole, by = cell(safe == count), task.float64_kernel
     following = where(is_whole, following, 0)  # whose sums take the place of those that tell what is safe
     _begin_following(task, first + count, following)
     for _ in loop(0, count, 1, ended):
@@ -233,7 +233,7 @@ def _apply_row(
 def normalize_all(task: TaskValues, first: int, last: int, given: bool = False) -> int:
     """Normalize rows in groups, by given factors or by their own; return which is the next, or -1."""
     following, ended, is_reduced = cell(-1), cell(False), cell(False)
-    # Chunks in buffers are copied from there.
+    # What is gathered is written to a buffer first, also where blocks of columns are streamed and one is taken up here.
     task = task._replace(streaming=task.streaming & is_false(is_gathered(task)))
     for _ in when(are_weights_safe(task)):
         widen_short_parameters(task)

@@ -33,14 +33,15 @@ class Task(ctypes.Structure):
         ("head", _WORD),  # columns that the first block has more
         ("packed", _WORD),  # whether blocks are copied into tiles
         # Kernels for what this one cannot hold, where it is not to stop there:
-        ("by_rows", _WORD),  # for blocks of columns
-        ("by_float64", _WORD),  # for rows
+        ("columns_kernel", _WORD),  # for blocks of rows side by side of which it holds none
+        ("rows_kernel", _WORD),  # for other blocks
+        ("float64_kernel", _WORD),  # for rows
         ("dweight", _WORD),
         ("dweight_code", _WORD),
         ("dbias", _WORD),
         ("dbias_code", _WORD),
-        ("block_rows", _WORD),  # rows whose shares of those are added up in one go
-        ("work", _WORD),  # scratch of a derivative, see derivative.py
+        ("portion", _WORD),  # rows, or blocks of them, whose shares of those are added up in one go
+        ("work", _WORD),  # scratch of a derivative, see derivative/rows.py
         ("numbers", _WORD),  # float64 numbers of each row: what moments are made of, or what rows are applied with
     )
 

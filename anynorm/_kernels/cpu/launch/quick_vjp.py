@@ -16,7 +16,7 @@ from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import RULES
 from anynorm._kernels.cpu.launch.layout import are_short
 from anynorm._kernels.cpu.launch.tasks import dtype_of
-from anynorm._kernels.cpu.launch.vjp import blocks_of, give_back_scratch, scratch_length, take_scratch
+from anynorm._kernels.cpu.launch.vjp import give_back_scratch, portions_of, scratch_length, take_scratch
 from anynorm._kernels.cpu.threads import crew
 from anynorm._libraries.torch_tensors import LOW_ADDRESS, lacks_memory
 
@@ -32,7 +32,7 @@ class _Plan(NamedTuple):
     run: Callable[[int, int, int], int]  # the kernel: the address of a task, first, last
     task: Task  # without addresses; each call copies it
     features: int
-    blocks: int  # of rows
+    portions: int  # of the rows
     length: int  # of scratch
 
 
@@ -63,7 +63,7 @@ def quick_vjp(
         plan = _remember(key)
     if plan is None or dy.is_neg():
         return None
-    run, template, features, blocks, length = plan
+    run, template, features, portions, length = plan
     task = Task.from_buffer_copy(template)
     try:
         task.x, task.residual = of_x, of_dy = x.data_ptr(), dy.data_ptr()
@@ -90,7 +90,7 @@ def quick_vjp(
     dx = _empty_like(x)
     task.y = dx.data_ptr()
     scratch, task.work = take_scratch(length)
-    run(addressof(task), -1, blocks + 1)
+    run(addressof(task), -1, portions + 1)
     give_back_scratch(scratch, task.work)
     return dx, dweight, dbias
 
@@ -121,11 +121,11 @@ def _plan_for(
     rows = size // features
     if are_short(features, rows, element.itemsize):
         return None
-    block_rows, blocks = blocks_of(rows)
+    portion, portions = portions_of(rows)
     weight_code, bias_code = (0 if one is None else dtype_of(one).code for one in (weight_dtype, bias_dtype))
     task = Task(
         features=features, rows=rows, eps=eps, scale=1.0, weight_offset=weight_offset, weight_code=weight_code,
-        dweight_code=weight_code, dbias_code=bias_code, block_rows=block_rows,
+        dweight_code=weight_code, dbias_code=bias_code, portion=portion,
     )  # fmt: skip
     run = kernel("derivative", Variant(RULES[rule.name], element.code, True)).function
-    return _Plan(run, task, features, blocks, scratch_length(features, blocks, has_sums=True))
+    return _Plan(run, task, features, portions, scratch_length(features, portions, has_sums=True))

@@ -20,8 +20,8 @@ Array = Any
 
 # Rows whose shares are added up in one go, and how many such sums there are at most. They depend on the shape alone,
 # and so do the bits of the whole sum. 16 sums of 8192 features take 2 MB.
-_LEAST_BLOCK = 64
-_MOST_BLOCKS = 16
+_LEAST_PORTION = 64
+_MOST_PORTIONS = 16
 # Scratch of a call that is kept for another one, no more of it than calls were made at once. Taken anew each time, it
 # would be what has the C library give freed results back to the system, whose pages then come one by one again.
 _MOST_KEPT_NBYTES = 2 << 20
@@ -58,35 +58,35 @@ def differentiate(
         task.dweight, task.dweight_code = memory.address(dweight), dtype_of(dweight.dtype).code
     if dbias is not None:
         task.dbias, task.dbias_code = memory.address(dbias), dtype_of(dbias.dtype).code
-    name, (task.block_rows, blocks) = "derivative", blocks_of(task.rows)
+    name, (task.portion, portions) = "derivative", portions_of(task.rows)
     if layout is not None and layout.in_columns:
-        # Blocks of columns are put together instead.
-        name, (task.block_rows, blocks) = "derivative_columns", blocks_of(layout.units, 1)
-    length = scratch_length(task.features, blocks, has_sums=dweight is not None or dbias is not None)
+        # A portion is some blocks instead.
+        name, (task.portion, portions) = "derivative_columns", portions_of(layout.units, 1)
+    length = scratch_length(task.features, portions, has_sums=dweight is not None or dbias is not None)
     scratch, task.work = take_scratch(length)
     compute = kernel(
         name,
         Variant(RULES[call.rule.name], dtype.code, True, dtotal is not None, layout is not None, numbers is not None),
     )
-    if blocks == 1 or call.x.nbytes < crew.LEAST_SHARED_NBYTES:
-        compute.run(task, -1, blocks + 1)
+    if portions == 1 or call.x.nbytes < crew.LEAST_SHARED_NBYTES:
+        compute.run(task, -1, portions + 1)
     else:
         compute.run(task, -1, 0)
-        crew.launch(compute, task, blocks, call.x.nbytes, (gradient, keepalive, scratch))
-        compute.run(task, blocks, blocks + 1)
+        crew.launch(compute, task, portions, call.x.nbytes, (gradient, keepalive, scratch))
+        compute.run(task, portions, portions + 1)
     give_back_scratch(scratch, task.work)
     return dweight, dbias
 
 
-def blocks_of(rows: int, least: int = _LEAST_BLOCK) -> tuple[int, int]:
-    """How many rows make a block, no fewer than the least, and how many blocks there are."""
-    block = max(least, -(-rows // _MOST_BLOCKS))
-    return block, -(-rows // block)
+def portions_of(rows: int, least: int = _LEAST_PORTION) -> tuple[int, int]:
+    """How many rows make a portion, no fewer than the least, and how many portions there are."""
+    portion = max(least, -(-rows // _MOST_PORTIONS))
+    return portion, -(-rows // portion)
 
 
-def scratch_length(features: int, blocks: int, has_sums: bool) -> int:
-    """How much memory the kernel works in, in numbers of 8 bytes: the weights, and the sums of each block."""
-    return 2 * features * (1 + blocks * has_sums)
+def scratch_length(features: int, portions: int, has_sums: bool) -> int:
+    """How much memory the kernel works in, in numbers of 8 bytes: the weights, and the sums of each portion."""
+    return 2 * features * (1 + portions * has_sums)
 
 
 def take_scratch(length: int) -> tuple[numpy.ndarray, int]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from anynorm._kernels.cpu.kernels.abreast import SUMS_NBYTES, sum_chunk
-from anynorm._kernels.cpu.kernels.block import Block, Chunk, Numbers, are_all, map_feature
 from anynorm._kernels.cpu.kernels.chunks import chunks_of
 from anynorm._kernels.cpu.kernels.float64 import (
     PairFactors,
@@ -18,6 +16,8 @@ from anynorm._kernels.cpu.kernels.float64 import (
     widen_in_pairs,
 )
 from anynorm._kernels.cpu.kernels.moments import paired_moments_of
+from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Chunk, Numbers, are_all, map_feature
+from anynorm._kernels.cpu.kernels.side_by_side.sums import SUMS_NBYTES, sum_chunk
 from anynorm._kernels.cpu.kernels.streaming import read
 from anynorm._kernels.cpu.kernels.values import TaskValues
 from anynorm._kernels.cpu.language.arithmetic import splat, where
@@ -26,8 +26,9 @@ from anynorm._kernels.cpu.language.flow import cell, combinations, loop, when
 from anynorm._kernels.cpu.language.memory import load, real, store_real
 
 _LANES = FLOAT64.lanes
-# For each row of the widest block one of the numbers that x is multiplied and moved by.
-_FACTORS_NBYTES = (WIDEST_BLOCK + _LANES) * 8
+# For each row of the widest block one of the numbers that x is multiplied and moved by. A block that is first and last
+# has less than lanes more at its head, and less than lanes more at its end.
+_FACTORS_NBYTES = (WIDEST_BLOCK + 2 * _LANES) * 8
 
 
 class _Sums:
@@ -89,8 +90,11 @@ class Float64Columns:
     def _read(self, chunk: Chunk, column: int, feature: int) -> Lanes:
         return read(self.task, chunk.at(feature, column * 8), 0, FLOAT64)
 
-    def find_factors(self, block: Block, given: bool) -> bool:
-        """Find what each row of a block is multiplied and moved by; whether all are safe, and have no unit."""
+    def find_factors(self, block: Block, given: bool) -> tuple[bool, bool]:
+        """Find what each row of a block is multiplied and moved by; whether all are safe, and have no unit.
+
+        And whether to go row after row where they are not, which is so.
+        """
         safe = cell(True)
         numbers = Numbers(block, FINISHED) if given else None
         for column, rows in block.starts():
@@ -103,7 +107,7 @@ class Float64Columns:
                 safe[...] = safe & are_all(found[2] == found[2], rows)
                 for place, value in zip(places, found, strict=True):
                     store_real(place, value)
-        return safe
+        return safe, True
 
     def apply(self, block: Block) -> None:
         """Apply a block of rows, feature after feature."""

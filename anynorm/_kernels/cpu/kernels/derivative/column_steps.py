@@ -1,119 +1,40 @@
 """The derivative of rows side by side, where neighbours in memory belong to different rows.
 
-The sums of a row run in the order of `derivative_steps.reduce_row`, and so have the same bits: where that has lanes of
+The sums of a row run in the order of `row_steps.reduce_row`, and so have the same bits: where that has lanes of
 a sum, here are as many positions, one after the other, each of which is lanes of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-from anynorm._kernels.cpu.kernels.block import Block, blocks_of, count_blocks
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, parts_of
-from anynorm._kernels.cpu.kernels.derivative import add_up, prepare_weights
-from anynorm._kernels.cpu.kernels.derivative_steps import (
+from anynorm._kernels.cpu.kernels.derivative.block import LANES_NBYTES, NUMBERS_NBYTES, POSITIONS, DerivativeBlock
+from anynorm._kernels.cpu.kernels.derivative.extreme import differentiate_row
+from anynorm._kernels.cpu.kernels.derivative.steps import (
     FOLD,
     RANGE64,
-    Group,
     add_to_sums,
     dx_of,
-    lanes_in,
     lies_within,
     parts_of_dx,
     weights_of,
 )
-from anynorm._kernels.cpu.kernels.derivative_units import differentiate_row
 from anynorm._kernels.cpu.kernels.factors import find_factors
-from anynorm._kernels.cpu.kernels.scatter import (
-    RESIDUAL,
-    TOTAL,
-    X,
-    Y,
-    axis_stride,
-    copy_tile,
-    neighbour_stride,
-    numbers_address,
-    row_of,
-)
-from anynorm._kernels.cpu.kernels.task import Variant
-from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task, word
-from anynorm._kernels.cpu.language.arithmetic import as_lanes, fma, larger, number, smaller, splat, sum_lanes, where
-from anynorm._kernels.cpu.language.dtypes import (
-    FINISHED,
-    FLOAT32,
-    FLOAT64,
-    LAYER,
-    TILE_NBYTES,
-    TILES,
-    WIDEST_BLOCK,
-    Lanes,
-)
+from anynorm._kernels.cpu.kernels.scatter import RESIDUAL, TOTAL, X, Y
+from anynorm._kernels.cpu.language.arithmetic import as_lanes, fma, number, smaller, splat, sum_lanes, where
+from anynorm._kernels.cpu.language.dtypes import FLOAT32, FLOAT64, LAYER, Lanes
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
-from anynorm._kernels.cpu.language.memory import buffer, load, peek, store, store_real
-
-# Float64 numbers of the rows of a block, the last of which is less than lanes wider than others.
-_ROWS = WIDEST_BLOCK + 32
-_NUMBERS_NBYTES = _ROWS * 8
-# What is summed up at once, in as many positions as there may be, each of which is lanes of rows.
-_POSITIONS, _LANES_NBYTES = 16, 64
-_SUMS_NBYTES = 5 * _POSITIONS * _LANES_NBYTES
-_WORK_NBYTES = (7 + len(Group._fields)) * _NUMBERS_NBYTES + _SUMS_NBYTES
+from anynorm._kernels.cpu.language.memory import load, peek, store, store_real
 
 
-class _Block(NamedTuple):
-    """Neighbouring rows, and memory for their numbers.
-
-    Rows are taken as many at a time as there are lanes. The last ones, where they are fewer, take some before them
-    along; their numbers lie where they would if they did not, but for those of ``left``, which has one of each row.
-    """
-
-    task: TaskValues  # whose numbers of rows in scratch are those of the block
-    group: Group
-    row: int  # the first one
-    rows: int
-    columns: int  # as many, or more of them where they are packed, so that they fill lanes
-    first: Arrays
-    steps: tuple[int, ...]  # from feature to feature
-    taken: int  # 1.0 for a row that is computed in the dtype at hand, or 0.0
-    left: int  # 1.0 for a row that has not been computed yet, or 0.0
-    sums: int  # of positions
-    given: int  # where numbers that are given lie
-    given_step: int  # from row to row
-    few: bool  # whether most rows have been computed, so that there is little to take
-
-    @property
-    def lanes(self) -> int:
-        """Rows that are taken at a time."""
-        return lanes_in(self.task.compute_dtype)
-
-    def slots(self, first: int = 0, last: int | None = None) -> Iterator[tuple[int, int]]:
-        """Where the numbers of lanes of rows lie, and which row is the first."""
-        for column in loop(first, self.columns if last is None else last, self.lanes):
-            start = smaller(column, self.columns - self.lanes)
-            for _ in when(sum_lanes(self.numbers(self.taken + column * 8)) != 0.0 if self.few else True):
-                yield column * 8, start
-
-    def numbers(self, address: int) -> Lanes:
-        """Float64 numbers of lanes of rows."""
-        return load(address, FLOAT64, lanes=self.lanes)
-
-    def place(self, which: int, feature: int, column: int) -> int:
-        """The address in an array."""
-        return self.first[which] + feature * self.steps[which] + column * self.task.itemsize
-
-    def read(self, which: int, feature: int, column: int) -> Lanes:
-        """An element of lanes of rows of an array."""
-        task = self.task
-        return load(self.place(which, feature, column), task.dtype, task.compute_dtype, self.lanes)
-
-
-def _sum_up(block: _Block, of_sums: list[int], add: Callable[[list[Any], int, int, int], None]) -> None:
+def _sum_up(block: DerivativeBlock, of_sums: list[int], add: Callable[[list[Any], int, int, int], None]) -> None:
     """Set float64 sums of each row, which ``add`` adds a feature to, from positions in their order."""
     task, dtype, lanes = block.task, block.task.compute_dtype, block.lanes
     zero = splat(0.0, dtype, lanes)
     for numbers in of_sums:
-        for i in loop(0, _NUMBERS_NBYTES, 64):
+        for i in loop(0, NUMBERS_NBYTES, 64):
             store_real(numbers + i, splat(0.0, FLOAT64, 8))
     for start, count in chunks_of(task):
         for positions, first, last in parts_of(count, lanes):
@@ -126,36 +47,36 @@ def _sum_up(block: _Block, of_sums: list[int], add: Callable[[list[Any], int, in
                         for i in loop(turn + position, end, positions):
                             add(sums, start + i, at, column)
                         for which, one in enumerate(sums):
-                            store(block.sums + (which * _POSITIONS + position) * _LANES_NBYTES, dtype, one)
+                            store(block.sums + (which * POSITIONS + position) * LANES_NBYTES, dtype, one)
                     for which, numbers in enumerate(of_sums):
-                        whole = _fold(block, block.sums + which * _POSITIONS * _LANES_NBYTES, positions)
+                        whole = _fold(block, block.sums + which * POSITIONS * LANES_NBYTES, positions)
                         store_real(numbers + at, block.numbers(numbers + at) + as_lanes(whole, FLOAT64))
 
 
-def _fold(block: _Block, sums: int, positions: int) -> Lanes:
+def _fold(block: DerivativeBlock, sums: int, positions: int) -> Lanes:
     """Add up positions in halves, as `sum_lanes` does with lanes."""
     dtype = block.task.compute_dtype
-    found = [load(sums + i * _LANES_NBYTES, dtype, dtype, block.lanes) for i in range(positions)]
+    found = [load(sums + i * LANES_NBYTES, dtype, dtype, block.lanes) for i in range(positions)]
     while len(found) > 1:
         half = len(found) // 2
         found = [a + b for a, b in zip(found[:half], found[half:], strict=True)]
     return found[0]
 
 
-def _mean_of_first(block: _Block, column: int) -> Lanes:
+def _mean_of_first(block: DerivativeBlock, column: int) -> Lanes:
     """`mean_of_first` of lanes of rows."""
     task, lanes = block.task, block.task.lanes
     zero, count = splat(0.0, FLOAT32, block.lanes), smaller(task.features, lanes)
     for i in loop(0, count, 1):
-        store(block.sums + i * _LANES_NBYTES, FLOAT32, block.read(X, i, column))
+        store(block.sums + i * LANES_NBYTES, FLOAT32, block.read(X, i, column))
     for i in loop(count, lanes, 1):
-        store(block.sums + i * _LANES_NBYTES, FLOAT32, zero)
+        store(block.sums + i * LANES_NBYTES, FLOAT32, zero)
     store(block.sums, task.dtype, as_lanes(_fold(block, block.sums, lanes), FLOAT64) / number(count))
     return load(block.sums, task.dtype, FLOAT64, block.lanes)
 
 
-def _find_shifts(block: _Block) -> None:
-    """Numbers near the means of rows, as `derivative_steps` has them."""
+def _find_shifts(block: DerivativeBlock) -> None:
+    """Numbers near the means of rows, as `row_steps.reduce_row` has them."""
     task = block.task
     shifts, sums = task.scratch.shifts, task.scratch.sums
     for at, column in block.slots():
@@ -175,7 +96,7 @@ def _find_shifts(block: _Block) -> None:
             store_real(shifts + at, block.numbers(shifts + at) + block.numbers(sums + at) / number(task.features))
 
 
-def _reduce(block: _Block) -> None:
+def _reduce(block: DerivativeBlock) -> None:
     """Leave the sums of all rows in scratch and group, about the shifts that are there."""
     task, group, dtype = block.task, block.group, block.task.compute_dtype
     weights, sums = weights_of(task, dtype), task.scratch.sums
@@ -191,7 +112,7 @@ def _reduce(block: _Block) -> None:
             store_real(sums + at, splat(0.0, FLOAT64, block.lanes))
 
 
-def _prepare(block: _Block, given: bool) -> bool:
+def _prepare(block: DerivativeBlock, given: bool) -> bool:
     """Leave what rows are multiplied and moved by in the group; whether all of them are taken, and each once."""
     task, group, whole, zero = block.task, block.group, cell(True), splat(0.0, FLOAT64, block.lanes)
     found = (*(getattr(task.scratch, name) for name in ("shifts", "sums", "squares", "factors", "constants")),
@@ -221,7 +142,7 @@ def _prepare(block: _Block, given: bool) -> bool:
     return whole
 
 
-def _held_factors(block: _Block, column: int, factor: Lanes) -> Lanes:
+def _held_factors(block: DerivativeBlock, column: int, factor: Lanes) -> Lanes:
     """1.0 for rows whose given factors are in range and have no unit, and 0.0."""
     zero, one = splat(0.0, FLOAT64, block.lanes), splat(1.0, FLOAT64, block.lanes)
     store_real(block.sums, zero)
@@ -231,7 +152,7 @@ def _held_factors(block: _Block, column: int, factor: Lanes) -> Lanes:
     return where(lies_within(factor, RANGE64), has_no_unit, zero)
 
 
-def _take_zeros(block: _Block, at: int, column: int, taken: Any, holds_x: Lanes, holds_g: Lanes) -> None:
+def _take_zeros(block: DerivativeBlock, at: int, column: int, taken: Any, holds_x: Lanes, holds_g: Lanes) -> None:
     """Take rows too whose squares are 0 as there are no deviations, or no gradient, rather than too small ones."""
     task, lanes = block.task, block.lanes
     zero, one = splat(0.0, FLOAT64, lanes), splat(1.0, FLOAT64, lanes)
@@ -252,7 +173,7 @@ def _take_zeros(block: _Block, at: int, column: int, taken: Any, holds_x: Lanes,
         taken[...] = safe * where(energy == 0.0, has_no_gradient, where(holds_g, one, zero))
 
 
-def _differentiate(block: _Block, sums: int, whole: bool, given: bool) -> None:
+def _differentiate(block: DerivativeBlock, sums: int, whole: bool, given: bool) -> None:
     """Write dx of the rows that are taken, maybe of all, and add to the sums of features; 0 where there are none."""
     task, dtype, lanes = block.task, block.task.compute_dtype, block.lanes
     weights, at_once = weights_of(task, dtype), FOLD * lanes
@@ -261,28 +182,28 @@ def _differentiate(block: _Block, sums: int, whole: bool, given: bool) -> None:
             weight = splat(peek(weights + feature * dtype.itemsize, dtype), dtype, lanes)
             shares = [cell(splat(0.0, FLOAT64, lanes)) for _ in range(2 * has_sums)]
             for turn in loop(0, block.columns, at_once):
-                few = [cell(splat(0.0, dtype, lanes)) for _ in shares]
+                partial = [cell(splat(0.0, dtype, lanes)) for _ in shares]
                 for at, column in block.slots(turn, smaller(turn + at_once, block.columns)):
                     x, dy = block.read(X, feature, column), block.read(RESIDUAL, feature, column)
                     of_rows = [load(numbers + at, dtype, dtype, lanes) for numbers in block.group.of_dx]
                     x_hat, dx = dx_of(x, dy, weight, of_rows, task.rule == LAYER, given)
                     if task.arrays.total is not None:
                         dx = dx + block.read(TOTAL, feature, column)
-                    added = [fma(dy, x_hat, few[0]), few[1] + dy] if has_sums else []
+                    added = [fma(dy, x_hat, partial[0]), partial[1] + dy] if has_sums else []
                     if not whole:
                         taken = block.numbers(block.taken + at) != 0.0
                         dx = where(taken, dx, block.read(Y, feature, column))
-                        added = [where(taken, new, old) for new, old in zip(added, few, strict=True)]
+                        added = [where(taken, new, old) for new, old in zip(added, partial, strict=True)]
                     store(block.place(Y, feature, column), task.dtype, dx)
-                    for one, new in zip(few, added, strict=True):
+                    for one, new in zip(partial, added, strict=True):
                         one[...] = new
-                for share, one in zip(shares, few, strict=True):
+                for share, one in zip(shares, partial, strict=True):
                     share[...] = share + as_lanes(one, FLOAT64)
             for of, share in zip((sums, sums + task.features * 8), shares, strict=False):
                 store_real(of + feature * 8, peek(of + feature * 8, FLOAT64) + sum_lanes(share))
 
 
-def _take(block: _Block, sums: int, given: bool) -> None:
+def _take(block: DerivativeBlock, sums: int, given: bool) -> None:
     """The derivative at those rows of a block that are left, as far as the dtype that is computed in holds them."""
     scratch = block.task.scratch
     for column in loop(0, block.columns, block.lanes):
@@ -298,33 +219,14 @@ def _take(block: _Block, sums: int, given: bool) -> None:
         _find_shifts(block)
     _reduce(block)
     if not given:
-        find_factors(block.task._replace(compute_dtype=FLOAT64), block.columns + block.lanes - 1)
+        slots = (block.columns + block.lanes - 1) // block.lanes
+        find_factors(block.task._replace(compute_dtype=FLOAT64), slots * block.lanes)
     is_whole = _prepare(block, given)
-    for whole in cases(False if block.few else is_whole):
+    for whole in cases(False if block.is_sparse else is_whole):
         _differentiate(block, sums, whole, given)
 
 
-def _differentiate_block(block: _Block, sums: int, given: bool) -> None:
-    """The derivative at the rows of a block, but for those of float64 that are left."""
-    dtype = block.task.dtype
-    for column in loop(0, block.columns, 1):
-        store_real(block.left + column * 8, where(column < block.rows, 1.0, 0.0))
-    if given or dtype is FLOAT64:
-        _take(block, sums, given)
-    else:
-        _take(block._replace(task=block.task._replace(compute_dtype=FLOAT32)), sums, False)
-        for _ in when(_count_left(block) != 0.0):
-            _take(block._replace(few=True), sums, False)
-
-
-def _differentiate_left(task: TaskValues, block: _Block, sums: int, given: bool) -> None:
-    """The derivative at those rows of a block that are of extreme magnitude, one by one."""
-    for column in loop(0, block.rows, 1):
-        for _ in when(peek(block.left + column * 8, FLOAT64) != 0.0):
-            differentiate_row(task, block.row + column, sums, given)
-
-
-def _count_left(block: _Block) -> float:
+def _count_left(block: DerivativeBlock) -> float:
     """How many rows of a block have not been computed."""
     left = cell(0.0)
     for column in loop(0, block.columns * 8, 8):
@@ -332,72 +234,25 @@ def _count_left(block: _Block) -> float:
     return left
 
 
-class _Memory:
-    """What a block is worked on in."""
-
-    def __init__(self, task: TaskValues) -> None:
-        numbers = buffer(_WORK_NBYTES)
-        shifts, sums, squares, factors, constants, self.taken, self.left = (
-            numbers + i * _NUMBERS_NBYTES for i in range(7)
-        )
-        scratch = task.scratch._replace(shifts=shifts, sums=sums, squares=squares, factors=factors, constants=constants)
-        self.task, self.group = task._replace(scratch=scratch), Group.at(numbers + 7 * _NUMBERS_NBYTES, _ROWS)
-        self.sums = numbers + (_WORK_NBYTES - _SUMS_NBYTES)
-
-    def of(self, near: Block, given: bool) -> _Block:
-        """A block where its elements lie, or where they are packed."""
-        task, width = self.task, near.columns * self.task.itemsize
-        first, steps = [], []
-        for which, address in enumerate(row_of(task, near.row)):
-            tile = near.tile + which * (TILE_NBYTES // TILES)
-            first.append(None if address is None else where(near.is_packed, tile, address))
-            steps.append(where(near.is_packed, width, axis_stride(task, which)))
-        numbers = (numbers_address(task, near.row, FINISHED), neighbour_stride(task, TOTAL)) if given else (0, 0)
-        return _Block(
-            task, self.group, near.row, near.rows, near.columns, Arrays(*first), tuple(steps),
-            self.taken, self.left, self.sums, *numbers, few=False,
-        )  # fmt: skip
+def _differentiate_left(block: DerivativeBlock, sums: int, given: bool) -> None:
+    """The derivative at those rows of a block that are of extreme magnitude, one by one."""
+    for column in loop(0, block.rows, 1):
+        for _ in when(peek(block.left + column * 8, FLOAT64) != 0.0):
+            differentiate_row(block.task, block.row + column, sums, given)
 
 
-def _copy(near: Block, block: _Block, arrays: tuple[int, ...], gathering: bool) -> None:
-    """Copy a block between where its elements lie and where they are packed, if they are."""
-    for _ in when(near.is_packed):
-        addresses = row_of(block.task, block.row)
-        for which in arrays:
-            if addresses[which] is not None:
-                copy_tile(
-                    block.task, which, addresses[which], 0, block.task.features, block.rows,
-                    block.first[which], block.steps[which], gathering,
-                )  # fmt: skip
-
-
-def differentiate_columns(variant: Variant, address: int, first: int, last: int) -> int:
-    """Find the derivative at parts of all blocks of rows, first to last, as `differentiate_rows` does at its blocks.
-
-    A part is ``block_rows`` blocks, which are those of block.py.
-    """
-    task, given = load_task(address, variant, has_dy=True), variant.has_numbers
-    at_once, work, features = word(address, "block_rows"), word(address, "work"), task.features
-    blocks = count_blocks(task, address)
-    parts = (blocks + at_once - 1) // at_once
-    has_sums = (word(address, "dweight") != 0) | (word(address, "dbias") != 0)
-    sums = work + features * 16
-    for _ in when(first < 0):
-        prepare_weights(task, work)
-    # What `find_factors` divides by is the norm alone; the scale is a weight.
-    task = task._replace(weight=work, bias=word(address, "dbias"), scale=1.0, compute_dtype=FLOAT64)
-    memory = _Memory(task)
-    for part in loop(larger(first, 0), smaller(last, parts), 1):
-        of_part = where(has_sums, sums + part * features * 16, 0)
-        for i in loop(0, where(has_sums, features * 16, 0), 8):
-            store_real(of_part + i, 0.0)
-        for near in blocks_of(task, address, part * at_once, smaller(blocks, (part + 1) * at_once)):
-            block = memory.of(near, given)
-            _copy(near, block, (X, RESIDUAL, TOTAL), True)
-            _differentiate_block(block, of_part, given)
-            _copy(near, block, (Y,), False)
-            if task.dtype is FLOAT64:
-                _differentiate_left(task, block, of_part, given)
-    for _ in when((last > parts) & has_sums):
-        add_up(task, address, sums, parts)
-    return last
+def differentiate_block(block: DerivativeBlock, sums: int, given: bool) -> None:
+    """Write dx of the rows of a block, and add to the sums of features; 0 where there are none."""
+    dtype = block.task.dtype
+    block.pack()
+    for column in loop(0, block.columns, 1):
+        store_real(block.left + column * 8, where(column < block.rows, 1.0, 0.0))
+    if given or dtype is FLOAT64:
+        _take(block, sums, given)
+    else:
+        _take(block._replace(task=block.task._replace(compute_dtype=FLOAT32)), sums, False)
+        for _ in when(_count_left(block) != 0.0):
+            _take(block._replace(is_sparse=True), sums, False)
+    block.unpack()
+    if dtype is FLOAT64:
+        _differentiate_left(block, sums, given)

@@ -1,0 +1,1 @@
+"""The derivative: of row after row, and of rows side by side."""

@@ -1,0 +1,126 @@
+"""A block of rows side by side whose derivative is formed, and the memory that it is formed in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from anynorm._kernels.cpu.kernels.derivative.steps import Group, lanes_in
+from anynorm._kernels.cpu.kernels.scatter import (
+    RESIDUAL,
+    TOTAL,
+    X,
+    Y,
+    axis_stride,
+    copy_tile,
+    neighbour_stride,
+    numbers_address,
+    row_of,
+)
+from anynorm._kernels.cpu.kernels.side_by_side.block import Block
+from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
+from anynorm._kernels.cpu.language.arithmetic import smaller, sum_lanes, where
+from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, TILE_NBYTES, TILES, WIDEST_BLOCK, Lanes
+from anynorm._kernels.cpu.language.flow import loop, when
+from anynorm._kernels.cpu.language.memory import buffer, load
+
+# Float64 numbers of the rows of a block, the last of which is less than lanes wider than others.
+_ROWS = WIDEST_BLOCK + 32
+NUMBERS_NBYTES = _ROWS * 8
+# What is summed up at once, in as many positions as there may be, each of which is lanes of rows.
+POSITIONS, LANES_NBYTES = 16, 64
+_SUMS_NBYTES = 5 * POSITIONS * LANES_NBYTES
+_WORK_NBYTES = (7 + len(Group._fields)) * NUMBERS_NBYTES + _SUMS_NBYTES
+
+
+class DerivativeBlock(NamedTuple):
+    """A block of neighbouring rows as its derivative is formed, and memory for the numbers of each row.
+
+    Rows are taken as many at a time as there are lanes. The last ones, where they are fewer, take some before them
+    along; their numbers lie where they would if they did not, but for those of ``left``, which has one of each row.
+    """
+
+    task: TaskValues  # whose numbers of rows in scratch are those of the block
+    group: Group
+    row: int  # the first one
+    rows: int
+    columns: int  # as many, or more of them where they are packed, so that they fill lanes
+    is_packed: bool
+    first: Arrays  # where elements lie, in a tile if they are packed
+    steps: tuple[int, ...]  # from feature to feature
+    taken: int  # 1.0 for a row that is computed in the dtype at hand, or 0.0
+    left: int  # 1.0 for a row that has not been computed yet, or 0.0
+    sums: int  # of positions
+    given: int  # where numbers that are given lie
+    given_step: int  # from row to row
+    is_sparse: bool = False  # whether lanes may be passed over, as most rows have been computed
+
+    @property
+    def lanes(self) -> int:
+        """Rows that are taken at a time."""
+        return lanes_in(self.task.compute_dtype)
+
+    def slots(self, first: int = 0, last: int | None = None) -> Iterator[tuple[int, int]]:
+        """Where the numbers of lanes of rows lie, and which row is the first."""
+        for column in loop(first, self.columns if last is None else last, self.lanes):
+            start = smaller(column, self.columns - self.lanes)
+            for _ in when(sum_lanes(self.numbers(self.taken + column * 8)) != 0.0 if self.is_sparse else True):
+                yield column * 8, start
+
+    def numbers(self, address: int) -> Lanes:
+        """Float64 numbers of lanes of rows."""
+        return load(address, FLOAT64, lanes=self.lanes)
+
+    def place(self, which: int, feature: int, column: int) -> int:
+        """The address in an array."""
+        return self.first[which] + feature * self.steps[which] + column * self.task.itemsize
+
+    def read(self, which: int, feature: int, column: int) -> Lanes:
+        """An element of lanes of rows of an array."""
+        task = self.task
+        return load(self.place(which, feature, column), task.dtype, task.compute_dtype, self.lanes)
+
+    def pack(self) -> None:
+        """Copy what is read to tiles, if the block is packed."""
+        self._copy((X, RESIDUAL, TOTAL), True)
+
+    def unpack(self) -> None:
+        """Copy dx from its tile to where it belongs."""
+        self._copy((Y,), False)
+
+    def _copy(self, arrays: tuple[int, ...], gathering: bool) -> None:
+        for _ in when(self.is_packed):
+            addresses = row_of(self.task, self.row)
+            for which in arrays:
+                if addresses[which] is not None:
+                    copy_tile(
+                        self.task, which, addresses[which], 0, self.task.features, self.rows,
+                        self.first[which], self.steps[which], gathering,
+                    )  # fmt: skip
+
+
+class Memory:
+    """Memory on the stack for the numbers of a block, one block after the other."""
+
+    def __init__(self, task: TaskValues) -> None:
+        numbers = buffer(_WORK_NBYTES)
+        shifts, sums, squares, factors, constants, self.taken, self.left = (
+            numbers + i * NUMBERS_NBYTES for i in range(7)
+        )
+        scratch = task.scratch._replace(shifts=shifts, sums=sums, squares=squares, factors=factors, constants=constants)
+        self.task, self.group = task._replace(scratch=scratch), Group.at(numbers + 7 * NUMBERS_NBYTES, _ROWS)
+        self.sums = numbers + (_WORK_NBYTES - _SUMS_NBYTES)
+
+    def block(self, neighbours: Block, given: bool) -> DerivativeBlock:
+        """The derivative's view of a block, where its elements lie or where they are packed."""
+        task, width = self.task, neighbours.columns * self.task.itemsize
+        first, steps = [], []
+        for which, address in enumerate(row_of(task, neighbours.row)):
+            tile = neighbours.tile + which * (TILE_NBYTES // TILES)
+            first.append(None if address is None else where(neighbours.is_packed, tile, address))
+            steps.append(where(neighbours.is_packed, width, axis_stride(task, which)))
+        numbers = (numbers_address(task, neighbours.row, FINISHED), neighbour_stride(task, TOTAL)) if given else (0, 0)
+        return DerivativeBlock(
+            task, self.group, neighbours.row, neighbours.rows, neighbours.columns, neighbours.is_packed,
+            Arrays(*first), tuple(steps), self.taken, self.left, self.sums, *numbers,
+        )  # fmt: skip

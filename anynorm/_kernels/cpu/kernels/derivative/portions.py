@@ -1,0 +1,80 @@
+"""Portions of all rows: the gradients of the parameters are the sums of each portion, which are added up in the end.
+
+What makes a portion depends on the shape alone, and so do the bits of those sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from anynorm._kernels.cpu.kernels.derivative.steps import weights_of
+from anynorm._kernels.cpu.kernels.parameters import narrow_chunk, widen_chunk
+from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.kernels.values import TaskValues, load_task, word
+from anynorm._kernels.cpu.language.arithmetic import larger, smaller, where
+from anynorm._kernels.cpu.language.dtypes import FLOAT32, FLOAT64, SCALE
+from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
+from anynorm._kernels.cpu.language.memory import real, store_real
+
+
+def _prepare_weights(task: TaskValues, weights: int) -> None:
+    """Set weight + weight_offset for each feature, 1 where there is none, and the scale of scale_norm."""
+    for given in cases(task.weight != 0):
+        if given:
+            # -0.0 leaves a weight of -0.0 as it is.
+            offset = where(task.weight_offset == 0.0, -0.0, task.weight_offset)
+            widen_chunk(task.weight_code, FLOAT64, task.weight, task.features, offset, weights)
+        else:
+            for i in loop(0, task.features, 1):
+                store_real(weights + i * 8, task.scale)
+    if task.dtype is not FLOAT64:
+        narrow_chunk(FLOAT32.code, weights, task.features, weights_of(task._replace(weight=weights), FLOAT32))
+
+
+def _add_up(task: TaskValues, address: int, sums: int, portions: int) -> None:
+    """The sums of all portions, one after the other, as gradients of the parameters."""
+    dweight, dweight_code, dbias, dbias_code = (
+        word(address, name) for name in ("dweight", "dweight_code", "dbias", "dbias_code")
+    )
+    nbytes = task.features * 16
+    for portion in loop(1, portions, 1):
+        for i in loop(0, nbytes, 8):
+            store_real(sums + i, real(sums + i) + real(sums + portion * nbytes + i))
+    for is_scale in cases(task.rule == SCALE):
+        count = task.features
+        if is_scale:
+            whole = cell(0.0)
+            for i in loop(0, count * 8, 8):
+                whole[...] = whole + real(sums + i)
+            store_real(sums, whole)
+            count = 1
+        for _ in when(dweight != 0):
+            narrow_chunk(dweight_code, sums, count, dweight)
+    for _ in when(dbias != 0):
+        narrow_chunk(dbias_code, sums + task.features * 8, task.features, dbias)
+
+
+def load_derivative(variant: Variant, address: int, first: int) -> TaskValues:
+    """Read the Task of a derivative, whose weights are prepared if the first portion is -1."""
+    task, work = load_task(address, variant, has_dy=True), word(address, "work")
+    for _ in when(first < 0):
+        _prepare_weights(task, work)
+    # What `find_factors` divides by is the norm alone; the scale is a weight.
+    return task._replace(weight=work, bias=word(address, "dbias"), scale=1.0)
+
+
+def portions_of(task: TaskValues, address: int, first: int, last: int, units: int) -> Iterator[tuple[int, int, int]]:
+    """Of portions first to last where their sums lie, 0 where none are wanted, and the rows or blocks, of all units.
+
+    Sums are 0 at first. They are added up at the end, if the last portion lies behind all of them.
+    """
+    portion, sums, nbytes = word(address, "portion"), task.weight + task.features * 16, task.features * 16
+    portions = (units + portion - 1) // portion
+    has_sums = (word(address, "dweight") != 0) | (word(address, "dbias") != 0)
+    for i in loop(larger(first, 0), smaller(last, portions), 1):
+        of_portion = where(has_sums, sums + i * nbytes, 0)
+        for at in loop(0, where(has_sums, nbytes, 0), 8):
+            store_real(of_portion + at, 0.0)
+        yield of_portion, i * portion, smaller(units, (i + 1) * portion)
+    for _ in when((last > portions) & has_sums):
+        _add_up(task, address, sums, portions)

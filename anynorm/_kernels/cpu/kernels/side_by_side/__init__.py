@@ -1,0 +1,1 @@
+"""Rows side by side, where neighbours in memory belong to different rows."""
