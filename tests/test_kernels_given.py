@@ -255,3 +255,19 @@ def test_weights_bring_back_elements_that_are_far_from_the_moments(value, weight
     exact = [mpf(float(one)) * mpf(weight) / root for one in x[0]]
     expected = [[reference.Exact(one, abs(one)) for one in exact]]
     assert_exact(y, expected, backend="cpu, given moments", dtype="float64", norm="rms_norm")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("rows", [8191, 8192, 8193, 20000])
+def test_step_2_in_pieces_changes_no_bit(rows, dtype):
+    x = np.random.default_rng(8).standard_normal((rows, 3)).astype(dtype)
+    x[[0, -1]] *= {"float32": 1e30, "float64": 1e300}[dtype]
+    for norm in NORMS:
+        y = getattr(anynorm, norm)(x, moments=anynorm.moments(x))
+        for part in (slice(5), slice(4000, 4100), slice(rows - 5, rows)):
+            assert (y[part] == getattr(anynorm, norm)(x[part], moments=anynorm.moments(x[part]))).all()
+        several = x[: rows // 4 * 4].reshape(2, -1, 2, 3)
+        along = getattr(anynorm, norm)(several, axis=(1, 3), moments=anynorm.moments(several, axis=(1, 3)))
+        again = several.transpose(0, 2, 1, 3).reshape(4, -1).copy()
+        expected = getattr(anynorm, norm)(again, moments=anynorm.moments(again))
+        assert (along.transpose(0, 2, 1, 3).reshape(4, -1) == expected).all()

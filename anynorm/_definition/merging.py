@@ -18,7 +18,7 @@ from anynorm._definition.counting import (
 )
 from anynorm._definition.norms import Precision, Rule, Statistics, Step, finish
 from anynorm._definition.pairs import Pair, add_pairs, multiply_pairs, two_sum
-from anynorm._definition.scaling import largest_unit
+from anynorm._definition.scaling import are_one, largest_unit
 
 Array = Any
 
@@ -121,6 +121,9 @@ def _fitted(xp: Any, found: Statistics, rule: Rule, eps: float, digits: int) -> 
     if found.unit is None:
         return found
     most = largest_unit(digits, eps, rule.averaged)
+    if most >= 1.0 and are_one(found.unit):  # nothing is to be rescaled
+        low = 0.0 if found.squares_low is None else found.squares_low
+        return found._replace(mean_rest=None, squares=found.squares + low, squares_low=None)
     unit = xp.where(found.unit > most, most, found.unit)
     if found.mean is not None:
         # Zeros have the largest unit there is, in which an x that is given their statistics might leave the range.

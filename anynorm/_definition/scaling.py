@@ -91,10 +91,13 @@ def units_of(xp: Any, values: Array, axes: tuple[int, ...], digits: int) -> Arra
 
 
 def scaled(x: Array, unit: Array) -> Array:
-    """The product x * unit; for NumPy, whose values can be read here, x itself where each unit is 1, as usual."""
-    if isinstance(unit, numpy.ndarray) and (unit == 1.0).all():
-        return x
-    return x * unit
+    """The product x * unit; x itself where each unit is 1, as usual."""
+    return x if are_one(unit) else x * unit
+
+
+def are_one(unit: Array) -> bool:
+    """Whether each unit is 1, of NumPy's, whose values can be read."""
+    return isinstance(unit, numpy.ndarray) and bool((unit == 1.0).all())
 
 
 def largest_unit(digits: int, eps: float, squared: bool) -> float:

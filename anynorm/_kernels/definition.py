@@ -107,14 +107,16 @@ def _run_blocks(call: Call) -> Any:
     return outs[0] if residual is None else outs
 
 
-def blocks_of_rows(shape: tuple[int, ...], axes: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+def blocks_of_rows(
+    shape: tuple[int, ...], axes: tuple[int, ...], elements: int = _BLOCK_ELEMENTS
+) -> Iterator[tuple[slice, ...]]:
     """Cut an array into blocks of whole rows, along the longest axis that is not normalized."""
     free = [axis for axis in range(len(shape)) if axis not in axes]
     if not free or 0 in shape:
         yield (slice(None),) * len(shape)
         return
     cut = max(free, key=shape.__getitem__)
-    step = max(1, _BLOCK_ELEMENTS * shape[cut] // math.prod(shape))
+    step = max(1, elements * shape[cut] // math.prod(shape))
     before = (slice(None),) * cut
     for start in range(0, shape[cut], step):
         yield (*before, slice(start, start + step))

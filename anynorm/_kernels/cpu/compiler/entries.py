@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from anynorm._forks import unforked
 from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED, RULES, SCALE
+from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED, LAYER, RULES, SCALE
 
 # The module in `kernels`, and the function in it.
 _NAMES = {
@@ -74,7 +74,9 @@ def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
                 for name, given in product(names, (False, True))
             )
             if not has_residual:
-                names = ["moments", "given", *(["moments_columns", "given_columns"] * has_layout)]
+                names = ["given", *(["given_columns"] * has_layout)]
+                if rule == LAYER:  # for those of any norm
+                    names += ["moments", *(["moments_columns"] * has_layout)]
                 yield from ((name, one._replace(in_float64=True)) for name in names)
 
 

@@ -5,13 +5,15 @@ What lies between both, merging and step 2 of the definition, is a few numbers a
 
 from __future__ import annotations
 
+import math
+from operator import itemgetter
 from typing import Any
 
 import numpy
 
 from anynorm._check import Call
 from anynorm._definition.merging import step_of_given
-from anynorm._definition.norms import Precision
+from anynorm._definition.norms import Precision, Statistics
 from anynorm._kernels import definition
 from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
@@ -33,6 +35,8 @@ Array = Any
 # Of float64; rows whose factor lies beyond, or its reciprocal, or whose shift does, are applied in their unit.
 _MOST_FACTOR, _MOST_SHIFT = 2.0**400, 2.0**180
 _LARGEST = 1.7976931348623157e308
+# Rows whose temporaries stay in the second cache.
+_FINISHED_AT_ONCE = 1 << 13
 # What moments have become is kept with them, for calls in which that would take longer than all else.
 _MOST_KEPT, _MOST_KEPT_NBYTES = 8, 64 << 10
 
@@ -142,28 +146,41 @@ def _by_definition(call: Call) -> Array:
 
 def _finished(call: Call) -> Array | None:
     """What the kernel applies to each row; None for an eps beyond any row of a narrower dtype, which has a unit."""
-    numbers, digits, rule = numbers_like(call, FINISHED), call.precision.digits, call.rule
-    given = statistics_of(moments_in_numpy(call.moments))
+    numbers, given = numbers_like(call, FINISHED), statistics_of(moments_in_numpy(call.moments))
+    rows = numbers.shape[:-1]
+    if math.prod(rows) <= _FINISHED_AT_ONCE:
+        return numbers if _finish(call, given, numbers) else None
+    for block in definition.blocks_of_rows(rows, call.axes, _FINISHED_AT_ONCE):
+        if not _finish(call, mapped(itemgetter(block), given), numbers[block]):
+            return None
+    return numbers
+
+
+def _finish(call: Call, given: Statistics, numbers: Array) -> bool:
+    """Step 2 of the definition, for some rows; whether the kernel can apply it."""
+    digits, rule = call.precision.digits, call.rule
     step = step_of_given(numpy, given, rule, call.eps, Precision(numpy.float64, digits))
-    scale = 1.0 if rule.averaged else scale_of(call)
-    # Infinity times a zero of the row would be NaN.
-    factor = numpy.clip(step.factor * scale, -_LARGEST, _LARGEST)
+    scale, factor = (1.0 if rule.averaged else scale_of(call)), step.factor
+    if scale != 1.0:
+        # Infinity times a zero of the row would be NaN.
+        factor = numpy.clip(factor * scale, -_LARGEST, _LARGEST)
     shift, low = (0.0 if one is None else one for one in (step.shift, step.shift_low))
     if not digits:
         numbers[..., 0], numbers[..., 1], numbers[..., 2] = shift, factor, -low * factor
-        return numbers if step.unit is None else None
+        return step.unit is None
     own: Any = step.unit
-    for place, one in enumerate((shift / own, low / own, factor * own, 0.0)):
+    numbers[..., 3] = 0.0
+    for place, one in enumerate((shift / own, low / own, factor * own)):
         numbers[..., place] = one
-    size = numpy.abs(factor * own)
-    # Of 0 or NaN only where the row or the scale is: a product may also have left the range.
-    nothing = (size == 0.0) & ((step.factor == 0.0) | (scale == 0.0)) | numpy.isnan(step.factor)
-    ordinary = (size < _MOST_FACTOR) & (size > 1.0 / _MOST_FACTOR) | nothing
-    ordinary &= ~(numpy.abs(shift / own) > _MOST_SHIFT)
+    size = numpy.abs(numbers[..., 2])
+    ordinary = (size < _MOST_FACTOR) & (size > 1.0 / _MOST_FACTOR) & ~(numpy.abs(numbers[..., 0]) > _MOST_SHIFT)
     if not ordinary.all():
+        # Of 0 or NaN only where the row or the scale is: a product may also have left the range.
+        nothing = (size == 0.0) & ((step.factor == 0.0) | (scale == 0.0)) | numpy.isnan(step.factor)
+        ordinary |= nothing & ~(numpy.abs(numbers[..., 0]) > _MOST_SHIFT)
         for place, one in enumerate((shift, low, step.factor, own)):
             numbers[..., place] = numpy.where(ordinary, numbers[..., place], one)
-    return numbers
+    return True
 
 
 def numbers_like(call: Call, count: int) -> Array:
