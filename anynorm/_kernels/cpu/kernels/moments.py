@@ -10,8 +10,8 @@ from anynorm._kernels.cpu.kernels.rows import reduce_row
 from anynorm._kernels.cpu.kernels.scatter import numbers_address, row_of
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import load_task
-from anynorm._kernels.cpu.language.dtypes import FLOAT64, LAYER, REDUCED
-from anynorm._kernels.cpu.language.flow import cases, loop
+from anynorm._kernels.cpu.language.dtypes import FLOAT64, REDUCED
+from anynorm._kernels.cpu.language.flow import loop
 from anynorm._kernels.cpu.language.memory import real, store_real
 
 
@@ -21,10 +21,9 @@ def reduce_rows(variant: Variant, address: int, first: int, last: int) -> int:
     for row in loop(first, last, 1):
         to = numbers_address(task, row, REDUCED)
         if task.dtype is FLOAT64:
-            for centred in cases(task.rule == LAYER):
-                shift, sums, squares = reduce_float64(task, row_of(task, row), centred)
-                for i, number in enumerate((shift, sums.high, sums.low, squares.high, squares.low)):
-                    store_real(to + 8 * i, number)
+            shift, sums, squares = reduce_float64(task, row_of(task, row))
+            for i, number in enumerate((shift, sums.high, sums.low, squares.high, squares.low)):
+                store_real(to + 8 * i, number)
         else:
             reduce_row(task, row, 0)
             for i, numbers in enumerate((task.scratch.shifts, task.scratch.sums, task.scratch.squares)):

@@ -17,9 +17,9 @@ from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
 from anynorm._kernels.cpu.threads.crew import launch
 
-# Where kernels lie that take what others cannot hold, by the name and the variant of those; they are found when one has
-# met such a row.
-_others: dict[tuple[str, Variant], tuple[int, int]] = {}
+# Where the kernels lie that take rows which another one cannot hold, by the name and the variant of that one; they are
+# found when it has met such a row.
+_fallbacks: dict[tuple[str, Variant], tuple[int, int]] = {}
 
 
 def run(call: Call) -> Any:
@@ -45,7 +45,7 @@ def run_from(call: Call, first: int) -> Any:
     )
     variant = Variant(rule, dtype.code, in_float64, residual is not None, layout is not None)
     units = task.rows if layout is None else layout.units
-    task.rows_kernel, task.float64_kernel = _others.get((name, variant), (0, 0))
+    task.rows_kernel, task.float64_kernel = _fallbacks.get((name, variant), (0, 0))
 
     def resume(first: int, last: int) -> None:
         _normalize(name, variant, layout, task, first, last)
@@ -66,7 +66,7 @@ def _normalize(name: str, variant: Variant, layout: Layout | None, task: Task, f
     """Normalize rows, or blocks of columns, first to last: where the kernel stops, another one takes over."""
     done = kernel(name, variant).run(task, first, last)
     if 0 <= done < last:
-        _others[name, variant] = task.rows_kernel, task.float64_kernel = _find_others(name, variant)
+        _fallbacks[name, variant] = task.rows_kernel, task.float64_kernel = _find_fallbacks(name, variant)
         kernel(name, variant).run(task, done, last)
     elif done < 0 and name == "columns" and layout is not None and variant.dtypes[0] is FLOAT64:
         rows = layout.rows_of(first, last)
@@ -75,7 +75,7 @@ def _normalize(name: str, variant: Variant, layout: Layout | None, task: Task, f
         kernel(name, variant._replace(in_float64=True)).run(task, first, last)
 
 
-def _find_others(name: str, variant: Variant) -> tuple[int, int]:
+def _find_fallbacks(name: str, variant: Variant) -> tuple[int, int]:
     """Where the kernels lie that take blocks of columns, and rows, which a kernel cannot hold."""
     is_float64 = variant.dtypes[0] is FLOAT64
     rows_kernel = kernel("float64" if is_float64 else "rows", variant).place if name == "columns" else 0
