@@ -87,16 +87,16 @@ def test_tensors_are_normalized_as_before(monkeypatch):
         x, other, weight = map(torch.from_numpy, (X, OTHER, WEIGHT))
         for out in (None, torch.zeros(4, 8)):
             first = run.run(check(LAYER_NORM, x, weight, None, -1, 1e-5, out=out)).clone()
-            given = weight, None, -1, 1e-5, 0.0, out
+            given = weight, None, -1, 1e-5, 0.0, out, None
             again = repeat._by_library["torch"].run
             version = None if out is None else out._version
             assert not torch.equal(again(LAYER_NORM, other, None, *given), first)
             y = again(LAYER_NORM, x, None, *given)
             assert torch.equal(y, first)
             assert out is None or (y is out and out._version == version + 2)
-            assert again(LAYER_NORM, x, None, weight, None, -1, 0.5, 0.0, out) is None
+            assert again(LAYER_NORM, x, None, weight, None, -1, 0.5, 0.0, out, None) is None
             assert again(LAYER_NORM, x, x, *given) is None
-            assert again(LAYER_NORM, x, None, weight, None, 0, 1e-5, 0.0, out) is None
+            assert again(LAYER_NORM, x, None, weight, None, 0, 1e-5, 0.0, out, None) is None
         assert set(repeat._fast_paths) == {torch.Tensor}
         repeat.forget()
 
@@ -116,7 +116,7 @@ def test_tensors_on_the_cpu_are_no_matter_of_cuda(ask):
     fast_paths.add(torch.Tensor, fast_path)
     try:
         assert torch.equal(anynorm.layer_norm(x), expected)
-        assert fast_path(LAYER_NORM, x, None, None, None, -1, 1e-5, 0.0, None) is None
+        assert fast_path(LAYER_NORM, x, None, None, None, -1, 1e-5, 0.0, None, None) is None
         traced = torch.compile(anynorm.layer_norm, fullgraph=True, backend="eager")(x)
     finally:
         fast_paths.remove(torch.Tensor, fast_path)

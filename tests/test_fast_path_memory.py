@@ -2,6 +2,7 @@
 
 import gc
 import os
+import subprocess
 import sys
 import weakref
 
@@ -23,6 +24,23 @@ def program():
     from anynorm._kernels.cpu.fast_path import functions
 
     return functions.normalize_arrays()
+
+
+OUTLIVING = """
+import sys
+import numpy, anynorm
+for _ in range(3):
+    anynorm.layer_norm(numpy.ones((3, 40), "float32"))
+from anynorm._kernels.cpu.fast_path import functions
+sys.kept = functions.normalize_arrays()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc overwrites what is freed, if told to")
+def test_functions_may_outlive_their_module():
+    for byte in ("170", "2"):  # in what is overwritten, flags of a function that are not set
+        environment = os.environ | {"PYTHONMALLOC": "malloc", "MALLOC_PERTURB_": byte}
+        assert subprocess.run([sys.executable, "-c", OUTLIVING], env=environment, check=False).returncode == 0
 
 
 def test_neighbours_in_memory_do_not_overlap(monkeypatch):

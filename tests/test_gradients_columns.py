@@ -102,6 +102,18 @@ def test_as_many_rows_as_there_are_lanes_and_one_more_or_less(dtype, missing, ke
     assert_bits(dx.T, expected)
 
 
+@pytest.mark.parametrize("dtype", ALL)
+@every_norm
+def test_the_widest_block_and_one_row_more(norm, dtype, kernels):
+    widest = 255 + 64 // as_dtype(np.zeros(1), dtype).itemsize
+    for rows in (widest, widest + 1):
+        x, dy = rows_of(dtype, (rows, 40))
+        expected = one_by_one(norm, x, dy)
+        dx = vjp(norm)(x.T.copy(), axis=0)[1](dy.T.copy())[0]
+        assert kernels[-1] == "derivative_columns"
+        assert_bits(dx.T, expected)
+
+
 @every_dtype
 @pytest.mark.parametrize(("rows", "shorter"), [(15, 1), (16, 1), (41, 1), (41, 0), (41, 3)])
 def test_short_rows_are_side_by_side_if_there_are_some_of_them(dtype, rows, shorter, kernels):

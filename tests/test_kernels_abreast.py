@@ -122,9 +122,10 @@ def test_a_small_call_like_one_before_takes_them_side_by_side_too(asked, dtype):
     anynorm.layer_norm(numbers((3, 100), dtype))  # offers the kernel for rows
     x = numbers((40, 3), dtype)
     y = anynorm.layer_norm(x)
+    assert "columns" in asked
     asked.clear()
     assert_bits(anynorm.layer_norm(x), y)
-    assert set(asked) == {"columns"}
+    assert not asked  # the fast path goes to the kernel that was asked for before
 
 
 @every_dtype

@@ -58,5 +58,5 @@ def test_the_numbers_are_the_same_on_every_machine():
 def test_a_digest_of_a_kind_tells_each_call_apart():
     found = {"float64 rows: 1": "a", "float64 rows: extreme": "b", "float32 rows: extreme": "c"}
     whole = kernel_calls.by_kind(found)
-    for name, changes in zip(found, (True, False, True), strict=True):
-        assert (kernel_calls.by_kind(found | {name: "d"}) != whole) == changes, name
+    for name in found:
+        assert kernel_calls.by_kind(found | {name: "d"}) != whole

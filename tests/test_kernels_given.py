@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import anynorm
+from anynorm._moments import statistics_of
 from tests import reference
 from tests.backends import ALL, TORCH, as_dtype, needs_llvmlite
 from tests.tolerances import assert_exact
@@ -161,3 +162,96 @@ def test_rows_far_from_the_moments_that_they_are_given(kernel, length, size, sca
         y = anynorm.scale_norm(x, scale, eps=0.0, moments=anynorm.moments(whole))
     expected = [[reference.Exact(value, abs(value)) for value in exact]]
     assert_exact(y, expected, backend=f"{kernel}, given", dtype="float64", norm="scale_norm")
+
+
+@pytest.fixture
+def no_definition(monkeypatch):
+    def refuse(call):
+        raise AssertionError("through the definition")
+
+    monkeypatch.setattr("anynorm._kernels.cpu.launch.given._by_definition", refuse)
+    monkeypatch.setattr("anynorm._kernels.definition.run_moments", refuse)
+
+
+def beside(bound):
+    return [float(np.nextafter(bound, 0.0)), bound, float(np.nextafter(bound, np.inf))]
+
+
+# Rows of one magnitude on either side of each bound: what a row without a unit may hold, and units of others.
+MAGNITUDES = [
+    one for power in (180, -180, 200, -200, 320, -416, 688, -738, 1000, -48) for one in beside(2.0**power)
+] + [0.0, 1.0, 5e-324]  # fmt: skip
+
+
+def test_units_of_moments_are_those_of_the_definition_where_a_row_has_one():
+    x = np.asarray(MAGNITUDES)[:, None] * np.linspace(-1.0, 1.0, 9)
+    with anynorm.use_kernel("definition"):
+        expected = statistics_of(anynorm.moments(x))
+    found = statistics_of(anynorm.moments(x))
+    size = np.max(np.abs(x), axis=-1, keepdims=True)
+    is_without = (size > 2.0**-300) & (size < 2.0**-40)  # while its squares are in range
+    assert (found.unit == np.where(is_without, 1.0, expected.unit)).all()
+    assert set(found.unit.ravel()) == {1.0, *(2.0**power for power in (368, 690, 855, -368, -704))}
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_moments_of_any_magnitude_are_exact_in_one_call(constant, no_definition):
+    sizes = np.asarray(MAGNITUDES)[:, None]
+    x = (np.ones((1, 9)) if constant else np.random.default_rng(5).uniform(-1, 1, (len(sizes), 9))) * sizes
+    found = anynorm.moments(x)
+    for row, mean, variance in zip(x, found.mean[:, 0], found.variance[:, 0], strict=True):
+        values = [reference.mpmath.mpf(float(one)) for one in row]
+        exact = reference.mpmath.fsum(values) / 9
+        assert abs(exact - float(mean)) <= np.spacing(abs(mean))
+        exact = reference.mpmath.fsum((one - exact) ** 2 for one in values) / 9
+        assert abs(exact - float(variance)) <= 4 * np.spacing(variance) or exact > np.finfo(np.float64).max
+    for other, axis in laid_out_short(x):
+        again = anynorm.moments(other, axis=axis)
+        for a, b in zip(statistics_of(again)[1:-1], statistics_of(found)[1:-1], strict=True):
+            assert (a is b is None) or a.ravel().tobytes() == b.ravel().tobytes()
+
+
+def laid_out_short(x):
+    yield x.T.copy(), 0
+    yield np.asfortranarray(x), 1
+    yield np.repeat(x, 2, 0)[::2], 1
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("features", [5, 40])
+def test_given_moments_of_any_magnitude_are_applied_in_one_call(norm, features, no_definition):
+    bounds = [one for power in (180, -180, 400, -400) for one in beside(2.0**power)]  # of the shift, of the factor
+    sizes = np.asarray([*bounds, *MAGNITUDES, 1e308])[:, None]
+    x = np.random.default_rng(6).uniform(0.25, 1, (len(sizes), features)) * sizes
+    weight = np.random.default_rng(7).standard_normal(features)
+    for parameters in ((), (weight,)) if norm != "scale_norm" else ((), (-3.0,), (1e-300,)):
+        for eps in (0.0, 1e-5):
+            y = getattr(anynorm, norm)(x, *parameters, eps=eps, moments=anynorm.moments(x))
+            expected = [getattr(reference, norm)(row, *parameters, eps=eps) for row in x]
+            assert_exact(y, expected, backend="cpu, given moments", dtype="float64", norm=norm)
+            for other, axis in laid_out_short(x):
+                along = getattr(anynorm, norm)(
+                    other, *parameters, axis=axis, eps=eps, moments=anynorm.moments(other, axis=axis)
+                )
+                assert (along.T if axis == 0 else along).tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_elements_far_above_the_moments_that_are_given_overflow_alone(norm, no_definition):
+    found = anynorm.moments(np.asarray([[1.0, -2.0, 1.5]]) * 1e-300)
+    y = getattr(anynorm, norm)(np.asarray([[1e300, 1e-300, -np.inf, np.nan]]), eps=0.0, moments=found)
+    assert y[0, 0] == np.inf
+    assert np.isfinite(y[0, 1])
+    assert y[0, 2] == -np.inf
+    assert np.isnan(y[0, 3])
+
+
+@pytest.mark.parametrize(("value", "weight"), [(1e300, 1e-300), (1e-320, 1e300), (1e200, 1e-100)])
+def test_weights_bring_back_elements_that_are_far_from_the_moments(value, weight, no_definition):
+    x, whole = np.asarray([[1.0, -2.0, 1.5]]) * value, np.asarray([[3.0, 4.0]]) * 1e-200
+    y = anynorm.rms_norm(x, np.full(3, weight), eps=0.0, moments=anynorm.moments(whole))
+    mpf = reference.mpmath.mpf
+    root = reference.mpmath.sqrt(sum(mpf(float(one)) ** 2 for one in whole[0]) / 2)
+    exact = [mpf(float(one)) * mpf(weight) / root for one in x[0]]
+    expected = [[reference.Exact(one, abs(one)) for one in exact]]
+    assert_exact(y, expected, backend="cpu, given moments", dtype="float64", norm="rms_norm")

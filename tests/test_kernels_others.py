@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import anynorm
+from anynorm._kernels.cpu.launch import tasks
 from tests.backends import needs_llvmlite
-from tests.kernel_rows import DTYPES, numbers
+from tests.kernel_rows import DTYPES, numbers, placed
 from tests.reference import error_in_ulp, layer_norm, rms_norm
 
 pytestmark = needs_llvmlite
@@ -70,3 +71,34 @@ def test_rows_of_large_arrays_are_what_they_are_alone(rows, axis, which):
     given = x if axis else np.ascontiguousarray(x.T)
     found = anynorm.rms_norm(given, axis=axis, eps=0.0)
     assert (found if axis else found.T).tobytes() == rows_alone(anynorm.rms_norm, x).tobytes()
+
+
+@pytest.fixture
+def small_cache(monkeypatch):
+    """A last cache so small that every result is stored past it."""
+    monkeypatch.setattr(tasks, "last_cache_nbytes", lambda: 1)
+
+
+@pytest.mark.parametrize("features", [75, 80, 1060])  # with a rest that fills no lanes, and without
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("dtype", "magnitude"), [("float32", 1e30), ("float32", 1e-30), ("float64", 1e200)])
+def test_rows_of_streamed_blocks_are_what_they_are_alone(dtype, magnitude, norm, features, small_cache):
+    norm, _ = NORMS[norm]
+    x = numbers((320, features), dtype, features)
+    x[[5, 300]] *= DTYPES[dtype](magnitude)
+    alone = rows_alone(norm, x)
+    for _ in range(2):  # at first the kernel stops, and from then on it does not
+        found = norm(x.T.copy(), eps=0.0, axis=0, out=placed((features, 320), dtype, 2))
+        assert found.T.tobytes() == alone.tobytes()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("dtype", "lanes"), [("float16", 32), ("float32", 16), ("float64", 8)])
+def test_the_widest_block_that_is_streamed(dtype, lanes, norm, small_cache):
+    # Behind the first element of a line there is a head, and less than lanes are left for another block.
+    widest = 256 + 2 * (lanes - 1)
+    norm, _ = NORMS[norm]
+    for rows in (widest, widest + 1):
+        x = numbers((rows, 40), dtype, rows)
+        out = placed((40, 256 + 2 * lanes), dtype, 1)[:, :rows]
+        assert norm(x.T.copy(), axis=0, eps=0.0, out=out).T.tobytes() == rows_alone(norm, x).tobytes()

@@ -113,16 +113,16 @@ def test_streaming_to_any_address(features, norm, dtype, streamed):
 
 @every_dtype
 @every_norm
-@pytest.mark.parametrize("columns", [16, 31, 64, 300])
-def test_streaming_columns_to_any_address(columns, norm, dtype, streamed):
-    x = rows_of(dtype, 9, columns)
-    parameters = parameters_of(norm, dtype, 9)
+@pytest.mark.parametrize(("columns", "features"), [(16, 9), (31, 9), (64, 9), (300, 9), (40, 35)])
+def test_streaming_columns_to_any_address(columns, features, norm, dtype, streamed):
+    x = rows_of(dtype, features, columns)
+    parameters = parameters_of(norm, dtype, features)
     expected = normalize(norm, x, *parameters)
     itemsize = x.itemsize
     for offset in [*range(0, 64, itemsize), 1, 33, 63]:
         # The features of a column begin a cache line each where that is a multiple of one, and elsewhere do not.
         for width in (columns, -(-columns * itemsize // 64) * 64 // itemsize):
-            memory, assert_untouched = guarded((9, width), dtype, offset)
+            memory, assert_untouched = guarded((features, width), dtype, offset)
             memory[:, columns:] = 1
             out = memory[:, :columns]
             normalize(norm, np.ascontiguousarray(x.T), *parameters, axis=0, out=out)

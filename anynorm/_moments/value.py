@@ -105,7 +105,7 @@ class Moments(Properties, MaybeLazy):
         """
         if not isinstance(other, Moments):
             raise TypeError(sentence("other", "be Moments", describe(other), "pass what anynorm.moments returned"))
-        return _held(joined.merged((self._xp, self._statistics), (other._xp, other._statistics)))
+        return _held(joined.merged((self._xp, self._shared()), (other._xp, other._shared())))
 
     def __add__(self, other: object) -> Moments:
         return self.merge(other) if isinstance(other, Moments) else NotImplemented
@@ -152,7 +152,7 @@ class Moments(Properties, MaybeLazy):
         >>> anynorm.moments(numpy.eye(3), axis=0)[..., 1:].shape
         (1, 2)
         """
-        return Moments(joined.picked(self._xp, self._statistics, index), self._xp)
+        return Moments(joined.picked(self._xp, self._shared(), index), self._xp)
 
     def to(self, xp: Any = None, *, dtype: Any = None, device: Any = None) -> Moments:
         """Return these moments for arrays of another library, another dtype or on another device.
@@ -192,7 +192,7 @@ class Moments(Properties, MaybeLazy):
         if device is not None:
             written.placement(namespace, device)
         wide = None if dtype is None else moved.is_wide(dtype)
-        return Moments(moved.moved(self._xp, self._statistics, namespace, device, wide), namespace)
+        return Moments(moved.moved(self._xp, self._shared(), namespace, device, wide), namespace)
 
     def astype(self, dtype: Any) -> Moments:
         """Return these moments for arrays of another dtype; the same as ``to(dtype=dtype)``."""
@@ -239,9 +239,13 @@ class Moments(Properties, MaybeLazy):
 
     def flatten(self) -> tuple[tuple[Any, ...], tuple[int | None, Any]]:
         """Take apart into arrays and what is known without them, as a JAX pytree is."""
-        self._finished = None  # others may write to the arrays from now on
-        *parts, count = self._statistics[1:-1] + (self._statistics.elements,)
+        *parts, count = self._shared()[1:-1] + (self._statistics.elements,)
         return (*parts, count if self._is_by_row else None), (None if self._is_by_row else count, self._xp)
+
+    def _shared(self) -> Statistics:
+        """The statistics, whose arrays others may hold and change from now on, so that nothing made of them is kept."""
+        self._finished = None
+        return self._statistics
 
     @classmethod
     def unflatten(cls, known: tuple[int | None, Any], arrays: tuple[Any, ...]) -> Moments:

@@ -62,7 +62,6 @@ def _trace(name: str, kind: str) -> Any:
     return trace(name, partial(program.normalize, look, f"empty_like_{kind}"), 3)
 
 
-_methods: list[_Method] = []  # which builtin functions refer to
 _keepalive: list[Any] = []  # what there are addresses of in the record
 
 
@@ -75,7 +74,7 @@ def write(name: str, thing: Any) -> None:
 @cache
 def record() -> Record:
     """The record, with all that is known from the beginning."""
-    found = Record(few_elements=_FEW_ELEMENTS)
+    found: Record = _never_freed(Record(few_elements=_FEW_ELEMENTS))
     for name in FUNCTIONS:
         setattr(found, name, ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value)
     objects = {
@@ -143,7 +142,13 @@ def _builtin(kind: str) -> Normalize:
     address = load(name, make)
     begin = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(address)
     begin(0, ctypes.addressof(record()), BEGIN)
-    _methods.append(_Method(name.encode(), address, _METH_FASTCALL, None))
+    method = _never_freed(_Method(name.encode(), address, _METH_FASTCALL, None))
     make_builtin = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-    made: Normalize = make_builtin(("PyCFunction_NewEx", ctypes.pythonapi))(ctypes.addressof(_methods[-1]), None, None)
+    made: Normalize = make_builtin(("PyCFunction_NewEx", ctypes.pythonapi))(ctypes.addressof(method), None, None)
     return made
+
+
+def _never_freed(structure: Any) -> Any:
+    """The same, which no end of Python frees: functions, which refer to it, may outlive this module."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(structure))
+    return structure

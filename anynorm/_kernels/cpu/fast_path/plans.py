@@ -62,7 +62,7 @@ def find(
         axis = (axis % ndim,)
     try:
         found = _plans.get(_key(STRIDES[library], rule, x, residual, axis, out, numbers))
-    except (AttributeError, TypeError):  # of what is no array; the checks will tell
+    except (AttributeError, TypeError, RuntimeError):  # no array, or none with strides; the checks will tell
         return None
     return None if found is None else found[1]
 

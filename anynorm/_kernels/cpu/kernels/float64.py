@@ -15,7 +15,7 @@ from anynorm._kernels.cpu.kernels.parameters import are_near_one, widen_paramete
 from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, numbers_address, row_address, row_of, scatter
 from anynorm._kernels.cpu.kernels.streaming import map_chunk, writing
 from anynorm._kernels.cpu.kernels.task import Variant
-from anynorm._kernels.cpu.kernels.units import Steps, in_unit, scale_lanes, steps_of, unit_of
+from anynorm._kernels.cpu.kernels.units import in_unit, product, unit_of
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task
 from anynorm._kernels.cpu.language.arithmetic import (
     fma,
@@ -150,7 +150,7 @@ def find_factors(
 class PairFactors:
     """What a row, or rows side by side, are moved by and multiplied by, as pairs, in lanes."""
 
-    def __init__(self, centred: bool, *numbers: Lanes) -> None:
+    def __init__(self, centred: bool, *numbers: Any) -> None:
         self.centred = centred
         self.mean, self.mean_low, self.factor, self.factor_low = numbers
 
@@ -159,7 +159,7 @@ def apply_pairs(value: Lanes, row: PairFactors, weight: Lanes | None, low: Lanes
     """``(x - mean) * factor * weight + bias``; ``low`` is what rounding the weight left behind."""
     if row.centred:
         value = (value - row.mean) - row.mean_low
-        value = fma(value, row.factor, value * row.factor_low)
+        value = value * row.factor if row.factor_low is None else fma(value, row.factor, value * row.factor_low)
         if weight is None:
             return value
         return fma(value, weight, bias if low is None else fma(value, low, bias))
@@ -173,20 +173,20 @@ def apply_pairs(value: Lanes, row: PairFactors, weight: Lanes | None, low: Lanes
 
 
 def _apply_in_unit(
-    value: Lanes, row: PairFactors, unit: Number | Steps, scale: Number,
+    value: Lanes, row: PairFactors, unit: Number, power: Number, scale: Number,
     weight: Lanes | None, low: Lanes | None, bias: Lanes | None,
 ) -> Lanes:  # fmt: skip
-    """The same of a row that is multiplied by a unit first; without centring in steps, and with weights of any size."""
-    if not isinstance(unit, Steps):
+    """The same of a row that is multiplied by a unit first; without centring by a power too, and any weights."""
+    if row.centred:
         return apply_pairs(value * unit, row, weight, low, bias)
     weight = splat(scale, FLOAT64, _LANES) if weight is None else weight
-    power = power_of_two(weight)
-    inverse = 1.0 / power
+    of_weight = power_of_two(weight)
+    inverse = 1.0 / of_weight
     near_one = weight * inverse
     rest = near_one * row.factor_low
     if low is not None:
         rest = fma(low * inverse, row.factor, rest)
-    factor, value = fma(near_one, row.factor, rest), scale_lanes(value, unit, power)
+    factor, value = fma(near_one, row.factor, rest), product(value, [unit, power, of_weight])
     return value * factor if bias is None else fma(value, factor, bias)
 
 
@@ -234,12 +234,14 @@ def _normalize_row(task: TaskValues, row: int, given: bool, safe_weights: bool) 
     for _ in when(is_false(safe_weights) & (unit == 0.0)):
         unit[...] = 1.0
     for has_unit in cases(unit != 0.0):
-        multiplied: Any = unit if has_unit else None
-        if has_unit and not centred:
-            multiplied, taken = steps_of(unit, numbers[2])
-            _set(numbers[2:], [one / taken for one in numbers[2:]])
-        in_lanes = (splat(one, FLOAT64, _LANES) for one in numbers)
-        _apply_row(task, row, addresses, PairFactors(centred, *in_lanes), multiplied)
+        power = number(1)
+        if has_unit and not centred:  # the factor is near 1 then
+            power = power_of_two(numbers[2])
+            _set(numbers[2:], [one / power for one in numbers[2:]])
+        in_lanes: list[Any] = [splat(one, FLOAT64, _LANES) for one in numbers]
+        if has_unit and given and centred:
+            in_lanes[3] = None  # it is 0, and an element of other rows than the moments may be Inf in the unit
+        _apply_row(task, row, addresses, PairFactors(centred, *in_lanes), (unit, power) if has_unit else None)
 
 
 def _set(numbers: list[Number], values: Iterable[Number]) -> None:
@@ -258,9 +260,9 @@ def _find_factors_in_unit(task: TaskValues, row: Arrays, unit: Number) -> tuple[
 
 
 def _apply_row(
-    task: TaskValues, row: int, addresses: Arrays, factors: PairFactors, unit: Number | Steps | None
+    task: TaskValues, row: int, addresses: Arrays, factors: PairFactors, unit: tuple[Number, Number] | None
 ) -> None:
-    """Step 3 of the definition, with mean and factor as pairs, in the unit of a row if it has one."""
+    """Step 3 of the definition, with mean and factor as pairs; times the unit of a row, and a power, if it has them."""
     scratch, ahead = task.scratch, where(is_gathered(task), 0, row_address(task, X, row + 1) - addresses.x)
     for start, count in chunks_of(task):
         for _ in when(task.widened & (count != task.features)):
@@ -276,7 +278,7 @@ def _apply_row(
                         weight, low, bias = (load(numbers + i * 8, FLOAT64) if one else None for numbers, one in needed)
                         if unit is None:
                             return apply_pairs(value, factors, weight, low, bias)
-                        return _apply_in_unit(value, factors, unit, task.scale, weight, low, bias)
+                        return _apply_in_unit(value, factors, *unit, task.scale, weight, low, bias)
 
                     map_chunk(task, chunk, larger(count, _LANES), ahead, streaming, compute)
         scatter(task, addresses, start, count)
@@ -284,8 +286,8 @@ def _apply_row(
 
 def normalize_all(task: TaskValues, first: int, last: int, given: bool = False) -> int:
     """Normalize rows, by given factors or by their own; return the last."""
-    # Shorter rows are put together in buffers.
-    task = task._replace(streaming=task.streaming & (task.features >= _LANES))
+    # Chunks in buffers are copied from there.
+    task = task._replace(streaming=task.streaming & is_false(is_gathered(task)))
     safe_weights = prepare_parameters(task)
     with writing(task):
         for row in loop(first, last, 1):

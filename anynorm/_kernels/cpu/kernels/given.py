@@ -1,6 +1,7 @@
 """Step 3 of the definition alone, row after row, with what step 2 has made of given moments.
 
-For each row that is a shift, a factor and a constant, as in factors.py; of float64 the shift and the factor as pairs.
+For each row that is a shift, a factor and a constant, as in factors.py; of float64 the shift as a pair, a factor, and a
+unit, which is 0 where the row has none.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from anynorm._kernels.cpu.language.dtypes import FLOAT64
 def apply_rows(variant: Variant, address: int, first: int, last: int) -> int:
     """Apply ``numbers``, FINISHED of them a row, to rows first to last; return the last.
 
-    That is -1 where weights of float64 are extreme. Narrower rows are applied in float64, which holds any factor.
+    That is -1 where weights are such that float64, in which narrower rows are applied, leaves its range.
     """
     task = load_task(address, variant)
     normalize_all = (float64 if task.dtype is FLOAT64 else rows).normalize_all

@@ -234,8 +234,8 @@ def _apply_row(
 def normalize_all(task: TaskValues, first: int, last: int, given: bool = False) -> int:
     """Normalize rows in groups, by given factors or by their own; return which is the next, or -1."""
     following, ended, is_reduced = cell(-1), cell(False), cell(False)
-    # Shorter rows are put together in buffers.
-    task = task._replace(streaming=task.streaming & (task.features >= task.lanes))
+    # What is gathered is written to a buffer first, also where blocks of columns are streamed and one is taken up here.
+    task = task._replace(streaming=task.streaming & is_false(is_gathered(task)))
     for _ in when(are_weights_safe(task)):
         widen_short_parameters(task)
         step = larger(1, smaller(GROUP, _MOST_NBYTES // (task.features * task.itemsize)))

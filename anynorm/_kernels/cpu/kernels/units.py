@@ -6,7 +6,7 @@ scaled along.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, elements_of
 from anynorm._kernels.cpu.kernels.scatter import gather
@@ -14,6 +14,12 @@ from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
 from anynorm._kernels.cpu.language.arithmetic import magnitude, number, power_of_two, root, splat, where
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, SCALE, Lanes, Number
 from anynorm._kernels.cpu.language.flow import cell
+
+# (bound, unit) of moments, as in anynorm/_definition/scaling.py; the first bound that a row is below has its unit.
+_MOMENTS = (
+    (2.0**-738, 2.0**855), (2.0**-416, 2.0**690), (2.0**-48, 2.0**368), (2.0**320, 1.0), (2.0**688, 2.0**-368),
+    (math.inf, 2.0**-704),
+)  # fmt: skip
 
 
 def larger_of(a: Lanes, b: Lanes) -> Lanes:
@@ -34,12 +40,25 @@ def unit_of(task: TaskValues, row: Arrays) -> Number:
 
     Or below 1, where that is subnormal.
     """
+    return 1.0 / power_of_two(larger_of(size_of(task, row), length_of_eps(task)))
+
+
+def size_of(task: TaskValues, row: Arrays) -> Number:
+    """The largest magnitude of a row; one that holds NaN has any."""
     zero = splat(0.0, FLOAT64, task.lanes)
     size = cell(zero)
     for start, count in chunks_of(task):
         for value in elements_of(task, gather(task, row, start, count), 0, count, FLOAT64, zero):
             size[...] = larger_of(size, magnitude(value))
-    return 1.0 / power_of_two(larger_of(largest(size), length_of_eps(task)))
+    return largest(size)
+
+
+def unit_of_moments(size: Number) -> Number:
+    """The unit of moments of a row, by its largest magnitude; the definition has the same, for it may be given them."""
+    unit: Number = number(1) * _MOMENTS[-1][1]
+    for bound, one in reversed(_MOMENTS[:-1]):
+        unit = where(size < bound, one, unit)
+    return unit
 
 
 def length_of_eps(task: TaskValues) -> Number:
@@ -54,36 +73,9 @@ def in_unit(task: TaskValues, unit: Number) -> TaskValues:
     return task._replace(eps=eps, scale=number(1))
 
 
-class Steps(NamedTuple):
-    """What a row that is not centred is multiplied by, power of two by power of two."""
-
-    up: Number
-    up_again: Number  # at least 1, as is the one before
-    down: Number  # at most 1
-
-
-def steps_of(unit: Number, factor: Number) -> tuple[Steps, Number]:
-    """The product of a unit and a factor in steps, and what is divided out of the factor, which is near 1 then."""
-    power = power_of_two(factor)
-    both = unit * power
-    apart = unit > 1.0  # where the product may be out of range
-    again = where(apart, larger_of(power, 1.0), 1.0)
-    up, down = where(apart, unit, larger_of(both, 1.0)), where(apart, 1.0, where(both < 1.0, both, 1.0))
-    return Steps(up, again, down), where(apart, again, power)
-
-
-def scale_lanes(value: Lanes, steps: Steps, power: Lanes) -> Lanes:
-    """Elements times the steps of their row and a power of two; out of range only where the product of all is.
-
-    The power is that of a weight: it may bring back an element that is far below its row.
-    """
-    value = value * steps.up * steps.up_again
-    return where(power > 1.0, value * (steps.down * power), value * steps.down * power)
-
-
-def product(value: Lanes, factors: list[Number]) -> Lanes:
+def product(value: Lanes, factors: list[Lanes]) -> Lanes:
     """The product of a number and positive factors; it leaves the range only where the result does."""
-    left: list[Number] = []
+    left: list[Lanes] = []
     for factor in factors:
         # A factor above 1 is multiplied with one below 1, until all that are left lie on the same side of 1.
         for i, other in enumerate(left):

@@ -15,7 +15,6 @@ INTERPRETED = os.environ.get("ANYNORM_INTERPRET", "") not in ("", "0")
 CACHE_LINE_NBYTES = 64
 GROUP = 32  # rows at most that go through each step together
 CHUNK = 1024  # features whose parameters are widened at a time
-REDUCED = 5  # numbers that a row is reduced to, see moments.py
 FINISHED = 4  # numbers that a row is applied with, see given.py
 WIDEST_BLOCK = 256  # rows that are taken side by side
 TILE_NBYTES = (CHUNK + 64) * CACHE_LINE_NBYTES  # a chunk of rows side by side; see block.py
@@ -33,6 +32,11 @@ class Dtype(NamedTuple):
     def lanes(self) -> int:
         """How many elements are taken at a time: as many as fill a cache line."""
         return CACHE_LINE_NBYTES // self.itemsize
+
+    @property
+    def reduced(self) -> int:
+        """How many numbers a row is reduced to, see moments.py."""
+        return 5 if self.itemsize == 8 else 3
 
 
 FLOAT16, BFLOAT16 = Dtype("float16", 0, 2), Dtype("bfloat16", 1, 2)

@@ -12,14 +12,13 @@ import numpy
 from anynorm._check import Call
 from anynorm._definition.merging import step_of_given
 from anynorm._definition.norms import Precision
-from anynorm._definition.pairs import add_pairs, multiply_pairs, ratio_pair, renormalize, two_sum
 from anynorm._kernels import definition
 from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
 from anynorm._kernels.cpu.fast_path.offers import offer
 from anynorm._kernels.cpu.fast_path.plans import finished_key
 from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import FINISHED, REDUCED, RULES
+from anynorm._kernels.cpu.language.dtypes import FINISHED, RULES
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.norm import run_from
@@ -27,14 +26,12 @@ from anynorm._kernels.cpu.launch.tasks import dtype_of, features_of, may_stream,
 from anynorm._kernels.cpu.threads.crew import launch
 from anynorm._libraries import library_of
 from anynorm._libraries.numpy_arrays import NumPy
-from anynorm._moments import Moments, arrays_of, finished_of, mapped, may_keep, of_arrays, statistics_of
+from anynorm._moments import Moments, finished_of, mapped, may_keep, of_arrays, statistics_of
 
 Array = Any
 
-# Of rows of float64 that the kernel reduces and whose unit is 1; those of other magnitudes have another, which the
-# definition knows to choose. Factors beyond are left to it too.
-_LEAST_SQUARES, _MOST_SQUARES, _MOST_SHIFT = 2.0**-400, 2.0**360, 2.0**180
-_MOST_FACTOR = 2.0**400
+# Of float64; rows whose factor lies beyond, or its reciprocal, or whose shift does, are applied in their unit.
+_MOST_FACTOR, _MOST_SHIFT = 2.0**400, 2.0**180
 _LARGEST = 1.7976931348623157e308
 # What moments have become is kept with them, for calls in which that would take longer than all else.
 _MOST_KEPT, _MOST_KEPT_NBYTES = 8, 64 << 10
@@ -42,92 +39,66 @@ _MOST_KEPT, _MOST_KEPT_NBYTES = 8, 64 << 10
 
 def run_moments(call: Call) -> Moments:
     """Return the moments of the call's array."""
-    numbers = numbers_like(call, REDUCED)
-    layout = lay_out(call, dtype_of(call.x.dtype).itemsize, None, call.x, numbers=numbers, columns=True)
-    _launch("moments", call, layout, *task_of(call, None, None, None, layout, numbers=numbers))
-    with numpy.errstate(all="ignore"):
-        moments = (_paired_moments if call.precision.digits else _plain_moments)(call, numbers)
+    dtype = dtype_of(call.x.dtype)
+    numbers = numbers_like(call, dtype.reduced)
+    layout = lay_out(call, dtype.itemsize, None, call.x, numbers=numbers, columns=True)
+    task, keepalive = task_of(call, None, None, None, layout, numbers=numbers)
+    _launch("moments", call, layout, task, keepalive)
+    parts = [numbers[..., place] for place in range(dtype.reduced)]
+    if call.precision.digits:
+        *parts, unit = parts
+        if not unit.all():  # rows side by side, of which some need another unit than 1
+            task.rows_kernel = kernel("moments", _variant(call, task)).place
+            _launch("moments", call, layout, task, keepalive)
+        mean, low, squares, squares_low = parts
+        found = [mean, low, None, squares, squares_low, unit]
+    else:
+        mean, low, squares = parts
+        found = [mean, low, None, squares, None, None]
+    moments = of_arrays(features_of(call), found, numpy)
     if call.library.name == "numpy":
         return may_keep(moments)
     import torch
 
-    found = mapped(lambda part: torch.from_numpy(numpy.ascontiguousarray(part)), statistics_of(moments))
-    return Moments(found, call.library.namespace)
-
-
-def _plain_moments(call: Call, numbers: Array) -> Moments:
-    count = features_of(call)
-    shift, sums, squares = (numbers[..., i] for i in range(3))
-    if not call.rule.centred:
-        return of_arrays(count, [None, None, None, squares.copy(), None, None], numpy)
-    between = sums / count
-    squares = squares - sums * between
-    # A row that is constant has no deviations, and rounding could leave less.
-    squares = numpy.where(squares < 0.0, 0.0, squares)
-    return of_arrays(count, [*two_sum(shift, between), None, squares, None, None], numpy)
-
-
-def _paired_moments(call: Call, numbers: Array) -> Moments:
-    """Those of float64, in the unit that rows of ordinary magnitude have; the definition forms the others."""
-    count = features_of(call)
-    shift, sums, squares = numbers[..., 0], (numbers[..., 1], numbers[..., 2]), (numbers[..., 3], numbers[..., 4])
-    constant = (squares[0] == 0.0) & (sums[0] == 0.0) & (numpy.abs(shift) > 2.0**-200)
-    safe = (squares[0] > _LEAST_SQUARES) & (squares[0] < _MOST_SQUARES) | constant
-    safe &= numpy.abs(shift) < _MOST_SHIFT
-    sums, squares = renormalize(*sums), renormalize(*squares)
-    mean: Any = (None, None)
-    if call.rule.centred:
-        between = multiply_pairs(sums, ratio_pair(1, count, 53), 53)
-        high, low = two_sum(shift, between[0])
-        mean = renormalize(high, low + between[1])
-        of_shift = multiply_pairs(sums, between, 53)
-        squares = add_pairs(squares, (-of_shift[0], -of_shift[1]))
-    found = of_arrays(count, [*mean, None, *squares, numpy.ones_like(shift)], numpy)
-    if safe.all():
-        return found
-    others = definition.run_moments(in_numpy(call))
-    parts = zip(arrays_of(found), arrays_of(others), strict=True)
-    return of_arrays(
-        count, [None if a is None else numpy.where(safe, a, 0.0 if b is None else b) for a, b in parts], numpy
-    )
+    in_torch = mapped(lambda part: torch.from_numpy(numpy.ascontiguousarray(part)), statistics_of(moments))
+    return Moments(in_torch, call.library.namespace)
 
 
 def run(call: Call) -> Array:
     """Return y, by the moments that the call gives."""
-    with numpy.errstate(all="ignore"):
-        numbers, safe = _kept(call) or _finished(call)
-    if not safe.any():
-        return _by_definition(call)
-    # Before anything is written, for that may be in place of x.
-    others = None if safe.all() else _by_definition(call._replace(out=None))
-    y = apply_numbers(call, numbers, _keep(call, numbers) if others is None else False)
+    numbers = _kept(call)
+    if numbers is None:
+        with numpy.errstate(all="ignore"):
+            numbers = _finished(call)
+    y = None if numbers is None else apply_numbers(call, numbers, _keep(call, numbers))
     if y is None:
         return _by_definition(call)
-    if others is not None:
-        xp = call.library.namespace
-        y[...] = xp.where(xp.asarray(safe), y, others)
     if call.out is not None:
         call.library.memory.written(y)
     return y
 
 
-def _kept(call: Call) -> tuple[Array, Array] | None:
-    """What `_finished` has returned before, where it is kept and all rows are safe."""
+def _kept(call: Call) -> Array | None:
+    """What `_finished` has returned before, where it is kept."""
     key, kept = _key(call), finished_of(call.moments)
     found = None if key is None or kept is None else kept.get(key)
-    return None if found is None else (found[0], numpy.asarray(True))
+    return None if found is None else found[0]
 
 
 def _keep(call: Call, numbers: Array) -> bool:
     """Keep it with the moments; whether it is kept."""
     key, kept = _key(call), finished_of(call.moments)
-    if key is None or kept is None or numbers.nbytes > _MOST_KEPT_NBYTES:
+    if key is None or kept is None or numbers.nbytes > _MOST_KEPT_NBYTES or _have_units(call, numbers):
         return False
     if key not in kept:
         if len(kept) >= _MOST_KEPT:
             return False
         kept[key] = numbers, NumPy.address(numbers)
     return True
+
+
+def _have_units(call: Call, numbers: Array) -> bool:
+    return bool(call.precision.digits) and bool(numbers[..., -1].any())
 
 
 def _key(call: Call) -> tuple[Any, ...] | None:
@@ -141,6 +112,8 @@ def apply_numbers(call: Call, numbers: Array, are_kept: bool = False) -> Array |
     itemsize = dtype_of(call.x.dtype).itemsize
     layout = lay_out(call, itemsize, None, y, numbers=numbers, streaming=streaming, columns=True)
     task, keepalive = task_of(call, None, y, None, layout, numbers=numbers, streaming=streaming)
+    if layout is not None and layout.in_columns and _have_units(call, numbers):
+        task.rows_kernel = kernel("given", _variant(call, task)).place
     compiled = _launch("given", call, layout, task, keepalive)
     if compiled is None:
         return None
@@ -167,8 +140,8 @@ def _by_definition(call: Call) -> Array:
     return call.out[0]
 
 
-def _finished(call: Call) -> tuple[Array, Array]:
-    """What the kernel applies to each row, and to which rows it may."""
+def _finished(call: Call) -> Array | None:
+    """What the kernel applies to each row; None for an eps beyond any row of a narrower dtype, which has a unit."""
     numbers, digits, rule = numbers_like(call, FINISHED), call.precision.digits, call.rule
     given = statistics_of(moments_in_numpy(call.moments))
     step = step_of_given(numpy, given, rule, call.eps, Precision(numpy.float64, digits))
@@ -177,9 +150,8 @@ def _finished(call: Call) -> tuple[Array, Array]:
     factor = numpy.clip(step.factor * scale, -_LARGEST, _LARGEST)
     shift, low = (0.0 if one is None else one for one in (step.shift, step.shift_low))
     if not digits:
-        # An eps beyond any row has a unit of its own, in which the kernel does not compute.
         numbers[..., 0], numbers[..., 1], numbers[..., 2] = shift, factor, -low * factor
-        return numbers, numpy.asarray(step.unit is None)
+        return numbers if step.unit is None else None
     own: Any = step.unit
     for place, one in enumerate((shift / own, low / own, factor * own, 0.0)):
         numbers[..., place] = one
@@ -187,7 +159,11 @@ def _finished(call: Call) -> tuple[Array, Array]:
     # Of 0 or NaN only where the row or the scale is: a product may also have left the range.
     nothing = (size == 0.0) & ((step.factor == 0.0) | (scale == 0.0)) | numpy.isnan(step.factor)
     ordinary = (size < _MOST_FACTOR) & (size > 1.0 / _MOST_FACTOR) | nothing
-    return numbers, ordinary & ~(numpy.abs(shift / own) > _MOST_SHIFT)
+    ordinary &= ~(numpy.abs(shift / own) > _MOST_SHIFT)
+    if not ordinary.all():
+        for place, one in enumerate((shift, low, step.factor, own)):
+            numbers[..., place] = numpy.where(ordinary, numbers[..., place], one)
+    return numbers
 
 
 def numbers_like(call: Call, count: int) -> Array:

@@ -219,7 +219,8 @@ def _take(block: DerivativeBlock, sums: int, given: bool) -> None:
         _find_shifts(block)
     _reduce(block)
     if not given:
-        find_factors(block.task._replace(compute_dtype=FLOAT64), block.columns + block.lanes - 1)
+        slots = (block.columns + block.lanes - 1) // block.lanes
+        find_factors(block.task._replace(compute_dtype=FLOAT64), slots * block.lanes)
     is_whole = _prepare(block, given)
     for whole in cases(False if block.is_sparse else is_whole):
         _differentiate(block, sums, whole, given)

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from anynorm._kernels.cpu.kernels.chunks import Factors, Sums, apply_lanes, chunks_of, factors_of
 from anynorm._kernels.cpu.kernels.factors import find_factors
+from anynorm._kernels.cpu.kernels.moments import moments_of
 from anynorm._kernels.cpu.kernels.parameters import are_weights_safe, widen_parameters, widen_short_parameters
 from anynorm._kernels.cpu.kernels.reduce import reduce
 from anynorm._kernels.cpu.kernels.rows import count_safe
-from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Chunk, Numbers, blocks_of, map_feature
+from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Chunk, Numbers, are_all, blocks_of, map_feature
 from anynorm._kernels.cpu.kernels.side_by_side.float64 import Float64Columns
 from anynorm._kernels.cpu.kernels.side_by_side.sums import SUMS_NBYTES, sum_chunk
 from anynorm._kernels.cpu.kernels.streaming import read, writing
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import TaskValues, load_task
-from anynorm._kernels.cpu.language.arithmetic import as_lanes, number, smaller, splat, sum_lanes, where
-from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, LAYER, REDUCED, WIDEST_BLOCK, Dtype, Lanes
+from anynorm._kernels.cpu.language.arithmetic import as_lanes, is_false, number, smaller, splat, sum_lanes, where
+from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, LAYER, WIDEST_BLOCK, Dtype, Lanes
 from anynorm._kernels.cpu.language.flow import cases, cell, combinations, loop, when
-from anynorm._kernels.cpu.language.memory import buffer, call_kernel, load, peek, store
+from anynorm._kernels.cpu.language.memory import buffer, call_kernel, load, peek, store, store_real
 
 # For each row of the widest block one of the numbers that x is multiplied and moved by.
 _FACTORS_NBYTES = (WIDEST_BLOCK + 128) * 8
@@ -84,7 +85,14 @@ class _Columns:
         return safe
 
     def reduce(self, block: Block, column: int) -> list[int]:
-        """Sum up lanes of rows; return where the numbers lie that moments are made of."""
+        """Find the moments of lanes of rows; return where they lie."""
+        numbers = self._sum_up(block, column)
+        found = moments_of(self.task, *(load(one, FLOAT64, lanes=self.task.lanes) for one in numbers))
+        for place, value in zip(numbers, found, strict=True):
+            store_real(place, value)
+        return numbers
+
+    def _sum_up(self, block: Block, column: int) -> list[int]:
         reduce(self.task, _Neighbours(self.task, block, column, self._sums), 0)
         return [self.task.scratch.shifts, self.task.scratch.sums, self.task.scratch.squares]
 
@@ -96,7 +104,7 @@ class _Columns:
             if numbers is not None:
                 numbers.copy(column, rows, [scratch.shifts, scratch.factors, scratch.constants], given=True)
             else:
-                self.reduce(block, column)
+                self._sum_up(block, column)
                 find_factors(task, task.lanes)
                 safe[...] = safe & (count_safe(task, block.row + column, rows) == rows)
             for centred in cases(task.rule == LAYER):
@@ -187,11 +195,19 @@ def apply_columns(variant: Variant, address: int, first: int, last: int) -> int:
 
 
 def reduce_columns(variant: Variant, address: int, first: int, last: int) -> int:
-    """Reduce blocks of rows first to last to ``numbers``, as in moments.py; return the last."""
+    """Reduce blocks of rows first to last to ``numbers``, as in moments.py; return the last.
+
+    Those of float64 in which a row needs another unit than 1 are left to the other kernel, if there is one.
+    """
     task = load_task(address, variant)
     steps = _steps(task)
     for block in blocks_of(task, address, first, last):
-        numbers = Numbers(block, REDUCED)
+        numbers, safe = Numbers(block, task.dtype.reduced), cell(True)
         for column, rows in block.starts():
-            numbers.copy(column, rows, steps.reduce(block, column), given=False)
+            found = steps.reduce(block, column)
+            numbers.copy(column, rows, found, given=False)
+            if task.dtype is FLOAT64:
+                safe[...] = safe & are_all(load(found[-1], FLOAT64) != 0.0, rows)
+        for _ in when(is_false(safe) & (task.rows_kernel != 0)):
+            call_kernel(task.rows_kernel, address, block.row, block.row + block.rows)
     return last

@@ -15,18 +15,20 @@ from anynorm._kernels.cpu.kernels.float64 import (
     two_sum,
     widen_in_pairs,
 )
+from anynorm._kernels.cpu.kernels.moments import paired_moments_of
 from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Chunk, Numbers, are_all, map_feature
 from anynorm._kernels.cpu.kernels.side_by_side.sums import SUMS_NBYTES, sum_chunk
 from anynorm._kernels.cpu.kernels.streaming import read
 from anynorm._kernels.cpu.kernels.values import TaskValues
-from anynorm._kernels.cpu.language.arithmetic import splat
-from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, LAYER, REDUCED, WIDEST_BLOCK, Lanes
+from anynorm._kernels.cpu.language.arithmetic import splat, where
+from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, LAYER, WIDEST_BLOCK, Lanes
 from anynorm._kernels.cpu.language.flow import cell, combinations, loop, when
 from anynorm._kernels.cpu.language.memory import load, real, store_real
 
 _LANES = FLOAT64.lanes
-# For each row of the widest block one of the numbers that x is multiplied and moved by.
-_FACTORS_NBYTES = (WIDEST_BLOCK + _LANES) * 8
+# For each row of the widest block one of the numbers that x is multiplied and moved by. A block that is first and last
+# has less than lanes more at its head, and less than lanes more at its end.
+_FACTORS_NBYTES = (WIDEST_BLOCK + 2 * _LANES) * 8
 
 
 class _PairSums:
@@ -52,23 +54,23 @@ class _PairSums:
 class Float64Columns:
     """The steps for blocks of float64; ``memory`` is for NBYTES."""
 
-    NBYTES = SUMS_NBYTES + REDUCED * _LANES * 8 + FINISHED * _FACTORS_NBYTES
+    NBYTES = SUMS_NBYTES + FLOAT64.reduced * _LANES * 8 + FINISHED * _FACTORS_NBYTES
 
     def __init__(self, task: TaskValues, memory: int) -> None:
         self.task, self._sums, self._centred = task, memory, task.rule == LAYER
         numbers = memory + SUMS_NBYTES
-        self._reduced = [numbers + i * _LANES * 8 for i in range(REDUCED)]
-        self._factors = [numbers + REDUCED * _LANES * 8 + i * _FACTORS_NBYTES for i in range(FINISHED)]
+        self._reduced = [numbers + i * _LANES * 8 for i in range(FLOAT64.reduced)]
+        self._factors = [numbers + FLOAT64.reduced * _LANES * 8 + i * _FACTORS_NBYTES for i in range(FINISHED)]
 
     def prepare(self) -> bool:
         """Widen parameters that take no more than a chunk; whether products with the weights keep their range."""
         return prepare_parameters(self.task)
 
     def reduce(self, block: Block, column: int) -> list[int]:
-        """Sum up lanes of rows; return where the numbers lie that moments are made of."""
-        shift, sums, squares = self._reduce(block, column)
-        numbers = (shift, sums.high, sums.low, squares.high, squares.low)
-        for place, value in zip(self._reduced, numbers, strict=True):
+        """Find the moments of lanes of rows; return where they lie. The unit is 0 of rows that need another than 1."""
+        *found, is_ordinary = paired_moments_of(self.task, *self._reduce(block, column))
+        zero = splat(0.0, FLOAT64, _LANES)
+        for place, value in zip(self._reduced, (*found, where(is_ordinary, 1.0, zero)), strict=True):
             store_real(place, value)
         return self._reduced
 
@@ -89,13 +91,14 @@ class Float64Columns:
         return read(self.task, chunk.at(feature, column * 8), 0, FLOAT64)
 
     def find_factors(self, block: Block, given: bool) -> bool:
-        """Find what each row of a block is multiplied and moved by; whether all are safe."""
+        """Find what each row of a block is multiplied and moved by; whether all are safe, and have no unit."""
         safe = cell(True)
         numbers = Numbers(block, FINISHED) if given else None
         for column, rows in block.starts():
             places = [place + column * 8 for place in self._factors]
             if numbers is not None:
                 numbers.copy(column, rows, places, given=True)
+                safe[...] = safe & are_all(load(places[-1], FLOAT64) == 0.0, rows)
             else:
                 found = find_factors(self.task, *self._reduce(block, column))
                 safe[...] = safe & are_all(found[2] == found[2], rows)
