@@ -67,7 +67,11 @@ def fields(task):
 
     Without the kernels that others go on with, which the slow path knows of once they were needed.
     """
-    found = {name: getattr(task, name) for name, _ in task._fields_ if name not in ("rows_kernel", "float64_kernel")}
+    found = {
+        name: getattr(task, name)
+        for name, _ in task._fields_
+        if name not in ("columns_kernel", "rows_kernel", "float64_kernel")
+    }
     return found | {"layout": table(task.layout)}
 
 

@@ -1,5 +1,7 @@
 """Gradients of float64 rows of any magnitude, side by side, those of the parameters included; and of NaN and Inf."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -11,6 +13,7 @@ from tests.backends import CPU_BACKENDS, KERNELS, NUMPY, as_dtype, needs_llvmlit
 from tests.strategies import rows_of_any_magnitude
 from tests.test_gradients_precision import BY_KERNEL, HAS_LLVMLITE, NORMS, vjp
 from tests.tolerances import (
+    KERNEL_GRADIENT_BOUNDS,
     assert_exact,
     assert_sums_exact,
     gradient_bounds_of,
@@ -116,6 +119,18 @@ def test_extreme_rows_in_several_blocks_and_threads_and_scattered(norm, monkeypa
     assert_gradients(norm, "numpy", found[0], dy, exact)
     apart = [np.asfortranarray(one) for one in (x, dy)]
     assert_gradients(norm, "numpy", pull(norm, NUMPY, *apart, weight, bias), dy, exact)
+
+
+@needs_llvmlite
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_errors_do_not_grow_with_the_length_of_an_extreme_row(norm):
+    # Of x_hat of 1 and -1, whose sums are exact in Python.
+    size, x_hat = 2.0**900, np.tile([1.0, -1.0], 500_000)
+    dy = np.random.default_rng(0).random(x_hat.size) * (1 + x_hat)
+    dx = vjp(norm)(x_hat * size, eps=0.0)[1](dy)[0] * size
+    mean = math.fsum(dy) / dy.size
+    exact = dy - x_hat * (math.fsum(dy * x_hat) / dy.size) - (mean if norm == "layer_norm" else 0.0)
+    assert np.abs(dx - exact).max() < KERNEL_GRADIENT_BOUNDS["float64"] * np.spacing(mean)
 
 
 @pytest.mark.parametrize("norm", NORMS)

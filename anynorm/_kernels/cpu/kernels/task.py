@@ -33,7 +33,8 @@ class Task(ctypes.Structure):
         ("head", _WORD),  # columns that the first block has more
         ("packed", _WORD),  # whether blocks are copied into tiles
         # Kernels for what this one cannot hold, where it is not to stop there:
-        ("rows_kernel", _WORD),  # for blocks of rows side by side
+        ("columns_kernel", _WORD),  # for blocks of rows side by side of which it holds none
+        ("rows_kernel", _WORD),  # for other blocks
         ("float64_kernel", _WORD),  # for rows
         ("dweight", _WORD),
         ("dweight_code", _WORD),

@@ -79,7 +79,8 @@ class TaskValues(NamedTuple):
     numbers: int
     scratch: Scratch
     address: int  # of the Task
-    rows_kernel: int  # kernels for what this one cannot hold; 0: it stops there
+    columns_kernel: int  # kernels for what this one cannot hold; 0: there is none
+    rows_kernel: int
     float64_kernel: int
 
     @property
@@ -123,5 +124,5 @@ def load_task(address: int, variant: Variant, has_dy: bool = False) -> TaskValue
         arrays, word(address, "layout") if variant.has_layout else None,
         weight, word(address, "weight_code"), bias, word(address, "bias_code"), (weight != 0) | (bias != 0),
         False, word(address, "streaming") != 0, True, word(address, "numbers"), Scratch.new(),
-        address, word(address, "rows_kernel"), word(address, "float64_kernel"),
+        address, word(address, "columns_kernel"), word(address, "rows_kernel"), word(address, "float64_kernel"),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from anynorm._kernels.cpu.threads.crew import launch
 
 # Where the kernels lie that take rows which another one cannot hold, by the name and the variant of that one; they are
 # found when it has met such a row.
-_fallbacks: dict[tuple[str, Variant], tuple[int, int]] = {}
+_fallbacks: dict[tuple[str, Variant], tuple[int, int, int]] = {}
 
 
 def run(call: Call) -> Any:
@@ -45,7 +45,8 @@ def run_from(call: Call, first: int) -> Any:
     )
     variant = Variant(rule, dtype.code, in_float64, residual is not None, layout is not None)
     units = task.rows if layout is None else layout.units
-    task.rows_kernel, task.float64_kernel = _fallbacks.get((name, variant), (0, 0))
+    fallbacks = _fallbacks.get((name, variant), (0, 0, 0))
+    task.columns_kernel, task.rows_kernel, task.float64_kernel = fallbacks
 
     def resume(first: int, last: int) -> None:
         _normalize(name, variant, layout, task, first, last)
@@ -66,7 +67,8 @@ def _normalize(name: str, variant: Variant, layout: Layout | None, task: Task, f
     """Normalize rows, or blocks of columns, first to last: where the kernel stops, another one takes over."""
     done = kernel(name, variant).run(task, first, last)
     if 0 <= done < last:
-        _fallbacks[name, variant] = task.rows_kernel, task.float64_kernel = _find_fallbacks(name, variant)
+        _fallbacks[name, variant] = fallbacks = _find_fallbacks(name, variant)
+        task.columns_kernel, task.rows_kernel, task.float64_kernel = fallbacks
         kernel(name, variant).run(task, done, last)
     elif done < 0 and name == "columns" and layout is not None and variant.dtypes[0] is FLOAT64:
         rows = layout.rows_of(first, last)
@@ -75,8 +77,12 @@ def _normalize(name: str, variant: Variant, layout: Layout | None, task: Task, f
         kernel(name, variant._replace(in_float64=True)).run(task, first, last)
 
 
-def _find_fallbacks(name: str, variant: Variant) -> tuple[int, int]:
-    """Where the kernels lie that take blocks of columns, and rows, which a kernel cannot hold."""
-    is_float64 = variant.dtypes[0] is FLOAT64
-    rows_kernel = kernel("float64" if is_float64 else "rows", variant).place if name == "columns" else 0
-    return rows_kernel, 0 if is_float64 else kernel("rows", variant._replace(in_float64=True)).place
+def _find_fallbacks(name: str, variant: Variant) -> tuple[int, int, int]:
+    """Where the kernels lie that take blocks of which a kernel holds no row, others that it cannot hold, and rows."""
+    in_float64, in_columns = variant._replace(in_float64=True), name == "columns"
+    if variant.dtypes[0] is FLOAT64:
+        return 0, kernel("float64", variant).place if in_columns else 0, 0
+    columns_kernel, rows_kernel = (
+        kernel(one, of).place if in_columns else 0 for one, of in (("columns", in_float64), ("rows", variant))
+    )
+    return columns_kernel, rows_kernel, kernel("rows", in_float64).place

@@ -7,7 +7,7 @@ units are taken out of dx.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, parts_of
@@ -60,18 +60,43 @@ class _Gradient(NamedTuple):
         return (at.dy * (1.0 / self.of_dy)) * (at.weight * (1.0 / self.of_weight))
 
 
-def _elements(task: TaskValues, row: Arrays, is_writing: bool = False) -> Iterator[_Elements]:
+def _parts(task: TaskValues, row: Arrays, is_writing: bool = False) -> Iterator[tuple[int, Iterator[_Elements]]]:
+    """Parts of a row, through which so many elements are taken at a time; sums are formed of each part by itself."""
     for start, count in chunks_of(task):
         chunk = gather(task, row, start, count, (X, RESIDUAL, TOTAL))
         for lanes, first, last in parts_of(count, _LANES):
-            for i in loop(first, last, lanes):
-                x, dy, weight, dtotal = (
-                    None if address is None else load(address + i * 8, FLOAT64, lanes=lanes)
-                    for address in (chunk.x, chunk.residual, task.weight + start * 8, chunk.total)
-                )
-                yield _Elements(start + i, x, dy, weight, chunk.y + i * 8, dtotal)
+            yield lanes, _elements_of_part(task, chunk, start, lanes, first, last)
         if is_writing:
             scatter(task, row, start, count, (Y,))
+
+
+def _elements_of_part(
+    task: TaskValues, chunk: Arrays, start: int, lanes: int, first: int, last: int
+) -> Iterator[_Elements]:
+    for i in loop(first, last, lanes):
+        x, dy, weight, dtotal = (
+            None if address is None else load(address + i * 8, FLOAT64, lanes=lanes)
+            for address in (chunk.x, chunk.residual, task.weight + start * 8, chunk.total)
+        )
+        yield _Elements(start + i, x, dy, weight, chunk.y + i * 8, dtotal)
+
+
+def _elements(task: TaskValues, row: Arrays, is_writing: bool = False) -> Iterator[_Elements]:
+    for _, elements in _parts(task, row, is_writing):
+        yield from elements
+
+
+def _totals(task: TaskValues, row: Arrays, terms: Callable[[_Elements], tuple[Lanes, ...]], count: int) -> list[Number]:
+    """The sums of so many terms over a row; those of lanes and parts first, so that errors hardly grow with a row."""
+    found = [cell(0.0) for _ in range(count)]
+    for lanes, elements in _parts(task, row):
+        sums = [cell(splat(0.0, FLOAT64, lanes)) for _ in found]
+        for at in elements:
+            for one, term in zip(sums, terms(at), strict=True):
+                one[...] = one + term
+        for one, in_lanes in zip(found, sums, strict=True):
+            one[...] = one + sum_lanes(in_lanes)
+    return [one + 0.0 for one in found]
 
 
 def differentiate_row(task: TaskValues, row: int, sums: int, given: bool) -> None:
@@ -117,23 +142,24 @@ def _sizes(task: TaskValues, row: Arrays) -> list[Number]:
 
 def _own_hat(task: TaskValues, row: Arrays, unit: Number) -> tuple[_Hat, Number]:
     """What makes x_hat of x in its unit, in which eps is, and the sum of squares; a flat row has a unit of 0."""
-    first, moved = peek(row.x, FLOAT64) * unit, cell(0.0)
+    first, moved = peek(row.x, FLOAT64) * unit, 0.0
     if task.rule != LAYER:
         first = 0.0
     else:
-        for at in _elements(task, row):
-            moved[...] = moved + sum_lanes(at.x * unit - first)
-    shift, found = first + moved / number(task.features), [cell(0.0), cell(0.0)]
-    for at in _elements(task, row):
+        (moved,) = _totals(task, row, lambda at: (at.x * unit - first,), 1)
+    shift = first + moved / number(task.features)
+
+    def deviations(at: _Elements) -> tuple[Lanes, Lanes]:
         d = at.x * unit - shift
-        found[0][...] = found[0] + sum_lanes(d)
-        found[1][...] = found[1] + sum_lanes(d * d)
+        return d, d * d
+
+    found = _totals(task, row, deviations, 2)
     scratch = task.scratch
     sums = found[0] if task.rule == LAYER else 0.0
     for numbers, value in ((scratch.shifts, shift), (scratch.sums, sums), (scratch.squares, found[1])):
         store_real(numbers, value)
     find_factors(task, 1)
-    return _Hat(unit, shift, real(scratch.factors), real(scratch.constants)), found[1] + 0.0
+    return _Hat(unit, shift, real(scratch.factors), real(scratch.constants)), found[1]
 
 
 def _given_hat(task: TaskValues, row: int) -> tuple[_Hat, list[Number]]:
@@ -157,13 +183,15 @@ def _differentiate_given(
         _write(task, at, hat.of(at.x), product(g.of(at), [*factors, *g]), sums)
 
 
-def _sums(task: TaskValues, row: Arrays, hat: _Hat, g: _Gradient, power: Number) -> tuple[Number, Number]:
+def _sums(task: TaskValues, row: Arrays, hat: _Hat, g_of: _Gradient, power: Number) -> tuple[Number, Number]:
     """The sums of g and of g * x_hat / power."""
-    gradients, along = cell(0.0), cell(0.0)
-    for at in _elements(task, row):
-        gradients[...] = gradients + sum_lanes(g.of(at))
-        along[...] = along + sum_lanes(g.of(at) * (hat.of(at.x) * (1.0 / power)))
-    return gradients + 0.0, along + 0.0
+
+    def terms(at: _Elements) -> tuple[Lanes, Lanes]:
+        g = g_of.of(at)
+        return g, g * (hat.of(at.x) * (1.0 / power))
+
+    gradients, along = _totals(task, row, terms, 2)
+    return gradients, along
 
 
 def _write(task: TaskValues, at: _Elements, x_hat: Lanes, dx: Lanes, sums: int) -> None:

@@ -18,7 +18,7 @@ from anynorm._kernels.cpu.kernels.values import TaskValues, word
 from anynorm._kernels.cpu.language.arithmetic import is_false, larger, smaller, where
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, FLOAT32, FLOAT64
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
-from anynorm._kernels.cpu.language.memory import buffer, integer, store_integer
+from anynorm._kernels.cpu.language.memory import buffer, fence, integer, store_integer
 
 # Bytes of x and dy in a group, which are read for dx right after they were for the means: the sums of a column stay in
 # registers from row to row.
@@ -108,4 +108,6 @@ def differentiate_rows(variant: Variant, address: int, first: int, last: int) ->
     task = task._replace(streaming=False if variant.has_numbers and task.dtype is not FLOAT64 else streaming)
     for sums, begin, end in portions_of(task, address, first, last, word(address, "rows")):
         _differentiate_portion(task, group, sums, begin, end, left, variant.has_numbers)
+    for _ in when(task.streaming):
+        fence()
     return last

@@ -18,7 +18,7 @@ from anynorm._kernels.cpu.kernels.streaming import read, writing
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import TaskValues, load_task
 from anynorm._kernels.cpu.language.arithmetic import as_lanes, is_false, number, smaller, splat, sum_lanes, where
-from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, LAYER, WIDEST_BLOCK, Dtype, Lanes
+from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT32, FLOAT64, LAYER, WIDEST_BLOCK, Dtype, Lanes
 from anynorm._kernels.cpu.language.flow import cases, cell, combinations, loop, when
 from anynorm._kernels.cpu.language.memory import buffer, call_kernel, load, peek, store, store_real
 
@@ -96,9 +96,9 @@ class _Columns:
         reduce(self.task, _Neighbours(self.task, block, column, self._sums), 0)
         return [self.task.scratch.shifts, self.task.scratch.sums, self.task.scratch.squares]
 
-    def find_factors(self, block: Block, given: bool) -> bool:
-        """Find what each row of a block is multiplied and moved by; whether all are safe for float32."""
-        task, scratch, safe = self.task, self.task.scratch, cell(True)
+    def find_factors(self, block: Block, given: bool) -> tuple[bool, bool]:
+        """Find what each row of a block is multiplied and moved by; whether all, and some, are safe in float32."""
+        task, scratch, all_safe, some_safe = self.task, self.task.scratch, cell(True), cell(False)
         numbers = Numbers(block, FINISHED) if given else None
         for column, rows in block.starts():
             if numbers is not None:
@@ -106,10 +106,12 @@ class _Columns:
             else:
                 self._sum_up(block, column)
                 find_factors(task, task.lanes)
-                safe[...] = safe & (count_safe(task, block.row + column, rows) == rows)
+                for k in loop(0, rows if task.compute_dtype is FLOAT32 else 0, 1):
+                    is_safe = count_safe(task, block.row + column, k + 1, k) > k
+                    all_safe[...], some_safe[...] = all_safe & is_safe, some_safe | is_safe
             for centred in cases(task.rule == LAYER):
                 self._keep_factors(centred, column)
-        return safe
+        return all_safe, some_safe
 
     def _keep_factors(self, centred: bool, column: int) -> None:
         """Put what rows are multiplied and moved by where `_factors_at` finds it."""
@@ -169,16 +171,27 @@ def _normalize(task: TaskValues, address: int, first: int, last: int, given: boo
         following[...] = last
         with writing(task):
             for block in blocks_of(task, address, first, last, ended):
-                for is_safe in cases(steps.find_factors(block, given)):
+                all_safe, some_safe = steps.find_factors(block, given)
+                for is_safe in cases(all_safe):
                     if is_safe:
                         steps.apply(block)
-                        continue
-                    for has_other in cases(task.rows_kernel != 0):
-                        if has_other:
-                            call_kernel(task.rows_kernel, address, block.row, block.row + block.rows)
-                        else:
-                            following[...], ended[...] = block.unit, True
+                    else:
+                        ended[...] = is_false(_hand_on(task, address, block, some_safe))
+                for _ in when(ended):
+                    following[...] = block.unit
     return following
+
+
+def _hand_on(task: TaskValues, address: int, block: Block, some_safe: bool) -> bool:
+    """Have other kernels take a block of which this one holds some of the rows, or none; whether there are such."""
+    is_taken = task.rows_kernel != 0
+    for _ in when(is_taken):
+        for is_mixed in cases(some_safe | (task.columns_kernel == 0)):
+            if is_mixed:
+                call_kernel(task.rows_kernel, address, block.row, block.row + block.rows)
+            else:
+                call_kernel(task.columns_kernel, address, block.unit, block.unit + 1)
+    return is_taken
 
 
 def normalize_columns(variant: Variant, address: int, first: int, last: int) -> int:

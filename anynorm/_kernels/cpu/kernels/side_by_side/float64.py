@@ -90,8 +90,11 @@ class Float64Columns:
     def _read(self, chunk: Chunk, column: int, feature: int) -> Lanes:
         return read(self.task, chunk.at(feature, column * 8), 0, FLOAT64)
 
-    def find_factors(self, block: Block, given: bool) -> bool:
-        """Find what each row of a block is multiplied and moved by; whether all are safe, and have no unit."""
+    def find_factors(self, block: Block, given: bool) -> tuple[bool, bool]:
+        """Find what each row of a block is multiplied and moved by; whether all are safe, and have no unit.
+
+        And whether to go row after row where they are not, which is so.
+        """
         safe = cell(True)
         numbers = Numbers(block, FINISHED) if given else None
         for column, rows in block.starts():
@@ -104,7 +107,7 @@ class Float64Columns:
                 safe[...] = safe & are_all(found[2] == found[2], rows)
                 for place, value in zip(places, found, strict=True):
                     store_real(place, value)
-        return safe
+        return safe, True
 
     def apply(self, block: Block) -> None:
         """Apply a block of rows, feature after feature."""
