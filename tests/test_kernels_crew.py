@@ -76,9 +76,9 @@ def test_an_exception_behind_a_task_leaves_the_crew_in_order(monkeypatch):
     expected = normalize("layer_norm", x)
     x[50] = np.arange(33) * 1e30
     anynorm.set_threads(2)
-    monkeypatch.setattr(norm, "_others", {})
+    monkeypatch.setattr(norm, "_fallbacks", {})
     with monkeypatch.context() as patched:
-        patched.setattr(norm, "_find_others", interrupted)
+        patched.setattr(norm, "_find_fallbacks", interrupted)
         for _ in range(3):
             with pytest.raises(KeyboardInterrupt):
                 normalize("layer_norm", x)

@@ -30,7 +30,8 @@ def fast_path_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, i
         moments: Any,
     ) -> Any:
         if moments is not None:
-            return by_moments(rule, x, residual, weight, bias, axis, eps, offset, out, moments)
+            # Rows in place could not be gone on from.
+            return None if out is not None else by_moments(rule, x, weight, bias, axis, eps, offset, moments)
         y, total = out, None
         if residual is not None and out is not None:
             if type(out) is not tuple or len(out) != 2 or out[0] is None or out[1] is None:
@@ -53,23 +54,13 @@ def fast_path_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, i
     return fast_path
 
 
-def _fast_path_by_moments(normalize: Callable[..., Any]) -> FastPath:
-    """The same with given moments, of which a call before has kept what it applies to each row."""
+def _fast_path_by_moments(normalize: Callable[..., Any]) -> Callable[..., Any]:
+    """The same with given moments, where a call before has kept with them what it applies to each row."""
 
     def by_moments(
-        rule: Any,
-        x: Array,
-        residual: None,
-        weight: Any,
-        bias: Array | None,
-        axis: int | tuple[int, ...],
-        eps: float,
-        offset: float,
-        out: Any,
-        moments: Any,
+        rule: Any, x: Array, weight: Any, bias: Array | None, axis: Any, eps: float, offset: float, moments: Any
     ) -> Any:
-        # Rows in place could not be gone on from.
-        if out is not None or type(moments) is not Moments:
+        if type(moments) is not Moments:
             return None
         kept, key = finished_of(moments), finished_key(rule, weight, eps, x)
         if kept is None or key is None:

@@ -61,11 +61,12 @@ def rounded(task: TaskValues, value: Number) -> Number:
 class Sums:
     """The sums of deviations from a shift and of their squares, in lanes; where there is none, of squares alone."""
 
-    def __init__(self, task: TaskValues, shift: Number | None) -> None:
+    def __init__(self, task: TaskValues, shift: Lanes | None) -> None:
         self.task, self.is_centred = task, shift is not None
         zero = splat(0.0, task.statistics_dtype, task.lanes)
-        self.near = zero if shift is None else splat(shift, task.statistics_dtype, task.lanes)
-        self.sums, self.squares = cell(zero), cell(zero)
+        self.near = zero if shift is None else shift
+        self.parts = [cell(zero), cell(zero)]
+        self.sums, self.squares = self.parts
 
     def add(self, value: Lanes) -> None:
         """Add one more element to each lane."""
@@ -82,6 +83,11 @@ class Sums:
     def total(self) -> tuple[Number, Number]:
         """The sums of all lanes; 0 for that of deviations where there is no shift."""
         return sum_lanes(self.sums) if self.is_centred else 0.0, sum_lanes(self.squares)
+
+    @staticmethod
+    def joined(a: list[Lanes], b: list[Lanes]) -> list[Lanes]:
+        """The sums of two, for rows side by side."""
+        return [one + other for one, other in zip(a, b, strict=True)]
 
 
 class Factors(NamedTuple):
@@ -160,15 +166,15 @@ def apply_chunk(
 
     ``weight`` and ``bias`` are where the parameters lie, 0 where there is none; ``ahead`` is as for `map_chunk`.
     """
-    sums = Sums(task, real(beside.shift) if task.rule == LAYER else None)
+    centred = task.rule == LAYER
+    sums = Sums(task, splat(real(beside.shift), task.statistics_dtype, task.lanes) if centred else None)
     summed = cell(0)
 
     def add(i: int) -> None:
         sums.add(read(task, beside.chunk, i, task.statistics_dtype))
 
     # Each case is a loop of its own, without a branch in it.
-    conditions = (task.rule == LAYER, weight != 0, bias != 0, task.streaming)
-    for centred, has_weight, has_bias, streaming in combinations(*conditions):
+    for has_weight, has_bias, streaming in combinations(weight != 0, bias != 0, task.streaming):
         row = Factors(
             *(
                 None if one is None else splat(one, task.compute_dtype, task.lanes)

@@ -70,12 +70,11 @@ class PairSum:
         self.low[...] = self.low + (error + low)
 
 
-def reduce_row(
-    task: TaskValues, row: Arrays, centred: bool, unit: Number | None = None
-) -> tuple[Number, PairSum, PairSum]:
+def reduce_row(task: TaskValues, row: Arrays, unit: Number | None = None) -> tuple[Number, PairSum, PairSum]:
     """The shift, the sum of deviations from it and the sum of their squares, of a row times its unit."""
     # Any element will do for a shift: none is further from the mean than sqrt(features) standard deviations (Samuelson
     # 1968), and pairs have the bits to spare. A constant row has no deviations then.
+    centred = task.rule == LAYER
     shift = peek(row.x, FLOAT64, row.residual) if centred else 0.0
     fill, zero = splat(shift, FLOAT64, _LANES), splat(0.0, FLOAT64, _LANES)
     shift = shift if unit is None else shift * unit
@@ -105,7 +104,7 @@ def add_elements(value: Lanes, shift: Lanes, centred: bool, sums: PairSum, squar
 
 
 def find_factors(
-    task: TaskValues, shift: Number, of_sums: PairSum, of_squares: PairSum, is_scale: bool
+    task: TaskValues, shift: Number, of_sums: PairSum, of_squares: PairSum
 ) -> tuple[Number, Number, Number, Number]:
     """The mean and the factor as pairs; NaN for a factor that is out of the range in which apply is exact.
 
@@ -124,6 +123,7 @@ def find_factors(
     product, error = two_product(sums, between)
     energy, low = two_sum(squares, -product)
     low = low + ((squares_low - error) - (sums * between_low + sums_low * between))
+    is_scale = task.rule == SCALE
     numerator = 1.0 if is_scale else count
     if is_scale:
         of_eps, of_eps_low = two_product(task.eps, task.eps)
@@ -219,7 +219,7 @@ def prepare_parameters(task: TaskValues) -> bool:
 
 def _normalize_row(task: TaskValues, row: int, given: bool, safe_weights: bool) -> None:
     """Normalize a row, by given factors or by its own."""
-    addresses, centred, is_scale = row_of(task, row), task.rule == LAYER, task.rule == SCALE
+    addresses, centred = row_of(task, row), task.rule == LAYER
     numbers, unit = [cell(0.0) for _ in range(4)], cell(0.0)
     if given:
         at = numbers_address(task, row, FINISHED)
@@ -227,10 +227,10 @@ def _normalize_row(task: TaskValues, row: int, given: bool, safe_weights: bool) 
             one[...] = real(at + 8 * i)
         unit[...] = real(at + 24)
     else:
-        _set(numbers, find_factors(task, *reduce_row(task, addresses, centred), is_scale))
+        _set(numbers, find_factors(task, *reduce_row(task, addresses)))
         for _ in when(is_false(numbers[2] == numbers[2])):
             unit[...] = unit_of(task, addresses)
-            _set(numbers, _find_factors_in_unit(task, addresses, centred, is_scale, unit))
+            _set(numbers, _find_factors_in_unit(task, addresses, unit))
     for _ in when(is_false(safe_weights) & (unit == 0.0)):
         unit[...] = 1.0
     for has_unit in cases(unit != 0.0):
@@ -249,12 +249,10 @@ def _set(numbers: list[Number], values: Iterable[Number]) -> None:
         one[...] = value
 
 
-def _find_factors_in_unit(
-    task: TaskValues, row: Arrays, centred: bool, is_scale: bool, unit: Number
-) -> tuple[Number, Number, Number, Number]:
+def _find_factors_in_unit(task: TaskValues, row: Arrays, unit: Number) -> tuple[Number, Number, Number, Number]:
     """The mean and the factor of a row in its unit, without a scale."""
-    shift, sums, squares = reduce_row(task, row, centred, unit)
-    mean, mean_low, *factors = find_factors(in_unit(task, unit), shift, sums, squares, is_scale)
+    shift, sums, squares = reduce_row(task, row, unit)
+    mean, mean_low, *factors = find_factors(in_unit(task, unit), shift, sums, squares)
     # Such a row has no deviations, and eps may have vanished beside its mean.
     is_empty = squares.high + 0.0 == 0.0
     factor, low = (where(is_empty & is_false(factors[0] == factors[0]), 0.0, one) for one in factors)

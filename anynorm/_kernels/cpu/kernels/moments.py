@@ -44,7 +44,7 @@ def _reduce_float64(task: TaskValues, row: int, to: int) -> None:
     unit, ended = cell(1.0), cell(False)
     for turn in loop(0, 2, 1, ended):
         addresses = row_of(task, row)
-        *found, is_ordinary = paired_moments_of(task, *reduce_float64(task, addresses, True, unit + 0.0))
+        *found, is_ordinary = paired_moments_of(task, *reduce_float64(task, addresses, unit + 0.0))
         _store(to, (*found, unit + 0.0))
         ended[...] = is_ordinary
         for _ in when(is_false(is_ordinary) & (turn == 0)):

@@ -24,7 +24,7 @@ from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, numbers
 from anynorm._kernels.cpu.kernels.streaming import further, writing
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task, word
-from anynorm._kernels.cpu.language.arithmetic import is_false, larger, magnitude, number, smaller, where
+from anynorm._kernels.cpu.language.arithmetic import is_false, larger, magnitude, number, smaller, splat, where
 from anynorm._kernels.cpu.language.dtypes import CHUNK, FINISHED, FLOAT32, FLOAT64, GROUP, LAYER, Dtype, Number
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import call_kernel, peek, real, store_real
@@ -57,10 +57,11 @@ class _Row:
         return mean_of_first(self.task, self.row, self.task.statistics_dtype)
 
     def sum_up(self, shift: Number | None) -> tuple[Number, Number]:
-        sums, squares = cell(0.0), cell(0.0)
-        for start, count in chunks_of(self.task):
-            chunk = Sums(self.task, shift)
-            chunk.add_chunk(gather(self.task, self.row, start, count), 0, count)
+        task, sums, squares = self.task, cell(0.0), cell(0.0)
+        near = None if shift is None else splat(shift, task.statistics_dtype, task.lanes)
+        for start, count in chunks_of(task):
+            chunk = Sums(task, near)
+            chunk.add_chunk(gather(task, self.row, start, count), 0, count)
             more, more_squares = chunk.total()
             sums[...] = sums + more
             squares[...] = squares + more_squares

@@ -17,9 +17,9 @@ from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
 from anynorm._kernels.cpu.threads.crew import launch
 
-# Where kernels lie that take what others cannot hold, by the name and the variant of those; they are found when one has
-# met such a row.
-_others: dict[tuple[str, Variant], tuple[int, int, int]] = {}
+# Where the kernels lie that take rows which another one cannot hold, by the name and the variant of that one; they are
+# found when it has met such a row.
+_fallbacks: dict[tuple[str, Variant], tuple[int, int, int]] = {}
 
 
 def run(call: Call) -> Any:
@@ -45,8 +45,8 @@ def run_from(call: Call, first: int) -> Any:
     )
     variant = Variant(rule, dtype.code, in_float64, residual is not None, layout is not None)
     units = task.rows if layout is None else layout.units
-    others = _others.get((name, variant), (0, 0, 0))
-    task.columns_kernel, task.rows_kernel, task.float64_kernel = others
+    fallbacks = _fallbacks.get((name, variant), (0, 0, 0))
+    task.columns_kernel, task.rows_kernel, task.float64_kernel = fallbacks
 
     def resume(first: int, last: int) -> None:
         _normalize(name, variant, layout, task, first, last)
@@ -67,8 +67,8 @@ def _normalize(name: str, variant: Variant, layout: Layout | None, task: Task, f
     """Normalize rows, or blocks of columns, first to last: where the kernel stops, another one takes over."""
     done = kernel(name, variant).run(task, first, last)
     if 0 <= done < last:
-        _others[name, variant] = others = _find_others(name, variant)
-        task.columns_kernel, task.rows_kernel, task.float64_kernel = others
+        _fallbacks[name, variant] = fallbacks = _find_fallbacks(name, variant)
+        task.columns_kernel, task.rows_kernel, task.float64_kernel = fallbacks
         kernel(name, variant).run(task, done, last)
     elif done < 0 and name == "columns" and layout is not None and variant.dtypes[0] is FLOAT64:
         rows = layout.rows_of(first, last)
@@ -77,7 +77,7 @@ def _normalize(name: str, variant: Variant, layout: Layout | None, task: Task, f
         kernel(name, variant._replace(in_float64=True)).run(task, first, last)
 
 
-def _find_others(name: str, variant: Variant) -> tuple[int, int, int]:
+def _find_fallbacks(name: str, variant: Variant) -> tuple[int, int, int]:
     """Where the kernels lie that take blocks of which a kernel holds no row, others that it cannot hold, and rows."""
     in_float64, in_columns = variant._replace(in_float64=True), name == "columns"
     if variant.dtypes[0] is FLOAT64:

@@ -101,7 +101,8 @@ def _totals(task: TaskValues, row: Arrays, terms: Callable[[_Elements], tuple[La
 
 def differentiate_row(task: TaskValues, row: int, sums: int, given: bool) -> None:
     """Write dx of a row, and add its shares to the sums of its columns; 0 where there are none."""
-    addresses, (size, deviation, of_dy, of_weight) = row_of(task, row), _sizes(task, row_of(task, row))
+    addresses = row_of(task, row)
+    size, deviation, of_dy, of_weight = _sizes(task, addresses)
     g = _Gradient(_divisor(of_dy), _divisor(of_weight))
     if given:
         hat, factors = _given_hat(task, row)

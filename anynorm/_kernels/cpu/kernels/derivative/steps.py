@@ -117,6 +117,7 @@ def parts_of_dx(
 
 
 def lies_within(value: Lanes, bounds: tuple[float, float]) -> bool:
+    """Whether a magnitude lies between two bounds."""
     size = magnitude(value)
     return (size > bounds[0]) & (size < bounds[1])
 

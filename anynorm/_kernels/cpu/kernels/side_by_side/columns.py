@@ -5,7 +5,7 @@ So it is along the first axis, or along the channels of (N, C, H, W), and with r
 
 from __future__ import annotations
 
-from anynorm._kernels.cpu.kernels.chunks import Factors, apply_lanes, chunks_of, factors_of
+from anynorm._kernels.cpu.kernels.chunks import Factors, Sums, apply_lanes, chunks_of, factors_of
 from anynorm._kernels.cpu.kernels.factors import find_factors
 from anynorm._kernels.cpu.kernels.moments import moments_of
 from anynorm._kernels.cpu.kernels.parameters import are_weights_safe, widen_parameters, widen_short_parameters
@@ -17,29 +17,13 @@ from anynorm._kernels.cpu.kernels.side_by_side.sums import SUMS_NBYTES, sum_chun
 from anynorm._kernels.cpu.kernels.streaming import read, writing
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import TaskValues, load_task
-from anynorm._kernels.cpu.language.arithmetic import as_lanes, fma, is_false, number, smaller, splat, sum_lanes, where
+from anynorm._kernels.cpu.language.arithmetic import as_lanes, is_false, number, smaller, splat, sum_lanes, where
 from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT32, FLOAT64, LAYER, WIDEST_BLOCK, Dtype, Lanes
 from anynorm._kernels.cpu.language.flow import cases, cell, combinations, loop, when
 from anynorm._kernels.cpu.language.memory import buffer, call_kernel, load, peek, store, store_real
 
 # For each row of the widest block one of the numbers that x is multiplied and moved by.
 _FACTORS_NBYTES = (WIDEST_BLOCK + 128) * 8
-
-
-class _Sums:
-    """The sums of values and of their squares."""
-
-    def __init__(self, dtype: Dtype, lanes: int) -> None:
-        self.parts = [cell(splat(0.0, dtype, lanes)) for _ in range(2)]
-
-    def add(self, value: Lanes) -> None:
-        sums, squares = self.parts
-        sums[...] = sums + value
-        squares[...] = fma(value, value, squares)
-
-    @staticmethod
-    def joined(a: list[Lanes], b: list[Lanes]) -> list[Lanes]:
-        return [one + other for one, other in zip(a, b, strict=True)]
 
 
 class _Neighbours:
@@ -62,12 +46,12 @@ class _Neighbours:
 
     def sum_up(self, shift: Lanes | None) -> tuple[Lanes, Lanes]:
         sums, squares = cell(self.zero), cell(self.zero)
-        near = as_lanes(self.zero if shift is None else shift, self.task.statistics_dtype)
+        near = None if shift is None else as_lanes(shift, self.task.statistics_dtype)
         for start, count in chunks_of(self.task):
             more, more_squares = self._sum_chunk(start, count, near)
             sums[...] = sums + more
             squares[...] = squares + more_squares
-        return self.zero if shift is None else sums, squares
+        return sums, squares
 
     def moved(self, shift: Lanes, to: Lanes, is_far: Lanes) -> tuple[Lanes, bool]:
         return where(is_far, self._rounded(to), shift), sum_lanes(where(is_far, 1.0, self.zero)) == 0.0
@@ -77,13 +61,11 @@ class _Neighbours:
         store(self.task.scratch.one, self.task.dtype, value)
         return load(self.task.scratch.one, self.task.dtype)
 
-    def _sum_chunk(self, start: int, count: int, shift: Lanes) -> list[Lanes]:
+    def _sum_chunk(self, start: int, count: int, shift: Lanes | None) -> list[Lanes]:
         """The sums of a chunk of deviations and of their squares."""
         dtype, lanes, chunk = self.task.statistics_dtype, self.task.lanes, self.block.chunk(start)
-        found = sum_chunk(
-            _Sums(dtype, lanes), lambda i: self.read(chunk, i, dtype) - shift,
-            count, lanes, dtype, self.sums,
-        )  # fmt: skip
+        sums = Sums(self.task, shift)
+        found = sum_chunk(sums, lambda i: self.read(chunk, i, dtype), count, lanes, dtype, self.sums)
         return [as_lanes(one, FLOAT64) for one in found]
 
 

@@ -21,7 +21,7 @@ from anynorm._kernels.cpu.kernels.side_by_side.sums import SUMS_NBYTES, sum_chun
 from anynorm._kernels.cpu.kernels.streaming import read
 from anynorm._kernels.cpu.kernels.values import TaskValues
 from anynorm._kernels.cpu.language.arithmetic import splat, where
-from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, LAYER, SCALE, WIDEST_BLOCK, Lanes
+from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, LAYER, WIDEST_BLOCK, Lanes
 from anynorm._kernels.cpu.language.flow import cell, combinations, loop, when
 from anynorm._kernels.cpu.language.memory import load, real, store_real
 
@@ -31,7 +31,7 @@ _LANES = FLOAT64.lanes
 _FACTORS_NBYTES = (WIDEST_BLOCK + 2 * _LANES) * 8
 
 
-class _Sums:
+class _PairSums:
     """The sums of deviations from a shift and of their squares, as pairs."""
 
     def __init__(self, shift: Lanes, centred: bool) -> None:
@@ -82,7 +82,7 @@ class Float64Columns:
         near = shift + 0.0
         for start, count in chunks_of(self.task):
             read_feature = partial(self._read, block.chunk(start), column)
-            found = sum_chunk(_Sums(near, self._centred), read_feature, count, _LANES, FLOAT64, self._sums)
+            found = sum_chunk(_PairSums(near, self._centred), read_feature, count, _LANES, FLOAT64, self._sums)
             sums.add(*found[:2])
             squares.add(*found[2:])
         return near, sums, squares
@@ -103,7 +103,7 @@ class Float64Columns:
                 numbers.copy(column, rows, places, given=True)
                 safe[...] = safe & are_all(load(places[-1], FLOAT64) == 0.0, rows)
             else:
-                found = find_factors(self.task, *self._reduce(block, column), self.task.rule == SCALE)
+                found = find_factors(self.task, *self._reduce(block, column))
                 safe[...] = safe & are_all(found[2] == found[2], rows)
                 for place, value in zip(places, found, strict=True):
                     store_real(place, value)

@@ -18,7 +18,7 @@ _PART_NBYTES = 32 * 32 * 8
 SUMS_NBYTES = 2 * _PART_NBYTES
 
 
-class Sums(Protocol):
+class LaneSums(Protocol):
     """What is summed up of each row."""
 
     parts: list[Lanes]  # cells
@@ -31,7 +31,7 @@ class Sums(Protocol):
 
 
 def sum_chunk(
-    sums: Sums, read: Callable[[int], Lanes], count: int, lanes: int, dtype: Dtype, memory: int
+    sums: LaneSums, read: Callable[[int], Lanes], count: int, lanes: int, dtype: Dtype, memory: int
 ) -> list[Lanes]:
     """The parts of sums of so many features; ``memory`` is for SUMS_NBYTES."""
     whole, rest, nbytes = count - count % lanes, larger(count - lanes, 0), lanes * dtype.itemsize
