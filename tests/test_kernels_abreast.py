@@ -6,7 +6,7 @@ import pytest
 import anynorm
 from anynorm._kernels.cpu.launch import given, norm
 from tests import reference
-from tests.backends import ALL, as_dtype, needs_llvmlite
+from tests.backends import ALL, as_dtype, needs_llvmlite, thorough_but
 from tests.kernel_rows import extreme_rows
 from tests.test_fast_path import forced
 from tests.test_kernels_layout import assert_bits
@@ -15,7 +15,7 @@ from tests.tolerances import assert_exact
 pytestmark = needs_llvmlite
 LANES = {"float16": 32, "bfloat16": 32, "float32": 16, "float64": 8}
 
-every_dtype = pytest.mark.parametrize("dtype", ALL)
+every_dtype = pytest.mark.parametrize("dtype", thorough_but("float32", "float64", of=ALL))
 
 
 @pytest.fixture(autouse=True)

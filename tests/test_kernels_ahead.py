@@ -8,14 +8,15 @@ from anynorm._kernels.cpu.kernels.rows import _MOST_NBYTES
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import CODES, LAYER
 from tests import reference
-from tests.backends import needs_llvmlite
+from tests.backends import needs_llvmlite, thorough_but
 from tests.kernel_calls import streamed
 from tests.kernel_rows import DTYPES, LARGEST, numbers
 from tests.tolerances import assert_exact
 
 pytestmark = needs_llvmlite
 
-every_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+NARROW = ("float32", "bfloat16", "float16")
+every_dtype = pytest.mark.parametrize("dtype", thorough_but("float32", "bfloat16", of=NARROW))
 # Groups of 32 rows, of several and of one; the longest rows that may share one, and longer ones.
 every_length = pytest.mark.parametrize("row_nbytes", [132, 1000, _MOST_NBYTES // 2, _MOST_NBYTES, _MOST_NBYTES + 4])
 
