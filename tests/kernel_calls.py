@@ -157,6 +157,8 @@ def packed(dtype):
         yield f"moments of columns, {rule}", norm(x, axis=0, moments=anynorm.moments(x, axis=0))
     x = np.concatenate([numbers((33, 300), dtype, 1), extreme_rows(33, dtype).T], 1)
     yield "moments of columns, extreme", anynorm.layer_norm(x, axis=0, moments=anynorm.moments(x, axis=0))
+    x = numbers((37, 3), dtype, 4) * np.asarray(LARGEST[dtype] / 8, DTYPES[dtype])
+    yield "all extreme", anynorm.rms_norm(x)
 
 
 def in_place(norm, x, *parameters, **options):
