@@ -54,20 +54,6 @@ class Layout(NamedTuple):
         number = unit % self.blocks
         return unit // self.blocks * self.neighbours + (self.head + number * self.block if number else 0)
 
-    def row(self, index: int) -> tuple[tuple[int, ...], list[Strides], list[int]]:
-        """Of one row: its shape, and for each array its strides and how far into memory it begins."""
-        table = self.table.tolist()
-        ndim = table[1]
-        lengths, normalized = table[2 : 2 + ndim], table[2 + 5 * ndim :]
-        offsets = [0] * 4
-        for axis in reversed(range(ndim)):
-            index, place = divmod(index, lengths[axis])
-            for which in range(4):
-                offsets[which] += place * table[2 + (1 + which) * ndim + axis]
-        ndim = normalized[0]
-        strides = [tuple(normalized[1 + (1 + which) * ndim :][:ndim]) for which in range(4)]
-        return tuple(normalized[1 : 1 + ndim]), strides, offsets
-
 
 def lay_out(
     call: Call,
