@@ -13,11 +13,9 @@ from anynorm._kernels.cpu.kernels.scatter import (
     Y,
     axis_stride,
     copy_tile,
-    neighbour_stride,
-    numbers_address,
     row_of,
 )
-from anynorm._kernels.cpu.kernels.side_by_side.block import Block
+from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Numbers
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
 from anynorm._kernels.cpu.language.arithmetic import smaller, sum_lanes, where
 from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, TILE_NBYTES, TILES, WIDEST_BLOCK, Lanes
@@ -51,8 +49,7 @@ class DerivativeBlock(NamedTuple):
     taken: int  # 1.0 for a row that is computed in the dtype at hand, or 0.0
     left: int  # 1.0 for a row that has not been computed yet, or 0.0
     sums: int  # of positions
-    given: int  # where numbers that are given lie
-    given_step: int  # from row to row
+    given: Numbers | None  # what rows are applied with by given moments
     is_sparse: bool = False  # whether lanes may be passed over, as most rows have been computed
 
     @property
@@ -119,8 +116,8 @@ class Memory:
             tile = neighbours.tile + which * (TILE_NBYTES // TILES)
             first.append(None if address is None else where(neighbours.is_packed, tile, address))
             steps.append(where(neighbours.is_packed, width, axis_stride(task, which)))
-        numbers = (numbers_address(task, neighbours.row, FINISHED), neighbour_stride(task, TOTAL)) if given else (0, 0)
         return DerivativeBlock(
             task, self.group, neighbours.row, neighbours.rows, neighbours.columns, neighbours.is_packed,
-            Arrays(*first), tuple(steps), self.taken, self.left, self.sums, *numbers,
+            Arrays(*first), tuple(steps), self.taken, self.left, self.sums,
+            Numbers(neighbours, FINISHED) if given else None,
         )  # fmt: skip

@@ -23,6 +23,7 @@ from anynorm._kernels.cpu.kernels.derivative.steps import (
 )
 from anynorm._kernels.cpu.kernels.factors import find_factors
 from anynorm._kernels.cpu.kernels.scatter import RESIDUAL, TOTAL, X, Y
+from anynorm._kernels.cpu.kernels.side_by_side.block import Numbers
 from anynorm._kernels.cpu.language.arithmetic import as_lanes, fma, number, smaller, splat, sum_lanes, where
 from anynorm._kernels.cpu.language.dtypes import FLOAT32, FLOAT64, LAYER, Lanes
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
@@ -112,7 +113,7 @@ def _reduce(block: DerivativeBlock) -> None:
             store_real(sums + at, splat(0.0, FLOAT64, block.lanes))
 
 
-def _prepare(block: DerivativeBlock, given: bool) -> bool:
+def _prepare(block: DerivativeBlock) -> bool:
     """Leave what rows are multiplied and moved by in the group; whether all of them are taken, and each once."""
     task, group, whole, zero = block.task, block.group, cell(True), splat(0.0, FLOAT64, block.lanes)
     found = (*(getattr(task.scratch, name) for name in ("shifts", "sums", "squares", "factors", "constants")),
@@ -126,28 +127,28 @@ def _prepare(block: DerivativeBlock, given: bool) -> bool:
             taken[...] = where(condition, taken, zero)
         if task.dtype is FLOAT64:
             _take_zeros(block, at, column, taken, *held)
-            if given:
-                taken[...] = taken * _held_factors(block, column, of_rows[1])
+            if block.given is not None:
+                taken[...] = taken * _held_factors(block, block.given, column, of_rows[1])
         taken[...] = taken * left
         store_real(block.taken + at, taken)
         store_real(block.left + 8 * column, left - taken)
-        if given:
+        if block.given is not None:
             store_real(block.sums, along)
             for k in loop(0, smaller(block.lanes, block.rows - column), 1):
                 for _ in when(peek(block.taken + at + 8 * k, FLOAT64) != 0.0):
-                    to = block.given + (column + k) * block.given_step
+                    to = block.given.at(column + k)
                     store_real(to, peek(group.gradients + at + 8 * k, FLOAT64))
                     store_real(to + 8, peek(block.sums + 8 * k, FLOAT64))
         whole[...] = whole & (sum_lanes(taken) == number(block.lanes))
     return whole
 
 
-def _held_factors(block: DerivativeBlock, column: int, factor: Lanes) -> Lanes:
+def _held_factors(block: DerivativeBlock, numbers: Numbers, column: int, factor: Lanes) -> Lanes:
     """1.0 for rows whose given factors are in range and have no unit, and 0.0."""
     zero, one = splat(0.0, FLOAT64, block.lanes), splat(1.0, FLOAT64, block.lanes)
     store_real(block.sums, zero)
     for k in loop(0, smaller(block.lanes, block.rows - column), 1):
-        store_real(block.sums + 8 * k, peek(block.given + (column + k) * block.given_step + 24, FLOAT64))
+        store_real(block.sums + 8 * k, peek(numbers.at(column + k) + 24, FLOAT64))
     has_no_unit = where(block.numbers(block.sums) == 0.0, one, zero)
     return where(lies_within(factor, RANGE64), has_no_unit, zero)
 
@@ -173,7 +174,7 @@ def _take_zeros(block: DerivativeBlock, at: int, column: int, taken: Any, holds_
         taken[...] = safe * where(energy == 0.0, has_no_gradient, where(holds_g, one, zero))
 
 
-def _differentiate(block: DerivativeBlock, sums: int, whole: bool, given: bool) -> None:
+def _differentiate(block: DerivativeBlock, sums: int, whole: bool) -> None:
     """Write dx of the rows that are taken, maybe of all, and add to the sums of features; 0 where there are none."""
     task, dtype, lanes = block.task, block.task.compute_dtype, block.lanes
     weights, at_once = weights_of(task, dtype), FOLD * lanes
@@ -186,7 +187,7 @@ def _differentiate(block: DerivativeBlock, sums: int, whole: bool, given: bool) 
                 for at, column in block.slots(turn, smaller(turn + at_once, block.columns)):
                     x, dy = block.read(X, feature, column), block.read(RESIDUAL, feature, column)
                     of_rows = [load(numbers + at, dtype, dtype, lanes) for numbers in block.group.of_dx]
-                    x_hat, dx = dx_of(x, dy, weight, of_rows, task.rule == LAYER, given)
+                    x_hat, dx = dx_of(x, dy, weight, of_rows, task.rule == LAYER, block.given is not None)
                     if task.arrays.total is not None:
                         dx = dx + block.read(TOTAL, feature, column)
                     added = [fma(dy, x_hat, partial[0]), partial[1] + dy] if has_sums else []
@@ -203,27 +204,25 @@ def _differentiate(block: DerivativeBlock, sums: int, whole: bool, given: bool) 
                 store_real(of + feature * 8, peek(of + feature * 8, FLOAT64) + sum_lanes(share))
 
 
-def _take(block: DerivativeBlock, sums: int, given: bool) -> None:
+def _take(block: DerivativeBlock, sums: int) -> None:
     """The derivative at those rows of a block that are left, as far as the dtype that is computed in holds them."""
     scratch = block.task.scratch
     for column in loop(0, block.columns, block.lanes):
         start = smaller(column, block.columns - block.lanes)
         store_real(block.taken + column * 8, block.numbers(block.left + start * 8))
-    if given:
+    if block.given is not None:
         for at, column in block.slots():
-            for k in loop(0, smaller(block.lanes, block.rows - column), 1):
-                place = block.given + (column + k) * block.given_step
-                for i, numbers in enumerate((scratch.shifts, scratch.factors, scratch.constants)):
-                    store_real(numbers + at + 8 * k, peek(place + 8 * i, FLOAT64))
+            places = [numbers + at for numbers in (scratch.shifts, scratch.factors, scratch.constants)]
+            block.given.copy(column, smaller(block.lanes, block.rows - column), places, given=True)
     else:
         _find_shifts(block)
     _reduce(block)
-    if not given:
+    if block.given is None:
         slots = (block.columns + block.lanes - 1) // block.lanes
         find_factors(block.task._replace(compute_dtype=FLOAT64), slots * block.lanes)
-    is_whole = _prepare(block, given)
+    is_whole = _prepare(block)
     for whole in cases(False if block.is_sparse else is_whole):
-        _differentiate(block, sums, whole, given)
+        _differentiate(block, sums, whole)
 
 
 def _count_left(block: DerivativeBlock) -> float:
@@ -234,25 +233,25 @@ def _count_left(block: DerivativeBlock) -> float:
     return left
 
 
-def _differentiate_left(block: DerivativeBlock, sums: int, given: bool) -> None:
+def _differentiate_left(block: DerivativeBlock, sums: int) -> None:
     """The derivative at those rows of a block that are of extreme magnitude, one by one."""
     for column in loop(0, block.rows, 1):
         for _ in when(peek(block.left + column * 8, FLOAT64) != 0.0):
-            differentiate_row(block.task, block.row + column, sums, given)
+            differentiate_row(block.task, block.row + column, sums, block.given is not None)
 
 
-def differentiate_block(block: DerivativeBlock, sums: int, given: bool) -> None:
+def differentiate_block(block: DerivativeBlock, sums: int) -> None:
     """Write dx of the rows of a block, and add to the sums of features; 0 where there are none."""
     dtype = block.task.dtype
     block.pack()
     for column in loop(0, block.columns, 1):
         store_real(block.left + column * 8, where(column < block.rows, 1.0, 0.0))
-    if given or dtype is FLOAT64:
-        _take(block, sums, given)
+    if block.given is not None or dtype is FLOAT64:
+        _take(block, sums)
     else:
-        _take(block._replace(task=block.task._replace(compute_dtype=FLOAT32)), sums, False)
+        _take(block._replace(task=block.task._replace(compute_dtype=FLOAT32)), sums)
         for _ in when(_count_left(block) != 0.0):
-            _take(block._replace(is_sparse=True), sums, False)
+            _take(block._replace(is_sparse=True), sums)
     block.unpack()
     if dtype is FLOAT64:
-        _differentiate_left(block, sums, given)
+        _differentiate_left(block, sums)

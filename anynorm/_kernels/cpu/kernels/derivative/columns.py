@@ -18,5 +18,5 @@ def differentiate_columns(variant: Variant, address: int, first: int, last: int)
     memory = Memory(task)
     for sums, begin, end in portions_of(task, address, first, last, count_blocks(task, address)):
         for neighbours in blocks_of(task, address, begin, end):
-            differentiate_block(memory.block(neighbours, variant.has_numbers), sums, variant.has_numbers)
+            differentiate_block(memory.block(neighbours, variant.has_numbers), sums)
     return last

@@ -130,10 +130,14 @@ class Numbers:
         self._first = numbers_address(block.task, block.row, count)
         self._step = neighbour_stride(block.task, TOTAL)
 
+    def at(self, column: int) -> int:
+        """Where those of a row lie."""
+        return self._first + column * self._step
+
     def copy(self, column: int, rows: int, scratch: list[int], *, given: bool) -> None:
         """Copy those of rows from a column on to addresses of float64 lanes in scratch, or from there."""
         for k in loop(0, rows, 1):
-            at = self._first + (column + k) * self._step
+            at = self.at(column + k)
             for i, numbers in enumerate(scratch):
                 if given:
                     store_real(numbers + 8 * k, real(at + 8 * i))
