@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import sys
 import tempfile
 from pathlib import Path
 
@@ -97,6 +98,22 @@ def pytest_collection_finish():
     # What has been imported by now lives to the end; collections of garbage need not look through it.
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_plans():
+    """The fast path keeps plans for so many ways in which arrays lie, and then no more: each file begins with none."""
+    yield
+    plans = sys.modules.get("anynorm._kernels.cpu.fast_path.plans")
+    if plans is not None:
+        plans._plans.clear()
+
+
+@pytest.fixture
+def cpu_kernels():
+    """All calls go through the CPU kernels, and none takes the fast path."""
+    with anynorm.use_kernel("cpu"):
+        yield
 
 
 @pytest.fixture

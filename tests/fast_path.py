@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 from unittest import mock
 
+import anynorm
 from anynorm import _norms, _residual
 
 
@@ -19,6 +20,12 @@ def checks():
         mock.patch.object(_residual, "check", counted(_residual.check)),
     ):
         yield seen
+
+
+def forced(function, *arguments, **options):
+    """By the slow path, which is always taken where a kernel is forced."""
+    with anynorm.use_kernel("cpu"):
+        return function(*arguments, **options)
 
 
 def takes_fast_path(function, *arguments, **options):

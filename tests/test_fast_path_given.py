@@ -8,7 +8,7 @@ import pytest
 
 import anynorm
 from tests.backends import ALL, as_dtype, needs_llvmlite
-from tests.fast_path import takes_fast_path
+from tests.fast_path import forced, takes_fast_path
 from tests.test_fast_path_thresholds import record, tasks  # noqa: F401 - a fixture
 
 pytestmark = needs_llvmlite
@@ -18,11 +18,6 @@ KINDS = [((6, 20), -1), ((6, 20), 0), ((4, 5, 6), (0, 2)), ((20,), 0)]
 
 def numbers(shape, dtype="float32", seed=0):
     return as_dtype(np.random.default_rng(seed).standard_normal(shape), dtype)
-
-
-def forced(function, *arguments, **options):
-    with anynorm.use_kernel("cpu"):
-        return function(*arguments, **options)
 
 
 @pytest.mark.parametrize("dtype", ALL)

@@ -7,7 +7,7 @@ import pytest
 
 import anynorm
 from tests.backends import ALL, as_dtype, needs_llvmlite
-from tests.fast_path import takes_fast_path
+from tests.fast_path import forced, takes_fast_path
 from tests.test_fast_path_thresholds import record, tasks  # noqa: F401 - a fixture
 
 pytestmark = needs_llvmlite
@@ -29,12 +29,6 @@ def laid_out(order, dtype, seed=0):
     held = ORDERS[order](SHAPE, values.dtype)
     held[...] = values
     return held
-
-
-def forced(function, *arguments, **options):
-    """By the slow path, which is always taken where a kernel is forced."""
-    with anynorm.use_kernel("cpu"):
-        return function(*arguments, **options)
 
 
 def features(axis):

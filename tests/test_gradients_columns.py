@@ -9,15 +9,9 @@ from tests.backends import ALL, as_dtype, needs_llvmlite, thorough_but
 from tests.derivatives import NORMS, vjp
 from tests.tolerances import KERNEL_GRADIENT_BOUNDS, assert_exact, assert_sums_exact, gradient_of_bias, gradient_of_rows
 
-pytestmark = needs_llvmlite
+pytestmark = [needs_llvmlite, pytest.mark.usefixtures("cpu_kernels")]
 every_dtype = pytest.mark.parametrize("dtype", thorough_but("float32", "float64", of=ALL))
 every_norm = pytest.mark.parametrize("norm", NORMS)
-
-
-@pytest.fixture(autouse=True)
-def forced():
-    with anynorm.use_kernel("cpu"):
-        yield
 
 
 @pytest.fixture

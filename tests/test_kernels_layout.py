@@ -9,7 +9,7 @@ import pytest
 import anynorm
 from tests.backends import ALL, TORCH, as_dtype, needs_llvmlite, thorough_but
 
-pytestmark = needs_llvmlite
+pytestmark = [needs_llvmlite, pytest.mark.usefixtures("cpu_kernels")]
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 FEATURES = (1, 7, 33, 257, 1030)
 ROWS = 40
@@ -17,12 +17,6 @@ ROWS = 40
 every_dtype = pytest.mark.parametrize("dtype", ALL)
 every_norm = pytest.mark.parametrize("norm", NORMS)
 every_length = pytest.mark.parametrize("features", FEATURES)
-
-
-@pytest.fixture(autouse=True)
-def forced():
-    with anynorm.use_kernel("cpu"):
-        yield
 
 
 def rows_of(dtype, features, rows=ROWS):

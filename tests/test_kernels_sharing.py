@@ -13,18 +13,12 @@ from anynorm import _threads
 from tests.backends import ALL, TORCH, as_dtype, needs_llvmlite, thorough_but
 from tests.test_kernels_layout import assert_bits, normalize, parameters_of, rows_of
 
-pytestmark = needs_llvmlite
+pytestmark = [needs_llvmlite, pytest.mark.usefixtures("cpu_kernels")]
 NORMS = ("layer_norm", "rms_norm", "scale_norm")
 GUARD = 0xA5
 
 every_dtype = pytest.mark.parametrize("dtype", ALL)
 every_norm = pytest.mark.parametrize("norm", NORMS)
-
-
-@pytest.fixture(autouse=True)
-def forced():
-    with anynorm.use_kernel("cpu"):
-        yield
 
 
 @pytest.fixture
