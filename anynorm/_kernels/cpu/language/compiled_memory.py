@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from llvmlite import ir
@@ -116,11 +117,11 @@ def fence() -> None:
     builder().fence("seq_cst")
 
 
-def buffer(nbytes: int) -> int:
-    """The address of so many bytes on the stack, on a cache line of their own."""
-    write = builder()
-    with write.goto_entry_block():
-        memory = write.alloca(ir.ArrayType(INT8, nbytes))
+def buffer(nbytes: Any) -> int:
+    """The address of so many bytes on the stack, on a cache line of their own; not to be asked for in a loop."""
+    write, length = builder(), as_llvm(nbytes)
+    with write.goto_entry_block() if isinstance(nbytes, int) else nullcontext():  # where it is known how many
+        memory = write.alloca(INT8, length)
         memory.align = CACHE_LINE_NBYTES
     return Value(write.ptrtoint(memory, INT64))  # type: ignore[return-value]
 
