@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -50,7 +51,11 @@ def _narrowed(value: Any, dtype: Dtype) -> Any:
     rounded = write.add(write.add(bits, odd), all_lanes(0x7FFF))
     is_nan = write.fcmp_unordered("uno", value, value)
     rounded = write.select(is_nan, all_lanes(0x7FC00000), rounded)
-    return write.trunc(write.lshr(rounded, all_lanes(16)), vector(INT16, length))
+    # The upper halves. A shift and a truncation are more instructions: rms_norm and layer_norm take 0.9 of the time
+    # of those this way (EPYC 9005).
+    halves = write.bitcast(rounded, vector(INT16, 2 * length))
+    upper = range(1 if sys.byteorder == "little" else 0, 2 * length, 2)
+    return write.shuffle_vector(halves, halves, ir.Constant(vector(INT32, length), list(upper)))
 
 
 def _added(a: Any, b: Any, dtype: Dtype) -> Any:
