@@ -8,12 +8,10 @@ from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, FLOAT32, FLOAT64, GROUP, Address, Dtype
 from anynorm._kernels.cpu.language.memory import buffer, integer, real
 
-# For a chunk, which may have some lanes more than CHUNK elements, and for what is read behind it.
-_CHUNK_NBYTES = (CHUNK + 64) * 8
-_NUMBERS_NBYTES = GROUP * 8
+# A chunk may have some lanes more than CHUNK elements, and some are read behind it.
+_CHUNK_ELEMENTS = CHUNK + 64
 # For the cache line in which a row ends and the next one begins, see streaming.py.
 _LINE_NBYTES = 7 * CACHE_LINE_NBYTES
-_SCRATCH_NBYTES = 7 * _CHUNK_NBYTES + 7 * _NUMBERS_NBYTES + _LINE_NBYTES
 
 
 class Arrays(NamedTuple):
@@ -42,18 +40,15 @@ class Scratch(NamedTuple):
     factors: int
     constants: int
     following: int  # the shifts of the next group
-    one: int  # element
+    one: int  # element, or lanes of them
     open_line: int  # see streaming.py
 
     @classmethod
-    def new(cls) -> Scratch:
-        """Memory on the stack."""
-        address = buffer(_SCRATCH_NBYTES)
-        numbers = address + 7 * _CHUNK_NBYTES
-        return cls(
-            *(address + chunk * _CHUNK_NBYTES for chunk in range(7)),
-            *(numbers + group * _NUMBERS_NBYTES for group in range(8)),
-        )
+    def new(cls, dtype: Dtype, compute_dtype: Dtype) -> Scratch:
+        """Memory on the stack; what a kernel does not use of it is not there once that is compiled."""
+        chunks = (*[dtype] * 4, *[compute_dtype] * 2, FLOAT64)
+        sizes = (*(_CHUNK_ELEMENTS * one.itemsize for one in chunks), *[GROUP * 8] * 6, CACHE_LINE_NBYTES, _LINE_NBYTES)
+        return cls(*map(buffer, sizes))
 
 
 class TaskValues(NamedTuple):
@@ -123,6 +118,6 @@ def load_task(address: int, variant: Variant, has_dy: bool = False) -> TaskValue
         *variant.dtypes, variant.rule, eps, scale, offset, word(address, "features"),
         arrays, word(address, "layout") if variant.has_layout else None,
         weight, word(address, "weight_code"), bias, word(address, "bias_code"), (weight != 0) | (bias != 0),
-        False, word(address, "streaming") != 0, True, word(address, "numbers"), Scratch.new(),
+        False, word(address, "streaming") != 0, True, word(address, "numbers"), Scratch.new(*variant.dtypes),
         address, word(address, "columns_kernel"), word(address, "rows_kernel"), word(address, "float64_kernel"),
     )  # fmt: skip

@@ -24,7 +24,7 @@ _LINES = (
 )  # fmt: skip
 PLACES = {name: CACHE_LINE_NBYTES * i + 8 * j for i, line in enumerate(_LINES) for j, name in enumerate(line)}
 _NBYTES = CACHE_LINE_NBYTES * len(_LINES)
-# Kernels need less than 320 KB of stack where one calls another, and libraries may keep variables for each thread
+# Kernels need less than 256 KB of stack where one calls another, and libraries may keep variables for each thread
 # there. Only what is touched takes memory.
 STACK_NBYTES = 1 << 20
 _MOST_ATTRIBUTES_NBYTES = 512  # of a pthread_attr_t, which takes 64 at most on Linux

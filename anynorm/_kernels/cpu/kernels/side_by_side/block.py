@@ -102,10 +102,17 @@ def _blocks_of_axis(task: TaskValues, address: int) -> int:
     return 1 + larger(0, axis_length(task) - word(address, "head") - least) // word(address, "block")
 
 
-def blocks_of(task: TaskValues, address: int, first: int, last: int, ended: bool | None = None) -> Iterator[Block]:
+def tile_of(address: int) -> int:
+    """Memory for a tile, where blocks are packed; it takes most of a small stack."""
+    return buffer(where(word(address, "packed") != 0, TILE_NBYTES, 0))
+
+
+def blocks_of(
+    task: TaskValues, address: int, tile: int, first: int, last: int, ended: bool | None = None
+) -> Iterator[Block]:
     """Blocks first to last, or up to one after which ``ended`` is set; layout.py says how neighbours are cut."""
     block, head, is_packed = word(address, "block"), word(address, "head"), word(address, "packed") != 0
-    tile, neighbours = buffer(TILE_NBYTES), axis_length(task)
+    neighbours = axis_length(task)
     blocks = _blocks_of_axis(task, address)
     for unit in loop(first, last, 1, ended):
         i = unit % blocks

@@ -11,7 +11,15 @@ from anynorm._kernels.cpu.kernels.moments import moments_of
 from anynorm._kernels.cpu.kernels.parameters import are_weights_safe, widen_parameters, widen_short_parameters
 from anynorm._kernels.cpu.kernels.reduce import reduce
 from anynorm._kernels.cpu.kernels.rows import count_safe
-from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Chunk, Numbers, are_all, blocks_of, map_feature
+from anynorm._kernels.cpu.kernels.side_by_side.block import (
+    Block,
+    Chunk,
+    Numbers,
+    are_all,
+    blocks_of,
+    map_feature,
+    tile_of,
+)
 from anynorm._kernels.cpu.kernels.side_by_side.float64 import Float64Columns
 from anynorm._kernels.cpu.kernels.side_by_side.sums import SUMS_NBYTES, sum_chunk
 from anynorm._kernels.cpu.kernels.streaming import read, writing
@@ -170,7 +178,7 @@ def _normalize(task: TaskValues, address: int, first: int, last: int, given: boo
     for _ in when(steps.prepare()):
         following[...] = last
         with writing(task):
-            for block in blocks_of(task, address, first, last, ended):
+            for block in blocks_of(task, address, tile_of(address), first, last, ended):
                 all_safe, some_safe = steps.find_factors(block, given)
                 for is_safe in cases(all_safe):
                     if is_safe:
@@ -214,7 +222,7 @@ def reduce_columns(variant: Variant, address: int, first: int, last: int) -> int
     """
     task = load_task(address, variant)
     steps = _steps(task)
-    for block in blocks_of(task, address, first, last):
+    for block in blocks_of(task, address, tile_of(address), first, last):
         numbers, safe = Numbers(block, task.dtype.reduced), cell(True)
         for column, rows in block.starts():
             found = steps.reduce(block, column)
