@@ -103,7 +103,7 @@ def _blocks_of_axis(task: TaskValues, address: int) -> int:
 
 
 def tile_of(address: int) -> int:
-    """Memory for a tile, where blocks are packed; it takes most of a small stack. A kernel that calls this one has some."""
+    """Memory for a tile, where blocks are packed: that of the kernel that calls this one, or most of a small stack."""
     packed = word(address, "packed")
     return where(packed > 1, packed, buffer(where(packed == 1, TILE_NBYTES, 0)))
 
