@@ -65,13 +65,9 @@ def tasks(record):
 def fields(task):
     """Those of a task; of a layout what it says, for equal ones may lie in two places.
 
-    Without the kernels that others go on with, which the slow path knows of once they were needed.
+    Without the kernel that goes on with what this one cannot hold, which the slow path knows of once it was needed.
     """
-    found = {
-        name: getattr(task, name)
-        for name, _ in task._fields_
-        if name not in ("columns_kernel", "rows_kernel", "float64_kernel")
-    }
+    found = {name: getattr(task, name) for name, _ in task._fields_ if name != "float64_kernel"}
     return found | {"layout": table(task.layout)}
 
 

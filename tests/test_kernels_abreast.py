@@ -131,9 +131,75 @@ def test_a_small_call_like_one_before_takes_them_side_by_side_too(asked, dtype):
 
 @every_dtype
 @pytest.mark.parametrize("features", [3, 40, 1100])
-def test_extreme_rows_and_weights_leave_them_to_the_kernel_for_rows(features, dtype):
+def test_extreme_rows_and_weights_change_no_bit_of_others(features, dtype):
     x = np.concatenate([numbers((300, features), dtype), extreme_rows(features, dtype)])
     for weight in (numbers(features, dtype), np.full(features, 1e300)):
         expected = np.stack([anynorm.rms_norm(row, weight) for row in x])
         for other, axis in views(x):
             assert_bits(np.moveaxis(anynorm.rms_norm(other, weight, axis=axis), axis, -1), expected)
+
+
+def asked_for(asked, x, **options):
+    asked.clear()
+    forced("layer_norm", x, **options)
+    forced("layer_norm", x, moments=anynorm.moments(x, **options), **options)
+    return set(asked)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_extreme_rows_stay_side_by_side(asked, dtype):
+    x = numbers((40, 70), dtype)
+    x[:, 3], x[:, 50] = extreme_rows(40, dtype)[4:6]
+    columns = {"columns", "moments_columns", "given_columns"}
+    assert asked_for(asked, x, axis=0) == columns
+    assert asked_for(asked, x.T[:, :3].copy(), axis=-1) == columns
+
+
+# On either side of all that decides whether a row has a unit, or is computed in float64; and of what is asked of rows
+# beside those that have units, which is whether squares of a few elements add up to 2**401.
+POWERS = {
+    "float32": [-149, -60, -59, -44, -43, -42, -41, -40, -39, -38, 0, 46, 47, 48, 49, 50, 51, 58, 59, 60, 61, 62, 126],
+    "float64": [-1074, -370, -202, -201, -200, -199, 0, 178, 179, 180, 181, *range(195, 206), 320, 688, 1000, 1022],
+}
+
+
+def of_powers(features, dtype):
+    """Rows of each size, among others and beside each other."""
+    sizes = 2.0 ** np.repeat(POWERS[dtype], 3)
+    sizes = np.concatenate([sizes, np.random.default_rng(1).permutation(sizes), np.full(40, 2.0 ** POWERS[dtype][-1])])
+    x = np.random.default_rng(0).uniform(-1, 1, (len(sizes), features))
+    return as_dtype(np.ldexp(x, np.log2(sizes).astype(int)[:, None]), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "scale_norm"])
+@pytest.mark.parametrize("features", [1, 5, 16, 17, 40])
+def test_rows_of_each_magnitude_side_by_side(features, norm, dtype):
+    x, weight = of_powers(features, dtype), () if norm == "scale_norm" else (numbers(features, dtype),)
+    for eps in (0.0, 1e-5):
+        for with_moments in (False, True):
+
+            def run(x, axis=-1, eps=eps, with_moments=with_moments, **options):
+                found = anynorm.moments(x, axis=axis) if with_moments else None
+                return np.moveaxis(forced(norm, x, *weight, axis=axis, eps=eps, moments=found, **options), axis, -1)
+
+            expected = np.concatenate([run(row[None]) for row in x])
+            exact = [getattr(reference, norm)(row, *weight, eps=eps) for row in x[::7]]
+            assert_exact(expected[::7], exact, backend="cpu, side by side", dtype=dtype, norm=norm)
+            for other, axis in views(x):
+                assert_bits(run(other, axis), expected)
+                assert_bits(run(other.copy(), axis, out=other.copy()), expected)
+            in_place = x.T.copy()
+            assert_bits(run(in_place, 0, out=in_place), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_of_each_magnitude_side_by_side(dtype):
+    x = of_powers(20, dtype)
+    residual = as_dtype(x[::-1] / 4, dtype)
+    expected = np.stack([anynorm.layer_norm(row) for row in x + residual])
+    for out in (None, (np.empty_like(x.T.copy()), np.empty_like(x.T.copy())), "in place"):
+        one, other = x.T.copy(), residual.T.copy()
+        y, total = anynorm.add_layer_norm(one, other, axis=0, out=(one, other) if out == "in place" else out)
+        assert_bits(y.T, expected)
+        assert_bits(total.T, x + residual)

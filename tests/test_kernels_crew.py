@@ -78,7 +78,7 @@ def test_an_exception_behind_a_task_leaves_the_crew_in_order(monkeypatch):
     anynorm.set_threads(2)
     monkeypatch.setattr(norm, "_fallbacks", {})
     with monkeypatch.context() as patched:
-        patched.setattr(norm, "_find_fallbacks", interrupted)
+        patched.setattr(norm, "_in_float64", interrupted)
         for _ in range(3):
             with pytest.raises(KeyboardInterrupt):
                 normalize("layer_norm", x)

@@ -15,7 +15,7 @@ from anynorm._kernels.cpu.kernels.parameters import are_near_one, widen_paramete
 from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, numbers_address, row_address, row_of, scatter
 from anynorm._kernels.cpu.kernels.streaming import map_chunk, writing
 from anynorm._kernels.cpu.kernels.task import Variant
-from anynorm._kernels.cpu.kernels.units import in_unit, product, unit_of
+from anynorm._kernels.cpu.kernels.units import find_in_units, in_unit, multiplier, product, size_of, unit_of
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task
 from anynorm._kernels.cpu.language.arithmetic import (
     fma,
@@ -70,23 +70,21 @@ class PairSum:
         self.low[...] = self.low + (error + low)
 
 
-def reduce_row(task: TaskValues, row: Arrays, unit: Number | None = None) -> tuple[Number, PairSum, PairSum]:
+def reduce_row(task: TaskValues, row: Arrays, unit: Number) -> tuple[Number, PairSum, PairSum]:
     """The shift, the sum of deviations from it and the sum of their squares, of a row times its unit."""
     # Any element will do for a shift: none is further from the mean than sqrt(features) standard deviations (Samuelson
     # 1968), and pairs have the bits to spare. A constant row has no deviations then.
     centred = task.rule == LAYER
     shift = peek(row.x, FLOAT64, row.residual) if centred else 0.0
     fill, zero = splat(shift, FLOAT64, _LANES), splat(0.0, FLOAT64, _LANES)
-    shift = shift if unit is None else shift * unit
+    shift = shift * unit
     near = splat(shift, FLOAT64, _LANES)
     sums, squares = PairSum(0.0), PairSum(0.0)
     for start, count in chunks_of(task):
         chunk = gather(task, row, start, count)
         chunk_sums, chunk_squares = PairSum(zero), PairSum(zero)
         for value in elements_of(task, chunk, 0, count, FLOAT64, fill):
-            if unit is not None:
-                value = value * unit
-            add_elements(value, near, centred, chunk_sums, chunk_squares)
+            add_elements(value * unit, near, centred, chunk_sums, chunk_squares)
         sums.add(*sum_lane_pairs(chunk_sums.high, chunk_sums.low))
         squares.add(*sum_lane_pairs(chunk_squares.high, chunk_squares.low))
     return shift, sums, squares
@@ -147,6 +145,21 @@ def find_factors(
     return mean, mean_low, where(safe, factor, math.nan), factor_low
 
 
+def find_factors_in_unit(
+    task: TaskValues, unit: Lanes, shift: Lanes, of_sums: PairSum, of_squares: PairSum
+) -> tuple[Lanes, Lanes, Lanes, Lanes]:
+    """The same of what was reduced in a unit, without a scale; a unit of 0 stands for none, and changes nothing."""
+    has_unit = unit != 0.0
+    in_its_unit = in_unit(task, multiplier(unit))._replace(scale=where(has_unit, 1.0, task.scale))
+    mean, mean_low, factor, factor_low = find_factors(in_its_unit, shift, of_sums, of_squares)
+    # Such a row has no deviations, and eps may have vanished beside its mean.
+    is_known, is_empty = factor == factor, has_unit & (of_squares.high + 0.0 == 0.0)
+    factor, factor_low = (where(is_known, one, where(is_empty, 0.0, math.nan)) for one in (factor, factor_low))
+    # All NaN of a row are the same, so that its bits do not depend on which one an instruction takes.
+    mean, mean_low = (where(is_known | is_empty, one, 0.0) for one in (mean, mean_low))
+    return mean, mean_low, factor, factor_low
+
+
 class PairFactors:
     """What a row, or rows side by side, are moved by and multiplied by, as pairs, in lanes."""
 
@@ -172,8 +185,8 @@ def apply_pairs(value: Lanes, row: PairFactors, weight: Lanes | None, low: Lanes
     return fma(value, fma(weight, row.factor, rest), bias)
 
 
-def _apply_in_unit(
-    value: Lanes, row: PairFactors, unit: Number, power: Number, scale: Number,
+def apply_in_unit(
+    value: Lanes, row: PairFactors, unit: Lanes, power: Lanes, scale: Number,
     weight: Lanes | None, low: Lanes | None, bias: Lanes | None,
 ) -> Lanes:  # fmt: skip
     """The same of a row that is multiplied by a unit first; without centring by a power too, and any weights."""
@@ -227,10 +240,12 @@ def _normalize_row(task: TaskValues, row: int, given: bool, safe_weights: bool) 
             one[...] = real(at + 8 * i)
         unit[...] = real(at + 24)
     else:
-        _set(numbers, find_factors(task, *reduce_row(task, addresses)))
-        for _ in when(is_false(numbers[2] == numbers[2])):
-            unit[...] = unit_of(task, addresses)
-            _set(numbers, _find_factors_in_unit(task, addresses, unit))
+
+        def find(unit: Number) -> bool:
+            _set(numbers, find_factors_in_unit(task, unit, *reduce_row(task, addresses, multiplier(unit))))
+            return numbers[2] == numbers[2]
+
+        find_in_units(unit, find, lambda: unit_of(task, size_of(task, addresses)))
     for _ in when(is_false(safe_weights) & (unit == 0.0)):
         unit[...] = 1.0
     for has_unit in cases(unit != 0.0):
@@ -247,16 +262,6 @@ def _normalize_row(task: TaskValues, row: int, given: bool, safe_weights: bool) 
 def _set(numbers: list[Number], values: Iterable[Number]) -> None:
     for one, value in zip(numbers, values, strict=True):
         one[...] = value
-
-
-def _find_factors_in_unit(task: TaskValues, row: Arrays, unit: Number) -> tuple[Number, Number, Number, Number]:
-    """The mean and the factor of a row in its unit, without a scale."""
-    shift, sums, squares = reduce_row(task, row, unit)
-    mean, mean_low, *factors = find_factors(in_unit(task, unit), shift, sums, squares)
-    # Such a row has no deviations, and eps may have vanished beside its mean.
-    is_empty = squares.high + 0.0 == 0.0
-    factor, low = (where(is_empty & is_false(factors[0] == factors[0]), 0.0, one) for one in factors)
-    return mean, mean_low, factor, low
 
 
 def _apply_row(
@@ -278,7 +283,7 @@ def _apply_row(
                         weight, low, bias = (load(numbers + i * 8, FLOAT64) if one else None for numbers, one in needed)
                         if unit is None:
                             return apply_pairs(value, factors, weight, low, bias)
-                        return _apply_in_unit(value, factors, *unit, task.scale, weight, low, bias)
+                        return apply_in_unit(value, factors, *unit, task.scale, weight, low, bias)
 
                     map_chunk(task, chunk, larger(count, _LANES), ahead, streaming, compute)
         scatter(task, addresses, start, count)

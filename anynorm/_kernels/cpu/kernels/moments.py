@@ -11,11 +11,11 @@ from anynorm._kernels.cpu.kernels.float64 import reduce_row as reduce_float64
 from anynorm._kernels.cpu.kernels.rows import reduce_row
 from anynorm._kernels.cpu.kernels.scatter import numbers_address, row_of
 from anynorm._kernels.cpu.kernels.task import Variant
-from anynorm._kernels.cpu.kernels.units import size_of, unit_of_moments
+from anynorm._kernels.cpu.kernels.units import find_in_units, size_of, unit_of_moments
 from anynorm._kernels.cpu.kernels.values import TaskValues, load_task
-from anynorm._kernels.cpu.language.arithmetic import fma, is_false, magnitude, number, where
+from anynorm._kernels.cpu.language.arithmetic import fma, magnitude, number, where
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, Lanes
-from anynorm._kernels.cpu.language.flow import cell, loop, when
+from anynorm._kernels.cpu.language.flow import cell, loop
 from anynorm._kernels.cpu.language.memory import real, store_real
 
 Pair = tuple[Lanes, Lanes]
@@ -41,14 +41,14 @@ def reduce_rows(variant: Variant, address: int, first: int, last: int) -> int:
 
 def _reduce_float64(task: TaskValues, row: int, to: int) -> None:
     """Moments of a row: in the unit 1, or in another one where its magnitude is extreme."""
-    unit, ended = cell(1.0), cell(False)
-    for turn in loop(0, 2, 1, ended):
-        addresses = row_of(task, row)
-        *found, is_ordinary = paired_moments_of(task, *reduce_float64(task, addresses, unit + 0.0))
-        _store(to, (*found, unit + 0.0))
-        ended[...] = is_ordinary
-        for _ in when(is_false(is_ordinary) & (turn == 0)):
-            unit[...] = unit_of_moments(size_of(task, addresses))
+    unit, addresses = cell(1.0), row_of(task, row)
+
+    def find(unit: Lanes) -> bool:
+        *found, is_ordinary = paired_moments_of(task, *reduce_float64(task, addresses, unit))
+        _store(to, (*found, unit))
+        return is_ordinary
+
+    find_in_units(unit, find, lambda: unit_of_moments(size_of(task, addresses)))
 
 
 def _store(to: int, numbers: tuple[Lanes, ...]) -> None:

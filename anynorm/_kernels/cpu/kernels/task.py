@@ -31,11 +31,9 @@ class Task(ctypes.Structure):
         ("streaming", _WORD),  # past the caches
         ("block", _WORD),  # columns taken at a time
         ("head", _WORD),  # columns that the first block has more
-        ("packed", _WORD),  # whether blocks are copied into tiles
-        # Kernels for what this one cannot hold, where it is not to stop there:
-        ("columns_kernel", _WORD),  # for blocks of rows side by side of which it holds none
-        ("rows_kernel", _WORD),  # for other blocks
-        ("float64_kernel", _WORD),  # for rows
+        ("packed", _WORD),  # whether blocks are copied into tiles: 0, 1, or where there is memory for one
+        ("float64_kernel", _WORD),  # the same kernel in float64, for what float32 cannot hold; 0: it stops there
+        ("narrow", _WORD),  # of rows side by side, what float32 has made of those that it holds, see columns.py
         ("dweight", _WORD),
         ("dweight_code", _WORD),
         ("dbias", _WORD),

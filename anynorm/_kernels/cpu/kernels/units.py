@@ -7,13 +7,15 @@ scaled along.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, elements_of
 from anynorm._kernels.cpu.kernels.scatter import gather
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
 from anynorm._kernels.cpu.language.arithmetic import magnitude, number, power_of_two, root, splat, where
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, SCALE, Lanes, Number
-from anynorm._kernels.cpu.language.flow import cell
+from anynorm._kernels.cpu.language.flow import cell, loop, when
 
 # (bound, unit) of moments, as in anynorm/_definition/scaling.py; the first bound that a row is below has its unit.
 _MOMENTS = (
@@ -35,12 +37,35 @@ def largest(lanes: Lanes) -> Number:
     return lanes[0]
 
 
-def unit_of(task: TaskValues, row: Arrays) -> Number:
-    """What a row is multiplied by: the largest of its magnitudes and of the root of eps lies between 1 and 2 then.
+def find_in_units(
+    units: Any,
+    find: Callable[[Lanes], Lanes],
+    unit_of: Callable[[], Lanes],
+    are_all: Callable[[Lanes], bool] = lambda is_ordinary: is_ordinary,
+    is_none: bool = False,
+) -> bool:
+    """Find numbers of a row, or of rows side by side, and again in units if not all are ordinary; whether they are.
+
+    ``units`` is a cell that begins with those of ordinary rows; ``find`` leaves in memory what it finds, and returns
+    which rows are ordinary. Where it is known beforehand that none is, that is done in units at once.
+    """
+    are_ordinary, in_units, ended, all_ordinary = cell(units != units), cell(is_none), cell(False), cell(True)
+    for _ in loop(0, 2, 1, ended):  # in which each is compiled once
+        for _ in when(in_units):
+            units[...] = where(are_ordinary, units, unit_of())
+            all_ordinary[...] = False
+        are_ordinary[...] = find(units + 0.0)
+        ended[...] = in_units | are_all(are_ordinary)
+        in_units[...] = True
+    return all_ordinary
+
+
+def unit_of(task: TaskValues, size: Lanes) -> Lanes:
+    """What a row is multiplied by, of its largest magnitude: that or the root of eps lies between 1 and 2 then.
 
     Or below 1, where that is subnormal.
     """
-    return 1.0 / power_of_two(larger_of(size_of(task, row), length_of_eps(task)))
+    return 1.0 / power_of_two(larger_of(size, length_of_eps(task)))
 
 
 def size_of(task: TaskValues, row: Arrays) -> Number:
@@ -66,7 +91,12 @@ def length_of_eps(task: TaskValues) -> Number:
     return task.eps if task.rule == SCALE else root(task.eps)
 
 
-def in_unit(task: TaskValues, unit: Number) -> TaskValues:
+def multiplier(unit: Lanes) -> Lanes:
+    """What a row is multiplied by whose unit may be 0, which stands for none."""
+    return where(unit == 0.0, 1.0, unit)
+
+
+def in_unit(task: TaskValues, unit: Lanes) -> TaskValues:
     """The task with its eps as it counts for a row in such a unit, without a scale."""
     # Where the square of the unit is out of range, the product is not, or eps does not count beside the row.
     eps = task.eps * unit if task.rule == SCALE else task.eps * unit * unit

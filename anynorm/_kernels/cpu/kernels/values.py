@@ -74,9 +74,8 @@ class TaskValues(NamedTuple):
     numbers: int
     scratch: Scratch
     address: int  # of the Task
-    columns_kernel: int  # kernels for what this one cannot hold; 0: there is none
-    rows_kernel: int
-    float64_kernel: int
+    float64_kernel: int  # for what float32 cannot hold; 0: there is none
+    narrow: int  # where that lies which float32 has found of a block; 0: nothing
 
     @property
     def lanes(self) -> int:
@@ -119,5 +118,5 @@ def load_task(address: int, variant: Variant, has_dy: bool = False) -> TaskValue
         arrays, word(address, "layout") if variant.has_layout else None,
         weight, word(address, "weight_code"), bias, word(address, "bias_code"), (weight != 0) | (bias != 0),
         False, word(address, "streaming") != 0, True, word(address, "numbers"), Scratch.new(*variant.dtypes),
-        address, word(address, "columns_kernel"), word(address, "rows_kernel"), word(address, "float64_kernel"),
+        address, word(address, "float64_kernel"), word(address, "narrow"),
     )  # fmt: skip

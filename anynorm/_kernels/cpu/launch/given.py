@@ -51,9 +51,6 @@ def run_moments(call: Call) -> Moments:
     parts = [numbers[..., place] for place in range(dtype.reduced)]
     if call.precision.digits:
         *parts, unit = parts
-        if not unit.all():  # rows side by side, of which some need another unit than 1
-            task.rows_kernel = kernel("moments", _variant(call, task)).place
-            _launch("moments", call, layout, task, keepalive)
         mean, low, squares, squares_low = parts
         found = [mean, low, None, squares, squares_low, unit]
     else:
@@ -116,8 +113,6 @@ def apply_numbers(call: Call, numbers: Array, are_kept: bool = False) -> Array |
     itemsize = dtype_of(call.x.dtype).itemsize
     layout = lay_out(call, itemsize, None, y, numbers=numbers, streaming=streaming, columns=True)
     task, keepalive = task_of(call, None, y, None, layout, numbers=numbers, streaming=streaming)
-    if layout is not None and layout.in_columns and _have_units(call, numbers):
-        task.rows_kernel = kernel("given", _variant(call, task)).place
     compiled = _launch("given", call, layout, task, keepalive)
     if compiled is None:
         return None

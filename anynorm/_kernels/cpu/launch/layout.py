@@ -40,19 +40,9 @@ class Layout(NamedTuple):
     in_columns: bool  # whether neighbours in memory belong to different rows
     units: int  # rows, or blocks of columns
     streaming: bool  # whether results may be stored past the caches
-    neighbours: int = 0  # columns side by side
     block: int = 0  # columns in each block, but for the first and the last one
     head: int = 0  # columns that the first one has more, so that others begin a cache line
-    blocks: int = 0  # of neighbours
     packed: bool = False  # whether blocks are copied into tiles, see block.py
-
-    def rows_of(self, first: int, last: int) -> range:
-        """The rows in blocks of columns, first to last."""
-        return range(self._first_row(first), self._first_row(last))
-
-    def _first_row(self, unit: int) -> int:
-        number = unit % self.blocks
-        return unit // self.blocks * self.neighbours + (self.head + number * self.block if number else 0)
 
 
 def lay_out(
@@ -121,9 +111,8 @@ def _planned(
         table = _table(not contiguous, free, normalized)
         block = _packed_block(free, normalized, contiguous, itemsize, tiles, arrays) if tiles and free else 0
         if block:
-            blocks = -(-free[-1].length // block)
-            units = rows // free[-1].length * blocks
-            return Layout(table, True, units, False, free[-1].length, block, 0, blocks, True)
+            units = rows // free[-1].length * -(-free[-1].length // block)
+            return Layout(table, True, units, False, block, packed=True)
         streaming &= contiguous and all(axis.strides[_Y] % itemsize == 0 for axis in free)
         return Layout(table, False, rows, streaming)
     neighbours = free[-1].length
@@ -135,7 +124,7 @@ def _planned(
     # None is narrower than lanes: what is left over goes to the last one.
     blocks = 1 + max(0, neighbours - head - lanes) // block
     units = rows // neighbours * blocks
-    return Layout(_table(True, free, normalized), True, units, streaming, neighbours, block, head, blocks)
+    return Layout(_table(True, free, normalized), True, units, streaming, block, head)
 
 
 def are_short(features: Any, rows: Any, itemsize: Any) -> Any:

@@ -8,18 +8,18 @@ from __future__ import annotations
 from typing import Any
 
 from anynorm._check import Call
-from anynorm._kernels.cpu.compiler.entries import kernel
+from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
 from anynorm._kernels.cpu.fast_path.offers import offer
 from anynorm._kernels.cpu.kernels.task import Task, Variant, needs_float64
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES
-from anynorm._kernels.cpu.launch.layout import Layout, lay_out
+from anynorm._kernels.cpu.launch.layout import lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
 from anynorm._kernels.cpu.threads.crew import launch
 
-# Where the kernels lie that take rows which another one cannot hold, by the name and the variant of that one; they are
-# found when it has met such a row.
-_fallbacks: dict[tuple[str, Variant], tuple[int, int, int]] = {}
+# Where the kernels lie that take what another one cannot hold, by the name and the variant of that one; they are found
+# when it has met such a row.
+_fallbacks: dict[tuple[str, Variant], int] = {}
 
 
 def run(call: Call) -> Any:
@@ -45,11 +45,10 @@ def run_from(call: Call, first: int) -> Any:
     )
     variant = Variant(rule, dtype.code, in_float64, residual is not None, layout is not None)
     units = task.rows if layout is None else layout.units
-    fallbacks = _fallbacks.get((name, variant), (0, 0, 0))
-    task.columns_kernel, task.rows_kernel, task.float64_kernel = fallbacks
+    task.float64_kernel = _fallbacks.get((name, variant), 0)
 
     def resume(first: int, last: int) -> None:
-        _normalize(name, variant, layout, task, first, last)
+        _normalize(name, variant, task, first, last)
 
     if first:
         resume(first, units)
@@ -63,26 +62,16 @@ def run_from(call: Call, first: int) -> Any:
     return y if residual is None else (y, total)
 
 
-def _normalize(name: str, variant: Variant, layout: Layout | None, task: Task, first: int, last: int) -> None:
-    """Normalize rows, or blocks of columns, first to last: where the kernel stops, another one takes over."""
+def _normalize(name: str, variant: Variant, task: Task, first: int, last: int) -> None:
+    """Normalize rows, or blocks of columns, first to last: where the kernel stops, float64 takes over."""
     done = kernel(name, variant).run(task, first, last)
     if 0 <= done < last:
-        _fallbacks[name, variant] = fallbacks = _find_fallbacks(name, variant)
-        task.columns_kernel, task.rows_kernel, task.float64_kernel = fallbacks
+        _fallbacks[name, variant] = task.float64_kernel = _in_float64(name, variant).place
         kernel(name, variant).run(task, done, last)
-    elif done < 0 and name == "columns" and layout is not None and variant.dtypes[0] is FLOAT64:
-        rows = layout.rows_of(first, last)
-        kernel("float64", variant).run(task, rows.start, rows.stop)
     elif done < 0:
-        kernel(name, variant._replace(in_float64=True)).run(task, first, last)
+        _in_float64(name, variant).run(task, first, last)
 
 
-def _find_fallbacks(name: str, variant: Variant) -> tuple[int, int, int]:
-    """Where the kernels lie that take blocks of which a kernel holds no row, others that it cannot hold, and rows."""
-    in_float64, in_columns = variant._replace(in_float64=True), name == "columns"
-    if variant.dtypes[0] is FLOAT64:
-        return 0, kernel("float64", variant).place if in_columns else 0, 0
-    columns_kernel, rows_kernel = (
-        kernel(one, of).place if in_columns else 0 for one, of in (("columns", in_float64), ("rows", variant))
-    )
-    return columns_kernel, rows_kernel, kernel("rows", in_float64).place
+def _in_float64(name: str, variant: Variant) -> Kernel:
+    """The same kernel in float64."""
+    return kernel(name, variant._replace(in_float64=True))

@@ -103,8 +103,9 @@ def _blocks_of_axis(task: TaskValues, address: int) -> int:
 
 
 def tile_of(address: int) -> int:
-    """Memory for a tile, where blocks are packed; it takes most of a small stack."""
-    return buffer(where(word(address, "packed") != 0, TILE_NBYTES, 0))
+    """Memory for a tile, where blocks are packed: that of the kernel that calls this one, or most of a small stack."""
+    packed = word(address, "packed")
+    return where(packed > 1, packed, buffer(where(packed == 1, TILE_NBYTES, 0)))
 
 
 def blocks_of(

@@ -5,30 +5,34 @@ So it is along the first axis, or along the channels of (N, C, H, W), and with r
 
 from __future__ import annotations
 
+from ctypes import sizeof
+from functools import partial
+
 from anynorm._kernels.cpu.kernels.chunks import Factors, Sums, apply_lanes, chunks_of, factors_of
 from anynorm._kernels.cpu.kernels.factors import find_factors
 from anynorm._kernels.cpu.kernels.moments import moments_of
 from anynorm._kernels.cpu.kernels.parameters import are_weights_safe, widen_parameters, widen_short_parameters
 from anynorm._kernels.cpu.kernels.reduce import reduce
 from anynorm._kernels.cpu.kernels.rows import count_safe
-from anynorm._kernels.cpu.kernels.side_by_side.block import (
-    Block,
-    Chunk,
-    Numbers,
-    are_all,
-    blocks_of,
-    map_feature,
-    tile_of,
-)
+from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Chunk, Numbers, blocks_of, map_feature, tile_of
 from anynorm._kernels.cpu.kernels.side_by_side.float64 import Float64Columns
 from anynorm._kernels.cpu.kernels.side_by_side.sums import SUMS_NBYTES, sum_chunk
 from anynorm._kernels.cpu.kernels.streaming import read, writing
-from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.kernels.values import TaskValues, load_task
 from anynorm._kernels.cpu.language.arithmetic import as_lanes, is_false, number, smaller, splat, sum_lanes, where
 from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT32, FLOAT64, LAYER, WIDEST_BLOCK, Dtype, Lanes
 from anynorm._kernels.cpu.language.flow import cases, cell, combinations, loop, when
-from anynorm._kernels.cpu.language.memory import buffer, call_kernel, load, peek, store, store_real
+from anynorm._kernels.cpu.language.memory import (
+    buffer,
+    call_kernel,
+    integer,
+    load,
+    peek,
+    store,
+    store_integer,
+    store_real,
+)
 
 # For each row of the widest block one of the numbers that x is multiplied and moved by.
 _FACTORS_NBYTES = (WIDEST_BLOCK + 128) * 8
@@ -80,10 +84,12 @@ class _Neighbours:
 class _Columns:
     """The steps for blocks of dtypes that there is a wider one for; ``memory`` is for NBYTES."""
 
-    NBYTES = SUMS_NBYTES + len(Factors._fields) * _FACTORS_NBYTES
+    NBYTES = SUMS_NBYTES + (len(Factors._fields) + 1) * _FACTORS_NBYTES
 
     def __init__(self, task: TaskValues, memory: int) -> None:
-        self.task, self._sums, self._factors = task, memory, memory + SUMS_NBYTES
+        self.task, self.memory, self._sums, self._factors = task, memory, memory, memory + SUMS_NBYTES
+        # 1.0 for a row that float32 holds, or 0.0.
+        self._safe = self._factors + len(Factors._fields) * _FACTORS_NBYTES
 
     def prepare(self) -> bool:
         """Widen parameters that take no more than a chunk; whether products with the weights keep their range."""
@@ -92,8 +98,8 @@ class _Columns:
             widen_short_parameters(self.task)
         return safe
 
-    def reduce(self, block: Block, column: int) -> list[int]:
-        """Find the moments of lanes of rows; return where they lie."""
+    def reduce(self, block: Block, column: int, rows: int) -> list[int]:
+        """Find the moments of lanes of rows, of which so many are rows; return where they lie."""
         numbers = self._sum_up(block, column)
         found = moments_of(self.task, *(load(one, FLOAT64, lanes=self.task.lanes) for one in numbers))
         for place, value in zip(numbers, found, strict=True):
@@ -104,9 +110,9 @@ class _Columns:
         reduce(self.task, _Neighbours(self.task, block, column, self._sums), 0)
         return [self.task.scratch.shifts, self.task.scratch.sums, self.task.scratch.squares]
 
-    def find_factors(self, block: Block, given: bool) -> tuple[bool, bool]:
-        """Find what each row of a block is multiplied and moved by; whether all, and some, are safe in float32."""
-        task, scratch, all_safe, some_safe = self.task, self.task.scratch, cell(True), cell(False)
+    def find_factors(self, block: Block, given: bool) -> bool:
+        """Find what each row of a block is multiplied and moved by; whether all are safe in float32."""
+        task, scratch, all_safe = self.task, self.task.scratch, cell(True)
         numbers = Numbers(block, FINISHED) if given else None
         for column, rows in block.starts():
             if numbers is not None:
@@ -116,10 +122,11 @@ class _Columns:
                 find_factors(task, task.lanes)
                 for k in loop(0, rows if task.compute_dtype is FLOAT32 else 0, 1):
                     is_safe = count_safe(task, block.row + column, k + 1, k) > k
-                    all_safe[...], some_safe[...] = all_safe & is_safe, some_safe | is_safe
+                    all_safe[...] = all_safe & is_safe
+                    store_real(self._safe + (column + k) * 8, where(is_safe, 1.0, 0.0))
             for centred in cases(task.rule == LAYER):
                 self._keep_factors(centred, column)
-        return all_safe, some_safe
+        return all_safe if task.compute_dtype is FLOAT32 else True
 
     def _keep_factors(self, centred: bool, column: int) -> None:
         """Put what rows are multiplied and moved by where `_factors_at` finds it."""
@@ -143,28 +150,36 @@ class _Columns:
             )
         )
 
-    def apply(self, block: Block) -> None:
+    def apply(self, block: Block, given: bool) -> None:
         """Apply a block of rows, feature after feature."""
         task, scratch, dtype = self.task, self.task.scratch, self.task.compute_dtype
+        is_shared = task.narrow != 0 if dtype is FLOAT64 and not given else False
         for start, length in chunks_of(task):
             for _ in when(task.widened & (length != task.features)):
                 widen_parameters(task, start, length, task.weight_offset)
             chunk = block.chunk(start)
-            conditions = (task.rule == LAYER, task.weight != 0, task.bias != 0, task.streaming)
-            for centred, has_weight, has_bias, streaming in combinations(*conditions):
-                for k in loop(0, length, 1):
-                    parameters = [
-                        splat(peek(numbers + k * dtype.itemsize, dtype), dtype, task.lanes) if given else None
-                        for numbers, given in ((scratch.weights, has_weight), (scratch.biases, has_bias))
-                    ]
-
-                    def compute(
-                        column: int, value: Lanes, parameters: list[Lanes | None] = parameters, centred: bool = centred
-                    ) -> Lanes:
-                        return apply_lanes(dtype, value, self._factors_at(centred, column), *parameters)
-
-                    map_feature(task, block, chunk, k, streaming, compute)
+            for shared, has_weight, has_bias in combinations(is_shared, task.weight != 0, task.bias != 0):
+                for streaming in cases(False if shared else task.streaming):
+                    for k in loop(0, length, 1):
+                        parameters = [
+                            splat(peek(numbers + k * dtype.itemsize, dtype), dtype, task.lanes) if one else None
+                            for numbers, one in ((scratch.weights, has_weight), (scratch.biases, has_bias))
+                        ]
+                        compute = partial(self._apply, parameters, shared)
+                        map_feature(task, block, chunk, k, streaming, compute)
             block.unpack(start)
+
+    def _apply(self, parameters: list[Lanes | None], shared: bool, column: int, value: Lanes) -> Lanes:
+        """The result for a feature of lanes of rows; for those that float32 holds, what it is there."""
+        task, centred = self.task, self.task.rule == LAYER
+        found = apply_lanes(task.compute_dtype, value, self._factors_at(centred, column), *parameters)
+        if not shared:
+            return found
+        narrow = _Columns(task._replace(compute_dtype=FLOAT32), task.narrow)
+        value, *parameters = (None if one is None else as_lanes(one, FLOAT32) for one in (value, *parameters))
+        in_float32 = apply_lanes(FLOAT32, value, narrow._factors_at(centred, column), *parameters)
+        is_safe = load(narrow._safe + column * 8, FLOAT64, lanes=task.lanes) != 0.0
+        return where(is_safe, as_lanes(in_float32, FLOAT64), found)
 
 
 def _steps(task: TaskValues) -> _Columns | Float64Columns:
@@ -179,26 +194,26 @@ def _normalize(task: TaskValues, address: int, first: int, last: int, given: boo
         following[...] = last
         with writing(task):
             for block in blocks_of(task, address, tile_of(address), first, last, ended):
-                all_safe, some_safe = steps.find_factors(block, given)
-                for is_safe in cases(all_safe):
+                for is_safe in cases(steps.find_factors(block, given)):
                     if is_safe:
-                        steps.apply(block)
+                        steps.apply(block, given)
                     else:
-                        ended[...] = is_false(_hand_on(task, address, block, some_safe))
+                        ended[...] = is_false(_hand_on(task, block, steps.memory))
                 for _ in when(ended):
                     following[...] = block.unit
     return following
 
 
-def _hand_on(task: TaskValues, address: int, block: Block, some_safe: bool) -> bool:
-    """Have other kernels take a block of which this one holds some of the rows, or none; whether there are such."""
-    is_taken = task.rows_kernel != 0
+def _hand_on(task: TaskValues, block: Block, narrow: int) -> bool:
+    """Have float64 take a block in which are rows that float32 does not hold; whether there is a kernel for it."""
+    is_taken = task.float64_kernel != 0
     for _ in when(is_taken):
-        for is_mixed in cases(some_safe | (task.columns_kernel == 0)):
-            if is_mixed:
-                call_kernel(task.rows_kernel, address, block.row, block.row + block.rows)
-            else:
-                call_kernel(task.columns_kernel, address, block.unit, block.unit + 1)
+        own, nbytes = buffer(sizeof(Task)), sizeof(Task)
+        for i in loop(0, nbytes, 8):
+            store_integer(own + i, integer(task.address + i))
+        store_integer(own + Task.narrow.offset, narrow)
+        store_integer(own + Task.packed.offset, where(block.is_packed, block.tile, 0))
+        call_kernel(task.float64_kernel, own, block.unit, block.unit + 1)
     return is_taken
 
 
@@ -216,19 +231,11 @@ def apply_columns(variant: Variant, address: int, first: int, last: int) -> int:
 
 
 def reduce_columns(variant: Variant, address: int, first: int, last: int) -> int:
-    """Reduce blocks of rows first to last to ``numbers``, as in moments.py; return the last.
-
-    Those of float64 in which a row needs another unit than 1 are left to the other kernel, if there is one.
-    """
+    """Reduce blocks of rows first to last to ``numbers``, as in moments.py; return the last."""
     task = load_task(address, variant)
     steps = _steps(task)
     for block in blocks_of(task, address, tile_of(address), first, last):
-        numbers, safe = Numbers(block, task.dtype.reduced), cell(True)
+        numbers = Numbers(block, task.dtype.reduced)
         for column, rows in block.starts():
-            found = steps.reduce(block, column)
-            numbers.copy(column, rows, found, given=False)
-            if task.dtype is FLOAT64:
-                safe[...] = safe & are_all(load(found[-1], FLOAT64) != 0.0, rows)
-        for _ in when(is_false(safe) & (task.rows_kernel != 0)):
-            call_kernel(task.rows_kernel, address, block.row, block.row + block.rows)
+            numbers.copy(column, rows, steps.reduce(block, column, rows), given=False)
     return last
