@@ -182,7 +182,8 @@ def test_how_much_is_kept(monkeypatch):
         for _ in range(2):
             found = anynorm.layer_norm(x, axis=0, eps=float(place), moments=moments)
             assert found.tobytes() == expected.tobytes()
-    assert len(finished_of(moments)) == given._MOST_KEPT
+        assert takes_fast_path(anynorm.layer_norm, x, axis=0, eps=float(place), moments=moments)
+        assert len(finished_of(moments)) == place % given._MOST_KEPT + 1
 
 
 def test_a_call_with_moments_may_be_the_first_of_a_process():

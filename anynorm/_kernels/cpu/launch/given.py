@@ -96,7 +96,7 @@ def _keep(call: Call, numbers: Array) -> bool:
         return False
     if key not in kept:
         if len(kept) >= _MOST_KEPT:
-            return False
+            kept.clear()  # a call that applies some of them holds those
         kept[key] = numbers, NumPy.address(numbers)
     return True
 
