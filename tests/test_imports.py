@@ -162,7 +162,7 @@ ORDER = [
     "_kernels.cpu.threads.program", "_kernels.cpu.threads.memory",
     "_kernels.cpu.launch.layout", "_kernels.cpu.launch.machine", "_kernels.cpu.compiler.entries",
     "_kernels.cpu.compiler.machine_code", "_kernels.cpu.compiler.waiting",
-    "_kernels.cpu.kernels.given", "_kernels.cpu.kernels.derivative.rows",
+    "_kernels.cpu.kernels.given", "_kernels.cpu.kernels.finish", "_kernels.cpu.kernels.derivative.rows",
     "_kernels.cpu.kernels.derivative.row_steps", "_kernels.cpu.kernels.derivative.columns",
     "_kernels.cpu.kernels.derivative.column_steps", "_kernels.cpu.kernels.derivative.block",
     "_kernels.cpu.kernels.derivative.portions", "_kernels.cpu.kernels.derivative.extreme",
@@ -198,8 +198,9 @@ COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
         "fast_path.program", "fast_path.arguments", "fast_path.views", "threads.program", "language.calls",
-        "kernels.moments", "kernels.given", "kernels.derivative.rows", "kernels.derivative.row_steps",
-        "kernels.derivative.columns", "kernels.derivative.column_steps", "kernels.derivative.block",
+        "kernels.moments", "kernels.given", "kernels.finish", "kernels.derivative.rows",
+        "kernels.derivative.row_steps", "kernels.derivative.columns", "kernels.derivative.column_steps",
+        "kernels.derivative.block",
         "kernels.derivative.portions", "kernels.derivative.extreme", "kernels.derivative.steps",
         "kernels.side_by_side.columns", "kernels.side_by_side.float64", "kernels.side_by_side.sums",
         "kernels.side_by_side.block", "kernels.float64", "kernels.units", "kernels.rows", "kernels.reduce",
