@@ -18,7 +18,8 @@ from anynorm._definition.scaling import largest_unit
 from anynorm._kernels import definition
 from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
-from anynorm._kernels.cpu.fast_path.offers import offer
+from anynorm._kernels.cpu.fast_path.moments import moments_of_numbers
+from anynorm._kernels.cpu.fast_path.offers import offer, offer_moments
 from anynorm._kernels.cpu.fast_path.plans import finished_key
 from anynorm._kernels.cpu.kernels.task import GIVEN, GivenTask, Task, Variant
 from anynorm._kernels.cpu.language.dtypes import FINISHED, RULES
@@ -29,12 +30,12 @@ from anynorm._kernels.cpu.launch.tasks import dtype_of, features_of, may_stream,
 from anynorm._kernels.cpu.threads.crew import launch
 from anynorm._libraries import library_of
 from anynorm._libraries.numpy_arrays import NumPy
-from anynorm._moments import Moments, finished_of, mapped, may_keep, of_arrays, statistics_of
+from anynorm._moments import Moments, finished_of, mapped, statistics_of
 
 Array = Any
 
 # What moments have become is kept with them, for calls in which that would take longer than all else.
-_MOST_KEPT, _MOST_KEPT_NBYTES = 8, 64 << 10
+_MOST_KEPT, _MOST_KEPT_NBYTES = 8, 512 << 10
 
 
 def run_moments(call: Call) -> Moments:
@@ -43,21 +44,17 @@ def run_moments(call: Call) -> Moments:
     numbers = numbers_like(call, dtype.reduced)
     layout = lay_out(call, dtype.itemsize, None, call.x, numbers=numbers, columns=True)
     task, keepalive = task_of(call, None, None, None, layout, numbers=numbers)
-    _launch("moments", call, layout, task, keepalive)
-    parts = [numbers[..., place] for place in range(dtype.reduced)]
-    if call.precision.digits:
-        *parts, unit = parts
-        if not unit.all():  # rows side by side, of which some need another unit than 1
-            task.rows_kernel = kernel("moments", _variant(call, has_layout=task.layout != 0)).place
-            _launch("moments", call, layout, task, keepalive)
-        mean, low, squares, squares_low = parts
-        found = [mean, low, None, squares, squares_low, unit]
-    else:
-        mean, low, squares = parts
-        found = [mean, low, None, squares, None, None]
-    moments = of_arrays(features_of(call), found, numpy)
+    compiled = _launch("moments", call, layout, task, keepalive)
+    moments = moments_of_numbers(numbers, features_of(call))
+    if moments is None:  # rows side by side, of which some need another unit than 1
+        task.rows_kernel = kernel("moments", _variant(call, has_layout=True)).place
+        _launch("moments", call, layout, task, keepalive)
+        moments = moments_of_numbers(numbers, features_of(call))
+        assert moments is not None
+    elif compiled is not None and compiled.address:
+        offer_moments(call, compiled.function, task, layout, numbers)
     if call.library.name == "numpy":
-        return may_keep(moments)
+        return moments
     import torch
 
     in_torch = mapped(lambda part: torch.from_numpy(numpy.ascontiguousarray(part)), statistics_of(moments))
@@ -90,7 +87,8 @@ def _keep(call: Call, numbers: Array) -> bool:
     if key is None or kept is None or numbers.nbytes > _MOST_KEPT_NBYTES or _have_units(call, numbers):
         return False
     if key not in kept:
-        if len(kept) >= _MOST_KEPT:
+        nbytes = numbers.nbytes + sum([one.nbytes for one, _ in list(kept.values())])
+        if len(kept) >= _MOST_KEPT or nbytes > _MOST_KEPT_NBYTES:
             kept.clear()  # a call that applies some of them holds those
         kept[key] = numbers, NumPy.address(numbers)
     return True

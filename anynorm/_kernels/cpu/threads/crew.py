@@ -103,7 +103,12 @@ def _resume_holding(resume: Callable[[int, int], Any], _: Any, first: int, last:
 
 
 def _share(
-    kernel: Kernel, task: Task | GivenTask, units: int, pieces: int, crew: Crew | None, resume: Callable[[int, int], Any]
+    kernel: Kernel,
+    task: Task | GivenTask,
+    units: int,
+    pieces: int,
+    crew: Crew | None,
+    resume: Callable[[int, int], Any],
 ) -> None:
     reached = (ctypes.c_int64 * (1 + pieces))()
     complete = None
