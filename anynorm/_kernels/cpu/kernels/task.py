@@ -47,7 +47,7 @@ class Task(ctypes.Structure):
 
 
 # What moments are made of, as a kernel reads them: float64 numbers of each row.
-GIVEN = ("count", "mean", "mean_low", "squares", "squares_low", "unit")
+GIVEN = "count", "mean", "mean_low", "squares", "squares_low", "unit"  # the last two of float64 alone
 
 
 class GivenTask(ctypes.Structure):
