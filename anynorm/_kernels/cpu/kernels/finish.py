@@ -35,7 +35,6 @@ class _Given(NamedTuple):
     low: Lanes  # what the mean lacks
     squares: Lanes  # of deviations from the mean, or from 0 where nothing is centred
     unit: Lanes
-    ratio: Lanes  # of that unit to the one in which they were given
 
 
 class _Step(NamedTuple):
@@ -49,7 +48,8 @@ class _Step(NamedTuple):
 def finish_rows(variant: Variant, address: int, first: int, last: int) -> int:
     """Leave FINISHED numbers of each of the rows first to last in memory, as given.py reads them; return the last.
 
-    For a derivative they are as derivative/rows.py reads them. Then there are as many for `gradient_of_moments`.
+    For a derivative they are as derivative/rows.py reads them. Then there are as many that the gradient of
+    the moments is made of, see launch/given_vjp.py.
     """
     parts, outcome = _Parts(variant, address), buffer(FINISHED * _LANES * 8)
     to, of_gradient = _word(address, "numbers"), _word(address, "of_gradient")
@@ -137,7 +137,7 @@ def _moments_of(variant: Variant, address: int, parts: _Parts) -> _Given:
     if not _is_wide(variant):
         if variant.rule != LAYER:
             squares = squares + mean * mean * count
-        return _Given(count, mean, low, squares, _all(1.0), _all(1.0))
+        return _Given(count, mean, low, squares, _all(1.0))
     squares_low, own, most = parts.squares_low, parts.unit, _number(address, "most")
     unit = where(own > most, most, own)
     if variant.rule == LAYER:
@@ -150,7 +150,7 @@ def _moments_of(variant: Variant, address: int, parts: _Parts) -> _Given:
         squares, squares_low = high + (rest + (squares_low + of_mean[1])), _all(0.0)
     ratio = unit / own
     squares = squares * ratio * ratio + squares_low * ratio * ratio
-    return _Given(count, mean * ratio, low * ratio, squares, unit, ratio)
+    return _Given(count, mean * ratio, low * ratio, squares, unit)
 
 
 def _finish(variant: Variant, address: int, given: _Given) -> _Step:
