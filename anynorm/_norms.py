@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from anynorm._check import Call, check
-from anynorm._choose import Kernel, choose, try_fast_paths
+from anynorm._choose import Kernel, choose, try_fast_paths, try_moments
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._moments import Moments
 from anynorm._types import Array, ArrayT, Axis, Number
@@ -255,6 +255,9 @@ def moments(x: Array, *, axis: Axis = -1, skip_nan: bool = False) -> Moments:
     >>> anynorm.layer_norm(x[:1], moments=both, eps=0.0).round(4)
     array([-1.069])
     """
+    found: Moments | None = try_moments(x, axis) if skip_nan is False else None
+    if found is not None:
+        return found
     call = check(LAYER_NORM, x, None, None, axis, 0.0)
     if skip_nan is not False:
         if skip_nan is not True:

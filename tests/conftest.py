@@ -3,7 +3,6 @@
 import gc
 import os
 import random
-import sys
 import tempfile
 from pathlib import Path
 
@@ -98,15 +97,6 @@ def pytest_collection_finish():
     # What has been imported by now lives to the end; collections of garbage need not look through it.
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def room_for_plans():
-    """The fast path keeps plans for so many ways in which arrays lie, and then no more: each file begins with none."""
-    yield
-    plans = sys.modules.get("anynorm._kernels.cpu.fast_path.plans")
-    if plans is not None:
-        plans._plans.clear()
 
 
 @pytest.fixture

@@ -175,6 +175,13 @@ def test_how_much_is_kept(monkeypatch):
         moments = anynorm.moments(x, axis=0)
         anynorm.layer_norm(x, axis=0, moments=moments)
         assert takes_fast_path(anynorm.layer_norm, x, axis=0, moments=moments) == is_short
+    for most, count in ((2 * nbytes, 2), (2 * nbytes - 1, 1)):
+        monkeypatch.setattr(given, "_MOST_KEPT_NBYTES", most)
+        moments = anynorm.moments(x, axis=0)
+        for eps in (0.0, 1.0):
+            anynorm.layer_norm(x, axis=0, eps=eps, moments=moments)
+            assert takes_fast_path(anynorm.layer_norm, x, axis=0, eps=eps, moments=moments)
+        assert len(finished_of(moments)) == count
     monkeypatch.undo()
     moments = anynorm.moments(x, axis=0)
     for place in range(given._MOST_KEPT + 2):
@@ -182,7 +189,37 @@ def test_how_much_is_kept(monkeypatch):
         for _ in range(2):
             found = anynorm.layer_norm(x, axis=0, eps=float(place), moments=moments)
             assert found.tobytes() == expected.tobytes()
-    assert len(finished_of(moments)) == given._MOST_KEPT
+        assert takes_fast_path(anynorm.layer_norm, x, axis=0, eps=float(place), moments=moments)
+        assert len(finished_of(moments)) == place % given._MOST_KEPT + 1
+
+
+def test_moments_that_were_made_are_kept_for_arrays_of_each_width():
+    """And not where each row has a count, whose array may be the caller's."""
+    mean, variance, counts = np.float64([[0.5, -2.0]]), np.float64([[4.0, 0.25]]), np.asarray([[3, 4]])
+    for count, is_short in ((3, True), (counts, False)):
+        moments = anynorm.Moments.from_mean_variance(mean, variance, count=count)
+        for x in (numbers((9, 2)), numbers((9, 2), "float64")):
+            fresh = anynorm.Moments.from_mean_variance(mean, variance, count=count)
+            expected = forced(anynorm.layer_norm, x, axis=0, moments=fresh)
+            assert anynorm.layer_norm(x, axis=0, moments=moments).tobytes() == expected.tobytes()
+            assert takes_fast_path(anynorm.layer_norm, x, axis=0, moments=moments) == is_short
+            mean[...], variance[...] = mean + 1.0, variance + 1.0
+            assert anynorm.layer_norm(x, axis=0, moments=moments).tobytes() == expected.tobytes()
+            mean[...], variance[...] = mean - 1.0, variance - 1.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_moments_that_were_merged_are_kept_where_their_arrays_are_new(dtype):
+    x = numbers((6, 20), dtype)
+    a, b, nothing = (anynorm.moments(one, axis=0) for one in (x, x + 1, x[:0]))
+    for merged, is_short in ((a + b, True), (a + nothing, False), (nothing + a, False)):
+        for _ in range(2):
+            before = anynorm.layer_norm(x, axis=0, moments=merged)
+        assert takes_fast_path(anynorm.layer_norm, x, axis=0, moments=merged) == is_short
+        a.flatten()[0][0][...] += 1.0
+        is_same = anynorm.layer_norm(x, axis=0, moments=merged).tobytes() == before.tobytes()
+        assert is_same == is_short
+        a.flatten()[0][0][...] -= 1.0
 
 
 def test_a_call_with_moments_may_be_the_first_of_a_process():

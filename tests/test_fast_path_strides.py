@@ -184,7 +184,7 @@ def test_the_program_takes_only_what_lies_as_the_plan_says():
     normalize = functions.normalize_arrays()
 
     def run(*arrays, plan=plan):
-        return normalize(RMS_NORM, *arrays, None, None, 1e-6, 0.0, plan, 0)
+        return normalize(RMS_NORM, *arrays, None, None, 1e-6, 0.0, plan.address, 0)
 
     assert run(x, residual, y, total) is not None
     for place, order in product(range(4), ORDERS):

@@ -228,22 +228,6 @@ def test_a_plan_is_for_one_shape_order_and_dtype():
         anynorm.layer_norm(x, weight[1:], axis=0)
 
 
-def test_as_many_plans_as_there_may_be_and_axes(monkeypatch):
-    from anynorm._kernels.cpu.fast_path import plans
-
-    monkeypatch.setattr(plans, "_plans", {})
-    monkeypatch.setattr(plans, "_MOST_PLANS", 2)
-    for features, is_short in ((2, True), (3, True), (4, False)):
-        x = numbers((features, 5), "float32")
-        anynorm.rms_norm(x, axis=0)
-        assert takes_fast_path(anynorm.rms_norm, x, axis=0) == is_short
-    monkeypatch.setattr(plans, "_plans", {})
-    for ndim, is_short in ((8, True), (9, False)):
-        x = numbers((3,) + (1,) * (ndim - 2) + (2,), "float32")
-        anynorm.rms_norm(x, axis=0)
-        assert takes_fast_path(anynorm.rms_norm, x, axis=0) == is_short
-
-
 @pytest.mark.parametrize("others", [(0, 1), (0, 2)])
 def test_calls_over_several_axes_change_no_plan(others):
     x = numbers((4, 5, 6), "float32")

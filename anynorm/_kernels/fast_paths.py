@@ -18,6 +18,7 @@ from anynorm._forced import is_forced
 FastPath = Callable[..., Any]
 
 _by_type: dict[type, tuple[FastPath, ...]] = {}
+_moments_by_type: dict[type, Callable[..., Any]] = {}  # x, axis -> Moments, or None; the axis is as above
 
 
 def add(kind: type, fast_path: FastPath) -> None:
@@ -58,6 +59,20 @@ def try_fast_paths(
         if result is not None:
             return result
     return None
+
+
+def add_moments(kind: type, fast_path: Callable[..., Any]) -> None:
+    """Let `moments` of an x of this type try a fast path from now on."""
+    _moments_by_type[kind] = fast_path
+
+
+def try_moments(x: Any, axis: Any) -> Any:
+    """Moments of an x that is not checked; None where no kernel has a fast path for them."""
+    fast_path = _moments_by_type.get(type(x))
+    if fast_path is None or is_forced():
+        return None
+    axes = -1 if type(axis) is int and axis == -1 else _axes(axis, x)
+    return None if axes is None else fast_path(x, axes)
 
 
 def _axes(axis: Any, x: Any) -> int | tuple[int, ...] | None:

@@ -85,7 +85,7 @@ class Moments(Properties, MaybeLazy):
                [-1.]])
         """
         register()
-        return _held(made.made(mean, variance, count, axis))
+        return _of_new_arrays(made.made(mean, variance, count, axis))
 
     def merge(self, other: Moments) -> Moments:
         """Return the moments of the rows of which ``self`` and ``other`` describe one piece each.
@@ -105,7 +105,9 @@ class Moments(Properties, MaybeLazy):
         """
         if not isinstance(other, Moments):
             raise TypeError(sentence("other", "be Moments", describe(other), "pass what anynorm.moments returned"))
-        return _held(joined.merged((self._xp, self._shared()), (other._xp, other._shared())))
+        xp, found = joined.merged((self._xp, self._shared()), (other._xp, other._shared()))
+        is_new = found is not self._statistics and found is not other._statistics  # a piece of no elements adds nothing
+        return _of_new_arrays((xp, found)) if is_new else Moments(found, xp)
 
     def __add__(self, other: object) -> Moments:
         return self.merge(other) if isinstance(other, Moments) else NotImplemented
@@ -302,7 +304,17 @@ def suited(moments: Moments, library: Library, x: Array, digits: int) -> Moments
     """The same moments for an array: NumPy's go with one of any library, those of float64 data with narrower ones."""
     held = moments._xp, moments._statistics
     xp, found = joined.suited(held, library, x, digits)
-    return moments if found is moments._statistics else Moments(found, xp)
+    if found is moments._statistics:
+        return moments
+    others = Moments(found, xp)
+    others._finished = moments._finished  # which are told apart by the dtype of x
+    return others
+
+
+def _of_new_arrays(pair: tuple[Any, Statistics]) -> Moments:
+    """Moments of arrays that were just made; a count of each row may be the caller's."""
+    moments = _held(pair)
+    return may_keep(moments) if pair[0] is numpy and not moments._is_by_row else moments
 
 
 def _held(pair: tuple[Any, Statistics]) -> Moments:

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from anynorm._forks import unforked
-from anynorm._kernels.cpu.kernels.task import Task, Variant
+from anynorm._kernels.cpu.kernels.task import GivenTask, Task, Variant
 from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED, LAYER, RULES, SCALE
 
 # The module in `kernels`, and the function in it.
@@ -21,6 +21,7 @@ _NAMES = {
     "float64": ("float64", "normalize_float64"),
     "moments": ("moments", "reduce_rows"),
     "moments_columns": ("side_by_side.columns", "reduce_columns"),
+    "finish": ("finish", "finish_rows"),
     "given": ("given", "apply_rows"),
     "given_columns": ("side_by_side.columns", "apply_columns"),
     "derivative": ("derivative.rows", "differentiate_rows"),
@@ -40,7 +41,7 @@ class Kernel(NamedTuple):
         """The address at which another kernel calls this one, also where they are interpreted."""
         return self.address or ctypes.cast(_callback(self.function), ctypes.c_void_p).value or 0
 
-    def run(self, task: Task, first: int, last: int) -> int:
+    def run(self, task: Task | GivenTask, first: int, last: int) -> int:
         """Work on rows first to last, or blocks of them; return which is the next."""
         return self.function(ctypes.addressof(task), first, last)
 
@@ -74,6 +75,8 @@ def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
                 for name, given in product(names, (False, True))
             )
             if not has_residual:
+                if not has_layout:
+                    yield from (("finish", one._replace(in_float64=True, has_numbers=given)) for given in (False, True))
                 names = ["given", *(["given_columns"] * has_layout)]
                 if rule == LAYER:  # for those of any norm
                     names += ["moments", *(["moments_columns"] * has_layout)]

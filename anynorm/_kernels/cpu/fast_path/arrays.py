@@ -45,7 +45,7 @@ def fast_path_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, i
             plan = find("numpy", rule, x, residual, axis, results)
             if plan is None:
                 return None
-            found = normalize(rule, x, residual, y, total, weight, bias, eps, offset, plan, 0)
+            found = normalize(rule, x, residual, y, total, weight, bias, eps, offset, plan.address, 0)
         if type(found) is not int:
             return found
         call = check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual, out=out)
@@ -70,6 +70,8 @@ def _fast_path_by_moments(normalize: Callable[..., Any]) -> Callable[..., Any]:
             return None
         numbers, address = found
         plan = find("numpy", rule, x, None, axis, None, numbers)
-        return None if plan is None else normalize(rule, x, None, None, None, weight, bias, eps, offset, plan, address)
+        if plan is None:
+            return None
+        return normalize(rule, x, None, None, None, weight, bias, eps, offset, plan.address, address)
 
     return by_moments

@@ -10,11 +10,12 @@ import numpy
 from anynorm._check import Call
 from anynorm._forks import unforked
 from anynorm._kernels import fast_paths
+from anynorm._kernels.cpu.fast_path import moments
 from anynorm._kernels.cpu.fast_path.arrays import fast_path_of_arrays
 from anynorm._kernels.cpu.fast_path.plans import keep
 from anynorm._kernels.cpu.fast_path.record import IN_FLOAT64, place_of
 from anynorm._kernels.cpu.fast_path.tensors import fast_path_of_tensors
-from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import CODES
 from anynorm._kernels.cpu.launch.layout import Layout
 from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
@@ -35,9 +36,7 @@ def offer(
     numbers: Any = None,
 ) -> None:
     """Let small calls like this one go to the kernel at an address from now on; that is 0 where it is interpreted."""
-    library = call.library.name
-    # Larger arrays are shared among threads, or stored past the caches.
-    most_nbytes = min(crew.LEAST_SHARED_NBYTES, -(-last_cache_nbytes() // 4)) - 1
+    library, most_nbytes = call.library.name, _most_nbytes()
     if not address or call.x.nbytes > most_nbytes:
         return
     if layout is not None or len(call.axes) > 1 or numbers is not None:
@@ -66,3 +65,17 @@ def offer(
             if normalize is not None:
                 fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, normalize))
         _served.add(library)
+
+
+def offer_moments(
+    call: Call, run: Callable[[int, int, int], int], task: Task, layout: Layout | None, numbers: Any
+) -> None:
+    """Let calls of `moments` with a small NumPy array like this one go to a kernel from now on."""
+    if call.library.name == "numpy" and call.x.nbytes <= _most_nbytes():
+        moments.keep(call, run, task, layout, numbers)
+        fast_paths.add_moments(numpy.ndarray, moments.quick_moments)
+
+
+def _most_nbytes() -> int:
+    """Larger arrays are shared among threads, or stored past the caches."""
+    return min(crew.LEAST_SHARED_NBYTES, -(-last_cache_nbytes() // 4)) - 1

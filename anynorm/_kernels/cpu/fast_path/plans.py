@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from anynorm._check import Call
 from anynorm._kernels.cpu.kernels.task import Variant
@@ -45,15 +45,24 @@ class Plan(ctypes.Structure):
     )
 
 
-_plans: dict[tuple[Any, ...], tuple[Plan, int, Layout | None]] = {}
+class Kept(NamedTuple):
+    """A plan, its address, and the layout that it has an address of."""
+
+    plan: Plan
+    address: int
+    layout: Layout | None
+
+
+_plans: dict[tuple[Any, ...], Kept] = {}
 
 
 def find(
     library: str, rule: Any, x: Array, residual: Array, axis: int | tuple[int, ...], out: Any, numbers: Any = None
-) -> int | None:
-    """The address of the plan for a call; None where there is none. ``out`` are given results, or None.
+) -> Kept | None:
+    """The plan for a call; None where there is none. ``out`` are given results, or None.
 
-    ``numbers`` are those of each row, by given moments.
+    It must be held until the program has returned: another thread may drop all plans meanwhile. ``numbers`` are those
+    of each row, by given moments.
     """
     ndim = x.ndim
     if type(axis) is int:
@@ -61,10 +70,9 @@ def find(
             return None
         axis = (axis % ndim,)
     try:
-        found = _plans.get(_key(STRIDES[library], rule, x, residual, axis, out, numbers))
+        return _plans.get(_key(STRIDES[library], rule, x, residual, axis, out, numbers))
     except (AttributeError, TypeError, RuntimeError):  # no array, or none with strides; the checks will tell
         return None
-    return None if found is None else found[1]
 
 
 def _key(
@@ -110,9 +118,10 @@ def keep(
     """
     memory, shape = call.library.memory, tuple(call.x.shape)
     key = _key(STRIDES[call.library.name], call.rule, call.x, call.residual, call.axes, call.out, numbers)
-    if key not in _plans:
-        if len(shape) > MOST_AXES or len(_plans) >= _MOST_PLANS:
-            return  # none is dropped, for a call in another thread may be reading it
+    kept = _plans.get(key)
+    if kept is None:
+        if len(shape) > MOST_AXES:
+            return
         normalized = tuple([shape[axis] for axis in call.axes])
         features = math.prod(normalized)
         plan = Plan(
@@ -124,11 +133,13 @@ def keep(
                 plan.strides[place][: len(shape)] = memory.strides(one)
         if layout is not None:
             plan.units, plan.block, plan.head, plan.packed = layout.units, layout.block, layout.head, layout.packed
-        _plans[key] = plan, ctypes.addressof(plan), layout
+        kept = Kept(plan, ctypes.addressof(plan), layout)
+        if len(_plans) >= _MOST_PLANS:
+            _plans.clear()
+        _plans[key] = kept
     # Given numbers are always applied in float64, so there is one kernel.
     in_float64 = variant.code == CODES["float32"] and variant.in_float64
-    plan = _plans[key][0]
     if in_float64 or numbers is not None:
-        plan.kernel_in_float64 = address
+        kept.plan.kernel_in_float64 = address
     if not in_float64 or numbers is not None:
-        plan.kernel = address
+        kept.plan.kernel = address

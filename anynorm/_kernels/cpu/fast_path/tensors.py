@@ -53,7 +53,7 @@ def fast_path_of_tensors(torch: Any, normalize: Callable[..., Any]) -> FastPath:
         if found is None:
             plan = find("torch", rule, x, residual, axis, None)
             if plan is not None:
-                found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, plan, 0)
+                found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, plan.address, 0)
         if found is None or x.is_neg():
             return None
         # All are known to be tensors by now. One that is negated holds other numbers than it shows.

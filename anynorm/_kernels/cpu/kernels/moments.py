@@ -74,16 +74,17 @@ def paired_moments_of(
     sums, squares = _renormalize(raw_sums, of_sums.low + 0.0), _renormalize(raw_squares, of_squares.low + 0.0)
     count = number(task.features)
     share = 1.0 / count
-    between = _multiply(sums, (share, fma(0.0 - share, count, number(1)) / count))
+    between = multiply_pairs(sums, (share, fma(0.0 - share, count, number(1)) / count))
     high, low = two_sum(shift, between[0])
     mean = _renormalize(high, low + between[1])
-    of_shift = _multiply(sums, between)
+    of_shift = multiply_pairs(sums, between)
     high, low = two_sum(squares[0], -of_shift[0])
     squares = _renormalize(high, low + (squares[1] - of_shift[1]))
     return (*mean, *squares, is_ordinary & (magnitude(shift) < _MOST_SHIFT))
 
 
-def _multiply(a: Pair, b: Pair) -> Pair:
+def multiply_pairs(a: Pair, b: Pair) -> Pair:
+    """The product of two pairs as a pair."""
     high, low = two_product(a[0], b[0])
     return _renormalize(high, low + (a[0] * b[1] + a[1] * b[0]))
 

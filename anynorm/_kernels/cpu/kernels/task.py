@@ -44,6 +44,28 @@ class Task(ctypes.Structure):
     )
 
 
+# What moments are made of, as a kernel reads them: float64 numbers of each row.
+GIVEN = "count", "mean", "mean_low", "squares", "squares_low", "unit"  # the last two of float64 alone
+
+
+class GivenTask(ctypes.Structure):
+    """The same for `finish_rows`, which reads given moments and writes float64 numbers of each row."""
+
+    _fields_ = (
+        ("rows", _WORD),
+        ("eps", _REAL),
+        ("length", _REAL),  # eps as a length, to which that of a row is compared
+        ("scale", _REAL),
+        ("most", _REAL),  # the largest unit in which eps is in range
+        *((name, _WORD) for name in GIVEN),  # the address of each, and how many bytes lie from row to row
+        *((f"{name}_step", _WORD) for name in GIVEN),
+        ("one_count", _REAL),  # where all rows have one
+        ("nothing", _REAL),  # 0, for what moments lack
+        ("numbers", _WORD),  # see given.py
+        ("of_gradient", _WORD),  # of a derivative, see finish.py
+    )
+
+
 def needs_float64(rule: Any, code: Any, weight_code: Any, bias_code: Any, weight_offset: Any) -> Any:
     """Whether rows of float32 are computed in float64, as their parameters hold what float32 does not.
 

@@ -1,25 +1,27 @@
 """Moments by the kernels, and rows normalized with given ones: `anynorm.moments`, and ``moments=``.
 
-What lies between both, merging and step 2 of the definition, is a few numbers a row, and done by NumPy.
+Between both lie merging, which is done by NumPy, and step 2 of the definition, which is a kernel of its own.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
-from operator import itemgetter
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy
 
 from anynorm._check import Call
-from anynorm._definition.merging import step_of_given
-from anynorm._definition.norms import Precision, Statistics
+from anynorm._definition.counting import by_row
+from anynorm._definition.scaling import largest_unit
 from anynorm._kernels import definition
 from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
-from anynorm._kernels.cpu.fast_path.offers import offer
+from anynorm._kernels.cpu.fast_path.moments import moments_of_numbers
+from anynorm._kernels.cpu.fast_path.offers import offer, offer_moments
 from anynorm._kernels.cpu.fast_path.plans import finished_key
-from anynorm._kernels.cpu.kernels.task import Task, Variant
+from anynorm._kernels.cpu.kernels.task import GIVEN, GivenTask, Task, Variant
 from anynorm._kernels.cpu.language.dtypes import FINISHED, RULES
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
@@ -28,17 +30,12 @@ from anynorm._kernels.cpu.launch.tasks import dtype_of, features_of, may_stream,
 from anynorm._kernels.cpu.threads.crew import launch
 from anynorm._libraries import library_of
 from anynorm._libraries.numpy_arrays import NumPy
-from anynorm._moments import Moments, finished_of, mapped, may_keep, of_arrays, statistics_of
+from anynorm._moments import Moments, finished_of, mapped, statistics_of
 
 Array = Any
 
-# Of float64; rows whose factor lies beyond, or its reciprocal, or whose shift does, are applied in their unit.
-_MOST_FACTOR, _MOST_SHIFT = 2.0**400, 2.0**180
-_LARGEST = 1.7976931348623157e308
-# Rows whose temporaries stay in the second cache.
-_FINISHED_AT_ONCE = 1 << 13
 # What moments have become is kept with them, for calls in which that would take longer than all else.
-_MOST_KEPT, _MOST_KEPT_NBYTES = 8, 64 << 10
+_MOST_KEPT, _MOST_KEPT_NBYTES = 8, 512 << 10
 
 
 def run_moments(call: Call) -> Moments:
@@ -47,18 +44,12 @@ def run_moments(call: Call) -> Moments:
     numbers = numbers_like(call, dtype.reduced)
     layout = lay_out(call, dtype.itemsize, None, call.x, numbers=numbers, columns=True)
     task, keepalive = task_of(call, None, None, None, layout, numbers=numbers)
-    _launch("moments", call, layout, task, keepalive)
-    parts = [numbers[..., place] for place in range(dtype.reduced)]
-    if call.precision.digits:
-        *parts, unit = parts
-        mean, low, squares, squares_low = parts
-        found = [mean, low, None, squares, squares_low, unit]
-    else:
-        mean, low, squares = parts
-        found = [mean, low, None, squares, None, None]
-    moments = of_arrays(features_of(call), found, numpy)
+    compiled = _launch("moments", call, layout, task, keepalive)
+    moments = moments_of_numbers(numbers, features_of(call))
+    if compiled is not None and compiled.address:
+        offer_moments(call, compiled.function, task, layout, numbers)
     if call.library.name == "numpy":
-        return may_keep(moments)
+        return moments
     import torch
 
     in_torch = mapped(lambda part: torch.from_numpy(numpy.ascontiguousarray(part)), statistics_of(moments))
@@ -69,9 +60,8 @@ def run(call: Call) -> Array:
     """Return y, by the moments that the call gives."""
     numbers = _kept(call)
     if numbers is None:
-        with numpy.errstate(all="ignore"):
-            numbers = _finished(call)
-    y = None if numbers is None else apply_numbers(call, numbers, _keep(call, numbers))
+        numbers = finish(call)
+    y = apply_numbers(call, numbers, _keep(call, numbers))
     if y is None:
         return _by_definition(call)
     if call.out is not None:
@@ -80,7 +70,7 @@ def run(call: Call) -> Array:
 
 
 def _kept(call: Call) -> Array | None:
-    """What `_finished` has returned before, where it is kept."""
+    """What `finish` has returned before, where it is kept."""
     key, kept = _key(call), finished_of(call.moments)
     found = None if key is None or kept is None else kept.get(key)
     return None if found is None else found[0]
@@ -92,8 +82,9 @@ def _keep(call: Call, numbers: Array) -> bool:
     if key is None or kept is None or numbers.nbytes > _MOST_KEPT_NBYTES or _have_units(call, numbers):
         return False
     if key not in kept:
-        if len(kept) >= _MOST_KEPT:
-            return False
+        nbytes = numbers.nbytes + sum([one.nbytes for one, _ in list(kept.values())])
+        if len(kept) >= _MOST_KEPT or nbytes > _MOST_KEPT_NBYTES:
+            kept.clear()  # a call that applies some of them holds those
         kept[key] = numbers, NumPy.address(numbers)
     return True
 
@@ -118,9 +109,20 @@ def apply_numbers(call: Call, numbers: Array, are_kept: bool = False) -> Array |
         return None
     # Of blocks that another kernel had to take row by row nothing is to be kept.
     in_blocks = layout is not None and layout.in_columns
-    is_usual = compiled is kernel("given_columns" if in_blocks else "given", _variant(call, task))
+    is_usual = compiled is kernel(
+        "given_columns" if in_blocks else "given", _variant(call, has_layout=task.layout != 0)
+    )
     if are_kept and is_usual and call.out is None and call.library.name == "numpy":
-        offer(call, _variant(call, task), compiled.address, layout, task.layout, (y,), run_from, numbers)
+        offer(
+            call,
+            _variant(call, has_layout=task.layout != 0),
+            compiled.address,
+            layout,
+            task.layout,
+            (y,),
+            run_from,
+            numbers,
+        )
     return y
 
 
@@ -139,43 +141,55 @@ def _by_definition(call: Call) -> Array:
     return call.out[0]
 
 
-def _finished(call: Call) -> Array | None:
-    """What the kernel applies to each row; None for an eps beyond any row of a narrower dtype, which has a unit."""
-    numbers, given = numbers_like(call, FINISHED), statistics_of(moments_in_numpy(call.moments))
-    rows = numbers.shape[:-1]
-    if math.prod(rows) <= _FINISHED_AT_ONCE:
-        return numbers if _finish(call, given, numbers) else None
-    for block in definition.blocks_of_rows(rows, call.axes, _FINISHED_AT_ONCE):
-        if not _finish(call, mapped(itemgetter(block), given), numbers[block]):
-            return None
+def finish(call: Call, of_gradient: Array | None = None) -> Array:
+    """What the kernel applies to each row, made of the moments that the call gives.
+
+    Or what a derivative does, and what the gradient of the moments will be made of.
+    """
+    moments: Any = call.moments
+    given, rule, is_wide = statistics_of(moments), call.rule, bool(call.precision.digits)
+    numbers = numbers_like(call, FINISHED)
+    task = GivenTask(
+        rows=numbers.size // FINISHED, eps=call.eps, length=math.sqrt(call.eps) if rule.averaged else call.eps,
+        scale=scale_of(call), most=_largest_unit(call.eps, rule.averaged) if is_wide else 1.0,
+        numbers=NumPy.address(numbers), of_gradient=0 if of_gradient is None else NumPy.address(of_gradient),
+    )  # fmt: skip
+    keepalive = [numbers, of_gradient]
+    for name in GIVEN:
+        part = given.elements if name == "count" else getattr(given, name)
+        if part is None or (name == "count" and not by_row(part)):
+            field = GivenTask.nothing if part is None else GivenTask.one_count
+            setattr(task, name, ctypes.addressof(task) + field.offset)
+            continue
+        part, step = _in_rows(host(part))
+        keepalive.append(part)
+        setattr(task, name, NumPy.address(part))
+        setattr(task, f"{name}_step", step)
+    if not by_row(given.elements):
+        task.one_count = given.elements
+    compiled = kernel("finish", _variant(call, has_numbers=of_gradient is not None))
+    launch(compiled, task, task.rows, numbers.nbytes, keepalive)
     return numbers
 
 
-def _finish(call: Call, given: Statistics, numbers: Array) -> bool:
-    """Step 2 of the definition, for some rows; whether the kernel can apply it."""
-    digits, rule = call.precision.digits, call.rule
-    step = step_of_given(numpy, given, rule, call.eps, Precision(numpy.float64, digits))
-    scale, factor = (1.0 if rule.averaged else scale_of(call)), step.factor
-    if scale != 1.0:
-        # Infinity times a zero of the row would be NaN.
-        factor = numpy.clip(factor * scale, -_LARGEST, _LARGEST)
-    shift, low = (0.0 if one is None else one for one in (step.shift, step.shift_low))
-    if not digits:
-        numbers[..., 0], numbers[..., 1], numbers[..., 2] = shift, factor, -low * factor
-        return step.unit is None
-    own: Any = step.unit
-    numbers[..., 3] = 0.0
-    for place, one in enumerate((shift / own, low / own, factor * own)):
-        numbers[..., place] = one
-    size = numpy.abs(numbers[..., 2])
-    ordinary = (size < _MOST_FACTOR) & (size > 1.0 / _MOST_FACTOR) & ~(numpy.abs(numbers[..., 0]) > _MOST_SHIFT)
-    if not ordinary.all():
-        # Of 0 or NaN only where the row or the scale is: a product may also have left the range.
-        nothing = (size == 0.0) & ((step.factor == 0.0) | (scale == 0.0)) | numpy.isnan(step.factor)
-        ordinary |= nothing & ~(numpy.abs(numbers[..., 0]) > _MOST_SHIFT)
-        for place, one in enumerate((shift, low, step.factor, own)):
-            numbers[..., place] = numpy.where(ordinary, numbers[..., place], one)
-    return True
+# It takes microseconds, and calls have few eps.
+_largest_unit = lru_cache(100)(partial(largest_unit, 53))
+
+
+def _in_rows(array: numpy.ndarray) -> tuple[numpy.ndarray, int]:
+    """Float64 numbers of rows that lie one after the other in equal steps, and how many bytes those are."""
+    step, rows = None, 1
+    if array.dtype == numpy.float64:
+        for length, stride in zip(reversed(array.shape), reversed(array.strides), strict=True):
+            if length != 1:
+                step = stride if step is None else step
+                if stride != step * rows:
+                    break
+                rows *= length
+        else:
+            return array, step or 0
+    array = numpy.ascontiguousarray(array, numpy.float64)
+    return array, array.itemsize
 
 
 def numbers_like(call: Call, count: int) -> Array:
@@ -199,8 +213,8 @@ def host(array: Any) -> Any:
     return numpy.asarray(array.detach().resolve_neg() if hasattr(array, "detach") else array)
 
 
-def _variant(call: Call, task: Task) -> Variant:
-    return Variant(RULES[call.rule.name], dtype_of(call.x.dtype).code, in_float64=True, has_layout=task.layout != 0)
+def _variant(call: Call, **options: bool) -> Variant:
+    return Variant(RULES[call.rule.name], dtype_of(call.x.dtype).code, True, **options)
 
 
 def _launch(name: str, call: Call, layout: Layout | None, task: Task, keepalive: Any) -> Kernel | None:
@@ -209,7 +223,7 @@ def _launch(name: str, call: Call, layout: Layout | None, task: Task, keepalive:
     if layout is not None and layout.in_columns:
         names = {f"{name}_columns": layout.units, **names}
     for one, units in names.items():
-        compute = kernel(one, _variant(call, task))
+        compute = kernel(one, _variant(call, has_layout=task.layout != 0))
         # Whether weights are safe is seen before the first row.
         if compute.run(task, 0, 0) == 0:
             launch(compute, task, units, call.x.nbytes, keepalive)

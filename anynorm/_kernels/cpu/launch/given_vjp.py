@@ -7,46 +7,49 @@ from typing import Any
 import numpy
 
 from anynorm._check import Call, Gradient
-from anynorm._definition.derivative import factors_of
-from anynorm._definition.norms import Precision, Step
+from anynorm._definition.counting import multiplier
 from anynorm._definition.scaling import product
 from anynorm._kernels import by_moments
 from anynorm._kernels.cpu.language.dtypes import FINISHED, TILES
-from anynorm._kernels.cpu.launch.given import apply_numbers, host, in_numpy, moments_in_numpy, numbers_like
+from anynorm._kernels.cpu.launch.given import apply_numbers, finish, host, in_numpy, moments_in_numpy, numbers_like
 from anynorm._kernels.cpu.launch.layout import lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of
 from anynorm._kernels.cpu.launch.vjp import differentiate
-from anynorm._libraries import library_of
 from anynorm._moments import Moments, statistics_of
-from anynorm._moments_gradient import MomentsGradient, is_about_zero, mapped, parts_of
+from anynorm._moments_gradient import MomentsGradient, in_factors, is_about_zero, mapped, parts_of
 
 Array = Any
-
-# Of a factor and a unit in one: beyond, and beyond the reciprocal, they stay apart.
-_LEAST_FACTOR = 2.0**-500
 
 
 def vjp(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight, dbias and the gradient of the moments that the call gives."""
-    call, numbers = gradient.call, numbers_like(gradient.call, FINISHED)
-    # As far as rows go; the numbers of each row are NumPy arrays.
-    of_rows = call._replace(
-        library=library_of(numbers),
-        precision=Precision(numpy.float64, call.precision.digits),
-        moments=moments_in_numpy(call.moments),
-    )
-    with numpy.errstate(all="ignore"):
-        step = by_moments.step_of(of_rows)
-        _write(of_rows, numbers, step)
+    call, of_gradient = gradient.call, numbers_like(gradient.call, FINISHED)
+    numbers = finish(call, of_gradient)
     dx = empty_like(call.library.memory, call.x)
     itemsize = dtype_of(call.x.dtype).itemsize
     layout = lay_out(call, itemsize, gradient.dy, dx, numbers=numbers, columns=True, tiles=TILES)
     parameters = differentiate(gradient, dx, layout, numbers)
     with numpy.errstate(all="ignore"):
-        of_g, along = (numbers[..., place] + 0.0 * numbers[..., place] for place in (0, 1))
-        found = by_moments.by_moments(of_rows, step, of_g, along)
+        found = _gradient_of_moments(call, numbers, of_gradient)
     return dx, *parameters, found if call.library.name == "numpy" else _in_torch(found)
+
+
+def _gradient_of_moments(call: Call, sums: Array, of_gradient: Array) -> MomentsGradient:
+    """The gradient, from the sums of g and of g * x_hat over each row; `by_statistics` has the formula."""
+    moments: Any = call.moments
+    # NaN where a term is NaN or Inf.
+    of_g, along = (sums[..., place] + 0.0 * sums[..., place] for place in (0, 1))
+    factor, unit, mean, of_length = (of_gradient[..., place] for place in range(FINISHED))
+    unit = unit if call.precision.digits else None
+    if call.rule.centred:
+        return in_factors(-of_g, -0.5 * along, factor, unit, about_zero=False)
+    by_variance = -0.5 * (along * of_length)
+    if not call.rule.averaged:
+        by_variance = by_variance * multiplier(
+            numpy, moments.count if type(moments.count) is int else host(moments.count), along
+        )
+    return in_factors(by_variance * 2.0 * mean, by_variance, factor, unit, about_zero=True)
 
 
 def vjp_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Array:
@@ -69,22 +72,6 @@ def vjp_moments(call: Call, moments: Moments, gradient: MomentsGradient) -> Arra
             constant = constant - factor * low
         numbers[..., 0], numbers[..., 1], numbers[..., 2] = shift, factor, constant
     return apply_numbers(call, numbers)
-
-
-def _write(call: Call, numbers: Array, step: Step) -> None:
-    """Shift, factor, constant and unit of each row; the unit is 0 where the factor holds it too."""
-    factor, *units = factors_of(numpy, step, call.rule, call.eps, call.precision)
-    own: Any = 1.0 if step.unit is None else step.unit
-    unit: Any = units[0] if units else 1.0
-    whole = product(numpy, factor, units)
-    size = numpy.abs(whole)
-    # Rows of a narrower dtype have no unit in the kernel.
-    is_whole = (size > _LEAST_FACTOR) & (size < 1.0 / _LEAST_FACTOR) | (not call.precision.digits)
-    divisor = own / numpy.where(is_whole, 1.0, unit)
-    shift, low = (0.0 if one is None else one / divisor for one in (step.shift, step.shift_low))
-    numbers[..., 0], numbers[..., 1] = shift, numpy.where(is_whole, whole, factor)
-    numbers[..., 2] = -low * numbers[..., 1]
-    numbers[..., 3] = numpy.where(is_whole, 0.0, unit)
 
 
 def _gradient_in_numpy(gradient: MomentsGradient) -> MomentsGradient:

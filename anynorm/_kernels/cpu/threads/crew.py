@@ -17,7 +17,7 @@ from typing import Any
 
 from anynorm import _threads
 from anynorm._kernels.cpu.compiler.entries import Kernel
-from anynorm._kernels.cpu.kernels.task import Task
+from anynorm._kernels.cpu.kernels.task import GivenTask, Task
 from anynorm._kernels.cpu.threads.functions import program
 from anynorm._kernels.cpu.threads.memory import BUSY_NOW, COMPLETE, new_memory, thread_attributes
 from anynorm._processors import processors
@@ -73,7 +73,7 @@ class Crew:
 
 def launch(
     kernel: Kernel,
-    task: Task,
+    task: Task | GivenTask,
     units: int,
     nbytes: int,
     keepalive: Any,
@@ -103,7 +103,12 @@ def _resume_holding(resume: Callable[[int, int], Any], _: Any, first: int, last:
 
 
 def _share(
-    kernel: Kernel, task: Task, units: int, pieces: int, crew: Crew | None, resume: Callable[[int, int], Any]
+    kernel: Kernel,
+    task: Task | GivenTask,
+    units: int,
+    pieces: int,
+    crew: Crew | None,
+    resume: Callable[[int, int], Any],
 ) -> None:
     reached = (ctypes.c_int64 * (1 + pieces))()
     complete = None
