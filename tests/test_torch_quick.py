@@ -16,9 +16,10 @@ from anynorm._choose import choose_vjp
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._kernels import autograd
 from anynorm._kernels.cpu.threads import crew
-from tests.backends import needs_llvmlite
+from tests.backends import TORCH, needs_llvmlite
 from tests.test_fast_path_torch import HAS_EXCHANGE
 from tests.test_torch_autograd import Subclass
+from tests.tolerances import KERNEL_GRADIENT_BOUNDS, assert_exact, gradient_of_rows
 
 pytestmark = needs_llvmlite
 RULES = {"layer_norm": LAYER_NORM, "rms_norm": RMS_NORM}
@@ -188,6 +189,37 @@ def test_lengths_go_another_way():
 def test_short_rows_go_side_by_side_another_way(rows, features, taken):
     found = quickly(LAYER_NORM, tensor(rows, features), None, None, tensor(rows, features, seed=1))
     assert (found is not None) == taken
+
+
+@pytest.mark.parametrize("features", [15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 65])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_of_once_and_twice_the_lanes(dtype, features):
+    """16 of float32 at a time and 8 of float64, or twice as many; each column is summed by itself."""
+    shapes = (9, features), (9, features), (features,)
+    x, dy, weight = (tensor(*shape, dtype=DTYPES[dtype], seed=seed) for seed, shape in enumerate(shapes))
+    found = quickly(LAYER_NORM, x, weight, weight, dy)
+    exact = gradient_of_rows(
+        "layer_norm", TORCH.read(x), TORCH.read(dy), dtype, by_kernel=True, weight=TORCH.read(weight), eps=1e-3
+    )
+    for got, expected, of in zip(found, exact, ("dx", "dw"), strict=False):
+        said = {"backend": "torch", "dtype": dtype, "norm": f"layer_norm {of}", "bounds": KERNEL_GRADIENT_BOUNDS}
+        assert_exact(TORCH.read(got).reshape(-1, features), expected, **said)
+
+
+def test_scratch_begins_a_cache_line_and_is_kept(monkeypatch):
+    from anynorm._kernels.cpu.launch import vjp
+
+    monkeypatch.setattr(vjp, "_spare", [])
+    for length in (1, vjp._LEAST_SCRATCH, vjp._LEAST_SCRATCH + 1, 2 * vjp._LEAST_SCRATCH):
+        scratch, address = vjp.take_scratch(length)
+        assert address % 64 == 0
+        assert scratch.ctypes.data <= address <= scratch.ctypes.data + scratch.nbytes - 8 * length
+        vjp.give_back_scratch(scratch, address)
+        again, _ = vjp.take_scratch(length)
+        assert again is scratch
+        vjp.give_back_scratch(scratch, address)
+        longer, _ = vjp.take_scratch(max(length, vjp._LEAST_SCRATCH) + 1)
+        assert longer is not scratch
 
 
 def test_no_more_is_remembered_than_there_is_room_for(monkeypatch):

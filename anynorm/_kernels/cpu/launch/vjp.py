@@ -9,7 +9,7 @@ import numpy
 from anynorm._check import Gradient
 from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
 from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import RULES, TILES
+from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, RULES, TILES
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
@@ -98,12 +98,13 @@ def take_scratch(length: int) -> tuple[numpy.ndarray, int]:
     """Memory for so many float64 numbers, and its address: what a call has given back, if that is as long."""
     try:
         spare = _spare.pop()
-        if len(spare[0]) >= length:
+        if len(spare[0]) >= length + CACHE_LINE_NBYTES // 8:
             return spare
     except IndexError:
         pass
-    scratch = numpy.empty(max(length, _LEAST_SCRATCH))
-    return scratch, NumPy.address(scratch)
+    scratch = numpy.empty(max(length, _LEAST_SCRATCH) + CACHE_LINE_NBYTES // 8)
+    address = NumPy.address(scratch)
+    return scratch, address + -address % CACHE_LINE_NBYTES
 
 
 def give_back_scratch(scratch: numpy.ndarray, address: int) -> None:
