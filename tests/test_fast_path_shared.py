@@ -19,7 +19,7 @@ def shared(monkeypatch):
 
     monkeypatch.setattr(crew, "LEAST_SHARED_NBYTES", 1024)
     anynorm.rms_norm(np.ones(4, np.float32))
-    monkeypatch.setattr(functions.record(), "most_nbytes", 1023)
+    monkeypatch.setattr(functions.record(), "least_shared_nbytes", 1024)
     anynorm.set_threads(3)
     yield
     anynorm.set_threads(None)

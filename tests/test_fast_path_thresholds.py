@@ -113,15 +113,37 @@ def test_kernels_are_handed_the_same(dtype, record):
         assert short == long == []
 
 
-def test_what_two_threads_would_share_takes_the_slow_path(record):
-    from anynorm._kernels.cpu.launch.machine import last_cache_nbytes
+@pytest.fixture
+def threads():
+    yield anynorm.set_threads
+    anynorm.set_threads(None)
+
+
+def test_what_several_threads_would_share_takes_the_slow_path(record, threads, monkeypatch):
+    from anynorm._kernels.cpu.launch.machine import LEAST_HUGE_NBYTES, last_cache_nbytes
     from anynorm._kernels.cpu.threads.crew import LEAST_SHARED_NBYTES
 
     anynorm.rms_norm(np.ones(4, np.float32))
-    most = min(LEAST_SHARED_NBYTES, last_cache_nbytes() // 4)
-    below, at = (np.ones((rows, 64), np.float32) for rows in (most // 256 - 1, most // 256))
-    assert takes_fast_path(anynorm.rms_norm, below)
-    assert not takes_fast_path(anynorm.rms_norm, at)
+    most = min(LEAST_HUGE_NBYTES, last_cache_nbytes() // 4)
+    for nbytes, by_one, by_two in (
+        (LEAST_SHARED_NBYTES - 256, True, True),
+        (LEAST_SHARED_NBYTES, True, False),
+        (most - 256, True, False),
+        (most, False, False),
+    ):
+        x = np.random.default_rng(0).standard_normal((nbytes // 256, 64)).astype(np.float32)
+        found = []
+        for count, is_short in ((1, by_one), (2, by_two)):
+            threads(count)
+            assert takes_fast_path(anynorm.rms_norm, x) == is_short
+            found.append(anynorm.rms_norm(x).tobytes())
+        assert found[0] == found[1] == b"".join(anynorm.rms_norm(row).tobytes() for row in x)
+    threads(None)
+    monkeypatch.setenv("ANYNORM_THREADS", "several")
+    for _ in range(3):
+        assert takes_fast_path(anynorm.rms_norm, x[:1])
+        with pytest.raises(ValueError, match="several"):
+            anynorm.rms_norm(x)
 
 
 def test_the_most_bytes(record, monkeypatch):

@@ -1,4 +1,4 @@
-"""Derivatives of small calls for torch's autograd: with the bits of all others, and only of what is plain and small."""
+"""Derivatives of plain tensors for torch's autograd, planned once: with the bits of all others."""
 
 import sys
 import weakref
@@ -15,15 +15,16 @@ from anynorm._check import Gradient, check
 from anynorm._choose import choose_vjp
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._kernels import autograd
-from tests.backends import needs_llvmlite
+from anynorm._kernels.cpu.threads import crew
+from tests.backends import TORCH, needs_llvmlite
 from tests.test_fast_path_torch import HAS_EXCHANGE
 from tests.test_torch_autograd import Subclass
+from tests.tolerances import KERNEL_GRADIENT_BOUNDS, assert_exact, gradient_of_rows
 
 pytestmark = needs_llvmlite
 RULES = {"layer_norm": LAYER_NORM, "rms_norm": RMS_NORM}
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-NBYTES = 512 << 10  # from which on threads share a call
 
 
 def tensor(*shape, dtype=torch.float32, seed=0):
@@ -79,12 +80,48 @@ def test_several_axes_at_the_end_are_one(rule):
     assert quickly(rule, x, parameters[0], bias, dy, (1, 2)) is None
 
 
+@pytest.fixture(params=[1, 2], ids=lambda threads: f"{threads} threads")
+def threads(request):
+    anynorm.set_threads(request.param)
+    yield request.param
+    anynorm.set_threads(None)
+
+
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-def test_larger_tensors_are_for_several_threads(dtype):
+def test_larger_tensors_are_shared_among_threads(dtype, threads, monkeypatch):
+    shared, share = [], crew._share
+    monkeypatch.setattr(crew, "_share", lambda *given: (shared.append(given[2]), share(*given)))
     features = 1024 // dtype.itemsize
-    x = tensor(NBYTES // 1024, features, dtype=dtype)
-    assert quickly(LAYER_NORM, x, None, None, x) is None
-    assert_same(quickly(RMS_NORM, x[1:], None, None, x[1:]), by_any_way(RMS_NORM, x[1:], None, None, x[1:]))
+    x, dy = (tensor(crew.LEAST_SHARED_NBYTES // 1024, features, dtype=dtype, seed=seed) for seed in (0, 1))
+    weight, bias = (tensor(features, dtype=dtype, seed=seed) for seed in (2, 3))
+    for first, portions in ((1, []), (0, [8])):
+        given = LAYER_NORM, x[first:], weight, bias, dy[first:]
+        found = quickly(*given)
+        assert shared == (portions if threads > 1 else [])
+        assert_same(found, by_any_way(*given))
+        shared.clear()
+
+
+@every_rule
+def test_the_largest_are_made_in_huge_pages_and_stored_past_the_caches(rule, monkeypatch):
+    from anynorm._kernels.cpu.launch import machine, quick_vjp, tasks
+
+    advised, tasks_run = [], []
+    monkeypatch.setattr(machine, "_ask_for_huge_pages", lambda address, nbytes: advised.append(nbytes))
+    monkeypatch.setattr(quick_vjp, "_plans", {})
+    run = quick_vjp.run_portions
+    monkeypatch.setattr(quick_vjp, "run_portions", lambda *given: (tasks_run.append(given[1]), run(*given)))
+    x, dy, weight, bias = (tensor(*shape, seed=i) for i, shape in enumerate(2 * ((1024, 1024),) + 2 * ((1024,),)))
+    for most, streaming in ((4 * x.nbytes, 1), (4 * x.nbytes + 1, 0)):
+        monkeypatch.setattr(tasks, "last_cache_nbytes", lambda most=most: most)
+        quick_vjp._plans.clear()
+        for rows, nbytes in ((1024, [x.nbytes]), (1023, [])):
+            given = rule, x[:rows], weight, bias, dy[:rows]
+            found = quickly(*given)
+            assert advised == nbytes
+            assert_same(found, by_any_way(*given))
+            assert tasks_run.pop().streaming == (streaming and rows == 1024)
+            advised.clear()
 
 
 def freed(tensor):
@@ -152,6 +189,37 @@ def test_lengths_go_another_way():
 def test_short_rows_go_side_by_side_another_way(rows, features, taken):
     found = quickly(LAYER_NORM, tensor(rows, features), None, None, tensor(rows, features, seed=1))
     assert (found is not None) == taken
+
+
+@pytest.mark.parametrize("features", [15, 16, 17, 31, 32, 33, 47, 48, 49, 64, 65])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rows_of_once_and_twice_the_lanes(dtype, features):
+    """16 of float32 at a time and 8 of float64, or twice as many; each column is summed by itself."""
+    shapes = (9, features), (9, features), (features,)
+    x, dy, weight = (tensor(*shape, dtype=DTYPES[dtype], seed=seed) for seed, shape in enumerate(shapes))
+    found = quickly(LAYER_NORM, x, weight, weight, dy)
+    exact = gradient_of_rows(
+        "layer_norm", TORCH.read(x), TORCH.read(dy), dtype, by_kernel=True, weight=TORCH.read(weight), eps=1e-3
+    )
+    for got, expected, of in zip(found, exact, ("dx", "dw"), strict=False):
+        said = {"backend": "torch", "dtype": dtype, "norm": f"layer_norm {of}", "bounds": KERNEL_GRADIENT_BOUNDS}
+        assert_exact(TORCH.read(got).reshape(-1, features), expected, **said)
+
+
+def test_scratch_begins_a_cache_line_and_is_kept(monkeypatch):
+    from anynorm._kernels.cpu.launch import vjp
+
+    monkeypatch.setattr(vjp, "_spare", [])
+    for length in (1, vjp._LEAST_SCRATCH, vjp._LEAST_SCRATCH + 1, 2 * vjp._LEAST_SCRATCH):
+        scratch, address = vjp.take_scratch(length)
+        assert address % 64 == 0
+        assert scratch.ctypes.data <= address <= scratch.ctypes.data + scratch.nbytes - 8 * length
+        vjp.give_back_scratch(scratch, address)
+        again, _ = vjp.take_scratch(length)
+        assert again is scratch
+        vjp.give_back_scratch(scratch, address)
+        longer, _ = vjp.take_scratch(max(length, vjp._LEAST_SCRATCH) + 1)
+        assert longer is not scratch
 
 
 def test_no_more_is_remembered_than_there_is_room_for(monkeypatch):

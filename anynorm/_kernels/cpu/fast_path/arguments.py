@@ -26,6 +26,14 @@ def number_of(record: Fields, thing: Any, require: Require) -> Any:
     return number
 
 
+def require_alone(record: Fields, require: Require) -> None:
+    """Require that a call uses no thread but its own."""
+    is_alone = call(record.PyObject_CallOneArg, record.is_alone, record.none)
+    for is_known in cases(is_alone != 0):
+        call(record.Py_DecRef if is_known else record.PyErr_Clear, *((is_alone,) if is_known else ()))
+    require(is_alone == record.true)
+
+
 class Rows:
     """What makes up a row, and how rows lie: without a plan one after the other, along the last axis."""
 

@@ -12,6 +12,7 @@ import numpy
 
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._kernels.cpu.fast_path.record import BEGIN, FUNCTIONS, Record
+from anynorm._threads import get_threads
 
 _METH_FASTCALL = 0x80
 # To release Python's lock and take it again costs 0.07 microseconds, and a wait where another thread has taken it.
@@ -78,13 +79,19 @@ def record() -> Record:
     for name in FUNCTIONS:
         setattr(found, name, ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value)
     objects = {
-        "none": None, "float": float, "dtype": "dtype", "ndarray": numpy.ndarray, "empty_like_array": numpy.empty_like,
-        "layer_norm": LAYER_NORM, "rms_norm": RMS_NORM, "scale_norm": SCALE_NORM,
+        "none": None, "true": True, "float": float, "dtype": "dtype",
+        "ndarray": numpy.ndarray, "empty_like_array": numpy.empty_like,
+        "layer_norm": LAYER_NORM, "rms_norm": RMS_NORM, "scale_norm": SCALE_NORM, "is_alone": _is_alone,
     }  # fmt: skip
     for name, thing in objects.items():
         _keepalive.append(thing)
         setattr(found, name, id(thing))
     return found
+
+
+def _is_alone(_: None) -> bool:
+    """Whether a call uses no thread but its own, however large its arrays are."""
+    return get_threads() == 1
 
 
 @cache

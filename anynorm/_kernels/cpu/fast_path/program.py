@@ -17,6 +17,7 @@ from anynorm._kernels.cpu.fast_path.arguments import (
     are_apart,
     number_of,
     require_alike,
+    require_alone,
     see_parameter,
     see_result,
     see_weight,
@@ -85,6 +86,8 @@ def _normalize(
         size[...] = size * of_x.length(i)
     nbytes = size * of_x.itemsize
     require((size != 0) & (nbytes <= record.most_nbytes))
+    for _ in when(nbytes >= record.least_shared_nbytes):
+        require_alone(record, require)
 
     scale = see_weight(record, look, views, weight, norm == SCALE, offset, rows, require)
     see_parameter(record, look, views["bias"], bias, rows, require)

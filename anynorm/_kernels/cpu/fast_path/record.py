@@ -15,7 +15,8 @@ FUNCTIONS = (
     "PyErr_Clear", "PyEval_SaveThread", "PyEval_RestoreThread",
 )  # fmt: skip
 OBJECTS = (
-    "none", "float", "dtype", "layer_norm", "rms_norm", "scale_norm",
+    "none", "true", "float", "dtype", "layer_norm", "rms_norm", "scale_norm",
+    "is_alone",  # a function of None that tells whether a call uses no thread but its own
     "ndarray", "empty_like_array",  # NumPy
     "bfloat16",  # a dtype of NumPy's, once an x has had it
     "Tensor", "Parameter", "empty_like_tensor",  # torch, once it is known
@@ -36,7 +37,8 @@ class Record(ctypes.Structure):
     _fields_ = (
         *((name, _WORD) for name in (*FUNCTIONS, *OBJECTS)),
         ("look_at_tensor", _WORD),  # torch's own function, see views.py
-        ("most_nbytes", _WORD),  # of x; larger ones are shared among threads, or stored past the caches
+        ("most_nbytes", _WORD),  # of x; results for larger ones are made in huge pages, or stored past the caches
+        ("least_shared_nbytes", _WORD),  # from which on calls are shared among threads
         ("few_elements", _WORD),  # for which the lock of the interpreter is kept
         ("kernels", _WORD * (3 * 2 * KINDS)),  # 0 until it has run a call on the slow path
     )

@@ -13,7 +13,7 @@ from anynorm._libraries import Memory
 
 Array = Any
 
-_LEAST_HUGE_NBYTES = 4 << 20
+LEAST_HUGE_NBYTES = 4 << 20
 _HUGE_PAGE_NBYTES = 2 << 20
 _MADV_HUGEPAGE = 14
 
@@ -21,7 +21,7 @@ _MADV_HUGEPAGE = 14
 def empty_like(memory: type[Memory], array: Array) -> Array:
     """A new array like another one, in huge pages where it is large."""
     made = memory.empty_like(array)
-    if not memory.in_huge_pages and made.nbytes >= _LEAST_HUGE_NBYTES:
+    if not memory.in_huge_pages and made.nbytes >= LEAST_HUGE_NBYTES:
         _ask_for_huge_pages(memory.address(made), made.nbytes)
     return made
 

@@ -32,12 +32,17 @@ def features_of(call: Call) -> int:
     return int(shape[axes[0]] if len(axes) == 1 else math.prod([shape[axis] for axis in axes]))
 
 
-def may_stream(call: Call, y: Array, total: Array | None) -> bool:
-    """Whether results may be stored past the caches, as far as their size and their addresses go."""
+def pays_to_stream(nbytes: int) -> bool:
+    """Whether a result of so many bytes, as many as x has, is better stored past the caches."""
     # It pays where x and y fill half of the last cache together: it saves reading what is overwritten. ns an element of
     # rms_norm and then of a sum over y, float32 rows of 1024, stored and streamed, for a last cache of 32 MB:
     # 4 MB 0.54 and 0.69, 8 MB 0.82 and 0.71, 12 MB 1.15 and 0.84, 16 MB 1.14 and 0.92 (EPYC 7003, one core).
-    if 4 * call.x.nbytes < last_cache_nbytes():
+    return 4 * nbytes >= last_cache_nbytes()
+
+
+def may_stream(call: Call, y: Array, total: Array | None) -> bool:
+    """Whether results may be stored past the caches, as far as their size and their addresses go."""
+    if not pays_to_stream(call.x.nbytes):
         return False
     # What is streamed fills cache lines, which elements that are not aligned never do.
     address = call.library.memory.address

@@ -7,9 +7,9 @@ from typing import Any
 import numpy
 
 from anynorm._check import Gradient
-from anynorm._kernels.cpu.compiler.entries import kernel
-from anynorm._kernels.cpu.kernels.task import Variant
-from anynorm._kernels.cpu.language.dtypes import RULES, TILES
+from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
+from anynorm._kernels.cpu.kernels.task import Task, Variant
+from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, RULES, TILES
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
@@ -68,14 +68,19 @@ def differentiate(
         name,
         Variant(RULES[call.rule.name], dtype.code, True, dtotal is not None, layout is not None, numbers is not None),
     )
-    if portions == 1 or call.x.nbytes < crew.LEAST_SHARED_NBYTES:
+    run_portions(compute, task, portions, call.x.nbytes, (gradient, keepalive, scratch))
+    give_back_scratch(scratch, task.work)
+    return dweight, dbias
+
+
+def run_portions(compute: Kernel, task: Task, portions: int, nbytes: int, keepalive: Any) -> None:
+    """Run the kernel of a derivative on all portions, in several threads where that pays for so many bytes of x."""
+    if portions == 1 or nbytes < crew.LEAST_SHARED_NBYTES:
         compute.run(task, -1, portions + 1)
     else:
         compute.run(task, -1, 0)
-        crew.launch(compute, task, portions, call.x.nbytes, (gradient, keepalive, scratch))
+        crew.launch(compute, task, portions, nbytes, keepalive)
         compute.run(task, portions, portions + 1)
-    give_back_scratch(scratch, task.work)
-    return dweight, dbias
 
 
 def portions_of(rows: int, least: int = _LEAST_PORTION) -> tuple[int, int]:
@@ -93,12 +98,13 @@ def take_scratch(length: int) -> tuple[numpy.ndarray, int]:
     """Memory for so many float64 numbers, and its address: what a call has given back, if that is as long."""
     try:
         spare = _spare.pop()
-        if len(spare[0]) >= length:
+        if len(spare[0]) >= length + CACHE_LINE_NBYTES // 8:
             return spare
     except IndexError:
         pass
-    scratch = numpy.empty(max(length, _LEAST_SCRATCH))
-    return scratch, NumPy.address(scratch)
+    scratch = numpy.empty(max(length, _LEAST_SCRATCH) + CACHE_LINE_NBYTES // 8)
+    address = NumPy.address(scratch)
+    return scratch, address + -address % CACHE_LINE_NBYTES
 
 
 def give_back_scratch(scratch: numpy.ndarray, address: int) -> None:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from anynorm._kernels.cpu.kernels.chunks import parts_of
 from anynorm._kernels.cpu.kernels.derivative.steps import weights_of
 from anynorm._kernels.cpu.kernels.parameters import narrow_chunk, widen_chunk
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import TaskValues, load_task, word
-from anynorm._kernels.cpu.language.arithmetic import larger, smaller, where
+from anynorm._kernels.cpu.language.arithmetic import larger, smaller, splat, where
 from anynorm._kernels.cpu.language.dtypes import FLOAT32, FLOAT64, SCALE
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
-from anynorm._kernels.cpu.language.memory import real, store_real
+from anynorm._kernels.cpu.language.memory import load, real, store_real
 
 
 def _prepare_weights(task: TaskValues, weights: int) -> None:
@@ -36,10 +37,12 @@ def _add_up(task: TaskValues, address: int, sums: int, portions: int) -> None:
     dweight, dweight_code, dbias, dbias_code = (
         word(address, name) for name in ("dweight", "dweight_code", "dbias", "dbias_code")
     )
-    nbytes = task.features * 16
+    numbers = 2 * task.features
     for portion in loop(1, portions, 1):
-        for i in loop(0, nbytes, 8):
-            store_real(sums + i, real(sums + i) + real(sums + portion * nbytes + i))
+        for lanes, begin, end in parts_of(numbers, FLOAT64.lanes):
+            for i in loop(begin, end, lanes):
+                found, share = (load(one + i * 8, FLOAT64, lanes=lanes) for one in (sums, sums + portion * numbers * 8))
+                store_real(sums + i * 8, found + share)
     for is_scale in cases(task.rule == SCALE):
         count = task.features
         if is_scale:
@@ -73,8 +76,9 @@ def portions_of(task: TaskValues, address: int, first: int, last: int, units: in
     has_sums = (word(address, "dweight") != 0) | (word(address, "dbias") != 0)
     for i in loop(larger(first, 0), smaller(last, portions), 1):
         of_portion = where(has_sums, sums + i * nbytes, 0)
-        for at in loop(0, where(has_sums, nbytes, 0), 8):
-            store_real(of_portion + at, 0.0)
+        for lanes, begin, end in parts_of(where(has_sums, 2 * task.features, 0), FLOAT64.lanes):
+            for at in loop(begin, end, lanes):
+                store_real(of_portion + at * 8, splat(0.0, FLOAT64, lanes))
         yield of_portion, i * portion, smaller(units, (i + 1) * portion)
     for _ in when((last > portions) & has_sums):
         _add_up(task, address, sums, portions)

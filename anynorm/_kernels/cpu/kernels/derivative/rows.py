@@ -8,7 +8,7 @@ from __future__ import annotations
 from anynorm._kernels.cpu.kernels.chunks import chunks_of
 from anynorm._kernels.cpu.kernels.derivative.extreme import differentiate_row
 from anynorm._kernels.cpu.kernels.derivative.portions import load_derivative, portions_of
-from anynorm._kernels.cpu.kernels.derivative.row_steps import differentiate_chunk, prepare_row, reduce_row
+from anynorm._kernels.cpu.kernels.derivative.row_steps import differentiate_chunk, find_shift, prepare_row, reduce_row
 from anynorm._kernels.cpu.kernels.derivative.steps import GROUP_NBYTES, Group
 from anynorm._kernels.cpu.kernels.factors import find_factors
 from anynorm._kernels.cpu.kernels.rows import take_given
@@ -34,10 +34,14 @@ def _differentiate_group(
     task: TaskValues, group: Group, sums: int, left: int, first: int, rows: int, given: bool
 ) -> None:
     """The derivative at up to _MOST_ROWS rows, but for those that are out of range, which are noted in ``left``."""
+    # In a loop of their own, for the sums of a row would wait for the division in its shift.
     for k in loop(0, rows, 1):
         if given:
             take_given(task, first + k, 8 * k)
-        reduce_row(task, group, first + k, 8 * k, given)
+        else:
+            find_shift(task, first + k, 8 * k)
+    for k in loop(0, rows, 1):
+        reduce_row(task, group, first + k, 8 * k)
     if not given:
         find_factors(task._replace(compute_dtype=FLOAT64), rows)
     taken = cell(0)
