@@ -60,10 +60,14 @@ class _Gradient(NamedTuple):
         return (at.dy * (1.0 / self.of_dy)) * (at.weight * (1.0 / self.of_weight))
 
 
-def _parts(task: TaskValues, row: Arrays, is_writing: bool = False) -> Iterator[tuple[int, Iterator[_Elements]]]:
+def _parts(
+    task: TaskValues, row: Arrays, is_first: bool = False, is_writing: bool = False
+) -> Iterator[tuple[int, Iterator[_Elements]]]:
     """Parts of a row, through which so many elements are taken at a time; sums are formed of each part by itself."""
     for start, count in chunks_of(task):
-        chunk = gather(task, row, start, count, (X, RESIDUAL, TOTAL))
+        for _ in when(True if is_first else count != task.features):  # a row of one chunk stays where it was gathered
+            gather(task, row, start, count, (X, RESIDUAL, TOTAL))
+        chunk = gather(task, row, start, count, ())
         for lanes, first, last in parts_of(count, _LANES):
             yield lanes, _elements_of_part(task, chunk, start, lanes, first, last)
         if is_writing:
@@ -81,8 +85,8 @@ def _elements_of_part(
         yield _Elements(start + i, x, dy, weight, chunk.y + i * 8, dtotal)
 
 
-def _elements(task: TaskValues, row: Arrays, is_writing: bool = False) -> Iterator[_Elements]:
-    for _, elements in _parts(task, row, is_writing):
+def _elements(task: TaskValues, row: Arrays, is_first: bool = False, is_writing: bool = False) -> Iterator[_Elements]:
+    for _, elements in _parts(task, row, is_first, is_writing):
         yield from elements
 
 
@@ -134,7 +138,7 @@ def _divisor(size: Number) -> Number:
 def _sizes(task: TaskValues, row: Arrays) -> list[Number]:
     """The largest magnitudes of x, of its differences from the first element, of dy and of the weights."""
     sizes, first = [cell(0.0) for _ in range(4)], peek(row.x, FLOAT64)
-    for at in _elements(task, row):
+    for at in _elements(task, row, is_first=True):
         for size, value in zip(sizes, (at.x, at.x - first, at.dy, at.weight), strict=True):
             size[...] = larger_of(size, largest(magnitude(value)))
     return [size + 0.0 for size in sizes]
