@@ -199,7 +199,7 @@ def resolved(
     by, own, given = _found(rule, convention) if found is None else found
     if type(eps) is DefaultEps:
         eps = float(eps) if own is None else own
-    if given.weight_offset and has_weight:
+    if given.weight_offset and has_weight and rule.averaged:
         weight_offset = _offset_of(given, weight_offset)
     if given.offset == "weight" and not (type(weight_offset) is float and weight_offset == 0.0):
         by = by._replace(offset="weight")
