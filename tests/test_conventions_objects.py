@@ -55,7 +55,7 @@ def test_wrong_values(wrong, kind, message):
 def test_wrong_arguments():
     for call in (anynorm.rms_norm, anynorm.rms_norm_vjp, anynorm.explain):
         with pytest.raises(
-            ValueError, match="convention must be a Convention or one of the names torch, llama, .*'lama'"
+            ValueError, match=r"convention must be a Convention or one of the names torch, llama, .*'lama'"
         ):
             call(X, WEIGHT, convention="lama")
         with pytest.raises(TypeError, match="convention must be a Convention or one of the names"):

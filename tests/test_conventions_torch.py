@@ -72,6 +72,7 @@ def test_in_a_graph_they_are_what_they_are_in_eager_mode(norm, convention):
     assert torch.equal(found[0][0], found[1][0])
 
 
+@pytest.mark.thorough  # it compiles C++
 def test_a_compiler_leaves_no_rounding_out():
     """That of torch takes a conversion to 16 bits and back for nothing."""
     torch.compiler.reset()
