@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 from anynorm._arrays import check_array, check_blocks, check_same_place
 from anynorm._definition.counting import by_row
 from anynorm._definition.norms import Precision, Rule
-from anynorm._lengths import fits, require_blocks_alike, require_lengths, shapes_agree
-from anynorm._libraries import Library, dtype_name, library_of, library_of_blocks
+from anynorm._lengths import require_blocks_alike, require_lengths, shapes_agree
+from anynorm._libraries import Library, library_of, library_of_blocks
 from anynorm._moments import Moments, digits_of, statistics_of, suited
 from anynorm._moments_gradient import MomentsGradient, parts_of, require_gradient
 from anynorm._numbers import as_index, check_number
 from anynorm._overlap import require_memory, require_separate, require_writable
+from anynorm._parameters import check_parameter, check_scale, check_shape
 from anynorm._types import Axis
 from anynorm._wording import arrays_of_library, describe, module_of, sentence
 
@@ -74,11 +75,11 @@ def check(
         eps = check_number("eps", eps, least=0.0)
     if weight is not None:
         if rule.averaged:
-            weight = _check_parameter("weight", weight, x, library, axes)
+            weight = check_parameter("weight", weight, x, library, axes)
         else:
-            weight = _check_scale(weight, x, library)
+            weight = check_scale(weight, x, library)
     if bias is not None:
-        bias = _check_parameter("bias", bias, x, library, axes)
+        bias = check_parameter("bias", bias, x, library, axes)
     if of_blocks.refuses_to_fill and (rule.centred or bias is not None):
         why = f"{'centring' if rule.centred else 'a bias'} would make every zero of a sparse array nonzero"
         do = "pass x.todense(), or use rms_norm without bias or scale_norm, which keep zeros"
@@ -107,7 +108,7 @@ def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradie
         if one is not None and call.library.dense is not None:
             require_memory(name, one)
         if one is not None and one is not call.x and call.rule.averaged:
-            _check_shape(name, one, call.x, call.axes)
+            check_shape(name, one, call.x, call.axes)
     _check_twin("dy", dy, call.x, call.library)
     if dtotal is not None:
         _check_twin("dtotal", dtotal, call.x, call.library)
@@ -163,44 +164,6 @@ def _check_odd_axes(axis: Any, x: Array) -> tuple[int, ...]:
     raise ValueError(sentence("axis", must, describe(axis), "pass an axis that x has, -1 for the last one"))
 
 
-def _check_parameter(argument: str, value: Array, x: Array, library: Library, axes: tuple[int, ...]) -> Array:
-    """A weight or bias: library, device, and the shape of the normalized axes in the array's own order."""
-    if library.takes_others:
-        value = _taken_over(argument, value, x, library)
-    check_same_place(argument, value, x, library)
-    _check_shape(argument, value, x, axes)
-    if library.block is not None:
-        require_blocks_alike(argument, value, x, dict(enumerate(axes)))
-    return value
-
-
-def _check_shape(argument: str, value: Array, x: Array, axes: tuple[int, ...]) -> None:
-    """That a weight or bias has the shape of the normalized axes."""
-    shape, found = x.shape, tuple(value.shape)
-    expected = (shape[axes[0]],) if len(axes) == 1 else tuple([shape[axis] for axis in axes])
-    if not (found == expected or fits(found, expected)):
-        of_x = f"(x has shape {tuple(shape)}, axis {axes if len(axes) > 1 else axes[0]})"
-        must, do = f"have the shape of the normalized axes, {expected} {of_x}", "of that shape, or another axis"
-        raise ValueError(sentence(argument, must, str(found), f"pass {argument} {do}"))
-
-
-def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:
-    must = f"be a number or a 0-d {arrays_of_library(library.name)} like x"
-    try:
-        is_number = isinstance(scale, Real) and not isinstance(scale, bool)
-        shape = () if is_number else tuple(scale.shape)
-    except Exception:  # reading its attributes may raise anything
-        raise TypeError(sentence("scale", must, describe(scale), "pass a float")) from None
-    if is_number:
-        return check_number("scale", scale)
-    if library.takes_others:
-        scale = _taken_over("scale", scale, x, library)
-    check_same_place("scale", scale, x, library)
-    if shape != ():
-        raise ValueError(sentence("scale", must, f"shape {shape}", "pass one number, such as scale.reshape(())"))
-    return scale
-
-
 def _check_range(rule: Rule, eps: float, weight: Array | float | None, weight_offset: float) -> None:
     """Check that numbers fit into float32, where arrays are computed in float32."""
     limits = {"eps": (eps, "1e76" if rule.averaged else "3.4e38"), "weight_offset": (weight_offset, "3.4e38")}
@@ -210,16 +173,6 @@ def _check_range(rule: Rule, eps: float, weight: Array | float | None, weight_of
         if not abs(value) <= float(largest):
             must = f"be at most {largest} where arrays are computed in float32"
             raise ValueError(sentence(name, must, str(value), "pass a smaller one"))
-
-
-def _taken_over(argument: str, value: Array, x: Array, library: Library) -> Array:
-    """A parameter as an array of x's library, where that takes NumPy's, or those that its blocks are of (Dask)."""
-    given = check_array(argument, value, library)
-    if not (given.name == "numpy" if library.block is None else given is library_of_blocks(x)):
-        return value
-    if library.name == "ndonnx" and dtype_name(value.dtype) == "bfloat16":  # which it lacks
-        value = value.astype("float32")
-    return library.namespace.asarray(value)
 
 
 def _check_twin(argument: str, value: Array, x: Array, library: Library) -> None:

@@ -21,6 +21,7 @@ from anynorm._definition.norms import Rule
 from anynorm._lengths import chunks_like
 from anynorm._libraries import library_of, library_of_blocks
 from anynorm._moments import LEAVES, PARTS, Moments, of_arrays, quietly, statistics_of
+from anynorm._parameters import axes_of
 from anynorm._tasks import each_block, quietly_call
 from anynorm._threads import alone
 
@@ -139,8 +140,10 @@ def described(call: Call, run_block: Callable[..., Any], more: dict[str, Array])
     scale = call.weight if isinstance(call.weight, float) else None
     for name, parameter in (("weight", call.weight), ("bias", call.bias)):
         if parameter is not None and not isinstance(parameter, float):
-            axes = call.axes if parameter.ndim else ()
-            given[name] = in_chunks(parameter, tuple(x.chunks[axis] for axis in axes)), axes
+            axes = axes_of(parameter, x.ndim, call.axes)
+            # One block of length 1 goes with each block of x.
+            lengths = ((1,) if own == 1 else x.chunks[axis] for own, axis in zip(parameter.shape, axes, strict=True))
+            given[name] = in_chunks(parameter, tuple(lengths)), axes
     count: int | None = 0
     if call.moments is not None:
         chunks = tuple((1,) if axis in call.axes else x.chunks[axis] for axis in index)

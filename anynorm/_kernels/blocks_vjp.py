@@ -13,6 +13,7 @@ from anynorm._check import Call, Gradient
 from anynorm._kernels.blocks import Block, call_on_block, described, in_chunks
 from anynorm._kernels.definition_vjp import summed_axes
 from anynorm._libraries import library_of, library_of_blocks
+from anynorm._parameters import axes_of
 from anynorm._tasks import each_block
 from anynorm._threads import alone
 
@@ -57,13 +58,13 @@ def _summed(call: Call, derivative: Array, place: int, name: str, parameter: Arr
     from dask.array.utils import meta_from_array
 
     x, of_blocks = call.x, library_of_blocks(call.x)
-    over = summed_axes(call)
+    over, ndim = summed_axes(call, parameter), 0 if isinstance(parameter, float) else parameter.ndim
     wide = of_blocks.namespace.astype(x._meta, of_blocks.precision(x._meta).dtype)
     chunks = tuple((1,) * len(along) if axis in over else along for axis, along in enumerate(x.chunks))
     name = f"{call.rule.name}-{name}"
     total = each_block(operator.itemgetter(place), name, derivative, chunks=chunks, meta=wide)
     if over:
-        total = summed_over(total, over, name, False)
+        total = summed_over(total, over, name, keepdims=ndim == x.ndim)
     meta = meta_from_array(x._meta, 0) if isinstance(parameter, float) else parameter._meta
     return each_block(functools.partial(_as_dtype, dtype=meta.dtype), name, total, chunks=total.chunks, meta=meta)
 
@@ -111,7 +112,7 @@ def _widened(call: Call, parameter: Array | float | None) -> Array | None:
 def spread(one: Array, call: Call) -> Array:
     """The gradient of a parameter with as many axes as x, of length 1 where it has been summed over."""
     ndim = len(call.x.shape)
-    own = call.axes if one.ndim else ()
+    own = axes_of(one, ndim, call.axes)
     return one[tuple(slice(None) if axis in own else None for axis in range(ndim))]
 
 

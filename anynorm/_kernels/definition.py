@@ -18,6 +18,7 @@ from anynorm._definition.pairs import two_sum
 from anynorm._definition.sums import count_along
 from anynorm._kernels import sparse
 from anynorm._moments import Moments, mapped, of_arrays, quietly, statistics_of
+from anynorm._parameters import part_for
 
 Array = Any
 Steps = Callable[[Call, Array, Moments | None, Any, Any, Precision], Array]
@@ -101,7 +102,8 @@ def _run_blocks(call: Call) -> Any:
     outs = call.out or tuple(numpy.empty_like(x, subok=False) for _ in range(1 if residual is None else 2))
     for block in blocks_of_rows(x.shape, call.axes):
         moments = None if call.moments is None else part_of_moments(call.moments, block)
-        results = _normalize(call, x[block], None if residual is None else residual[block], moments, steps)
+        part = with_parameters_for(call, block)
+        results = _normalize(part, x[block], None if residual is None else residual[block], moments, steps)
         for target, result in zip(outs, results, strict=False):
             target[block] = result
     return outs[0] if residual is None else outs
@@ -120,6 +122,12 @@ def blocks_of_rows(
     before = (slice(None),) * cut
     for start in range(0, shape[cut], step):
         yield (*before, slice(start, start + step))
+
+
+def with_parameters_for(call: Call, block: tuple[slice, ...]) -> Call:
+    """The call with the parameters of a block of rows; those that broadcast are cut with x."""
+    ndim = call.x.ndim
+    return call._replace(weight=part_for(call.weight, block, ndim), bias=part_for(call.bias, block, ndim))
 
 
 def part_of_moments(moments: Moments, block: tuple[slice, ...]) -> Moments:
@@ -202,12 +210,12 @@ def _plus(weight: Array, offset: float, digits: int) -> Array:
 
 
 def _aligned(call: Call, parameter: Array) -> Array:
-    """Give a parameter length 1 on the axes that are not normalized; trailing axes broadcast as they are.
+    """Give a parameter length 1 on the axes that it has not; trailing axes broadcast as they are.
 
     Not in JAX, which may be told to refuse that (jax_numpy_rank_promotion).
     """
     ndim = len(call.x.shape)
-    if not parameter.shape or (call.axes[0] == ndim - len(call.axes) and call.library.name != "jax"):
+    if len(parameter.shape) in (0, ndim) or (call.axes[0] == ndim - len(call.axes) and call.library.name != "jax"):
         return parameter
     return parameter[tuple(slice(None) if axis in call.axes else None for axis in range(ndim))]
 

@@ -16,6 +16,7 @@ from anynorm._check import Call, Gradient
 from anynorm._forks import unforked
 from anynorm._kernels.cpu.language.dtypes import INTERPRETED
 from anynorm._moments import arrays_of
+from anynorm._parameters import is_same_for_rows
 
 _ADVICE = "llvmlite is not installed; pip install llvmlite"
 
@@ -79,6 +80,9 @@ def refuses(call: Call) -> str | None:
         return "x is empty"
     if call.skip_nan:
         return "it does not leave NaN out of moments"
+    reason = refuses_parameters(call)
+    if reason is not None:
+        return reason
     if not math.isfinite(scale_of(call)):
         return "the scale is not finite"
     return None
@@ -91,6 +95,14 @@ def refuses_vjp(gradient: Gradient) -> str | None:
         return "a derivative of the derivative is wanted, which goes through the definition"
     # They read dy and dtotal like a residual and write dx like `out`, so the same is required of these.
     return refuses(call._replace(residual=dy, out=None if dtotal is None else (dtotal,)))
+
+
+def refuses_parameters(call: Call) -> str | None:
+    """Why kernels that have one weight and one bias for all rows do not take those of a call; None: they do."""
+    for name, one in (("weight", call.weight), ("bias", call.bias)):
+        if call.rule.averaged and not is_same_for_rows(one, tuple(call.x.shape), call.axes):
+            return f"the {name} is not the same for all rows, or not given for each feature"
+    return None
 
 
 def scale_of(call: Call) -> float:
