@@ -20,6 +20,7 @@ from anynorm._moments_gradient import MomentsGradient, parts_of, require_gradien
 from anynorm._numbers import as_index, check_number
 from anynorm._overlap import require_memory, require_separate, require_writable
 from anynorm._parameters import check_parameter, check_scale, check_shape
+from anynorm._totals import check_residual, check_twin, dtype_of_total, precision_of_total
 from anynorm._types import Axis
 from anynorm._wording import arrays_of_library, describe, module_of, sentence
 
@@ -95,23 +96,27 @@ def check(
     if moments is not None:
         moments = _check_moments(moments, x, library, axes)
     if residual is not None:
-        _check_twin("residual", residual, x, library)
+        check_residual(residual, x, library)
+        precision = precision_of_total(x, residual, library)
     if out is not None:
         out = _check_out(out, x, library, weight, bias, residual, moments)
     return Call(rule, library, precision, x, axes, eps, weight, bias, weight_offset, moments, residual, out)
 
 
-def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradient:
-    """Check what a pullback is given: arrays like the result. The call's own must still be there and fit."""
+def check_gradient(call: Call, dy: Array, dtotal: Array | None = None, dtype: Any = None) -> Gradient:
+    """Check what a pullback is given: arrays like the result. The call's own must still be there and fit.
+
+    ``dtype`` is that of y where x is a sum, whose dtype is wider.
+    """
     arrays = {"x": call.x, "weight": None if isinstance(call.weight, float) else call.weight, "bias": call.bias}
     for name, one in arrays.items():
         if one is not None and call.library.dense is not None:
             require_memory(name, one)
         if one is not None and one is not call.x and call.rule.averaged:
             check_shape(name, one, call.x, call.axes)
-    _check_twin("dy", dy, call.x, call.library)
+    check_twin("dy", dy, call.x, call.library, dtype, "x's" if dtype is None else "y's")
     if dtotal is not None:
-        _check_twin("dtotal", dtotal, call.x, call.library)
+        check_twin("dtotal", dtotal, call.x, call.library)
     return Gradient(call, dy, dtotal)
 
 
@@ -173,18 +178,6 @@ def _check_range(rule: Rule, eps: float, weight: Array | float | None, weight_of
         if not abs(value) <= float(largest):
             must = f"be at most {largest} where arrays are computed in float32"
             raise ValueError(sentence(name, must, str(value), "pass a smaller one"))
-
-
-def _check_twin(argument: str, value: Array, x: Array, library: Library) -> None:
-    """An array like x: library, device, dtype and shape."""
-    check_same_place(argument, value, x, library)
-    if value.dtype != x.dtype or not shapes_agree(tuple(value.shape), tuple(x.shape)):
-        must = f"have x's shape and dtype, {tuple(x.shape)} of {x.dtype}"
-        do = f"pass {argument} of x's dtype" if value.dtype != x.dtype else "reshape or broadcast it before the call"
-        do = f"pass {module_of(library.name)}.empty_like(x)" if argument.startswith("out") else do
-        raise ValueError(sentence(argument, must, f"{tuple(value.shape)} of {value.dtype}", do))
-    if library.block is not None:
-        require_blocks_alike(argument, value, x)
 
 
 def _check_moments(moments: Moments, x: Array, library: Library, axes: tuple[int, ...]) -> Moments:
@@ -249,8 +242,9 @@ def _check_out(
         raise TypeError(sentence("out", must, describe(out), "call it without out= and use the result"))
     inputs = {"x": x, "residual": residual}
     parameters = {"weight": None if isinstance(weight, Real) else weight, "bias": bias}
-    for name, one in zip(names, outs, strict=True):
-        _check_twin(name, one, x, library)
+    check_twin(names[0], outs[0], x, library)
+    if residual is not None:
+        check_twin(names[-1], outs[-1], x, library, dtype_of_total(x, residual, library), "the sum's")
     for index, (name, one) in enumerate(zip(names, outs, strict=True)):
         require_writable(name, one, library.memory)
         others = dict(zip(names[index + 1 :], outs[index + 1 :], strict=True))

@@ -183,7 +183,7 @@ ORDER = [
     "_kernels.cpu.threads", "_kernels.axes", "_kernels.xla",
     "_kernels.by_moments", "_kernels.definition_vjp", "_kernels.definition", "_kernels.sparse", "_kernels.stored",
     "_kernels.object_files", "_kernels.fast_paths",
-    "_threads", "_forks", "_forced", "_profiled", "_check", "_parameters", "_moments_gradient",
+    "_threads", "_forks", "_forced", "_profiled", "_check", "_parameters", "_totals", "_moments_gradient",
     "_moments", "_moments.value", "_moments.lazy", "_moments.equal", "_moments.joined", "_moments.made",
     "_moments.written", "_moments.moved", "_moments.properties", "_moments.blocks", "_moments.parts",
     "_arrays", "_overlap", "_libraries", "_libraries.library", "_libraries.cupy_arrays", "_libraries.numpy_arrays",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 
 from anynorm._check import Call, Gradient
-from anynorm._kernels.blocks import Block, call_on_block, described, in_chunks
+from anynorm._kernels.blocks import Block, as_dtype, call_on_block, described, in_chunks
 from anynorm._kernels.definition_vjp import summed_axes
 from anynorm._libraries import library_of, library_of_blocks
 from anynorm._parameters import axes_of
@@ -66,7 +66,7 @@ def _summed(call: Call, derivative: Array, place: int, name: str, parameter: Arr
     if over:
         total = summed_over(total, over, name, keepdims=ndim == x.ndim)
     meta = meta_from_array(x._meta, 0) if isinstance(parameter, float) else parameter._meta
-    return each_block(functools.partial(_as_dtype, dtype=meta.dtype), name, total, chunks=total.chunks, meta=meta)
+    return each_block(functools.partial(as_dtype, dtype=meta.dtype), name, total, chunks=total.chunks, meta=meta)
 
 
 def summed_over(values: Array, over: tuple[int, ...], name: str, keepdims: bool) -> Array:
@@ -119,8 +119,3 @@ def spread(one: Array, call: Call) -> Array:
 def _sum(values: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
     with numpy.errstate(all="ignore"):
         return library_of(values).namespace.sum(values, axis=axis, keepdims=keepdims)
-
-
-def _as_dtype(values: Array, dtype: Any) -> Array:
-    values = numpy.asarray(values) if isinstance(values, numpy.generic) else values
-    return library_of(values).namespace.astype(values, dtype, copy=False)

@@ -19,6 +19,7 @@ from anynorm._definition.sums import count_along
 from anynorm._kernels import sparse
 from anynorm._moments import Moments, mapped, of_arrays, quietly, statistics_of
 from anynorm._parameters import part_for
+from anynorm._totals import dtype_of_total, is_mixed
 
 Array = Any
 Steps = Callable[[Call, Array, Moments | None, Any, Any, Precision], Array]
@@ -99,7 +100,9 @@ def _run_blocks(call: Call) -> Any:
     if x.size <= _BLOCK_ELEMENTS and call.out is None:
         y, total = _normalize(call, x, residual, call.moments, steps)
         return y if residual is None else (y, total)
-    outs = call.out or tuple(numpy.empty_like(x, subok=False) for _ in range(1 if residual is None else 2))
+    outs = call.out or (numpy.empty_like(x, subok=False),)
+    if residual is not None and call.out is None:
+        outs += (numpy.empty_like(x, dtype_of_total(x, residual, call.library), subok=False),)
     for block in blocks_of_rows(x.shape, call.axes):
         moments = None if call.moments is None else part_of_moments(call.moments, block)
         part = with_parameters_for(call, block)
@@ -141,10 +144,18 @@ def _normalize(
     """Widen, normalize by the steps, narrow."""
     xp, precision, dtype, total = call.library.namespace, precision_of(call), x.dtype, None
     if residual is not None:
-        x = total = xp.astype(x + residual, dtype, copy=False)  # for NumPy's sum has the native byte order
+        x = total = _sum(call, x, residual)
     wide = xp.astype(x, precision.dtype, copy=False)
     y = by(call, wide, None if 0 in x.shape else moments, *parameters_of(call, precision, wide), precision)
     return with_lengths(xp, xp.astype(y, dtype, copy=False), tuple(x.shape)), total
+
+
+def _sum(call: Call, x: Array, residual: Array) -> Array:
+    """The sum of x and a residual, in the wider dtype; NumPy's would have the native byte order."""
+    xp, dtype = call.library.namespace, dtype_of_total(x, residual, call.library)
+    if is_mixed(x, residual):
+        x, residual = (xp.astype(one, dtype, copy=False) for one in (x, residual))
+    return xp.astype(x + residual, dtype, copy=False)
 
 
 def steps(

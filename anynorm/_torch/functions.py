@@ -161,7 +161,7 @@ def _add(
         return _residual.run(rule, x, residual, weight, bias, axis, eps, offset, choose=native.choose)
     check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual)
     total = x + residual
-    return norm(total, weight, bias, **options), total
+    return norm(total, weight, bias, **options).to(x.dtype), total
 
 
 def _traced(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: Axis, eps: float, offset: float) -> Tensor:

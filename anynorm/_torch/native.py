@@ -53,7 +53,7 @@ def _run(call: Call) -> Any:
     x: Tensor = call.x
     if call.residual is not None:
         total = x + call.residual
-        return _run(call._replace(x=total, residual=None)), total
+        return _run(call._replace(x=total, residual=None)).to(x.dtype), total
     parameters: list[Any] = [one for one in (call.weight, call.bias) if one is not None and call.rule.averaged]
     if not call.eps or any(one.ndim != len(call.axes) for one in parameters):
         return definition.run(call)  # for torch would divide zeros by zero, and has one weight for all rows

@@ -17,6 +17,7 @@ from anynorm._forks import unforked
 from anynorm._kernels.cpu.language.dtypes import INTERPRETED
 from anynorm._moments import arrays_of
 from anynorm._parameters import is_same_for_rows
+from anynorm._totals import is_mixed
 
 _ADVICE = "llvmlite is not installed; pip install llvmlite"
 
@@ -80,7 +81,7 @@ def refuses(call: Call) -> str | None:
         return "x is empty"
     if call.skip_nan:
         return "it does not leave NaN out of moments"
-    reason = refuses_parameters(call)
+    reason = refuses_parameters(call) or refuses_residual(call)
     if reason is not None:
         return reason
     if not math.isfinite(scale_of(call)):
@@ -103,6 +104,11 @@ def refuses_parameters(call: Call) -> str | None:
         if call.rule.averaged and not is_same_for_rows(one, tuple(call.x.shape), call.axes):
             return f"the {name} is not the same for all rows, or not given for each feature"
     return None
+
+
+def refuses_residual(call: Call) -> str | None:
+    """Why kernels that have one dtype for x and all that is like it do not take a residual; None: they do."""
+    return "the residual has another dtype than x" if is_mixed(call.x, call.residual) else None
 
 
 def scale_of(call: Call) -> float:
