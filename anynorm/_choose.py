@@ -52,8 +52,14 @@ def _run_on_cpu(call: Call) -> Any:
             from anynorm._kernels.cpu.launch import given
         return given.run(call)
     with unforked:
-        from anynorm._kernels.cpu.launch import norm
-    return norm.run(call)
+        from anynorm._kernels.cpu.launch.norm import run
+    return _groups_on_cpu().run(call) if cpu.has_groups(call) else run(call)
+
+
+def _groups_on_cpu() -> Any:
+    with unforked:
+        from anynorm._kernels.cpu.launch import groups
+    return groups
 
 
 def _follow_on_cpu(call: Call) -> Any:
@@ -82,6 +88,8 @@ def _vjp_on_cpu(gradient: Gradient) -> tuple[Any, ...]:
     with unforked:
         if gradient.call.moments is not None:
             from anynorm._kernels.cpu.launch.given_vjp import vjp
+        elif cpu.has_groups(gradient.call):
+            from anynorm._kernels.cpu.launch.groups_vjp import vjp
         else:
             from anynorm._kernels.cpu.launch.vjp import vjp
     return vjp(gradient)

@@ -150,8 +150,8 @@ ORDER = [
     "_kernels.cuda.launch_derivative", "_kernels.cuda.launch",
     "_kernels.cpu.launch.autograd", "_kernels.cpu.launch.quick_vjp", "_kernels.cpu.launch.autograd_given",
     "_kernels.autograd",
-    "_kernels.cpu.launch.given_vjp", "_kernels.cpu.launch.vjp", "_kernels.cpu.launch.given",
-    "_kernels.cpu.launch.norm", "_kernels.cpu.launch.tasks",
+    "_kernels.cpu.launch.given_vjp", "_kernels.cpu.launch.groups_vjp", "_kernels.cpu.launch.vjp", "_kernels.cpu.launch.given",
+    "_kernels.cpu.launch.groups", "_kernels.cpu.launch.norm", "_kernels.cpu.launch.tasks",
     "_kernels.cpu.beforehand", "_kernels.cpu",
     "_kernels.cpu.fast_path.offers",
     "_kernels.cpu.fast_path.arrays", "_kernels.cpu.fast_path.tensors", "_kernels.cpu.fast_path.functions",
@@ -162,6 +162,7 @@ ORDER = [
     "_kernels.cpu.threads.program", "_kernels.cpu.threads.memory",
     "_kernels.cpu.launch.layout", "_kernels.cpu.launch.machine", "_kernels.cpu.compiler.entries",
     "_kernels.cpu.compiler.machine_code", "_kernels.cpu.compiler.waiting",
+    "_kernels.cpu.kernels.groups", "_kernels.cpu.kernels.group_task",
     "_kernels.cpu.kernels.given", "_kernels.cpu.kernels.derivative.rows",
     "_kernels.cpu.kernels.derivative.row_steps", "_kernels.cpu.kernels.derivative.columns",
     "_kernels.cpu.kernels.derivative.column_steps", "_kernels.cpu.kernels.derivative.block",
@@ -198,7 +199,7 @@ COMPILED = [
     f"_kernels.cpu.{name}"
     for name in (
         "fast_path.program", "fast_path.arguments", "fast_path.views", "threads.program", "language.calls",
-        "kernels.moments", "kernels.given", "kernels.derivative.rows", "kernels.derivative.row_steps",
+        "kernels.groups", "kernels.moments", "kernels.given", "kernels.derivative.rows", "kernels.derivative.row_steps",
         "kernels.derivative.columns", "kernels.derivative.column_steps", "kernels.derivative.block",
         "kernels.derivative.portions", "kernels.derivative.extreme", "kernels.derivative.steps",
         "kernels.side_by_side.columns", "kernels.side_by_side.float64", "kernels.side_by_side.sums",

@@ -81,7 +81,9 @@ def refuses(call: Call) -> str | None:
         return "x is empty"
     if call.skip_nan:
         return "it does not leave NaN out of moments"
-    reason = refuses_parameters(call) or refuses_residual(call)
+    reason = refuses_residual(call)
+    if reason is None and call.moments is not None:
+        reason = refuses_parameters(call)
     if reason is not None:
         return reason
     if not math.isfinite(scale_of(call)):
@@ -104,6 +106,11 @@ def refuses_parameters(call: Call) -> str | None:
         if call.rule.averaged and not is_same_for_rows(one, tuple(call.x.shape), call.axes):
             return f"the {name} is not the same for all rows, or not given for each feature"
     return None
+
+
+def has_groups(call: Call) -> bool:
+    """Whether a call is one of groups of rows, each with a weight and a bias of its own (launch/groups.py)."""
+    return refuses_parameters(call) is not None
 
 
 def refuses_residual(call: Call) -> str | None:

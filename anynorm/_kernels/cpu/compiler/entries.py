@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from anynorm._forks import unforked
-from anynorm._kernels.cpu.kernels.task import Task, Variant
+from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED, LAYER, RULES, SCALE
 
 # The module in `kernels`, and the function in it.
@@ -25,6 +25,8 @@ _NAMES = {
     "given_columns": ("side_by_side.columns", "apply_columns"),
     "derivative": ("derivative.rows", "differentiate_rows"),
     "derivative_columns": ("derivative.columns", "differentiate_columns"),
+    "groups": ("groups", "normalize_groups"),
+    "derivative_groups": ("groups", "differentiate_groups"),
 }
 _Function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
@@ -40,7 +42,7 @@ class Kernel(NamedTuple):
         """The address at which another kernel calls this one, also where they are interpreted."""
         return self.address or ctypes.cast(_callback(self.function), ctypes.c_void_p).value or 0
 
-    def run(self, task: Task, first: int, last: int) -> int:
+    def run(self, task: ctypes.Structure, first: int, last: int) -> int:
         """Work on rows first to last, or blocks of them; return which is the next."""
         return self.function(ctypes.addressof(task), first, last)
 

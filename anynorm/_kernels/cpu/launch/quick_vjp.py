@@ -31,7 +31,7 @@ class _Plan(NamedTuple):
 
     run: Callable[[int, int, int], int]  # the kernel: the address of a task, first, last
     task: Task  # without addresses; each call copies it
-    row: tuple[int, ...]  # the lengths of the normalized axes, and so the shape of weight and bias
+    features: int
     portions: int  # of the rows
     length: int  # of scratch
 
@@ -63,7 +63,7 @@ def quick_vjp(
         plan = _remember(key)
     if plan is None or dy.is_neg():
         return None
-    run, template, row, portions, length = plan
+    run, template, features, portions, length = plan
     task = Task.from_buffer_copy(template)
     try:
         task.x, task.residual = of_x, of_dy = x.data_ptr(), dy.data_ptr()
@@ -73,7 +73,7 @@ def quick_vjp(
         return None
     dweight = dbias = None
     if weight is not None:
-        if not (weight.is_contiguous() and weight.is_cpu and weight.shape == row):
+        if not (weight.is_contiguous() and weight.is_cpu and weight.numel() == features and weight.ndim == len(axes)):
             return None
         task.weight = of_weight = weight.data_ptr()
         if of_weight < LOW_ADDRESS and lacks_memory(weight):
@@ -83,7 +83,7 @@ def quick_vjp(
             task.dweight = dweight.data_ptr()
     if bias is not None and parameters:
         # What is like it is to be written.
-        if not (bias.is_contiguous() and bias.is_cpu and bias.shape == row):
+        if not (bias.is_contiguous() and bias.is_cpu and bias.numel() == features and bias.ndim == len(axes)):
             return None
         dbias = _empty_like(bias)
         task.dbias = dbias.data_ptr()
@@ -128,4 +128,4 @@ def _plan_for(
         dweight_code=weight_code, dbias_code=bias_code, portion=portion,
     )  # fmt: skip
     run = kernel("derivative", Variant(RULES[rule.name], element.code, True)).function
-    return _Plan(run, task, tuple(shape[axes[0] :]), portions, scratch_length(features, portions, has_sums=True))
+    return _Plan(run, task, features, portions, scratch_length(features, portions, has_sums=True))
