@@ -63,6 +63,8 @@ def seconds_to_begin() -> float:
 def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
     """All kernels for arrays of a dtype, by name and variant."""
     code, in_float64 = CODES[dtype], dtype == "float64"
+    if code == 0:  # those of groups are the same for all
+        yield from ((name, Variant(LAYER, 0, False)) for name in ("groups", "derivative_groups"))
     for rule in RULES.values():
         # There is no norm of a sum by scale_norm.
         for has_residual, has_layout in product((False, True) if rule != SCALE else (False,), (False, True)):
@@ -70,6 +72,8 @@ def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
             widths = (True,) if in_float64 else (False, True)
             names = ["float64" if in_float64 else "rows", *(["columns"] * has_layout)]
             yield from ((name, one._replace(in_float64=width)) for name, width in product(names, widths))
+            if rule != SCALE and not has_layout and not in_float64:
+                yield from (("rows", one._replace(in_float64=width, has_turns=True)) for width in widths)
             names = ["derivative", *(["derivative_columns"] * has_layout)]
             yield from (
                 (name, one._replace(in_float64=True, has_numbers=given))

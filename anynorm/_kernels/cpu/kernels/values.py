@@ -82,6 +82,7 @@ class TaskValues(NamedTuple):
     columns_kernel: int  # kernels for what this one cannot hold; 0: there is none
     rows_kernel: int
     float64_kernel: int
+    turns: bool = False  # whether each row has the parameters of its turn, see turns.py
 
     @property
     def lanes(self) -> int:

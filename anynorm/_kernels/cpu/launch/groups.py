@@ -19,7 +19,7 @@ from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
 from anynorm._kernels.cpu.kernels.group_task import OF_GROUP, GroupTask
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, LAYER
-from anynorm._kernels.cpu.launch import norm
+from anynorm._kernels.cpu.launch import norm, turns
 from anynorm._kernels.cpu.launch.layout import lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, features_of, may_stream, task_of
@@ -156,8 +156,10 @@ def run(call: Call) -> Any:
     else:
         outs = call.out
     call = call._replace(out=outs)
-    for at in parts_of(call, repeated_nbytes(call)):
-        _run_part(part_of(call, at) if at else call)
+    plan = turns.plan_for(call)
+    if plan is None or not turns.run(call, plan):
+        for at in parts_of(call, repeated_nbytes(call)):
+            _run_part(part_of(call, at) if at else call)
     for one in outs:
         memory.written(one)
     return outs[0] if call.residual is None else outs
@@ -191,9 +193,12 @@ def _run_all(call: Call, groups: Groups) -> None:
     )
     layout = lay_out(one, dtype.itemsize, one.residual, y, total, streaming=streaming, columns=True)
     task, keepalive = task_of(one, one.residual, y, total, layout, streaming=streaming)
-    compute = kernel(*norm.kernel_for(one, task, layout))
-    reached = numpy.zeros(groups.number, numpy.int64)
     units = task.rows if layout is None else layout.units
+    name, variant = norm.kernel_for(one, task, layout)
+    if name == "rows":  # by how much is read in all the kernel sees whether to fetch what comes next
+        task.rows = math.prod(call.x.shape) // task.features
+    compute = kernel(name, variant)
+    reached = numpy.zeros(groups.number, numpy.int64)
     of_groups, table = task_of_groups(call, groups, compute, task, (call.residual, *_pair(call.out)))
     of_groups.last, of_groups.reached = units, NumPy.address(reached)
     whole = kernel("groups", VARIANT)
