@@ -173,8 +173,9 @@ ORDER = [
     "_kernels.cpu.kernels.side_by_side.block", "_kernels.cpu.kernels.moments",
     "_kernels.cpu.kernels.float64", "_kernels.cpu.kernels.units",
     "_kernels.cpu.kernels.rows", "_kernels.cpu.kernels.turns", "_kernels.cpu.kernels.reduce",
-    "_kernels.cpu.kernels.parameters", "_kernels.cpu.kernels.factors", "_kernels.cpu.kernels.chunks", "_kernels.cpu.kernels.scatter",
-    "_kernels.cpu.kernels.streaming", "_kernels.cpu.kernels.values", "_kernels.cpu.kernels.task",
+    "_kernels.cpu.kernels.parameters", "_kernels.cpu.kernels.factors", "_kernels.cpu.kernels.chunks",
+    "_kernels.cpu.kernels.scatter", "_kernels.cpu.kernels.streaming", "_kernels.cpu.kernels.values",
+    "_kernels.cpu.kernels.task",
     "_kernels.cpu.language.calls",
     "_kernels.cpu.language.flow", "_kernels.cpu.language.arithmetic", "_kernels.cpu.language.memory",
     "_kernels.cpu.language", "_kernels.cpu.language.interpreted",
@@ -206,9 +207,9 @@ COMPILED = [
         "kernels.side_by_side.columns", "kernels.side_by_side.float64", "kernels.side_by_side.sums",
         "kernels.side_by_side.block", "kernels.float64", "kernels.units", "kernels.rows", "kernels.turns",
         "kernels.reduce", "kernels.parameters", "kernels.factors", "kernels.chunks", "kernels.scatter",
-        "kernels.streaming", "kernels.values", "language.flow", "language.arithmetic", "language.memory", "language.interpreted",
-        "language.interpreted_memory", "language.compiled", "language.compiled_memory", "language.tracing",
-        "compiler.machine_code",
+        "kernels.streaming", "kernels.values", "language.flow", "language.arithmetic", "language.memory",
+        "language.interpreted", "language.interpreted_memory", "language.compiled", "language.compiled_memory",
+        "language.tracing", "compiler.machine_code",
     )
 ]  # fmt: skip
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy
 
 from anynorm._check import Call, Gradient
-from anynorm._kernels.cpu.compiler.entries import kernel
-from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
+from anynorm._kernels.cpu.kernels.group_task import OF_GROUP
+from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES, TILES
 from anynorm._kernels.cpu.launch import vjp as of_calls
 from anynorm._kernels.cpu.launch.groups import (
@@ -104,9 +105,28 @@ def _differentiate(gradient: Gradient, groups: Groups, dx: Array, found: list[Ar
     variant = Variant(RULES[call.rule.name], dtype.code, True, dtotal is not None, layout is not None)
     of_groups, table = task_of_groups(call, groups, kernel(name, variant), task, (dy, dx, dtotal), found)
     length = of_calls.scratch_length(task.features, portions, has_sums=any(sums is not None for sums in found))
-    of_groups.shares = shares = min(groups.number, get_threads()) if pays_to_share(call, groups) else 1
+    is_shared = pays_to_share(call, groups)
+    of_groups.shares = shares = min(groups.number, get_threads()) if is_shared else 1
     scratch, of_groups.work = of_calls.take_scratch(shares * length)
     of_groups.work_nbytes, of_groups.first, of_groups.last = 8 * length, -1, portions + 1
     kept = gradient, keepalive, task, table, scratch, found
-    crew.launch(kernel("derivative_groups", VARIANT), of_groups, shares, call.x.nbytes, kept)
+    if is_shared:
+        crew.launch(kernel("derivative_groups", VARIANT), of_groups, shares, call.x.nbytes, kept)
+    else:
+        _differentiate_one_by_one(kernel(name, variant), task, groups, table, portions, of_groups.work, kept)
     of_calls.give_back_scratch(scratch, of_groups.work)
+
+
+def _differentiate_one_by_one(
+    compute: Kernel, task: Task, groups: Groups, table: numpy.ndarray, portions: int, work: int, kept: Any
+) -> None:
+    """The same, where the portions of one group after the other are shared among threads."""
+    nbytes = task.rows * task.features * 2  # or more
+    first, task.work = [getattr(task, name) for name in OF_GROUP], work
+    for group in range(groups.number):
+        offsets = table[1:] @ groups.places_of(group)
+        for name, address, offset in zip(OF_GROUP, first, offsets, strict=True):
+            setattr(task, name, address and address + int(offset))
+        compute.run(task, -1, 0)
+        crew.launch(compute, task, portions, nbytes, kept)
+        compute.run(task, portions, portions + 1)
