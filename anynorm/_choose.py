@@ -24,6 +24,7 @@ from anynorm._kernels.fast_paths import try_fast_paths as try_fast_paths
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient, parts_of
 from anynorm._profiled import is_profiled, with_names
+from anynorm._totals import is_mixed
 from anynorm._wording import describe, sentence
 
 
@@ -51,6 +52,10 @@ def _run_on_cpu(call: Call) -> Any:
         with unforked:
             from anynorm._kernels.cpu.launch import given
         return given.run(call)
+    if is_mixed(call.x, call.residual):
+        with unforked:
+            from anynorm._kernels.cpu.launch import mixed
+        return mixed.run(call)
     with unforked:
         from anynorm._kernels.cpu.launch.norm import run
     return _groups_on_cpu().run(call) if cpu.has_groups(call) else run(call)

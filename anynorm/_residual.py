@@ -41,7 +41,7 @@ def add_layer_norm(
     -------
     y, total : arrays like x
         y is the norm of total as it is returned, so the bits are those of the two separate calls. total has the wider
-        dtype of x and residual, float32 for float16 beside bfloat16; y has x's, to which it is rounded once.
+        dtype of x and residual, float32 for float16 beside bfloat16; y has x's, to which the norm of total is rounded.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def add_rms_norm(
     -------
     y, total : arrays like x
         y is the norm of total as it is returned, so the bits are those of the two separate calls. total has the wider
-        dtype of x and residual, float32 for float16 beside bfloat16; y has x's, to which it is rounded once.
+        dtype of x and residual, float32 for float16 beside bfloat16; y has x's, to which the norm of total is rounded.
 
     Raises
     ------

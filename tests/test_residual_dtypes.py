@@ -1,14 +1,16 @@
 """A residual of another dtype than x: the sum has the wider one, y has x's, on every library."""
 
 import itertools
+from unittest import mock
 
 import mpmath
 import numpy as np
 import pytest
 
 import anynorm
+from anynorm._kernels.cpu.launch import mixed
 from tests import reference
-from tests.backends import ALL, BACKENDS, TORCH, as_dtype, thorough_but
+from tests.backends import ALL, BACKENDS, TORCH, as_dtype, needs_llvmlite, thorough_but
 from tests.test_errors import refuses
 from tests.tolerances import assert_exact, is_narrow
 
@@ -48,7 +50,7 @@ def test_sum_and_norm(pair, backend):
         with np.errstate(all="ignore"):
             np.testing.assert_array_equal(total, x.astype(total.dtype) + residual.astype(total.dtype))
         exact = [getattr(reference, norm)(row, weight, eps=1e-5) for row in total]
-        # Dask rounds to the dtype of the sum first.
+        # Dask and the kernels round to the dtype of the sum first.
         assert_exact(y, exact, backend=backend.name, dtype=pair[0], norm=norm)
 
 
@@ -128,3 +130,16 @@ def test_autograd():
         got = TORCH.read(tensor.grad)
         assert got.dtype == expected.dtype
         np.testing.assert_allclose(got.astype(float), expected.astype(float), rtol=2e-2, atol=1e-3)
+
+
+@needs_llvmlite
+@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
+def test_kernels_give_the_bits_of_the_two_calls(pair):
+    x, residual, weight, *_ = made(pair, (4, 5, 33))
+    given = np.linspace(0.5, 1.5, 5 * 33, dtype=np.float32).reshape(1, 5, 33)
+    for parameter, elements in itertools.product((weight, given), (1 << 18, 40)):
+        with anynorm.use_kernel("cpu"), mock.patch.object(mixed, "_BLOCK_ELEMENTS", elements):
+            y, total = anynorm.add_layer_norm(x, residual, parameter)
+            with np.errstate(all="ignore"):
+                expected = anynorm.layer_norm(total, parameter).astype(x.dtype)
+        np.testing.assert_array_equal(y, expected)

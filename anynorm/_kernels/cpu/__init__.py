@@ -81,7 +81,7 @@ def refuses(call: Call) -> str | None:
         return "x is empty"
     if call.skip_nan:
         return "it does not leave NaN out of moments"
-    reason = refuses_residual(call)
+    reason = refuses_residual(call) if wants_gradient(call) else None
     if reason is None and call.moments is not None:
         reason = refuses_parameters(call)
     if reason is not None:
@@ -114,7 +114,7 @@ def has_groups(call: Call) -> bool:
 
 
 def refuses_residual(call: Call) -> str | None:
-    """Why kernels that have one dtype for x and all that is like it do not take a residual; None: they do."""
+    """Why kernels that have one dtype for all that is like x do not take a residual; None: they do."""
     return "the residual has another dtype than x" if is_mixed(call.x, call.residual) else None
 
 
