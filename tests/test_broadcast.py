@@ -140,3 +140,63 @@ def test_gradients(case, norm, backend):
         terms = [[mpmath.mpf(float(v)) if not is_weight else v for v in row] for row in terms]
         exact = gradient_of_weight(norm if is_weight else "rms_norm", terms, of_dy, dtype, **how)
         assert_sums_exact(got, exact, norm=f"{norm} dw", **said)
+
+
+@pytest.mark.parametrize(
+    ("shape", "of_weight", "of_bias"),
+    [
+        ((0, 3, 5), (0, 1, 5), (1, 3, 5)),
+        ((2, 0, 5), (2, 1, 5), (1, 0, 1)),
+        ((2, 3, 0), (2, 1, 0), (2, 3, 1)),
+        ((0,), (0,), (1,)),
+    ],
+)
+def test_arrays_without_elements(shape, of_weight, of_bias):
+    for dtype in ("float16", "float32", "float64"):
+        x, weight, bias = (np.ones(one, dtype) for one in (shape, of_weight, of_bias))
+        for norm in ("layer_norm", "rms_norm"):
+            y, pullback = vjp(norm)(x, weight, bias)
+            assert y.shape == shape
+            dx, dweight, dbias = pullback(y)
+            assert (dx.shape, dweight.shape, dbias.shape) == (shape, of_weight, of_bias)
+            assert (dweight == 0).all()
+            assert (dbias == 0).all()
+
+
+def test_given_moments_and_gradients_by_them():
+    x, weight, bias, dy = made("per head", "float64")
+    given = anynorm.moments(x)
+    y, pullback = anynorm.layer_norm_vjp(x, weight, bias, moments=given)
+    np.testing.assert_allclose(y, anynorm.layer_norm(x, weight, bias), rtol=0, atol=1e-14)
+    dx, dweight, dbias, by = pullback(dy)
+    for head in range(4):
+        own = anynorm.Moments.from_dict(anynorm.moments(x[:, :, head]).to_dict())
+        alone = anynorm.layer_norm_vjp(x[:, :, head], weight[0, 0, head], bias[0, 0, head], moments=own)[1](
+            dy[:, :, head]
+        )
+        for got, expected in zip((dx[:, :, head], dweight[0, 0, head], dbias[0, 0, head]), alone, strict=False):
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(by.mean[:, :, head], alone[3].mean, rtol=0, atol=1e-13)
+
+
+def test_under_torch_compile_and_on_other_devices():
+    import torch
+
+    import anynorm.torch
+
+    x, weight, bias, _ = (torch.from_numpy(one) for one in made("per head", "float32"))
+    expected = anynorm.layer_norm(x, weight, bias)
+    torch.testing.assert_close(anynorm.torch.layer_norm(x, weight, bias), expected)
+    on_meta = [one.to("meta") for one in (x, weight, bias)]
+    assert anynorm.torch.layer_norm(*on_meta).shape == x.shape
+    compiled = torch.compile(lambda *given: anynorm.torch.rms_norm(*given), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, weight, bias), anynorm.rms_norm(x, weight, bias))
+
+
+def test_what_is_refused_is_said():
+    x = np.ones((2, 3, 4), np.float32)
+    weight = np.ones((2, 1, 4), np.float32)
+    explained = anynorm.explain(x, weight, moments=anynorm.moments(x))
+    assert explained.kernel == "definition"
+    if "cpu" in explained.refused:
+        assert "not the same for all rows" in explained.refused["cpu"] or "llvmlite" in explained.refused["cpu"]
