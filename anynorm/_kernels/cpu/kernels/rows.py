@@ -23,7 +23,7 @@ from anynorm._kernels.cpu.kernels.reduce import is_far, reduce
 from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, numbers_address, row_address, row_of, scatter
 from anynorm._kernels.cpu.kernels.streaming import further, writing
 from anynorm._kernels.cpu.kernels.task import Variant
-from anynorm._kernels.cpu.kernels.turns import are_turns_safe, parameters_of_turn, with_turns
+from anynorm._kernels.cpu.kernels.turns import Turns, are_turns_safe, with_turns
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task, word
 from anynorm._kernels.cpu.language.arithmetic import is_false, larger, magnitude, number, smaller, splat, where
 from anynorm._kernels.cpu.language.dtypes import CHUNK, FINISHED, FLOAT32, FLOAT64, GROUP, LAYER, Dtype, Number
@@ -203,11 +203,14 @@ def _apply_rows(task: TaskValues, first: int, begin: int, end: int, behind: int,
                 where(one == 0, 0, where(direct, one + start * parameter_dtype.itemsize, widened))
                 for one, widened in ((task.weight, task.scratch.weights), (task.bias, task.scratch.biases))
             )
+            turns = Turns(task, first + begin) if task.turns else None
             for k in loop(begin, end, 1):
                 beside = _beside(task, behind + k, start, 8 * k, False if following is None else k < following)
-                of_weight, of_bias = parameters_of_turn(task, first + k, start) if task.turns else (weight, bias)
+                of_weight, of_bias = turns.parameters(start) if turns else (weight, bias)
                 fetched = behind + k + (0 if following is None else following)
                 _apply_row(task, first + k, start, length, 8 * k, parameter_dtype, of_weight, of_bias, fetched, beside)
+                if turns:
+                    turns.go_on()
 
 
 def _beside(task: TaskValues, row: int, start: int, offset: int, is_there: bool) -> Beside:

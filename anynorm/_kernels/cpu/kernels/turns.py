@@ -19,14 +19,29 @@ def with_turns(task: TaskValues, address: int) -> TaskValues:
     return task._replace(turns=True, direct=False, widened=task.widened & False, weight=weight, bias=bias)
 
 
-def parameters_of_turn(task: TaskValues, row: int, start: int) -> tuple[int, int]:
-    """Where weight and bias of a row lie, from a feature on; 0 where there is none."""
-    turn = row // word(task.address, "repeat") % word(task.address, "turns")
-    weight, bias = (
-        where(one == 0, 0, one + (turn * word(task.address, step) + start) * task.compute_dtype.itemsize)
-        for one, step in ((task.weight, "weight_step"), (task.bias, "bias_step"))
-    )
-    return weight, bias
+class Turns:
+    """Whose turn it is, from one row to the next: to divide for each row would show where rows are short."""
+
+    def __init__(self, task: TaskValues, row: int) -> None:
+        self._task, self._turns, self._repeat = task, word(task.address, "turns"), word(task.address, "repeat")
+        self._turn, self._passed = cell(row // self._repeat % self._turns), cell(row % self._repeat)
+
+    def parameters(self, start: int) -> tuple[int, int]:
+        """Where weight and bias of the row lie, from a feature on; 0 where there is none."""
+        task = self._task
+        weight, bias = (
+            where(one == 0, 0, one + (self._turn * word(task.address, step) + start) * task.compute_dtype.itemsize)
+            for one, step in ((task.weight, "weight_step"), (task.bias, "bias_step"))
+        )
+        return weight, bias
+
+    def go_on(self) -> None:
+        """Go to the next row."""
+        passed = self._passed + 1
+        is_over = passed == self._repeat
+        turn = where(is_over, self._turn + 1, self._turn + 0)
+        self._passed[...] = where(is_over, 0, passed)
+        self._turn[...] = where(turn == self._turns, 0, turn)
 
 
 def are_turns_safe(task: TaskValues) -> bool:
