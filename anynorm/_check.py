@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 from anynorm._arrays import check_array, check_blocks, check_same_place
 from anynorm._definition.counting import by_row
 from anynorm._definition.norms import Precision, Rule
-from anynorm._lengths import fits, require_blocks_alike, require_lengths, shapes_agree
-from anynorm._libraries import Library, dtype_name, library_of, library_of_blocks
+from anynorm._lengths import require_blocks_alike, require_lengths, shapes_agree
+from anynorm._libraries import Library, library_of, library_of_blocks
 from anynorm._moments import Moments, digits_of, statistics_of, suited
 from anynorm._moments_gradient import MomentsGradient, parts_of, require_gradient
 from anynorm._numbers import as_index, check_number
 from anynorm._overlap import require_memory, require_separate, require_writable
+from anynorm._parameters import check_parameter, check_scale, check_shape
+from anynorm._totals import check_residual, check_twin, dtype_of_total, precision_of_total
 from anynorm._types import Axis
 from anynorm._wording import arrays_of_library, describe, module_of, sentence
 
@@ -74,11 +76,11 @@ def check(
         eps = check_number("eps", eps, least=0.0)
     if weight is not None:
         if rule.averaged:
-            weight = _check_parameter("weight", weight, x, library, axes)
+            weight = check_parameter("weight", weight, x, library, axes)
         else:
-            weight = _check_scale(weight, x, library)
+            weight = check_scale(weight, x, library)
     if bias is not None:
-        bias = _check_parameter("bias", bias, x, library, axes)
+        bias = check_parameter("bias", bias, x, library, axes)
     if of_blocks.refuses_to_fill and (rule.centred or bias is not None):
         why = f"{'centring' if rule.centred else 'a bias'} would make every zero of a sparse array nonzero"
         do = "pass x.todense(), or use rms_norm without bias or scale_norm, which keep zeros"
@@ -94,23 +96,27 @@ def check(
     if moments is not None:
         moments = _check_moments(moments, x, library, axes)
     if residual is not None:
-        _check_twin("residual", residual, x, library)
+        check_residual(residual, x, library)
+        precision = precision_of_total(x, residual, library)
     if out is not None:
         out = _check_out(out, x, library, weight, bias, residual, moments)
     return Call(rule, library, precision, x, axes, eps, weight, bias, weight_offset, moments, residual, out)
 
 
-def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradient:
-    """Check what a pullback is given: arrays like the result. The call's own must still be there and fit."""
+def check_gradient(call: Call, dy: Array, dtotal: Array | None = None, dtype: Any = None) -> Gradient:
+    """Check what a pullback is given: arrays like the result. The call's own must still be there and fit.
+
+    ``dtype`` is that of y where x is a sum, whose dtype is wider.
+    """
     arrays = {"x": call.x, "weight": None if isinstance(call.weight, float) else call.weight, "bias": call.bias}
     for name, one in arrays.items():
         if one is not None and call.library.dense is not None:
             require_memory(name, one)
         if one is not None and one is not call.x and call.rule.averaged:
-            _check_shape(name, one, call.x, call.axes)
-    _check_twin("dy", dy, call.x, call.library)
+            check_shape(name, one, call.x, call.axes)
+    check_twin("dy", dy, call.x, call.library, dtype, "x's" if dtype is None else "y's")
     if dtotal is not None:
-        _check_twin("dtotal", dtotal, call.x, call.library)
+        check_twin("dtotal", dtotal, call.x, call.library)
     return Gradient(call._replace(rule=call.rule.formula), dy, dtotal)
 
 
@@ -163,44 +169,6 @@ def _check_odd_axes(axis: Any, x: Array) -> tuple[int, ...]:
     raise ValueError(sentence("axis", must, describe(axis), "pass an axis that x has, -1 for the last one"))
 
 
-def _check_parameter(argument: str, value: Array, x: Array, library: Library, axes: tuple[int, ...]) -> Array:
-    """A weight or bias: library, device, and the shape of the normalized axes in the array's own order."""
-    if library.takes_others:
-        value = _taken_over(argument, value, x, library)
-    check_same_place(argument, value, x, library)
-    _check_shape(argument, value, x, axes)
-    if library.block is not None:
-        require_blocks_alike(argument, value, x, dict(enumerate(axes)))
-    return value
-
-
-def _check_shape(argument: str, value: Array, x: Array, axes: tuple[int, ...]) -> None:
-    """That a weight or bias has the shape of the normalized axes."""
-    shape, found = x.shape, tuple(value.shape)
-    expected = (shape[axes[0]],) if len(axes) == 1 else tuple([shape[axis] for axis in axes])
-    if not (found == expected or fits(found, expected)):
-        of_x = f"(x has shape {tuple(shape)}, axis {axes if len(axes) > 1 else axes[0]})"
-        must, do = f"have the shape of the normalized axes, {expected} {of_x}", "of that shape, or another axis"
-        raise ValueError(sentence(argument, must, str(found), f"pass {argument} {do}"))
-
-
-def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:
-    must = f"be a number or a 0-d {arrays_of_library(library.name)} like x"
-    try:
-        is_number = isinstance(scale, Real) and not isinstance(scale, bool)
-        shape = () if is_number else tuple(scale.shape)
-    except Exception:  # reading its attributes may raise anything
-        raise TypeError(sentence("scale", must, describe(scale), "pass a float")) from None
-    if is_number:
-        return check_number("scale", scale)
-    if library.takes_others:
-        scale = _taken_over("scale", scale, x, library)
-    check_same_place("scale", scale, x, library)
-    if shape != ():
-        raise ValueError(sentence("scale", must, f"shape {shape}", "pass one number, such as scale.reshape(())"))
-    return scale
-
-
 def _check_range(rule: Rule, eps: float, weight: Array | float | None, weight_offset: float) -> None:
     """Check that numbers fit into float32, where arrays are computed in float32."""
     limits = {
@@ -213,28 +181,6 @@ def _check_range(rule: Rule, eps: float, weight: Array | float | None, weight_of
         if not abs(value) <= float(largest):
             must = f"be at most {largest} where arrays are computed in float32"
             raise ValueError(sentence(name, must, str(value), "pass a smaller one"))
-
-
-def _taken_over(argument: str, value: Array, x: Array, library: Library) -> Array:
-    """A parameter as an array of x's library, where that takes NumPy's, or those that its blocks are of (Dask)."""
-    given = check_array(argument, value, library)
-    if not (given.name == "numpy" if library.block is None else given is library_of_blocks(x)):
-        return value
-    if library.name == "ndonnx" and dtype_name(value.dtype) == "bfloat16":  # which it lacks
-        value = value.astype("float32")
-    return library.namespace.asarray(value)
-
-
-def _check_twin(argument: str, value: Array, x: Array, library: Library) -> None:
-    """An array like x: library, device, dtype and shape."""
-    check_same_place(argument, value, x, library)
-    if value.dtype != x.dtype or not shapes_agree(tuple(value.shape), tuple(x.shape)):
-        must = f"have x's shape and dtype, {tuple(x.shape)} of {x.dtype}"
-        do = f"pass {argument} of x's dtype" if value.dtype != x.dtype else "reshape or broadcast it before the call"
-        do = f"pass {module_of(library.name)}.empty_like(x)" if argument.startswith("out") else do
-        raise ValueError(sentence(argument, must, f"{tuple(value.shape)} of {value.dtype}", do))
-    if library.block is not None:
-        require_blocks_alike(argument, value, x)
 
 
 def _check_moments(moments: Moments, x: Array, library: Library, axes: tuple[int, ...]) -> Moments:
@@ -299,8 +245,9 @@ def _check_out(
         raise TypeError(sentence("out", must, describe(out), "call it without out= and use the result"))
     inputs = {"x": x, "residual": residual}
     parameters = {"weight": None if isinstance(weight, Real) else weight, "bias": bias}
-    for name, one in zip(names, outs, strict=True):
-        _check_twin(name, one, x, library)
+    check_twin(names[0], outs[0], x, library)
+    if residual is not None:
+        check_twin(names[-1], outs[-1], x, library, dtype_of_total(x, residual, library), "the sum's")
     for index, (name, one) in enumerate(zip(names, outs, strict=True)):
         require_writable(name, one, library.memory)
         others = dict(zip(names[index + 1 :], outs[index + 1 :], strict=True))

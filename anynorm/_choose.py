@@ -25,6 +25,7 @@ from anynorm._kernels.fast_paths import try_moments as try_moments
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient, parts_of
 from anynorm._profiled import is_profiled, with_names
+from anynorm._totals import is_mixed
 from anynorm._wording import describe, sentence
 
 
@@ -52,9 +53,19 @@ def _run_on_cpu(call: Call) -> Any:
         with unforked:
             from anynorm._kernels.cpu.launch import given
         return given.run(call)
+    if is_mixed(call.x, call.residual):
+        with unforked:
+            from anynorm._kernels.cpu.launch import mixed
+        return mixed.run(call)
     with unforked:
-        from anynorm._kernels.cpu.launch import norm
-    return norm.run(call)
+        from anynorm._kernels.cpu.launch.norm import run
+    return _groups_on_cpu().run(call) if cpu.has_groups(call) else run(call)
+
+
+def _groups_on_cpu() -> Any:
+    with unforked:
+        from anynorm._kernels.cpu.launch import groups
+    return groups
 
 
 def _follow_on_cpu(call: Call) -> Any:
@@ -83,6 +94,8 @@ def _vjp_on_cpu(gradient: Gradient) -> tuple[Any, ...]:
     with unforked:
         if gradient.call.moments is not None:
             from anynorm._kernels.cpu.launch.given_vjp import vjp
+        elif cpu.has_groups(gradient.call):
+            from anynorm._kernels.cpu.launch.groups_vjp import vjp
         else:
             from anynorm._kernels.cpu.launch.vjp import vjp
     return vjp(gradient)

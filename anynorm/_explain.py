@@ -60,7 +60,7 @@ def explain(
         The arguments of the call; for scale_norm, ``weight`` is the scale.
     norm : str
         "layer_norm", "rms_norm" or "scale_norm".
-    residual : array like x, optional
+    residual : array of x's shape, optional
         Given, the call is add_layer_norm or add_rms_norm.
 
     Returns

@@ -66,8 +66,9 @@ def layer_norm_vjp(
         dweight = sum(dy * x_hat)
         dbias = sum(dy)
 
-    where means run over the normalized axes, and sums over all others. With ``moments=`` there is one more gradient,
-    with respect to them::
+    where means run over the normalized axes, and sums over all others; those of a weight or bias that has as many axes
+    as x over the ones along which it has length 1. With ``moments=`` there is one more gradient, with respect to
+    them::
 
         dx = g / sqrt(variance + eps)
         dmoments.mean = -sum(g) / sqrt(variance + eps)                  over the normalized axes

@@ -43,9 +43,11 @@ def layer_norm(
     ----------
     x : array of any shape (..., features)
         float16, bfloat16, float32 or float64, of any array library.
-    weight, bias : arrays of the shape of the normalized axes, optional
-        In the array's own axis order: for x of shape (N, C, H, W) and ``axis=1``, shape (C,). Their dtype may differ
-        from x's; left out they are 1 and 0. NumPy arrays are taken with an x of JAX, Dask or ndonnx too.
+    weight, bias : arrays of the shape of the normalized axes, or that broadcast to x, optional
+        In the array's own axis order: for x of shape (N, C, H, W) and ``axis=1``, shape (C,). Or of as many axes as x,
+        with length 1 where they do not vary: (1, 1, heads, dim) for a weight per head, (N, 1, dim) for one per sample,
+        (1, C, 1, 1) with ``axis=(2, 3)``. Their dtype may differ from x's; left out they are 1 and 0. NumPy arrays are
+        taken with an x of JAX, Dask or ndonnx too.
     axis : int or tuple of ints
         The normalized axes.
     eps : float
@@ -109,8 +111,8 @@ def rms_norm(
     ----------
     x : array of any shape (..., features)
         float16, bfloat16, float32 or float64, of any array library.
-    weight, bias : arrays of the shape of the normalized axes, optional
-        In the array's own axis order; see `layer_norm`.
+    weight, bias : arrays of the shape of the normalized axes, or that broadcast to x, optional
+        As in `layer_norm`.
     axis : int or tuple of ints
         The normalized axes.
     eps : float

@@ -13,7 +13,9 @@ from anynorm._definition.norms import LAYER_NORM, RMS_NORM, Rule
 from anynorm._moments import quietly
 from anynorm._norms import moments_of_leading
 from anynorm._portion_vjp import vjp_of_portion
+from anynorm._totals import is_mixed
 from anynorm._types import Array, ArrayT, Axis, PullbackOfSum
+from anynorm._wording import sentence
 
 
 def add_layer_norm(
@@ -32,17 +34,19 @@ def add_layer_norm(
 
     Parameters
     ----------
-    x, residual : arrays of one library, shape, dtype and device
-        Neither is written to unless it is given as ``out``.
+    x, residual : arrays of one library, shape and device
+        Neither is written to unless it is given as ``out``. The residual may have another real floating dtype than x,
+        as of a float32 stream with bfloat16 branches.
     weight, bias, axis, eps, weight_offset, convention
         As in `layer_norm`.
-    out : pair of arrays like x, optional
-        Where to write y and total; each may be x or residual itself.
+    out : pair of arrays, optional
+        Where to write y and total, of their dtypes; each may be x or residual itself.
 
     Returns
     -------
     y, total : arrays like x
-        y is the norm of total as it is returned, so the bits are those of the two separate calls.
+        y is the norm of total as it is returned, so the bits are those of the two separate calls. total has the wider
+        dtype of x and residual, float32 for float16 beside bfloat16; y has x's, to which the norm of total is rounded.
 
     Raises
     ------
@@ -75,17 +79,19 @@ def add_rms_norm(
 
     Parameters
     ----------
-    x, residual : arrays of one library, shape, dtype and device
-        Neither is written to unless it is given as ``out``.
+    x, residual : arrays of one library, shape and device
+        Neither is written to unless it is given as ``out``. The residual may have another real floating dtype than x,
+        as of a float32 stream with bfloat16 branches.
     weight, bias, axis, eps, weight_offset, convention
         As in `rms_norm`.
-    out : pair of arrays like x, optional
-        Where to write y and total; each may be x or residual itself.
+    out : pair of arrays, optional
+        Where to write y and total, of their dtypes; each may be x or residual itself.
 
     Returns
     -------
     y, total : arrays like x
-        y is the norm of total as it is returned, so the bits are those of the two separate calls.
+        y is the norm of total as it is returned, so the bits are those of the two separate calls. total has the wider
+        dtype of x and residual, float32 for float16 beside bfloat16; y has x's, to which the norm of total is rounded.
 
     Raises
     ------
@@ -127,6 +133,7 @@ def run(
         if result is not None:
             return result
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual, out=out)
+    _require_one_dtype(x, residual, portion)
     result = choose(call).run(call)
     if portion == 1.0:
         return result
@@ -152,10 +159,10 @@ def add_layer_norm_vjp(
     """Return add_layer_norm, ``(y, total)``, and its pullback.
 
     ``pullback(dy, dtotal=None) -> (dx, dresidual, dweight, dbias)`` takes the gradient with respect to y and, where
-    total is used further on, that with respect to total. The gradients with respect to x and to the residual are the
-    same, one array: the dx of `layer_norm_vjp` at total, plus dtotal. The rounding of total is not differentiated. All
-    else is as in `layer_norm_vjp` and `add_layer_norm`; the pullback holds total, which must not change before it is
-    called.
+    total is used further on, that with respect to total, each of the dtype of what it belongs to. The gradients with
+    respect to x and to the residual are the same, one array: the dx of `layer_norm_vjp` at total, plus dtotal. Where x
+    and residual have two dtypes they are one array of each. The rounding of total is not differentiated. All else is as
+    in `layer_norm_vjp` and `add_layer_norm`; the pullback holds total, which must not change before it is called.
 
     Examples
     --------
@@ -209,15 +216,25 @@ def _add_vjp(
     if convention is not None:
         rule, eps, weight_offset, portion = resolved(rule, convention, eps, weight_offset, weight is not None)
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
+    _require_one_dtype(x, residual, portion)
     found = None
     if rule.is_plain and portion == 1.0:
         found = try_fast_paths(rule, x, residual, weight, bias, axis, call.eps, call.weight_offset, None)
     y, total = choose(call).run(call) if found is None else found
-    call = call._replace(x=total, residual=None)
-    if portion == 1.0:
-        return (y, total), partial(_vjp_sum, call)
-    y, pullback = vjp_of_portion(call, portion)
-    return (y, total), partial(_vjp_sum_of_portion, pullback, call)
+    of_total = call._replace(x=total, residual=None, precision=call.library.precision(total))
+    if portion != 1.0:
+        y, pullback = vjp_of_portion(of_total, portion)
+        return (y, total), partial(_vjp_sum_of_portion, pullback, of_total)
+    if is_mixed(x, residual):
+        return (y, total), partial(_vjp_mixed_sum, of_total, call.x.dtype, residual.dtype)
+    return (y, total), partial(_vjp_sum, of_total)
+
+
+def _require_one_dtype(x: Array, residual: Array, portion: float) -> None:
+    """For a portion y is formed in a second call, of the sum, whose dtype it then has."""
+    if portion != 1.0 and is_mixed(x, residual):
+        must, do = f"have x's dtype, {x.dtype}, where a convention takes statistics of a portion", "convert one"
+        raise ValueError(sentence("residual", must, str(residual.dtype), do))
 
 
 def _vjp_sum_of_portion(pullback: Callable[..., Any], call: Call, dy: Any, dtotal: Any = None) -> tuple[Any, ...]:
@@ -233,3 +250,13 @@ def _vjp_sum(call: Call, dy: Any, dtotal: Any = None) -> tuple[Any, Any, Any, An
     gradient = check_gradient(call, dy, dtotal)
     dx, dweight, dbias = choose_vjp(gradient).vjp(gradient)
     return dx, dx, dweight, dbias
+
+
+def _vjp_mixed_sum(call: Call, of_x: Any, of_residual: Any, dy: Any, dtotal: Any = None) -> tuple[Any, Any, Any, Any]:
+    """The same where x and the residual have two dtypes: what is formed in that of their sum is rounded to each."""
+    gradient, xp = check_gradient(call, dy, dtotal, of_x), call.library.namespace
+    gradient = gradient._replace(dy=xp.astype(dy, call.x.dtype, copy=False))
+    dsum, dweight, dbias = choose_vjp(gradient).vjp(gradient)
+    with quietly(xp, dsum):
+        dx, dresidual = (xp.astype(dsum, dtype, copy=False) for dtype in (of_x, of_residual))
+    return dx, dresidual, dweight, dbias

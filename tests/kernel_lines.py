@@ -12,7 +12,7 @@ import anynorm
 from tests.kernel_calls import digests
 
 KERNELS = Path(anynorm.__file__).parent / "_kernels" / "cpu" / "kernels"
-KERNEL_FILES = [str(path) for path in sorted(KERNELS.rglob("[!_]*.py")) if path.name != "task.py"]
+KERNEL_FILES = [str(path) for path in sorted(KERNELS.rglob("[!_]*.py")) if not path.name.endswith("task.py")]
 
 
 def name_of(path):

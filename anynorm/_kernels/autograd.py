@@ -14,6 +14,7 @@ from anynorm._kernels import definition_vjp
 from anynorm._libraries import library_of
 from anynorm._libraries.torch_tensors import lacks_memory
 from anynorm._overlap import require_memory
+from anynorm._parameters import fits_shape
 from anynorm._profiled import is_profiled, name_of, named, profiler_of
 from anynorm._torch.state import direct_apply, followed_question
 from anynorm._wording import describe, sentence
@@ -160,13 +161,14 @@ def require_unchanged(rule: Rule, axes: tuple[int, ...], x: Array, weight: Any, 
 
     ``x.data = other`` and hooks for saved tensors can bring that about, and the kernels would read and write elsewhere.
     """
-    shape = dy.shape
+    shape = tuple(dy.shape)
     row = tuple([shape[axis] for axis in axes])
     for name, one, expected in (("x", x, shape), ("weight", weight, row if rule.averaged else ()), ("bias", bias, row)):
         if not isinstance(one, torch.Tensor):
             continue
-        dtype = dy.dtype if one is x else one.dtype
-        if one.shape != expected or one.device != dy.device or one.dtype != dtype:
+        dtype, own = dy.dtype if one is x else one.dtype, tuple(one.shape)
+        fits = own == expected or (one is not x and rule.averaged and fits_shape(own, shape, axes))
+        if not fits or one.device != dy.device or one.dtype != dtype:
             must = f"be as it was in the call, of shape {tuple(expected)} and {dtype} on {dy.device}"
             got, do = f"{describe(one)} on {one.device}", "give it other data after backward(), and see to hooks"
             raise RuntimeError(sentence(name, must, got, do))

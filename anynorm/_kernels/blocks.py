@@ -21,8 +21,10 @@ from anynorm._definition.norms import Rule
 from anynorm._lengths import chunks_like
 from anynorm._libraries import library_of, library_of_blocks
 from anynorm._moments import LEAVES, PARTS, Moments, of_arrays, quietly, statistics_of
+from anynorm._parameters import axes_of
 from anynorm._tasks import each_block, quietly_call
 from anynorm._threads import alone
+from anynorm._totals import dtype_of_total, is_mixed
 
 Array = Any
 RunBlock = Callable[[Call], Any]  # what runs the call on one block
@@ -73,15 +75,18 @@ def _refuses_cut_rows(call: Call) -> str | None:
 
 def run(call: Call, run_block: RunBlock, reduce_block: RunBlock | None = None) -> Any:
     """Return y, or (y, total) where the call has a residual; with ``reduce_block``, of rows that may be cut."""
-    total = None
+    total, dtype = None, call.x.dtype
     if call.residual is not None:
-        total = _add(call.library.namespace, call.x, in_chunks(call.residual, call.x.chunks))
+        total = _add(call, in_chunks(call.residual, call.x.chunks))
         call = call._replace(x=total, residual=None)
     merged = None
     has_rows = 0 not in [call.x.shape[axis] for axis in call.axes]  # else there are no moments to apply
     if call.moments is None and reduce_block is not None and has_rows:
         merged = merged_moments(call, reduce_block)
     y = _apply(call, merged, run_block)
+    if y.dtype != dtype:  # that of the sum
+        narrow, meta = functools.partial(as_dtype, dtype=dtype), as_dtype(y._meta, dtype)
+        y = each_block(narrow, f"{call.rule.name}-of-sum", y, chunks=y.chunks, meta=meta)
     return y if total is None else (y, total)
 
 
@@ -139,8 +144,10 @@ def described(call: Call, run_block: Callable[..., Any], more: dict[str, Array])
     scale = call.weight if isinstance(call.weight, float) else None
     for name, parameter in (("weight", call.weight), ("bias", call.bias)):
         if parameter is not None and not isinstance(parameter, float):
-            axes = call.axes if parameter.ndim else ()
-            given[name] = in_chunks(parameter, tuple(x.chunks[axis] for axis in axes)), axes
+            axes = axes_of(parameter, x.ndim, call.axes)
+            # One block of length 1 goes with each block of x.
+            lengths = ((1,) if own == 1 else x.chunks[axis] for own, axis in zip(parameter.shape, axes, strict=True))
+            given[name] = in_chunks(parameter, tuple(lengths)), axes
     count: int | None = 0
     if call.moments is not None:
         chunks = tuple((1,) if axis in call.axes else x.chunks[axis] for axis in index)
@@ -152,10 +159,25 @@ def described(call: Call, run_block: Callable[..., Any], more: dict[str, Array])
     return block, [one for pair in given.values() for one in pair]
 
 
-def _add(xp: Any, x: Array, residual: Array) -> Array:
-    index = tuple(range(x.ndim))
+def _add(call: Call, residual: Array) -> Array:
+    x, index = call.x, tuple(range(call.x.ndim))
+    dtype = dtype_of_total(x, residual, call.library)
     both = x, index, residual, index
-    return xp.blockwise(quietly_call, index, operator.add, None, *both, token="add", meta=x._meta, align_arrays=False)
+    add = functools.partial(_sum, dtype=dtype) if is_mixed(x, residual) else operator.add
+    return call.library.namespace.blockwise(
+        quietly_call, index, add, None, *both, token="add", meta=as_dtype(x._meta, dtype), align_arrays=False
+    )
+
+
+def _sum(x: Any, residual: Any, dtype: Any) -> Any:
+    return as_dtype(x, dtype) + as_dtype(residual, dtype)
+
+
+def as_dtype(values: Any, dtype: Any) -> Any:
+    """A block in another dtype; of NumPy scalars, which Dask makes of 0-d blocks, an array."""
+    values = numpy.asarray(values) if isinstance(values, numpy.generic) else values
+    with numpy.errstate(all="ignore"):
+        return library_of(values).namespace.astype(values, dtype, copy=False)
 
 
 def in_chunks(array: Array, chunks: tuple[Any, ...]) -> Array:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy
 
 from anynorm._check import Call, Gradient
-from anynorm._kernels.blocks import Block, call_on_block, described, in_chunks
+from anynorm._kernels.blocks import Block, as_dtype, call_on_block, described, in_chunks
 from anynorm._kernels.definition_vjp import summed_axes
 from anynorm._libraries import library_of, library_of_blocks
+from anynorm._parameters import axes_of
 from anynorm._tasks import each_block
 from anynorm._threads import alone
 
@@ -57,15 +58,15 @@ def _summed(call: Call, derivative: Array, place: int, name: str, parameter: Arr
     from dask.array.utils import meta_from_array
 
     x, of_blocks = call.x, library_of_blocks(call.x)
-    over = summed_axes(call)
+    over, ndim = summed_axes(call, parameter), 0 if isinstance(parameter, float) else parameter.ndim
     wide = of_blocks.namespace.astype(x._meta, of_blocks.precision(x._meta).dtype)
     chunks = tuple((1,) * len(along) if axis in over else along for axis, along in enumerate(x.chunks))
     name = f"{call.rule.name}-{name}"
     total = each_block(operator.itemgetter(place), name, derivative, chunks=chunks, meta=wide)
     if over:
-        total = summed_over(total, over, name, False)
+        total = summed_over(total, over, name, keepdims=ndim == x.ndim)
     meta = meta_from_array(x._meta, 0) if isinstance(parameter, float) else parameter._meta
-    return each_block(functools.partial(_as_dtype, dtype=meta.dtype), name, total, chunks=total.chunks, meta=meta)
+    return each_block(functools.partial(as_dtype, dtype=meta.dtype), name, total, chunks=total.chunks, meta=meta)
 
 
 def summed_over(values: Array, over: tuple[int, ...], name: str, keepdims: bool) -> Array:
@@ -111,15 +112,10 @@ def _widened(call: Call, parameter: Array | float | None) -> Array | None:
 def spread(one: Array, call: Call) -> Array:
     """The gradient of a parameter with as many axes as x, of length 1 where it has been summed over."""
     ndim = len(call.x.shape)
-    own = call.axes if one.ndim else ()
+    own = axes_of(one, ndim, call.axes)
     return one[tuple(slice(None) if axis in own else None for axis in range(ndim))]
 
 
 def _sum(values: Array, axis: tuple[int, ...], keepdims: bool) -> Array:
     with numpy.errstate(all="ignore"):
         return library_of(values).namespace.sum(values, axis=axis, keepdims=keepdims)
-
-
-def _as_dtype(values: Array, dtype: Any) -> Array:
-    values = numpy.asarray(values) if isinstance(values, numpy.generic) else values
-    return library_of(values).namespace.astype(values, dtype, copy=False)

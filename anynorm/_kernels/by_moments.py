@@ -10,7 +10,6 @@ from anynorm._check import Call, Gradient
 from anynorm._definition.counting import multiplier
 from anynorm._definition.derivative import by_statistics, derive_given, derive_moments
 from anynorm._definition.norms import Precision, Step
-from anynorm._definition.sums import total
 from anynorm._kernels import definition, definition_vjp
 from anynorm._moments import Moments, quietly, statistics_of
 from anynorm._moments_gradient import MomentsGradient, in_factors, is_about_zero, parts_of
@@ -67,16 +66,14 @@ def _vjp_blocks(gradient: Gradient, step: Step) -> Derivative:
     """The same of a NumPy array, a block of rows at a time."""
     call, dy, _, wanted = gradient
     dx, of_g, along = numpy.empty_like(call.x, subok=False), *(numpy.empty(step.factor.shape) for _ in range(2))
-    sums: list[list[Array]] = [[], []]
+    sums = definition_vjp.SumsOfBlocks(call)
     for block in definition.blocks_of_rows(call.x.shape, call.axes):
         of_rows = Step(*(one[block] if isinstance(one, numpy.ndarray) else one for one in step))
-        part = _vjp(Gradient(call._replace(x=call.x[block]), dy[block], None, wanted), of_rows)
+        of_block = definition.with_parameters_for(call, block)._replace(x=call.x[block])
+        part = _vjp(Gradient(of_block, dy[block], None, wanted), of_rows)
         dx[block], of_g[block], along[block] = part.dx, part.of_g, part.along
-        for kept, one in zip(sums, part[1:3], strict=True):
-            if one is not None:
-                kept.append(one)
-    found = (total(numpy, numpy.stack(kept), (0,))[0] if kept else None for kept in sums)
-    return Derivative(dx, *definition_vjp.as_parameters(call, *found), of_g, along)
+        sums.add(block, part[1:3])
+    return Derivative(dx, *sums.gradients(), of_g, along)
 
 
 def _vjp(gradient: Gradient, step: Step) -> Derivative:

@@ -20,6 +20,8 @@ from anynorm._definition.sums import count_along
 from anynorm._kernels import sparse
 from anynorm._libraries import dtype_name
 from anynorm._moments import Moments, mapped, of_arrays, quietly, statistics_of
+from anynorm._parameters import part_for
+from anynorm._totals import dtype_of_total, is_mixed
 
 Array = Any
 Steps = Callable[[Call, Array, Moments | None, Any, Any, Precision], Array]
@@ -100,10 +102,13 @@ def _run_blocks(call: Call) -> Any:
     if x.size <= _BLOCK_ELEMENTS and call.out is None:
         y, total = _normalize(call, x, residual, call.moments, steps)
         return y if residual is None else (y, total)
-    outs = call.out or tuple(numpy.empty_like(x, subok=False) for _ in range(1 if residual is None else 2))
+    outs = call.out or (numpy.empty_like(x, subok=False),)
+    if residual is not None and call.out is None:
+        outs += (numpy.empty_like(x, dtype_of_total(x, residual, call.library), subok=False),)
     for block in blocks_of_rows(x.shape, call.axes):
         moments = None if call.moments is None else part_of_moments(call.moments, block)
-        results = _normalize(call, x[block], None if residual is None else residual[block], moments, steps)
+        part = with_parameters_for(call, block)
+        results = _normalize(part, x[block], None if residual is None else residual[block], moments, steps)
         for target, result in zip(outs, results, strict=False):
             target[block] = result
     return outs[0] if residual is None else outs
@@ -124,6 +129,12 @@ def blocks_of_rows(
         yield (*before, slice(start, start + step))
 
 
+def with_parameters_for(call: Call, block: tuple[slice, ...]) -> Call:
+    """The call with the parameters of a block of rows; those that broadcast are cut with x."""
+    ndim = call.x.ndim
+    return call._replace(weight=part_for(call.weight, block, ndim), bias=part_for(call.bias, block, ndim))
+
+
 def part_of_moments(moments: Moments, block: tuple[slice, ...]) -> Moments:
     """The moments of a block of rows; no block is cut along a normalized axis."""
     return Moments(mapped(lambda one: one[block], statistics_of(moments)), moments.namespace)
@@ -135,10 +146,18 @@ def _normalize(
     """Widen, normalize by the steps, narrow."""
     xp, precision, dtype, total = call.library.namespace, precision_of(call), x.dtype, None
     if residual is not None:
-        x = total = xp.astype(x + residual, dtype, copy=False)  # for NumPy's sum has the native byte order
+        x = total = _sum(call, x, residual)
     wide = xp.astype(x, precision.dtype, copy=False)
     y = by(call, wide, None if 0 in x.shape else moments, *parameters_of(call, precision, wide), precision)
     return with_lengths(xp, xp.astype(y, dtype, copy=False), tuple(x.shape)), total
+
+
+def _sum(call: Call, x: Array, residual: Array) -> Array:
+    """The sum of x and a residual, in the wider dtype; NumPy's would have the native byte order."""
+    xp, dtype = call.library.namespace, dtype_of_total(x, residual, call.library)
+    if is_mixed(x, residual):
+        x, residual = (xp.astype(one, dtype, copy=False) for one in (x, residual))
+    return xp.astype(x + residual, dtype, copy=False)
 
 
 def steps(
@@ -236,12 +255,12 @@ def _plus(weight: Array, offset: float, digits: int) -> Array:
 
 
 def _aligned(call: Call, parameter: Array) -> Array:
-    """Give a parameter length 1 on the axes that are not normalized; trailing axes broadcast as they are.
+    """Give a parameter length 1 on the axes that it has not; trailing axes broadcast as they are.
 
     Not in JAX, which may be told to refuse that (jax_numpy_rank_promotion).
     """
     ndim = len(call.x.shape)
-    if not parameter.shape or (call.axes[0] == ndim - len(call.axes) and call.library.name != "jax"):
+    if len(parameter.shape) in (0, ndim) or (call.axes[0] == ndim - len(call.axes) and call.library.name != "jax"):
         return parameter
     return parameter[tuple(slice(None) if axis in call.axes else None for axis in range(ndim))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
@@ -12,7 +13,13 @@ from anynorm._definition.norms import Precision, finish, reduce
 from anynorm._definition.scaling import units_of
 from anynorm._definition.sums import total
 from anynorm._kernels import sparse
-from anynorm._kernels.definition import blocks_of_rows, parameters_of, precision_of, with_lengths
+from anynorm._kernels.definition import (
+    blocks_of_rows,
+    parameters_of,
+    precision_of,
+    with_lengths,
+    with_parameters_for,
+)
 from anynorm._moments import quietly
 
 Array = Any
@@ -37,15 +44,42 @@ def vjp_whole(
 def _vjp_blocks(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
     """The same of a NumPy array, a block of rows at a time."""
     call, dy, dtotal, wanted = gradient
-    dx = numpy.empty_like(call.x, subok=False)
-    sums: list[list[Array]] = [[], []]
+    dx, sums = numpy.empty_like(call.x, subok=False), SumsOfBlocks(call)
     for block in blocks_of_rows(call.x.shape, call.axes):
-        part = Gradient(call._replace(x=call.x[block]), dy[block], None if dtotal is None else dtotal[block], wanted)
+        of_block = with_parameters_for(call, block)._replace(x=call.x[block])
+        part = Gradient(of_block, dy[block], None if dtotal is None else dtotal[block], wanted)
         dx[block], *more = _vjp(part)
-        for kept, one in zip(sums, more, strict=True):
+        sums.add(block, more)
+    return dx, *sums.gradients()
+
+
+class SumsOfBlocks:
+    """The gradients of weight and bias, of which each block of rows has a share."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._shares: tuple[list[Array], list[Array]] = [], []
+        self._cut: int | None = None  # the axis along which there is more than one block
+
+    def add(self, block: tuple[slice, ...], shares: Sequence[Array | None]) -> None:
+        """Keep the shares of the next block."""
+        self._cut = next((axis for axis, at in enumerate(block) if at != slice(None)), None)
+        for kept, one in zip(self._shares, shares, strict=True):
             if one is not None:
                 kept.append(one)
-    return dx, *as_parameters(call, *(total(numpy, numpy.stack(kept), (0,))[0] if kept else None for kept in sums))
+
+    def gradients(self) -> tuple[Array | None, Array | None]:
+        """Both, in the shapes and dtypes of weight and bias."""
+        call = self._call
+        found = (self._joined(kept, one) for kept, one in zip(self._shares, (call.weight, call.bias), strict=True))
+        return as_parameters(call, *found)
+
+    def _joined(self, shares: list[Array], parameter: Any) -> Array | None:
+        if not shares:
+            return None
+        if self._cut is not None and self._cut not in summed_axes(self._call, parameter):  # each has a part of its own
+            return numpy.concatenate(shares, axis=self._cut)
+        return total(numpy, numpy.stack(shares), (0,))[0]
 
 
 def _vjp(gradient: Gradient) -> tuple[Array, Array | None, Array | None]:
@@ -66,16 +100,23 @@ def sums_of_parameters(
     call: Call, share: Array, dy: Array, precision: Precision, wanted: bool
 ) -> tuple[Array | None, Array | None]:
     """The gradients of weight and bias in the dtype that is computed in, not yet shaped."""
-    xp, over = call.library.namespace, summed_axes(call)
-    return (
-        sum_up(xp, share, over, precision) if wanted and call.weight is not None else None,
-        sum_up(xp, dy, over, precision) if wanted and call.bias is not None else None,
+    dweight, dbias = (
+        sum_up(call.library.namespace, values, summed_axes(call, parameter), precision)
+        if wanted and parameter is not None
+        else None
+        for values, parameter in ((share, call.weight), (dy, call.bias))
     )
+    return dweight, dbias
 
 
-def summed_axes(call: Call) -> tuple[int, ...]:
-    """The axes over which the gradient of a parameter is summed: all, where the parameter is one number."""
-    return tuple(axis for axis in range(len(call.x.shape)) if not (call.rule.averaged and axis in call.axes))
+def summed_axes(call: Call, parameter: Any) -> tuple[int, ...]:
+    """The axes over which the gradient of a parameter is summed, those that it has not or along which it is 1 long."""
+    ndim = len(call.x.shape)
+    if not call.rule.averaged:
+        return tuple(range(ndim))
+    if len(parameter.shape) < ndim:
+        return tuple(axis for axis in range(ndim) if axis not in call.axes)
+    return tuple(axis for axis in range(ndim) if parameter.shape[axis] == 1)
 
 
 def sum_up(xp: Any, values: Array, over: tuple[int, ...], precision: Precision) -> Array:

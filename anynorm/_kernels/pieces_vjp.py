@@ -23,7 +23,7 @@ from anynorm._kernels import blocks_vjp
 from anynorm._kernels.blocks import Block, RunBlock, merged_moments, merged_over_rows
 from anynorm._kernels.blocks_vjp import VjpBlock, gathered, gradient_on_block, prepared
 from anynorm._kernels.definition import parameters_of, step_of_given
-from anynorm._kernels.definition_vjp import sum_up, summed_axes
+from anynorm._kernels.definition_vjp import sums_of_parameters
 from anynorm._libraries import library_of
 from anynorm._threads import alone
 
@@ -90,9 +90,7 @@ def _vjp_on_block(*arrays: Any, block: Block) -> tuple[Array, Array | None, Arra
         if dtotal is not None:
             dx = dx + xp.astype(dtotal, precision.dtype, copy=False)
         dy = xp.astype(dy, precision.dtype, copy=False)
-        over = summed_axes(call)
-        dweight = None if call.weight is None else sum_up(xp, dy * x_hat, over, precision)
-        dbias = None if call.bias is None else sum_up(xp, dy, over, precision)
+        dweight, dbias = sums_of_parameters(call, dy * x_hat, dy, precision, True)
         return xp.astype(dx, call.x.dtype, copy=False), dweight, dbias
 
 

@@ -187,7 +187,7 @@ def _add(
         return _residual.run(rule, x, residual, weight, bias, axis, eps, offset, convention, choose=native.choose)
     check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual)
     total = x + residual
-    return norm(total, weight, bias, axis=axis, eps=eps, weight_offset=offset, convention=convention), total
+    return norm(total, weight, bias, axis=axis, eps=eps, weight_offset=offset, convention=convention).to(x.dtype), total
 
 
 def _for_graph(axis: Axis, eps: float, offset: float | None, convention: Convention | str | None) -> dict[str, Any]:

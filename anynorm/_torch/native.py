@@ -53,9 +53,10 @@ def _run(call: Call) -> Any:
     x: Tensor = call.x
     if call.residual is not None:
         total = x + call.residual
-        return _run(call._replace(x=total, residual=None)), total
-    if not call.eps:  # by which torch divides zeros by zero
-        return definition.run(call)
+        return _run(call._replace(x=total, residual=None)).to(x.dtype), total
+    parameters: list[Any] = [one for one in (call.weight, call.bias) if one is not None and call.rule.averaged]
+    if not call.eps or any(one.ndim != len(call.axes) for one in parameters):
+        return definition.run(call)  # for torch would divide zeros by zero, and has one weight for all rows
     last = tuple(range(x.ndim - len(call.axes), x.ndim))
     if call.axes != last:
         return _norm(call, x.movedim(call.axes, last), last).movedim(last, call.axes)

@@ -16,6 +16,8 @@ from anynorm._check import Call, Gradient
 from anynorm._forks import unforked
 from anynorm._kernels.cpu.language.dtypes import INTERPRETED
 from anynorm._moments import arrays_of
+from anynorm._parameters import is_same_for_rows
+from anynorm._totals import is_mixed
 
 _ADVICE = "llvmlite is not installed; pip install llvmlite"
 NO_CONVENTIONS = "it rounds once, with eps where the norm has it, and the convention of this call is another"
@@ -82,6 +84,11 @@ def refuses(call: Call) -> str | None:
         return "x is empty"
     if call.skip_nan:
         return "it does not leave NaN out of moments"
+    reason = refuses_residual(call) if wants_gradient(call) else None
+    if reason is None and call.moments is not None:
+        reason = refuses_parameters(call)
+    if reason is not None:
+        return reason
     if not math.isfinite(scale_of(call)):
         return "the scale is not finite"
     return None
@@ -94,6 +101,24 @@ def refuses_vjp(gradient: Gradient) -> str | None:
         return "a derivative of the derivative is wanted, which goes through the definition"
     # They read dy and dtotal like a residual and write dx like `out`, so the same is required of these.
     return refuses(call._replace(residual=dy, out=None if dtotal is None else (dtotal,)))
+
+
+def refuses_parameters(call: Call) -> str | None:
+    """Why kernels that have one weight and one bias for all rows do not take those of a call; None: they do."""
+    for name, one in (("weight", call.weight), ("bias", call.bias)):
+        if call.rule.averaged and not is_same_for_rows(one, tuple(call.x.shape), call.axes):
+            return f"the {name} is not the same for all rows, or not given for each feature"
+    return None
+
+
+def has_groups(call: Call) -> bool:
+    """Whether a call is one of groups of rows, each with a weight and a bias of its own (launch/groups.py)."""
+    return refuses_parameters(call) is not None
+
+
+def refuses_residual(call: Call) -> str | None:
+    """Why kernels that have one dtype for all that is like x do not take a residual; None: they do."""
+    return "the residual has another dtype than x" if is_mixed(call.x, call.residual) else None
 
 
 def scale_of(call: Call) -> float:

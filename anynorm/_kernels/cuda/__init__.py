@@ -6,7 +6,14 @@ Nothing here imports a library of CUDA's.
 from __future__ import annotations
 
 from anynorm._check import Call, Gradient
-from anynorm._kernels.cpu import NO_CONVENTIONS, is_installed, refuses_arrays, wants_gradient
+from anynorm._kernels.cpu import (
+    NO_CONVENTIONS,
+    is_installed,
+    refuses_arrays,
+    refuses_parameters,
+    refuses_residual,
+    wants_gradient,
+)
 
 _ADVICE = (
     "cuda-bindings is not installed, which launches it; pip install cuda-bindings nvidia-cuda-nvrtc, "
@@ -35,7 +42,8 @@ def refuses(call: Call) -> str | None:
         return "it forms statistics of its own, and these are given"
     if 0 in call.x.shape:
         return "x is empty"
-    return _refuses_layout(call) or missing() or _refuses_device(call)
+    reason = refuses_parameters(call) or refuses_residual(call)
+    return reason or _refuses_layout(call) or missing() or _refuses_device(call)
 
 
 def refuses_vjp(gradient: Gradient) -> str | None:

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from anynorm._forks import unforked
-from anynorm._kernels.cpu.kernels.task import GivenTask, Task, Variant
+from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED, LAYER, RULES, SCALE
 
 # The module in `kernels`, and the function in it.
@@ -26,6 +26,8 @@ _NAMES = {
     "given_columns": ("side_by_side.columns", "apply_columns"),
     "derivative": ("derivative.rows", "differentiate_rows"),
     "derivative_columns": ("derivative.columns", "differentiate_columns"),
+    "groups": ("groups", "normalize_groups"),
+    "derivative_groups": ("groups", "differentiate_groups"),
 }
 _Function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
@@ -41,7 +43,7 @@ class Kernel(NamedTuple):
         """The address at which another kernel calls this one, also where they are interpreted."""
         return self.address or ctypes.cast(_callback(self.function), ctypes.c_void_p).value or 0
 
-    def run(self, task: Task | GivenTask, first: int, last: int) -> int:
+    def run(self, task: ctypes.Structure, first: int, last: int) -> int:
         """Work on rows first to last, or blocks of them; return which is the next."""
         return self.function(ctypes.addressof(task), first, last)
 
@@ -62,6 +64,8 @@ def seconds_to_begin() -> float:
 def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
     """All kernels for arrays of a dtype, by name and variant."""
     code, in_float64 = CODES[dtype], dtype == "float64"
+    if code == 0:  # those of groups are the same for all
+        yield from ((name, Variant(LAYER, 0, False)) for name in ("groups", "derivative_groups"))
     for rule in RULES.values():
         # There is no norm of a sum by scale_norm.
         for has_residual, has_layout in product((False, True) if rule != SCALE else (False,), (False, True)):
@@ -69,6 +73,8 @@ def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
             widths = (True,) if in_float64 else (False, True)
             names = ["float64" if in_float64 else "rows", *(["columns"] * has_layout)]
             yield from ((name, one._replace(in_float64=width)) for name, width in product(names, widths))
+            if rule != SCALE and not has_layout and not in_float64:
+                yield from (("rows", one._replace(in_float64=width, has_turns=True)) for width in widths)
             names = ["derivative", *(["derivative_columns"] * has_layout)]
             yield from (
                 (name, one._replace(in_float64=True, has_numbers=given))

@@ -28,6 +28,13 @@ class Task(ctypes.Structure):
         ("weight_code", _WORD),  # of its dtype
         ("bias", _WORD),
         ("bias_code", _WORD),
+        # Of rows that take turns with some weights and biases, see turns.py:
+        ("turns", _WORD),
+        ("repeat", _WORD),  # rows, one after the other, with the same
+        ("weight_step", _WORD),  # elements from turn to turn, 0 where all have one
+        ("bias_step", _WORD),
+        ("wide_weight", _WORD),  # in float64
+        ("wide_bias", _WORD),
         ("streaming", _WORD),  # past the caches
         ("block", _WORD),  # columns taken at a time
         ("head", _WORD),  # columns that the first block has more
@@ -84,6 +91,7 @@ class Variant(NamedTuple):
     has_residual: bool = False  # a residual and a total; to the derivative a dtotal
     has_layout: bool = False
     has_numbers: bool = False  # the derivative: moments are given
+    has_turns: bool = False  # rows take turns with some weights
 
     @property
     def dtypes(self) -> tuple[Dtype, Dtype]:

@@ -76,6 +76,7 @@ class TaskValues(NamedTuple):
     address: int  # of the Task
     float64_kernel: int  # for what float32 cannot hold; 0: there is none
     narrow: int  # where that lies which float32 has found of a block; 0: nothing
+    turns: bool = False  # whether each row has the parameters of its turn, see turns.py
 
     @property
     def lanes(self) -> int:

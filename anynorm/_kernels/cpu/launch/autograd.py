@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import Any
 
-from anynorm._check import Call
+from anynorm._check import Call, Gradient
 from anynorm._kernels import autograd
+from anynorm._kernels.cpu import has_groups
 from anynorm._kernels.cpu.fast_path.tensors import follow_by
-from anynorm._kernels.cpu.launch.norm import run as run_kernel
+from anynorm._kernels.cpu.launch import groups, groups_vjp, norm
 from anynorm._kernels.cpu.launch.quick_vjp import quick_vjp
-from anynorm._kernels.cpu.launch.vjp import vjp
+from anynorm._kernels.cpu.launch.vjp import vjp as vjp_of_rows
 
 Array = Any
 
@@ -23,9 +24,17 @@ def run(call: Call, choose_vjp: autograd.ChooseVjp) -> Any:
 @cache
 def _kernels(choose_vjp: autograd.ChooseVjp) -> autograd.Kernels:
     """The kernels; the fast path, which lies below, is told of them."""
-    kernels = autograd.Kernels("cpu", run_kernel, vjp, _surely_takes_vjp, quick_vjp, choose_vjp)
+    kernels = autograd.Kernels("cpu", _run, _vjp, _surely_takes_vjp, quick_vjp, choose_vjp)
     follow_by(partial(autograd.follow, kernels))
     return kernels
+
+
+def _run(call: Call) -> Any:
+    return groups.run(call) if has_groups(call) else norm.run(call)
+
+
+def _vjp(gradient: Gradient) -> tuple[Any, ...]:
+    return groups_vjp.vjp(gradient) if has_groups(gradient.call) else vjp_of_rows(gradient)
 
 
 def _surely_takes_vjp(x: Array, dy: Array, dtotal: Array | None) -> bool:

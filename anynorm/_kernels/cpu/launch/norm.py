@@ -12,7 +12,7 @@ from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
 from anynorm._kernels.cpu.fast_path.offers import offer
 from anynorm._kernels.cpu.kernels.task import Task, Variant, needs_float64
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES
-from anynorm._kernels.cpu.launch.layout import lay_out
+from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
 from anynorm._kernels.cpu.threads.crew import launch
@@ -38,12 +38,7 @@ def run_from(call: Call, first: int) -> Any:
     streaming = may_stream(call, y, total)
     layout = lay_out(call, dtype.itemsize, residual, y, total, streaming=streaming, columns=True)
     task, keepalive = task_of(call, residual, y, total, layout, streaming=streaming)
-    name = "columns" if layout is not None and layout.in_columns else "float64" if dtype is FLOAT64 else "rows"
-    rule = RULES[call.rule.name]
-    in_float64 = dtype is FLOAT64 or needs_float64(
-        rule, dtype.code, task.weight_code, task.bias_code, call.weight_offset
-    )
-    variant = Variant(rule, dtype.code, in_float64, residual is not None, layout is not None)
+    name, variant = kernel_for(call, task, layout)
     units = task.rows if layout is None else layout.units
     task.float64_kernel = _fallbacks.get((name, variant), 0)
 
@@ -60,6 +55,16 @@ def run_from(call: Call, first: int) -> Any:
         for one in call.out:
             memory.written(one)
     return y if residual is None else (y, total)
+
+
+def kernel_for(call: Call, task: Task, layout: Layout | None) -> tuple[str, Variant]:
+    """The name and the variant of the kernel for a call, of which this is the task."""
+    dtype, rule = dtype_of(call.x.dtype), RULES[call.rule.name]
+    name = "columns" if layout is not None and layout.in_columns else "float64" if dtype is FLOAT64 else "rows"
+    in_float64 = dtype is FLOAT64 or needs_float64(
+        rule, dtype.code, task.weight_code, task.bias_code, call.weight_offset
+    )
+    return name, Variant(rule, dtype.code, in_float64, call.residual is not None, layout is not None)
 
 
 def _normalize(name: str, variant: Variant, task: Task, first: int, last: int) -> None:

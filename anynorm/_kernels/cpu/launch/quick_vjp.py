@@ -74,7 +74,7 @@ def quick_vjp(
         return None
     dweight = dbias = None
     if weight is not None:
-        if not (weight.is_contiguous() and weight.is_cpu and weight.numel() == features):
+        if not (weight.is_contiguous() and weight.is_cpu and weight.numel() == features and weight.ndim == len(axes)):
             return None
         task.weight = of_weight = weight.data_ptr()
         if of_weight < LOW_ADDRESS and lacks_memory(weight):
@@ -84,7 +84,7 @@ def quick_vjp(
             task.dweight = dweight.data_ptr()
     if bias is not None and parameters:
         # What is like it is to be written.
-        if not (bias.is_contiguous() and bias.is_cpu and bias.numel() == features):
+        if not (bias.is_contiguous() and bias.is_cpu and bias.numel() == features and bias.ndim == len(axes)):
             return None
         dbias = _empty_like(bias)
         task.dbias = dbias.data_ptr()

@@ -17,7 +17,6 @@ from typing import Any
 
 from anynorm import _threads
 from anynorm._kernels.cpu.compiler.entries import Kernel
-from anynorm._kernels.cpu.kernels.task import GivenTask, Task
 from anynorm._kernels.cpu.threads.functions import program
 from anynorm._kernels.cpu.threads.memory import BUSY_NOW, COMPLETE, new_memory, thread_attributes
 from anynorm._processors import processors
@@ -73,7 +72,7 @@ class Crew:
 
 def launch(
     kernel: Kernel,
-    task: Task | GivenTask,
+    task: Any,
     units: int,
     nbytes: int,
     keepalive: Any,
@@ -103,12 +102,7 @@ def _resume_holding(resume: Callable[[int, int], Any], _: Any, first: int, last:
 
 
 def _share(
-    kernel: Kernel,
-    task: Task | GivenTask,
-    units: int,
-    pieces: int,
-    crew: Crew | None,
-    resume: Callable[[int, int], Any],
+    kernel: Kernel, task: Any, units: int, pieces: int, crew: Crew | None, resume: Callable[[int, int], Any]
 ) -> None:
     reached = (ctypes.c_int64 * (1 + pieces))()
     complete = None
