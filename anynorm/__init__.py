@@ -43,6 +43,7 @@ Norms that hold their parameters::
 
 from anynorm._explain import Explanation, explain
 from anynorm._gradients import layer_norm_vjp, rms_norm_vjp, scale_norm_vjp
+from anynorm._load_norms import load_norms
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient
 from anynorm._moments_vjp import moments_vjp
@@ -69,6 +70,7 @@ __all__ = [
     "get_threads",
     "layer_norm",
     "layer_norm_vjp",
+    "load_norms",
     "moments",
     "moments_vjp",
     "rms_norm",
