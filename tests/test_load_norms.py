@@ -1,0 +1,382 @@
+"""load_norms: the norms of .safetensors files, by the names that models give them."""
+
+import json
+
+import numpy as np
+import pytest
+
+import anynorm
+from tests.checkpoints import BFLOAT16, numbers, same_bits, tensors, write_safetensors
+
+LAYER, RMS = anynorm.LayerNorm, anynorm.RMSNorm
+
+
+def decoder(*names, prefix="model.layers.{}.", last="model.norm"):
+    """The names of the norms of two layers and of the last one."""
+    return [prefix.format(layer) + name for layer in (0, 1) for name in names] + [last]
+
+
+# The model, its config.json, the names of its norms, their class, eps, offset, and what their parameters are called.
+MODELS = {
+    "llama": (
+        {"model_type": "llama", "rms_norm_eps": 1e-5},
+        decoder("input_layernorm", "post_attention_layernorm"),
+        (RMS, 1e-5, 0.0, ("weight",)),
+    ),
+    "mixtral, its eps by default": (
+        {"model_type": "mixtral"},
+        decoder("input_layernorm", "post_attention_layernorm"),
+        (RMS, 1e-5, 0.0, ("weight",)),
+    ),
+    "qwen3": (
+        {"model_type": "qwen3", "rms_norm_eps": 1e-6},
+        decoder("input_layernorm", "self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm"),
+        (RMS, 1e-6, 0.0, ("weight",)),
+    ),
+    "gemma2": (
+        {"model_type": "gemma2", "rms_norm_eps": 1e-6},
+        decoder("input_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        (RMS, 1e-6, 1.0, ("weight",)),
+    ),
+    "olmo2": (
+        {"model_type": "olmo2", "rms_norm_eps": 1e-6},
+        decoder("post_attention_layernorm", "post_feedforward_layernorm", "self_attn.q_norm"),
+        (RMS, 1e-6, 0.0, ("weight",)),
+    ),
+    "t5": (
+        {"model_type": "t5", "layer_norm_epsilon": 2e-6},
+        [f"{part}.block.0.layer.{i}.layer_norm" for part in ("encoder", "decoder") for i in (0, 1)]
+        + ["encoder.final_layer_norm"],
+        (RMS, 2e-6, 0.0, ("weight",)),
+    ),
+    "cohere": (
+        {"model_type": "cohere", "layer_norm_eps": 1e-5},
+        decoder("input_layernorm"),
+        (LAYER, 1e-5, 0.0, ("weight",)),
+    ),
+    "nemotron": (
+        {"model_type": "nemotron", "norm_eps": 2e-5},
+        decoder("input_layernorm", "post_attention_layernorm"),
+        (LAYER, 2e-5, 1.0, ("weight", "bias")),
+    ),
+    "bert, as it was converted from TensorFlow": (
+        {"model_type": "bert", "layer_norm_eps": 1e-12},
+        [
+            "bert.embeddings.LayerNorm",
+            "bert.encoder.layer.0.attention.output.LayerNorm",
+            "cls.predictions.transform.LayerNorm",
+        ],
+        (LAYER, 1e-12, 0.0, ("gamma", "beta")),
+    ),
+    "gpt2": (
+        {"model_type": "gpt2", "layer_norm_epsilon": 1e-5},
+        decoder("ln_1", "ln_2", prefix="transformer.h.{}.", last="transformer.ln_f"),
+        (LAYER, 1e-5, 0.0, ("weight", "bias")),
+    ),
+    "vit": (
+        {"model_type": "vit", "layer_norm_eps": 1e-12},
+        decoder("layernorm_before", "layernorm_after", prefix="vit.encoder.layer.{}.", last="vit.layernorm"),
+        (LAYER, 1e-12, 0.0, ("weight", "bias")),
+    ),
+    "distilbert, whose eps is in its code": (
+        {"model_type": "distilbert", "layer_norm_eps": 3.0},
+        ["distilbert.transformer.layer.0.sa_layer_norm", "vocab_layer_norm"],
+        (LAYER, 1e-12, 0.0, ("weight", "bias")),
+    ),
+    "stablelm, a norm for each head": (
+        {"model_type": "stablelm", "layer_norm_eps": 1e-5},
+        ["model.layers.0.self_attn.q_layernorm.norms.0", "model.layers.0.self_attn.q_layernorm.norms.1"],
+        (LAYER, 1e-5, 0.0, ("weight",)),
+    ),
+}
+NO_NORMS = {
+    "model.embed_tokens.weight": (9, 8),
+    "model.layers.0.self_attn.q_proj.weight": (8, 8),
+    "model.layers.0.self_attn.q_proj.bias": (8,),
+    "classifier.normal_head.out.weight": (8,),
+}
+
+
+def require_norm(norm, kind, eps, offset, weight, bias=None):
+    assert type(norm) is kind
+    assert (norm.eps, norm.weight_offset) == (eps, offset)
+    assert same_bits(norm.weight, weight)
+    assert norm.bias is None if bias is None else same_bits(norm.bias, bias)
+
+
+@pytest.mark.parametrize("dtype", [BFLOAT16, "float16", "float32", "float64"], ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_norm_of_a_model(model, dtype, tmp_path):
+    config, names, (kind, eps, offset, parameters) = MODELS[model]
+    held = {f"{name}.{parameter}": (8,) for name in names for parameter in parameters}
+    arrays = tensors(held | NO_NORMS, dtype)
+    write_safetensors(tmp_path / "model.safetensors", arrays, config)
+    for path in (tmp_path, str(tmp_path / "model.safetensors")):
+        norms = anynorm.load_norms(path)
+        assert sorted(norms) == sorted(names)
+        assert norms.left == {}
+        for name, norm in norms.items():
+            require_norm(norm, kind, eps, offset, *(arrays[f"{name}.{parameter}"] for parameter in parameters))
+
+
+def test_an_eps_that_is_in_the_code_for_some_norms(tmp_path):
+    names = decoder("input_layernorm", "self_attn.q_a_layernorm", "self_attn.kv_a_layernorm")
+    arrays = tensors({f"{name}.weight": (8,) for name in names}, "float32")
+    write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "deepseek_v3", "rms_norm_eps": 1e-5})
+    norms = anynorm.load_norms(tmp_path)
+    assert {name: norm.eps for name, norm in norms.items()} == {
+        name: 1e-6 if "_a_" in name else 1e-5 for name in names
+    }  # fmt: skip
+
+
+def test_norms_compute_what_the_formulas_say(tmp_path):
+    weight, x = numbers(8, "float64", 1), numbers((3, 8), "float64", 2)
+    write_safetensors(tmp_path / "x.safetensors", {"model.norm.weight": weight}, {"model_type": "gemma"})
+    expected = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-6) * (1 + weight)
+    np.testing.assert_allclose(anynorm.load_norms(tmp_path)["model.norm"](x), expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["torch", "jax.numpy", "array_api_strict", "dask.array"])
+def test_in_another_library(name, tmp_path):
+    xp = pytest.importorskip(name)
+    arrays = tensors({"model.norm.weight": (8,)}, "float32")
+    write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "llama"})
+    norm = anynorm.load_norms(tmp_path, xp=xp)["model.norm"]
+    assert type(norm.weight) is type(xp.asarray(np.ones(1, np.float32)))
+    assert same_bits(norm.weight, arrays["model.norm.weight"])
+    norm(xp.asarray(numbers((2, 8), "float32", 0)))
+
+
+@pytest.mark.parametrize("name", ["torch", "jax.numpy"])
+def test_bfloat16_in_another_library(name, tmp_path):
+    xp = pytest.importorskip(name)
+    arrays = tensors({"model.norm.weight": (8,)}, BFLOAT16)
+    write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "llama"})
+    norm = anynorm.load_norms(tmp_path, xp=xp)["model.norm"]
+    assert norm.weight.dtype == xp.bfloat16
+    wide = xp.asarray(norm.weight, dtype=xp.float32)
+    assert same_bits(wide, arrays["model.norm.weight"].astype(np.float32))
+
+
+def test_a_dtype_and_a_device(tmp_path):
+    torch = pytest.importorskip("torch")
+    arrays = tensors({"model.norm.weight": (8,)}, "float32")
+    write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "llama"})
+    norm = anynorm.load_norms(tmp_path, xp=torch, dtype=torch.float16, device="meta")["model.norm"]
+    assert (norm.weight.dtype, norm.weight.device.type) == (torch.float16, "meta")
+    norm = anynorm.load_norms(tmp_path, dtype=np.float64)["model.norm"]
+    assert same_bits(norm.weight, arrays["model.norm.weight"].astype(np.float64))
+
+
+def test_a_bias_of_a_wider_dtype_than_the_weight(tmp_path):
+    arrays = {"ln_f.weight": numbers(8, BFLOAT16, 0), "ln_f.bias": numbers(8, "float32", 1)}
+    write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "gpt2"})
+    norm = anynorm.load_norms(tmp_path)["ln_f"]
+    assert same_bits(norm.weight, arrays["ln_f.weight"].astype(np.float32))
+    assert same_bits(norm.bias, arrays["ln_f.bias"])
+
+
+def shards(folder):
+    """Write a model in three files, of which one holds no norm; what is in it."""
+    names = decoder("input_layernorm", "post_attention_layernorm")
+    arrays = tensors({f"{name}.weight": (8,) for name in names} | NO_NORMS, "float32")
+    held = {
+        "a.safetensors": {key: one for key, one in arrays.items() if ".0." in key},
+        "b.safetensors": {key: one for key, one in arrays.items() if ".1." in key or key == "model.norm.weight"},
+        "c.safetensors": {key: arrays[key] for key in ("model.embed_tokens.weight", "classifier.normal_head.out.weight")},
+    }  # fmt: skip
+    for name, part in held.items():
+        write_safetensors(folder / name, part, {"model_type": "llama"})
+    places = {key: name for name, part in held.items() for key in part}
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return names, arrays, index
+
+
+def test_shards(tmp_path):
+    names, arrays, _ = shards(tmp_path)
+    (tmp_path / "c.safetensors").unlink()  # which is not looked at
+    for path in (tmp_path, tmp_path / "model.safetensors.index.json"):
+        norms = anynorm.load_norms(path)
+        assert sorted(norms) == sorted(names)
+        for name, norm in norms.items():
+            require_norm(norm, RMS, 1e-6, 0.0, arrays[f"{name}.weight"])
+    assert sorted(anynorm.load_norms(tmp_path / "a.safetensors")) == sorted(name for name in names if ".0." in name)
+
+
+def test_a_link_to_a_file_elsewhere_is_followed(tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    names, _, _ = shards(tmp_path / "blobs")
+    for one in (tmp_path / "blobs").iterdir():
+        (tmp_path / "snapshot" / one.name).symlink_to(one)
+    assert sorted(anynorm.load_norms(tmp_path / "snapshot")) == sorted(names)
+
+
+def test_a_model_of_several(tmp_path):
+    config = {
+        "model_type": "gemma3",
+        "text_config": {"model_type": "gemma3_text"},
+        "vision_config": {"model_type": "siglip_vision_model", "layer_norm_eps": 1e-6},
+    }
+    text = decoder("input_layernorm", prefix="language_model.model.layers.{}.", last="language_model.model.norm")
+    vision = ["vision_tower.vision_model.post_layernorm"]
+    arrays = tensors({f"{name}.weight": (8,) for name in text + vision}, BFLOAT16)
+    arrays |= {f"{name}.bias": numbers(8, BFLOAT16, 100) for name in vision}
+    arrays["multi_modal_projector.mm_soft_emb_norm.weight"] = numbers(8, BFLOAT16, 101)
+    write_safetensors(tmp_path / "x.safetensors", arrays, config)
+    norms = anynorm.load_norms(tmp_path)
+    assert sorted(norms) == sorted(text + vision)
+    for name in text:
+        require_norm(norms[name], RMS, 1e-6, 1.0, arrays[f"{name}.weight"])
+    require_norm(norms[vision[0]], LAYER, 1e-6, 0.0, arrays[f"{vision[0]}.weight"], arrays[f"{vision[0]}.bias"])
+    assert list(norms.left) == ["multi_modal_projector.mm_soft_emb_norm"]
+    assert "that of several models" in norms.left["multi_modal_projector.mm_soft_emb_norm"]
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (None, "there is no config.json"),
+        ({}, "the model_type 'None' of config.json is not known"),
+        ({"model_type": "mystery", "rms_norm_eps": 1e-6}, "the model_type 'mystery' of config.json is not known"),
+        ({"model_type": ["llama"]}, "of config.json is not known"),
+        ({"model_type": "x", "text_config": {}}, "config.json is that of several models"),
+    ],
+)
+def test_what_is_not_known_is_not_guessed(config, says, tmp_path):
+    arrays = tensors({"model.norm.weight": (8,), "model.layers.0.norm1.weight": (8,)}, "float32")
+    write_safetensors(tmp_path / "x.safetensors", arrays, config)
+    with pytest.raises(ValueError, match="no norm of .* can be made") as error:
+        anynorm.load_norms(tmp_path)
+    assert says in str(error.value)
+    assert "pass kind=, convention= and eps=" in str(error.value)
+    with pytest.raises(ValueError, match=r"pass eps=$"):
+        anynorm.load_norms(tmp_path, kind="rms_norm", convention="torch")
+    with pytest.raises(ValueError, match=r"pass kind=$"):  # torch's are of both kinds
+        anynorm.load_norms(tmp_path, eps=1e-6, convention="torch")
+    for given in ({"kind": "rms_norm", "convention": "llama"}, {"convention": "llama"}):
+        norms = anynorm.load_norms(tmp_path, eps=1e-3, **given)
+        require_norm(norms["model.norm"], RMS, 1e-3, 0.0, arrays["model.norm.weight"])
+        assert len(norms) == 2
+    require_norm(
+        anynorm.load_norms(tmp_path, kind="layer_norm", convention="nemotron", eps=0.0)["model.norm"],
+        LAYER, 0.0, 1.0, arrays["model.norm.weight"],
+    )  # fmt: skip
+
+
+def test_the_caller_overrules_the_file(tmp_path):
+    arrays = tensors({"model.norm.weight": (8,)}, "float32")
+    write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "gemma", "rms_norm_eps": 1e-6})
+    norms = anynorm.load_norms(tmp_path, kind="layer_norm", convention="torch", eps=np.float32(0.5))
+    require_norm(norms["model.norm"], LAYER, 0.5, 0.0, arrays["model.norm.weight"])
+
+
+def test_what_is_named_as_a_norm_and_cannot_be_loaded(tmp_path):
+    held = {
+        "model.norm.weight": (8,),
+        "conv.batch_norm.weight": (8,),
+        "stem.norm.weight": (8,),
+        "stem.norm.running_mean": (8,),
+        "stem.norm.num_batches_tracked": (1,),
+        "unet.group_norm.weight": (8,),
+        "attn.q_norm.weight": (2, 4),
+        "lost.norm.bias": (8,),
+        "biased.norm.weight": (8,),
+        "biased.norm.bias": (8,),
+        "empty.norm.weight": (0,),
+    }
+    arrays = tensors(held, "float32") | {"whole.norm.weight": np.ones(8, np.int32)}
+    write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "llama", "rms_norm_eps": 1e-5})
+    norms = anynorm.load_norms(tmp_path)
+    assert list(norms) == ["model.norm"]
+    whys = {
+        "conv.batch_norm": "named as a batch norm",
+        "stem.norm": "a BatchNorm, for it has",
+        "unet.group_norm": "named as a group norm",
+        "attn.q_norm": "as that of a norm for each head",
+        "lost.norm": "a bias without a weight",
+        "biased.norm": "it has a bias, which an RMSNorm of this model has not",
+        "empty.norm": "has shape (0,)",
+        "whole.norm": "has elements of I32",
+    }
+    assert sorted(norms.left) == sorted(whys)
+    for name, why in whys.items():
+        assert why in norms.left[name]
+    given = anynorm.load_norms(tmp_path, kind="rms_norm")
+    require_norm(given["biased.norm"], RMS, 1e-5, 0.0, arrays["biased.norm.weight"], arrays["biased.norm.bias"])
+
+
+def test_a_bias_that_does_not_fit_its_weight(tmp_path):
+    arrays = tensors({"ln_f.weight": (8,), "ln_f.bias": (1,), "ln_1.weight": (8,)}, "float32")
+    write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "gpt2"})
+    assert anynorm.load_norms(tmp_path).left == {"ln_f": "ln_f.bias has shape (1,), and the weight (8,)"}
+
+
+def test_names_of_keras(tmp_path):
+    arrays = tensors({f"encoder/layer_normalization_1/{name}:0": (8,) for name in ("gamma", "beta")}, "float32")
+    arrays["encoder/batch_normalization/gamma:0"] = numbers(8, "float32", 5)
+    write_safetensors(tmp_path / "x.safetensors", arrays)
+    norms = anynorm.load_norms(tmp_path, kind="layer_norm", convention="keras", eps=1e-3)
+    require_norm(norms["encoder/layer_normalization_1"], LAYER, 1e-3, 0.0, *[*arrays.values()][:2])
+    assert norms.left == {"encoder/batch_normalization": "named as a batch norm"}
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_scale_norms(shape, tmp_path):
+    scale = numbers(shape, "float32", 3)
+    write_safetensors(tmp_path / "x.safetensors", {"layers.0.norm.g": np.asarray(scale)}, {"hidden_size": 16})
+    for given, dim in (({}, 16), ({"dim": np.int64(9)}, 9)):
+        norm = anynorm.load_norms(tmp_path, kind="scale_norm", convention="scalenorm_paper", eps=1e-5, **given)
+        norm = norm["layers.0.norm"]
+        assert (type(norm), norm.dim, norm.eps) == (anynorm.ScaleNorm, dim, 1e-5)
+        assert norm.scale == scale.reshape(())
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"pass dim=$"):
+        anynorm.load_norms(tmp_path, convention="scalenorm_paper", eps=1e-5)
+
+
+def test_printed(tmp_path):
+    names = decoder("input_layernorm")
+    arrays = tensors({f"{name}.weight": (8,) for name in [*names, "conv.0.batch_norm", "conv.1.batch_norm"]}, "float16")
+    write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "llama", "rms_norm_eps": 1e-5})
+    assert repr(anynorm.load_norms(tmp_path)).splitlines() == [
+        "3 norms, 2 left",
+        "    2 x model.layers.*.input_layernorm  RMSNorm(8, eps=1e-05, bias=False, dtype=float16)",
+        "    1 x model.norm  RMSNorm(8, eps=1e-05, bias=False, dtype=float16)",
+        "  left   2 x conv.*.batch_norm  named as a batch norm",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({"path": 3}, TypeError, "path must be a str or a path, got the int 3"),
+        ({"kind": "rms"}, ValueError, "kind must be one of layer_norm, rms_norm, scale_norm, got the str 'rms'"),
+        ({"kind": anynorm.rms_norm}, TypeError, "kind must be one of"),
+        ({"eps": -1.0}, ValueError, "eps must be finite and not negative"),
+        ({"eps": "1"}, TypeError, "eps must be a number"),
+        ({"dim": 0}, ValueError, "dim must be 1 or more"),
+        ({"xp": "torch"}, TypeError, "xp must be an array namespace"),
+        ({"dtype": np.int32}, TypeError, "dtype must be a real floating dtype"),
+    ],
+)
+def test_wrong_arguments(given, error, says, tmp_path):
+    arrays = tensors({"model.norm.weight": (8,)}, "float32")
+    write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "llama"})
+    with pytest.raises(error, match=says):
+        anynorm.load_norms(**{"path": tmp_path, **given})
+
+
+def test_nothing_there(tmp_path):
+    for name in ("no.safetensors", "no.gguf", "no.onnx", "no.safetensors.index.json"):
+        with pytest.raises(FileNotFoundError):
+            anynorm.load_norms(tmp_path / name)
+    with pytest.raises(ValueError, match="must hold a file of .safetensors, .gguf, .onnx"):
+        anynorm.load_norms(tmp_path)
+    write_safetensors(tmp_path / "x.safetensors", tensors(NO_NORMS, "float32"), {"model_type": "llama"})
+    with pytest.raises(ValueError, match="holds no tensor that is named as the weight of a norm"):
+        anynorm.load_norms(tmp_path)
+    write_safetensors(tmp_path / "y.safetensors", tensors(NO_NORMS, "float32"))
+    with pytest.raises(ValueError, match=r"holds x.safetensors, y.safetensors; name the one to load"):
+        anynorm.load_norms(tmp_path)
