@@ -36,6 +36,7 @@ Norms that hold their parameters::
     LayerNorm
     RMSNorm
     ScaleNorm
+    load_norms          those of a trained model, from its file
     anynorm.torch       the same as modules of torch
     anynorm.nnx         the same as modules of Flax NNX
     anynorm.sklearn     the norms as a transformer of scikit-learn

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.checkpoints import BFLOAT16, numbers, same_bits, tensors
+from tests.checkpoints import BFLOAT16, same_bits, tensors
 
 onnx = pytest.importorskip("onnx", reason="needs onnx, which writes the files")
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
@@ -36,7 +36,7 @@ def test_operators(dtype, tmp_path):
         "e.weight",
         "f.weight",
     ]
-    arrays = tensors({name: (8,) for name in names} | {"w": (8, 8)}, dtype)
+    arrays = tensors(dict.fromkeys(names, (8,)) | {"w": (8, 8)}, dtype)
     nodes = [
         node("LayerNormalization", ["x", "a.norm.weight", "a.norm.bias"], epsilon=1e-12),
         node("LayerNormalization", ["x", "b.norm.weight"], "b"),
