@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from anynorm._convention import Convention, check_convention
 from anynorm._numbers import check_length, check_number
 from anynorm._wording import describe, sentence
 
@@ -16,7 +17,7 @@ def load_norms(
     path: str | os.PathLike[str],
     *,
     kind: str | None = None,
-    convention: Any = None,
+    convention: Convention | str | None = None,
     eps: float | None = None,
     dim: SupportsIndex | None = None,
     xp: Any = None,
@@ -49,8 +50,9 @@ def load_norms(
         - an .onnx file; its data may lie in other files of its folder
     kind : {"layer_norm", "rms_norm", "scale_norm"}, optional
         Which norm all in the file are.
-    convention : str, optional
-        How all are computed: ``"torch"``, ``"llama"``, ``"gemma"`` and others.
+    convention : Convention or str, optional
+        How all are computed: ``"torch"``, ``"llama"``, ``"gemma"`` or another name in ``anynorm.CONVENTIONS``, or a
+        `Convention` of one's own, whose offset counts for GGUF files too.
     eps : float, optional
         That of all.
     dim : int, optional
@@ -90,7 +92,7 @@ def load_norms(
     ...     safetensors.numpy.save_file(weights, f"{folder}/model.safetensors")
     ...     norms = anynorm.load_norms(folder, convention="llama", eps=1e-5)
     >>> norms["model.norm"]
-    RMSNorm(4, eps=1e-05, bias=False, dtype=float32)
+    RMSNorm(4, eps=1e-05, bias=False, convention='llama', dtype=float32)
     """
     from pathlib import Path
 
@@ -103,6 +105,8 @@ def load_norms(
     if kind is not None and kind not in KINDS:
         wrong = ValueError if isinstance(kind, str) else TypeError
         raise wrong(sentence("kind", f"be one of {', '.join(KINDS)}", describe(kind), "leave it out, or pass one"))
+    if convention is not None:
+        check_convention(convention)
     eps = None if eps is None else check_number("eps", eps, least=0.0)
     dim = None if dim is None else check_length("dim", dim)
     return make_norms(find_norms(Path(path)), Facts(kind, convention, eps, dim), path, xp, dtype, device)

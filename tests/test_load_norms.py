@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import anynorm
+from anynorm._checkpoints.facts import kind_of
+from anynorm._checkpoints.families import FAMILIES
 from tests.checkpoints import BFLOAT16, numbers, same_bits, tensors, write_safetensors
 
 LAYER, RMS = anynorm.LayerNorm, anynorm.RMSNorm
@@ -16,48 +18,49 @@ def decoder(*names, prefix="model.layers.{}.", last="model.norm"):
     return [prefix.format(layer) + name for layer in (0, 1) for name in names] + [last]
 
 
-# The model, its config.json, the names of its norms, their class, eps, offset, and what their parameters are called.
+# The model, its config.json, the names of its norms, their class, eps, offset and convention, and what their parameters
+# are called.
 MODELS = {
     "llama": (
         {"model_type": "llama", "rms_norm_eps": 1e-5},
         decoder("input_layernorm", "post_attention_layernorm"),
-        (RMS, 1e-5, 0.0, ("weight",)),
+        (RMS, 1e-5, 0.0, "llama", ("weight",)),
     ),
     "mixtral, its eps by default": (
         {"model_type": "mixtral"},
         decoder("input_layernorm", "post_attention_layernorm"),
-        (RMS, 1e-5, 0.0, ("weight",)),
+        (RMS, 1e-5, 0.0, "llama", ("weight",)),
     ),
     "qwen3": (
         {"model_type": "qwen3", "rms_norm_eps": 1e-6},
         decoder("input_layernorm", "self_attn.q_norm", "self_attn.k_norm", "post_attention_layernorm"),
-        (RMS, 1e-6, 0.0, ("weight",)),
+        (RMS, 1e-6, 0.0, "qwen3", ("weight",)),
     ),
     "gemma2": (
         {"model_type": "gemma2", "rms_norm_eps": 1e-6},
         decoder("input_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
-        (RMS, 1e-6, 1.0, ("weight",)),
+        (RMS, 1e-6, 1.0, "gemma", ("weight",)),
     ),
     "olmo2": (
         {"model_type": "olmo2", "rms_norm_eps": 1e-6},
         decoder("post_attention_layernorm", "post_feedforward_layernorm", "self_attn.q_norm"),
-        (RMS, 1e-6, 0.0, ("weight",)),
+        (RMS, 1e-6, 0.0, "olmo2", ("weight",)),
     ),
     "t5": (
         {"model_type": "t5", "layer_norm_epsilon": 2e-6},
         [f"{part}.block.0.layer.{i}.layer_norm" for part in ("encoder", "decoder") for i in (0, 1)]
         + ["encoder.final_layer_norm"],
-        (RMS, 2e-6, 0.0, ("weight",)),
+        (RMS, 2e-6, 0.0, "t5", ("weight",)),
     ),
     "cohere": (
         {"model_type": "cohere", "layer_norm_eps": 1e-5},
         decoder("input_layernorm"),
-        (LAYER, 1e-5, 0.0, ("weight",)),
+        (LAYER, 1e-5, 0.0, "cohere", ("weight",)),
     ),
     "nemotron": (
         {"model_type": "nemotron", "norm_eps": 2e-5},
         decoder("input_layernorm", "post_attention_layernorm"),
-        (LAYER, 2e-5, 1.0, ("weight", "bias")),
+        (LAYER, 2e-5, 1.0, "nemotron", ("weight", "bias")),
     ),
     "bert, as it was converted from TensorFlow": (
         {"model_type": "bert", "layer_norm_eps": 1e-12},
@@ -66,27 +69,27 @@ MODELS = {
             "bert.encoder.layer.0.attention.output.LayerNorm",
             "cls.predictions.transform.LayerNorm",
         ],
-        (LAYER, 1e-12, 0.0, ("gamma", "beta")),
+        (LAYER, 1e-12, 0.0, "torch", ("gamma", "beta")),
     ),
     "gpt2": (
         {"model_type": "gpt2", "layer_norm_epsilon": 1e-5},
         decoder("ln_1", "ln_2", prefix="transformer.h.{}.", last="transformer.ln_f"),
-        (LAYER, 1e-5, 0.0, ("weight", "bias")),
+        (LAYER, 1e-5, 0.0, "torch", ("weight", "bias")),
     ),
     "vit": (
         {"model_type": "vit", "layer_norm_eps": 1e-12},
         decoder("layernorm_before", "layernorm_after", prefix="vit.encoder.layer.{}.", last="vit.layernorm"),
-        (LAYER, 1e-12, 0.0, ("weight", "bias")),
+        (LAYER, 1e-12, 0.0, "torch", ("weight", "bias")),
     ),
     "distilbert, whose eps is in its code": (
         {"model_type": "distilbert", "layer_norm_eps": 3.0},
         ["distilbert.transformer.layer.0.sa_layer_norm", "vocab_layer_norm"],
-        (LAYER, 1e-12, 0.0, ("weight", "bias")),
+        (LAYER, 1e-12, 0.0, "torch", ("weight", "bias")),
     ),
     "stablelm, a norm for each head": (
         {"model_type": "stablelm", "layer_norm_eps": 1e-5},
         ["model.layers.0.self_attn.q_layernorm.norms.0", "model.layers.0.self_attn.q_layernorm.norms.1"],
-        (LAYER, 1e-5, 0.0, ("weight",)),
+        (LAYER, 1e-5, 0.0, "torch", ("weight",)),
     ),
 }
 NO_NORMS = {
@@ -97,9 +100,9 @@ NO_NORMS = {
 }
 
 
-def require_norm(norm, kind, eps, offset, weight, bias=None):
+def require_norm(norm, kind, eps, offset, convention, weight, bias=None):
     assert type(norm) is kind
-    assert (norm.eps, norm.weight_offset) == (eps, offset)
+    assert (norm.eps, norm.weight_offset, norm.convention) == (eps, offset, anynorm.CONVENTIONS[convention])
     assert same_bits(norm.weight, weight)
     assert norm.bias is None if bias is None else same_bits(norm.bias, bias)
 
@@ -107,7 +110,7 @@ def require_norm(norm, kind, eps, offset, weight, bias=None):
 @pytest.mark.parametrize("dtype", [BFLOAT16, "float16", "float32", "float64"], ids=str)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_norm_of_a_model(model, dtype, tmp_path):
-    config, names, (kind, eps, offset, parameters) = MODELS[model]
+    config, names, (*kind, parameters) = MODELS[model]
     held = {f"{name}.{parameter}": (8,) for name in names for parameter in parameters}
     arrays = tensors(held | NO_NORMS, dtype)
     write_safetensors(tmp_path / "model.safetensors", arrays, config)
@@ -116,7 +119,7 @@ def test_every_norm_of_a_model(model, dtype, tmp_path):
         assert sorted(norms) == sorted(names)
         assert norms.left == {}
         for name, norm in norms.items():
-            require_norm(norm, kind, eps, offset, *(arrays[f"{name}.{parameter}"] for parameter in parameters))
+            require_norm(norm, *kind, *(arrays[f"{name}.{parameter}"] for parameter in parameters))
 
 
 def test_an_eps_that_is_in_the_code_for_some_norms(tmp_path):
@@ -134,6 +137,14 @@ def test_norms_compute_what_the_formulas_say(tmp_path):
     write_safetensors(tmp_path / "x.safetensors", {"model.norm.weight": weight}, {"model_type": "gemma"})
     expected = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-6) * (1 + weight)
     np.testing.assert_allclose(anynorm.load_norms(tmp_path)["model.norm"](x), expected, rtol=1e-14)
+
+
+def test_each_convention_of_a_model_has_a_meaning():
+    assert {family.convention for family in FAMILIES.values()} <= set(anynorm.CONVENTIONS)
+    for name, convention in anynorm.CONVENTIONS.items():
+        kinds = {family.kind for family in FAMILIES.values() if family.convention == name}
+        assert kind_of(name) is None or kinds <= {kind_of(name)}
+        assert kind_of(convention) is None  # of one's own
 
 
 @pytest.mark.parametrize("name", ["torch", "jax.numpy", "array_api_strict", "dask.array"])
@@ -200,7 +211,7 @@ def test_shards(tmp_path):
         norms = anynorm.load_norms(path)
         assert sorted(norms) == sorted(names)
         for name, norm in norms.items():
-            require_norm(norm, RMS, 1e-6, 0.0, arrays[f"{name}.weight"])
+            require_norm(norm, RMS, 1e-6, 0.0, "llama", arrays[f"{name}.weight"])
     assert sorted(anynorm.load_norms(tmp_path / "a.safetensors")) == sorted(name for name in names if ".0." in name)
 
 
@@ -228,8 +239,10 @@ def test_a_model_of_several(tmp_path):
     norms = anynorm.load_norms(tmp_path)
     assert sorted(norms) == sorted(text + vision)
     for name in text:
-        require_norm(norms[name], RMS, 1e-6, 1.0, arrays[f"{name}.weight"])
-    require_norm(norms[vision[0]], LAYER, 1e-6, 0.0, arrays[f"{vision[0]}.weight"], arrays[f"{vision[0]}.bias"])
+        require_norm(norms[name], RMS, 1e-6, 1.0, "gemma3", arrays[f"{name}.weight"])
+    require_norm(
+        norms[vision[0]], LAYER, 1e-6, 0.0, "torch", arrays[f"{vision[0]}.weight"], arrays[f"{vision[0]}.bias"]
+    )
     assert list(norms.left) == ["multi_modal_projector.mm_soft_emb_norm"]
     assert "that of several models" in norms.left["multi_modal_projector.mm_soft_emb_norm"]
 
@@ -257,11 +270,11 @@ def test_what_is_not_known_is_not_guessed(config, says, tmp_path):
         anynorm.load_norms(tmp_path, eps=1e-6, convention="torch")
     for given in ({"kind": "rms_norm", "convention": "llama"}, {"convention": "llama"}):
         norms = anynorm.load_norms(tmp_path, eps=1e-3, **given)
-        require_norm(norms["model.norm"], RMS, 1e-3, 0.0, arrays["model.norm.weight"])
+        require_norm(norms["model.norm"], RMS, 1e-3, 0.0, "llama", arrays["model.norm.weight"])
         assert len(norms) == 2
     require_norm(
         anynorm.load_norms(tmp_path, kind="layer_norm", convention="nemotron", eps=0.0)["model.norm"],
-        LAYER, 0.0, 1.0, arrays["model.norm.weight"],
+        LAYER, 0.0, 1.0, "nemotron", arrays["model.norm.weight"],
     )  # fmt: skip
 
 
@@ -269,7 +282,7 @@ def test_the_caller_overrules_the_file(tmp_path):
     arrays = tensors({"model.norm.weight": (8,)}, "float32")
     write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "gemma", "rms_norm_eps": 1e-6})
     norms = anynorm.load_norms(tmp_path, kind="layer_norm", convention="torch", eps=np.float32(0.5))
-    require_norm(norms["model.norm"], LAYER, 0.5, 0.0, arrays["model.norm.weight"])
+    require_norm(norms["model.norm"], LAYER, 0.5, 0.0, "torch", arrays["model.norm.weight"])
 
 
 def test_what_is_named_as_a_norm_and_cannot_be_loaded(tmp_path):
@@ -304,7 +317,9 @@ def test_what_is_named_as_a_norm_and_cannot_be_loaded(tmp_path):
     for name, why in whys.items():
         assert why in norms.left[name]
     given = anynorm.load_norms(tmp_path, kind="rms_norm")
-    require_norm(given["biased.norm"], RMS, 1e-5, 0.0, arrays["biased.norm.weight"], arrays["biased.norm.bias"])
+    require_norm(
+        given["biased.norm"], RMS, 1e-5, 0.0, "llama", arrays["biased.norm.weight"], arrays["biased.norm.bias"]
+    )
 
 
 def test_a_bias_that_does_not_fit_its_weight(tmp_path):
@@ -318,7 +333,7 @@ def test_names_of_keras(tmp_path):
     arrays["encoder/batch_normalization/gamma:0"] = numbers(8, "float32", 5)
     write_safetensors(tmp_path / "x.safetensors", arrays)
     norms = anynorm.load_norms(tmp_path, kind="layer_norm", convention="keras", eps=1e-3)
-    require_norm(norms["encoder/layer_normalization_1"], LAYER, 1e-3, 0.0, *[*arrays.values()][:2])
+    require_norm(norms["encoder/layer_normalization_1"], LAYER, 1e-3, 0.0, "keras", *[*arrays.values()][:2])
     assert norms.left == {"encoder/batch_normalization": "named as a batch norm"}
 
 
@@ -330,6 +345,7 @@ def test_scale_norms(shape, tmp_path):
         norm = anynorm.load_norms(tmp_path, kind="scale_norm", convention="scalenorm_paper", eps=1e-5, **given)
         norm = norm["layers.0.norm"]
         assert (type(norm), norm.dim, norm.eps) == (anynorm.ScaleNorm, dim, 1e-5)
+        assert norm.convention == anynorm.CONVENTIONS["scalenorm_paper"]
         assert norm.scale == scale.reshape(())
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"pass dim=$"):
@@ -342,8 +358,8 @@ def test_printed(tmp_path):
     write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "llama", "rms_norm_eps": 1e-5})
     assert repr(anynorm.load_norms(tmp_path)).splitlines() == [
         "3 norms, 2 left",
-        "    2 x model.layers.*.input_layernorm  RMSNorm(8, eps=1e-05, bias=False, dtype=float16)",
-        "    1 x model.norm  RMSNorm(8, eps=1e-05, bias=False, dtype=float16)",
+        "    2 x model.layers.*.input_layernorm  RMSNorm(8, eps=1e-05, bias=False, convention='llama', dtype=float16)",
+        "    1 x model.norm  RMSNorm(8, eps=1e-05, bias=False, convention='llama', dtype=float16)",
         "  left   2 x conv.*.batch_norm  named as a batch norm",
     ]
 
@@ -354,6 +370,8 @@ def test_printed(tmp_path):
         ({"path": 3}, TypeError, "path must be a str or a path, got the int 3"),
         ({"kind": "rms"}, ValueError, "kind must be one of layer_norm, rms_norm, scale_norm, got the str 'rms'"),
         ({"kind": anynorm.rms_norm}, TypeError, "kind must be one of"),
+        ({"convention": "lama"}, ValueError, "convention must be a Convention or one of the names torch, llama"),
+        ({"convention": 3}, TypeError, "convention must be a Convention or one of the names"),
         ({"eps": -1.0}, ValueError, "eps must be finite and not negative"),
         ({"eps": "1"}, TypeError, "eps must be a number"),
         ({"dim": 0}, ValueError, "dim must be 1 or more"),

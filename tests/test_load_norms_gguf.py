@@ -12,18 +12,18 @@ from tests.checkpoints import BFLOAT16, numbers, same_bits, tensors, write_gguf
 gguf = pytest.importorskip("gguf", reason="needs gguf, which writes the files")
 
 LAYER, RMS = anynorm.LayerNorm, anynorm.RMSNorm
-# The architecture, which eps it has, and its norms.
+# The architecture, which eps it has, its convention and its norms.
 MODELS = {
-    "llama": ("rms", ["blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"]),
-    "gemma": ("rms", ["blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"]),
-    "gemma3": ("rms", ["blk.0.attn_q_norm", "blk.0.post_attention_norm", "blk.0.post_ffw_norm"]),
-    "qwen3": ("rms", ["blk.0.attn_q_norm", "blk.0.attn_k_norm", "blk.0.attn_norm", "output_norm"]),
-    "olmo2": ("rms", ["blk.0.post_attention_norm", "blk.0.attn_q_norm", "output_norm"]),
-    "t5": ("both", ["enc.blk.0.attn_norm", "dec.blk.0.cross_attn_norm", "dec.output_norm"]),
-    "bert": ("layer", ["token_embd_norm", "blk.0.attn_output_norm", "blk.0.layer_output_norm"]),
-    "gpt2": ("layer", ["blk.0.attn_norm", "output_norm"]),
-    "command-r": ("layer", ["blk.0.attn_norm", "output_norm"]),
-    "nemotron": ("layer", ["blk.0.attn_norm", "output_norm"]),
+    "llama": ("rms", "llama", ["blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"]),
+    "gemma": ("rms", "gemma", ["blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"]),
+    "gemma3": ("rms", "gemma3", ["blk.0.attn_q_norm", "blk.0.post_attention_norm", "blk.0.post_ffw_norm"]),
+    "qwen3": ("rms", "qwen3", ["blk.0.attn_q_norm", "blk.0.attn_k_norm", "blk.0.attn_norm", "output_norm"]),
+    "olmo2": ("rms", "olmo2", ["blk.0.post_attention_norm", "blk.0.attn_q_norm", "output_norm"]),
+    "t5": ("both", "t5", ["enc.blk.0.attn_norm", "dec.blk.0.cross_attn_norm", "dec.output_norm"]),
+    "bert": ("layer", "torch", ["token_embd_norm", "blk.0.attn_output_norm", "blk.0.layer_output_norm"]),
+    "gpt2": ("layer", "torch", ["blk.0.attn_norm", "output_norm"]),
+    "command-r": ("layer", "cohere", ["blk.0.attn_norm", "output_norm"]),
+    "nemotron": ("layer", "nemotron", ["blk.0.attn_norm", "output_norm"]),
 }
 OTHERS = {"token_embd.weight": (15, 8), "blk.0.attn_q.weight": (8, 8), "blk.0.attn_q.bias": (8,)}
 EPS = float(np.float32(1e-5))
@@ -37,7 +37,7 @@ def keys_of(architecture, eps):
 
 @pytest.mark.parametrize("architecture", MODELS)
 def test_every_norm_of_a_model(architecture, tmp_path):
-    eps, names = MODELS[architecture]
+    eps, convention, names = MODELS[architecture]
     parameters = ("weight",) if eps != "layer" else ("weight", "bias")
     arrays = tensors({f"{name}.{one}": (8,) for name in names for one in parameters} | OTHERS, "float32")
     write_gguf(tmp_path / "x.gguf", architecture, arrays, keys_of(architecture, eps))
@@ -48,6 +48,7 @@ def test_every_norm_of_a_model(architecture, tmp_path):
         assert type(norm) is (LAYER if eps == "layer" else RMS)
         # The converter has added the 1 of Gemma and Nemotron.
         assert (norm.eps, norm.weight_offset) == (EPS, 0.0)
+        assert norm.convention == anynorm.CONVENTIONS[convention].replace(weight_offset=0.0)
         assert same_bits(norm.weight, arrays[f"{name}.weight"])
         assert norm.bias is None if eps != "layer" else same_bits(norm.bias, arrays[f"{name}.bias"])
 
@@ -99,6 +100,9 @@ def test_what_is_not_known_is_not_guessed(architecture, keys, says, tmp_path):
     norm = anynorm.load_norms(tmp_path, kind="rms_norm", convention="gemma", eps=0.25)["output_norm"]
     assert (type(norm), norm.eps, norm.weight_offset) == (RMS, 0.25, 0.0)
     assert same_bits(norm.weight, arrays["output_norm.weight"])
+    own = anynorm.CONVENTIONS["gemma"].replace(eps=0.5)  # of which one knows what one wants
+    norm = anynorm.load_norms(tmp_path, kind="rms_norm", convention=own, eps=0.25)["output_norm"]
+    assert (norm.eps, norm.weight_offset, norm.convention) == (0.25, 1.0, own)
 
 
 def test_an_architecture_that_is_not_known_with_its_eps(tmp_path):

@@ -62,6 +62,7 @@ def test_operators(dtype, tmp_path):
         norm = norms[name]
         # The file has epsilon as float32; that of a default is no number of the file.
         assert (type(norm), np.float32(norm.eps)) == (kind, np.float32(eps))
+        assert norm.convention == anynorm.CONVENTIONS["onnx"]
         assert same_bits(norm.weight, arrays[weight])
         assert norm.bias is None if bias is None else same_bits(norm.bias, arrays[bias])
 

@@ -39,7 +39,7 @@ def of_numpy(x: Floats, matrix: Matrix, weight: Floats) -> None:
     assert_type(anynorm.rms_norm(matrix, weight), Matrix)
     assert_type(anynorm.scale_norm(x), Floats)
     assert_type(
-        anynorm.load_norms("model.gguf", eps=np.float32(1))["output_norm"],
+        anynorm.load_norms("model.gguf", eps=0)["output_norm"],
         anynorm.LayerNorm | anynorm.RMSNorm | anynorm.ScaleNorm,
     )
     assert_type(anynorm.scale_norm(x, 2), Floats)

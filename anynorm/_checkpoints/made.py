@@ -10,6 +10,7 @@ import numpy
 
 from anynorm._checkpoints.facts import LAYER, RMS, SCALE, Facts, Found
 from anynorm._checkpoints.stored import FLOATS, Tensor, values
+from anynorm._convention import Convention, check_convention
 from anynorm._libraries import Library
 from anynorm._modules.loading import library_and_dtype
 from anynorm.modules import LayerNorm, RMSNorm, ScaleNorm
@@ -110,20 +111,17 @@ def _norm_of(
     if dtype is None:  # that of the file; by NumPy's name for it where a library has none of its own, and may take it
         dtype = numpy.result_type(*state.values())
         dtype = getattr(library.namespace, dtype.name, dtype)
-    options: dict[str, Any] = {"eps": facts.eps, "dtype": dtype} | place
+    options: dict[str, Any] = {"eps": facts.eps, "convention": _convention(facts), "dtype": dtype} | place
     norm: Norm
     if facts.kind == SCALE:
         norm = ScaleNorm(facts.dim or 1, **options)
     else:
-        options |= {"bias": bias is not None} | _convention(facts)
-        norm = (LayerNorm if facts.kind == LAYER else RMSNorm)(weight.shape, **options)
+        norm = (LayerNorm if facts.kind == LAYER else RMSNorm)(weight.shape, bias=bias is not None, **options)
     norm.load_state_dict(state)
     return norm
 
 
-_ZERO_CENTRED = ("gemma", "gemma3", "nemotron")
-
-
-def _convention(facts: Facts) -> dict[str, Any]:
-    offset = 1.0 if facts.convention in _ZERO_CENTRED and not facts.weight_is_factor else 0.0
-    return {"weight_offset": offset}
+def _convention(facts: Facts) -> Convention:
+    """The convention, without the offset where the weight in the file has it."""
+    convention = check_convention(facts.convention)
+    return convention.replace(weight_offset=0.0) if facts.weight_is_factor else convention
