@@ -60,7 +60,8 @@ def load_norms(
     xp : array namespace, optional
         The library of the parameters, such as torch, cupy or jax.numpy; left out, NumPy.
     dtype : dtype of that library, optional
-        Left out, that of the weight in the file; bfloat16 in NumPy is ml_dtypes'.
+        Left out, that of the file, of a weight and a bias that have two the one that holds both; bfloat16 in NumPy is
+        ml_dtypes'.
     device : device of that library, optional
         Left out, the library's own.
 

@@ -179,12 +179,22 @@ def test_a_dtype_and_a_device(tmp_path):
     assert same_bits(norm.weight, arrays["model.norm.weight"].astype(np.float64))
 
 
-def test_a_bias_of_a_wider_dtype_than_the_weight(tmp_path):
-    arrays = {"ln_f.weight": numbers(8, BFLOAT16, 0), "ln_f.bias": numbers(8, "float32", 1)}
+@pytest.mark.parametrize(
+    ("weight", "bias", "both"),
+    [
+        (BFLOAT16, "float32", "float32"),
+        ("float64", "float16", "float64"),
+        ("float16", BFLOAT16, "float32"),
+        (BFLOAT16, BFLOAT16, BFLOAT16),
+    ],
+    ids=str,
+)
+def test_a_bias_of_another_dtype_than_the_weight(weight, bias, both, tmp_path):
+    arrays = {"ln_f.weight": numbers(8, weight, 0), "ln_f.bias": numbers(8, bias, 1)}
     write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "gpt2"})
     norm = anynorm.load_norms(tmp_path)["ln_f"]
-    assert same_bits(norm.weight, arrays["ln_f.weight"].astype(np.float32))
-    assert same_bits(norm.bias, arrays["ln_f.bias"])
+    assert same_bits(norm.weight, arrays["ln_f.weight"].astype(both))
+    assert same_bits(norm.bias, arrays["ln_f.bias"].astype(both))
 
 
 def shards(folder):

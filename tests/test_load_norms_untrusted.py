@@ -80,6 +80,22 @@ def test_a_damaged_config(config, tmp_path):
     assert len(str(error.value)) < 500
 
 
+@pytest.mark.parametrize(
+    ("name", "most"), [("config.json", 1 << 20), ("model.safetensors.index.json", 64 << 20)], ids=["config", "index"]
+)
+def test_json_of_a_size_that_it_never_has(name, most, tmp_path):
+    write_safetensors(tmp_path / "x.safetensors", tensors({"norm.weight": (8,)}, "float32"), {"model_type": "llama"})
+    written = json.dumps({"model_type": "llama", "weight_map": {"norm.weight": "x.safetensors"}})
+    path = tmp_path / name
+    path.write_text(written + " " * (most - len(written)))
+    loaded = tmp_path / ("x.safetensors" if name == "config.json" else name)
+    assert list(anynorm.load_norms(loaded)) == ["norm"]
+    with path.open("a") as file:
+        file.write(" ")
+    with pytest.raises(ValueError, match=re.escape(f"{path} has {most + 1} bytes, too many for what it is")):
+        anynorm.load_norms(loaded)
+
+
 def test_a_part_of_a_config_that_is_none(tmp_path):
     arrays = tensors({"text_model.norm.weight": (8,)}, "float32")
     write_safetensors(tmp_path / "x.safetensors", arrays, {"text_config": 3})

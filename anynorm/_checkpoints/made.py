@@ -109,7 +109,7 @@ def _norm_of(
     """A norm with the elements from the file."""
     state = {"weight": values(weight)} | ({"bias": values(bias)} if bias is not None else {})
     if dtype is None:  # that of the file; by NumPy's name for it where a library has none of its own, and may take it
-        dtype = numpy.result_type(*state.values())
+        dtype = _dtype_for({value.dtype for value in state.values()})
         dtype = getattr(library.namespace, dtype.name, dtype)
     options: dict[str, Any] = {"eps": facts.eps, "convention": _convention(facts), "dtype": dtype} | place
     norm: Norm
@@ -119,6 +119,12 @@ def _norm_of(
         norm = (LayerNorm if facts.kind == LAYER else RMSNorm)(weight.shape, bias=bias is not None, **options)
     norm.load_state_dict(state)
     return norm
+
+
+def _dtype_for(dtypes: set[Any]) -> Any:
+    """The dtype that holds numbers of all of these; none of 16 bits holds those of the other one."""
+    widest = max(dtypes, key=lambda dtype: dtype.itemsize)
+    return widest if len(dtypes) == 1 or widest.itemsize > 2 else numpy.dtype(numpy.float32)
 
 
 def _convention(facts: Facts) -> Convention:

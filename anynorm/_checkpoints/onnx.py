@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections import ChainMap
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,15 +50,15 @@ def read_graph(path: Path) -> Found:
         if len(graphs) != 1:
             raise ValueError(f"{path} is not an ONNX model: it holds {len(graphs)} graphs, and must hold one")
         found = Found({}, {})
-        _read(file, graphs[0], {}, found, 0)
+        _read(file, graphs[0], ChainMap(), found, 0)
         return found
 
 
-def _read(file: Source, graph: Span, outer: dict[str, Span], found: Found, depth: int) -> None:
+def _read(file: Source, graph: Span, outer: ChainMap[str, Span], found: Found, depth: int) -> None:
     """Add the norms of a graph, and of the graphs in it, to those found."""
     if depth > _DEEPEST_GRAPH:
         raise file.damaged("it has graphs in graphs in graphs")
-    nodes, tensors = [], dict(outer)
+    nodes, tensors = [], outer.new_child()
     for number, value in _fields(file, graph):
         if number == 1:
             nodes.append(_node(file, _span(file, value)))
@@ -74,7 +75,7 @@ def _read(file: Source, graph: Span, outer: dict[str, Span], found: Found, depth
                 _read(file, value.span, tensors, found, depth + 1)
 
 
-def _add(file: Source, node: Node, tensors: dict[str, Span], found: Found) -> None:
+def _add(file: Source, node: Node, tensors: Mapping[str, Span], found: Found) -> None:
     """Add a norm to those found, or say why it is none that can be loaded."""
     kind, at, bias_at, eps = _OPERATORS[node.operator]
     weight, bias = (node.inputs[i] if i is not None and i < len(node.inputs) else "" for i in (at, bias_at))

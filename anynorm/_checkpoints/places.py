@@ -20,7 +20,7 @@ _INDEX = ".safetensors.index.json"
 _SUFFIXES = (".safetensors", ".gguf", ".onnx")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
 _KERAS = (".keras", ".h5", ".hdf5")
-_LARGEST_JSON = 64 << 20  # bytes; the index of the largest models has 10 MB
+_LARGEST_CONFIG, _LARGEST_INDEX = 1 << 20, 64 << 20  # bytes; the index of the largest models has 10 MB
 
 
 def find_norms(path: Path) -> Found:
@@ -63,7 +63,7 @@ def _file_of(folder: Path) -> Path:
 
 def _in_shards(index: Path) -> Found:
     """The norms of several files, of which those are opened that hold one."""
-    places = _json(index).get("weight_map")
+    places = _json(index, _LARGEST_INDEX).get("weight_map")
     if not isinstance(places, Mapping) or not all(isinstance(name, str) for name in places.values()):
         raise ValueError(f"{index} is damaged: its weight_map must tell a file for each tensor")
     named = norms_among(places, index)
@@ -111,7 +111,7 @@ def _facts_beside(path: Path) -> Callable[[str], Facts]:
     place = path.parent / "config.json"
     if not place.exists():
         return lambda norm: Facts(why=f"there is no config.json in {path.parent}")
-    config = _json(place)
+    config = _json(place, _LARGEST_CONFIG)
 
     def facts(norm: str) -> Facts:
         try:
@@ -122,9 +122,9 @@ def _facts_beside(path: Path) -> Callable[[str], Facts]:
     return facts
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, largest: int) -> dict[str, Any]:
     with source(path) as file:
-        if file.size > _LARGEST_JSON:
+        if file.size > largest:
             raise ValueError(f"{path} has {file.size} bytes, too many for what it is")
         data = file.take(file.size)
     try:
