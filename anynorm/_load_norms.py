@@ -46,7 +46,7 @@ def load_norms(
 
         - a .safetensors file (extra ``files``), with config.json in its folder
         - the .safetensors.index.json of several such files
-        - a .gguf file
+        - a .gguf file; of a model in several any of them
         - an .onnx file; its data may lie in other files of its folder
     kind : {"layer_norm", "rms_norm", "scale_norm"}, optional
         Which norm all in the file are.

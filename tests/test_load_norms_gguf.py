@@ -113,14 +113,40 @@ def test_an_architecture_that_is_not_known_with_its_eps(tmp_path):
         assert (type(norm), norm.eps) == (kind, EPS)
 
 
-def test_one_of_several_files(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "x-00001-of-00002.gguf", "llama")
-    writer.add_uint16("split.count", 2)
-    writer.add_tensor("output_norm.weight", numbers(8, "float32", 0))
+def write_parts(path, arrays):
+    """A model in files of one tensor each, as llama-gguf-split writes them: what is known is in the first."""
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=1)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", EPS)
+    for name, array in arrays.items():
+        writer.add_tensor(name, array)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
-    with pytest.raises(ValueError, match="is one of 2 parts: make one file of them"):
+    return sorted(path.parent.glob("*.gguf"))
+
+
+def test_several_files(tmp_path):
+    arrays = tensors({f"blk.{i}.attn_norm.weight": (8,) for i in range(3)}, "float32")
+    parts = write_parts(tmp_path / "x.gguf", arrays)
+    assert [part.name for part in parts] == [f"x-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    for part in parts:
+        norms = anynorm.load_norms(part)
+        assert {f"{name}.weight": norm.weight.tolist() for name, norm in norms.items()} == {
+            name: one.tolist() for name, one in arrays.items()
+        }  # fmt: skip
+        assert {norm.eps for norm in norms.values()} == {EPS}
+    with pytest.raises(ValueError, match="name the one to load"):
         anynorm.load_norms(tmp_path)
+    whole = parts[1].read_bytes()
+    parts[1].write_bytes(parts[2].read_bytes())
+    with pytest.raises(ValueError, match=r"two of its parts have blk\.2\.attn_norm\.weight"):
+        anynorm.load_norms(parts[0])
+    parts[1].unlink()
+    with pytest.raises(ValueError, match=r"names the file 'x-00002-of-00003\.gguf', which is not there"):
+        anynorm.load_norms(parts[0])
+    for name in ("y.gguf", "y-00002-of-00004.gguf"):
+        (tmp_path / name).write_bytes(whole)
+        with pytest.raises(ValueError, match=r"is one of 3 parts, and must be called so: name-00001-of-00003\.gguf"):
+            anynorm.load_norms(tmp_path / name)
 
 
 @pytest.mark.thorough

@@ -27,7 +27,7 @@ class Family:
     def facts(self, config: Mapping[str, Any], norm: str) -> Facts:
         """What a configuration says of a norm."""
         eps = self.eps
-        if self.key is not None and not norm.endswith(self.apart or ("/",)):
+        if self.key is not None and not norm.endswith(self.apart):
             eps = config.get(self.key, eps)
             if type(eps) not in (int, float) or not 0 <= eps <= sys.float_info.max:
                 raise ValueError(f"{self.key} must be a number of 0 or more, got {str(eps)[:100]!r}")

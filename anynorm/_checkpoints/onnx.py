@@ -51,7 +51,10 @@ def read_graph(path: Path) -> Found:
             raise ValueError(f"{path} is not an ONNX model: it holds {len(graphs)} graphs, and must hold one")
         found = Found({}, {})
         _read(file, graphs[0], ChainMap(), found, 0)
-        return found
+    if not found.norms and not found.left:
+        do = "export it for opset 17, of RMSNorm for 23, so that norms are not made of other operators"
+        raise ValueError(f"{path} has no operator of {', '.join(_OPERATORS)}: {do}")
+    return found
 
 
 def _read(file: Source, graph: Span, outer: ChainMap[str, Span], found: Found, depth: int) -> None:

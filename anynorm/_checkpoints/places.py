@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from anynorm._checkpoints.facts import Facts, Found
 from anynorm._checkpoints.families import facts_of_config, facts_of_gguf
-from anynorm._checkpoints.gguf import read_header
+from anynorm._checkpoints.gguf import Header, read_header
 from anynorm._checkpoints.names import norms_among
 from anynorm._checkpoints.onnx import read_graph
 from anynorm._checkpoints.stored import Tensor, inside, source
@@ -87,12 +88,30 @@ def _tensors_of(path: Path) -> dict[str, Tensor]:
 
 
 def _in_gguf(path: Path) -> Found:
+    """The norms of a file, or of all the parts that it is one of; what they are, the first part says."""
+    tensors: dict[str, Tensor] = {}
+    facts = None
+    for header in _headers(path):
+        facts = facts or facts_of_gguf(header.values)
+        for name, tensor in header.tensors.items():
+            if name in tensors:
+                raise ValueError(f"{path} is damaged: two of its parts have {name}")
+            tensors[name] = tensor
+    return _named(tensors, path, lambda norm: facts or Facts())
+
+
+def _headers(path: Path) -> Iterator[Header]:
     header = read_header(path)
-    parts = header.values.get("split.count", 0)
-    if type(parts) is int and parts > 1:
-        raise ValueError(f"{path} is one of {parts} parts: make one file of them with llama-gguf-split --merge")
-    facts = facts_of_gguf(header.values)
-    return _named(header.tensors, path, lambda norm: facts)
+    count = header.values.get("split.count", 0)
+    if type(count) is not int or count < 2:
+        yield header
+        return
+    numbers = re.search(r"-(\d{5})-of-(\d{5})\.gguf$", path.name)
+    if numbers is None or int(numbers[2]) != count:
+        raise ValueError(f"{path} is one of {count} parts, and must be called so: name-00001-of-{count:05}.gguf")
+    for i in range(1, count + 1):
+        part = inside(path.parent, f"{path.name[: numbers.start()]}-{i:05}-of-{count:05}.gguf", path)
+        yield read_header(part)
 
 
 def _named(
