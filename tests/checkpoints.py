@@ -1,11 +1,27 @@
 """Small files of models, as others write them, for the tests of load_norms."""
 
 import json
+import re
+import tracemalloc
 
 import ml_dtypes
 import numpy as np
+import pytest
+
+import anynorm
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+NO_NORMS = {
+    "model.embed_tokens.weight": (9, 8),
+    "model.layers.0.self_attn.q_proj.weight": (8, 8),
+    "model.layers.0.self_attn.q_proj.bias": (8,),
+    "classifier.normal_head.out.weight": (8,),
+}
+
+
+def decoder(*names, prefix="model.layers.{}.", last="model.norm"):
+    """The names of the norms of two layers and of the last one."""
+    return [prefix.format(layer) + name for layer in (0, 1) for name in names] + [last]
 
 
 def numbers(shape, dtype, seed):
@@ -50,3 +66,49 @@ def same_bits(array, expected):
     """Whether an array of any library holds these numbers in this dtype, by its bytes."""
     found = np.asarray(array)
     return found.dtype == expected.dtype and found.shape == expected.shape and found.tobytes() == expected.tobytes()
+
+
+def require_norm(norm, kind, eps, offset, convention, weight, bias=None):
+    assert type(norm) is kind
+    assert (norm.eps, norm.weight_offset, norm.convention) == (eps, offset, anynorm.CONVENTIONS[convention])
+    assert same_bits(norm.weight, weight)
+    assert norm.bias is None if bias is None else same_bits(norm.bias, bias)
+
+
+def refused(path, says=""):
+    """Refuse a file in little memory, by its name; the message."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=re.escape(str(path))) as error:
+            anynorm.load_norms(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+    assert says in str(error.value)
+    return str(error.value)
+
+
+# --- Files written byte by byte
+
+
+def varint(number):
+    written = b""
+    while number >= 0x80:
+        written, number = written + bytes([number & 0x7F | 0x80]), number >> 7
+    return written + bytes([number])
+
+
+def field(number, held):
+    """A field of protobuf: an integer, or bytes."""
+    if isinstance(held, int):
+        return varint(number << 3) + varint(held)
+    return varint(number << 3 | 2) + varint(len(held)) + held
+
+
+def model(*fields):
+    return field(7, b"".join(fields))
+
+
+NORM = field(1, field(1, b"x") + field(1, b"n.weight") + field(2, b"y") + field(4, b"RMSNormalization"))
+FLOATS, NAME = field(1, 8) + field(2, 1), field(8, b"n.weight")
+WEIGHT = field(5, FLOATS + NAME + field(9, b"\0" * 32))
