@@ -26,7 +26,8 @@ TESTS = {
     "cli": "cli_options cli_refusals help",
     "cpu": f"{NONE} in_place kernels_bits kernels_given kernels_refusals",
     "dask": "dask dask_* precision",
-    "files": "files_between files_columns files_formats files_given files_parquet files_show files_untrusted",
+    "files": "files_between files_columns files_formats files_given files_parquet files_show files_untrusted"
+    " load_norms load_norms_*",
     "flax": "nnx nnx_pieces",
     "jax": "jax_gradients jax_programs precision",  # without jax_memory: the programs of JAX 0.8 hold copies
     "sklearn": "sklearn sklearn_sparse",

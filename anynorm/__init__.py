@@ -41,6 +41,7 @@ Norms that hold their parameters::
     LayerNorm
     RMSNorm
     ScaleNorm
+    load_norms          those of a trained model, from its file
     anynorm.torch       the same as modules of torch
     anynorm.nnx         the same as modules of Flax NNX
     anynorm.sklearn     the norms as a transformer of scikit-learn
@@ -49,6 +50,7 @@ Norms that hold their parameters::
 from anynorm._convention import CONVENTIONS, Convention
 from anynorm._explain import Explanation, explain
 from anynorm._gradients import layer_norm_vjp, rms_norm_vjp, scale_norm_vjp
+from anynorm._load_norms import load_norms
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient
 from anynorm._moments_vjp import moments_vjp
@@ -77,6 +79,7 @@ __all__ = [
     "get_threads",
     "layer_norm",
     "layer_norm_vjp",
+    "load_norms",
     "moments",
     "moments_vjp",
     "rms_norm",

@@ -54,7 +54,8 @@ def loaded_by(code, before="import numpy", **environment):
 def test_import_is_quick():
     loaded = loaded_by("import anynorm", "import numpy, logging")  # which forks have to wait for, see _forks.py
     assert "anynorm._norms" in loaded
-    assert set(loaded) & {*SLOW, *(f"anynorm.{name}" for name in ("_bench", "_cli", "_files", *COMPILED))} == set()
+    rooms = [f"anynorm.{name}" for name in ("_bench", "_checkpoints", "_cli", "_files", *COMPILED)]
+    assert set(loaded) & {*SLOW, *rooms} == set()
 
 
 @needs_compiled
@@ -135,6 +136,8 @@ ORDER = [
     "_bench.streaming", "_bench.inputs", "_bench.exact", "_bench.memory", "_bench.machine", "_bench.cases", "_bench",
     "_cli.completion", "_cli.warm", "_cli.info", "_cli.normalize", "_cli.show", "_cli.results", "_cli.moments",
     "_cli.places", "_cli.options", "_cli.parser", "_cli.words", "_cli.terminal", "_cli",
+    "_load_norms", "_checkpoints.made", "_checkpoints.places", "_checkpoints.onnx", "_checkpoints.gguf",
+    "_checkpoints.families", "_checkpoints.names", "_checkpoints.facts", "_checkpoints.stored", "_checkpoints",
     "_files", "_files.outcome", "_files.shown",
     "_files.formats", "_files.formats.npy", "_files.formats.targets", "_files.formats.safetensors",
     "_files.formats.raw", "_files.formats.parquet", "_files.formats.columns", "_files.formats.lists",

@@ -38,6 +38,10 @@ def of_numpy(x: Floats, matrix: Matrix, weight: Floats) -> None:
     assert_type(anynorm.layer_norm(matrix, axis=(0, 1), out=matrix), Matrix)
     assert_type(anynorm.rms_norm(matrix, weight), Matrix)
     assert_type(anynorm.scale_norm(x), Floats)
+    assert_type(
+        anynorm.load_norms("model.gguf", eps=0)["output_norm"],
+        anynorm.LayerNorm | anynorm.RMSNorm | anynorm.ScaleNorm,
+    )
     assert_type(anynorm.scale_norm(x, 2), Floats)
     assert_type(anynorm.scale_norm(x, np.float32(2)), Floats)
     assert_type(anynorm.scale_norm(matrix, np.asarray(2.0)), Matrix)

@@ -1,0 +1,139 @@
+"""What is known of the norms of a model by the name of its architecture.
+
+Read from the source of transformers 5.24: which class each model's norms are of, what eps they are given, and which
+value its configuration has by default. Models whose names do not tell their kinds of norms apart are not here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from anynorm._checkpoints.facts import LAYER, RMS, Facts
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models whose norms are all of one kind."""
+
+    kind: str
+    convention: str
+    key: str | None  # of eps in config.json; None: eps stands in the code
+    eps: float  # where config.json does not have it
+    apart: tuple[str, ...] = ()  # ends of the names of norms whose eps is that of the code
+
+    def facts(self, config: Mapping[str, Any], norm: str) -> Facts:
+        """What a configuration says of a norm."""
+        eps = self.eps
+        if self.key is not None and not norm.endswith(self.apart):
+            eps = config.get(self.key, eps)
+            if type(eps) not in (int, float) or not 0 <= eps <= sys.float_info.max:
+                raise ValueError(f"{self.key} must be a number of 0 or more, got {str(eps)[:100]!r}")
+        return Facts(self.kind, self.convention, float(eps))
+
+
+def _families() -> Iterator[tuple[str, Family]]:
+    rms, epsilon, layer = "rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"
+    table: tuple[tuple[str, str, str | None, float, str], ...] = (
+        (RMS, "llama", rms, 1e-6, "llama mistral ministral qwen2 qwen2_moe smollm3 granite granitemoe seed_oss dots1"),
+        (RMS, "llama", rms, 1e-5, "mixtral ministral3 phi3 glm4_moe exaone4 ernie4_5 ernie4_5_moe arcee olmoe"),
+        (RMS, "llama", rms, 1e-5, "hunyuan_v1_dense apertus eurobert"),
+        (RMS, "llama", rms, 1.5625e-7, "glm glm4"),
+        (RMS, "llama", "norm_eps", 1e-5, "lfm2"),
+        (RMS, "qwen3", rms, 1e-6, "qwen3 qwen3_moe"),
+        (RMS, "olmo2", rms, 1e-5, "olmo2 olmo3 gpt_oss"),
+        (RMS, "gemma", rms, 1e-6, "gemma gemma2 vaultgemma"),
+        (RMS, "gemma3", rms, 1e-6, "gemma3_text"),
+        (RMS, "t5", epsilon, 1e-6, "t5 mt5 umt5 longt5 switch_transformers"),
+        (LAYER, "cohere", layer, 1e-5, "cohere cohere2"),
+        (LAYER, "nemotron", "norm_eps", 1e-5, "nemotron"),
+        (LAYER, "torch", layer, 1e-12, "bert roberta xlm-roberta camembert electra albert mpnet esm vit deit"),
+        (LAYER, "torch", layer, 1e-12, "nomic_bert"),
+        (LAYER, "torch", layer, 1e-7, "deberta-v2"),
+        (LAYER, "torch", layer, 1e-6, "dinov2 siglip_text_model siglip_vision_model"),
+        (LAYER, "torch", layer, 1e-5, "gpt_neox phi stablelm persimmon clip_text_model clip_vision_model"),
+        (LAYER, "torch", epsilon, 1e-5, "gpt2 gpt_neo gptj gpt_bigcode bloom falcon mpt codegen"),
+        (LAYER, "torch", "norm_epsilon", 1e-5, "starcoder2"),
+        (LAYER, "torch", "norm_eps", 1e-5, "modernbert"),
+        (LAYER, "torch", rms, 1e-5, "phimoe"),
+        (LAYER, "torch", None, 1e-12, "distilbert"),
+        (LAYER, "torch", None, 1e-5, "opt whisper bart mbart marian pegasus xglm"),
+    )
+    for kind, convention, key, eps, models in table:
+        for model in models.split():
+            yield model, Family(kind, convention, key, eps)
+    for model in ("deepseek_v2", "deepseek_v3"):
+        yield model, Family(RMS, "llama", rms, 1e-6, ("q_a_layernorm", "kv_a_layernorm"))
+
+
+FAMILIES: Mapping[str, Family] = dict(_families())
+
+# Where the parts of a model of several have their configuration, by a part of the names of their tensors.
+_PARTS = {
+    "text_config": ("text_model", "language_model"),
+    "vision_config": ("vision_model", "vision_tower", "visual"),
+    "audio_config": ("audio_tower", "audio_model"),
+}
+
+# The names of llama.cpp, where they are not those of transformers.
+_IN_GGUF = {
+    "command-r": "cohere",
+    "deepseek2": "deepseek_v2",
+    "ernie4_5-moe": "ernie4_5_moe",
+    "gemma-embedding": "gemma3_text",
+    "gemma3": "gemma3_text",
+    "glm4moe": "glm4_moe",
+    "gpt-oss": "gpt_oss",
+    "gptneox": "gpt_neox",
+    "hunyuan-dense": "hunyuan_v1_dense",
+    "mistral3": "ministral3",
+    "modern-bert": "modernbert",
+    "nomic-bert": "nomic_bert",
+    "phi2": "phi",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+    "starcoder": "gpt_bigcode",
+    "t5encoder": "t5",
+}
+_KEYS_IN_GGUF = {RMS: "{}.attention.layer_norm_rms_epsilon", LAYER: "{}.attention.layer_norm_epsilon"}
+
+
+def facts_of_config(config: Mapping[str, Any], norm: str) -> Facts:
+    """What a config.json of Hugging Face says of a norm with this name."""
+    parts = norm.split(".")
+    key = next((key for key, names in _PARTS.items() if key in config and set(names) & set(parts)), None)
+    if key is None and "text_config" in config:
+        return Facts(why="config.json is that of several models, and the name does not tell which has it")
+    if key is not None:
+        config = config[key]
+        if not isinstance(config, Mapping):
+            raise ValueError(f"{key} must be an object")
+    model = config.get("model_type")
+    family = FAMILIES.get(model) if isinstance(model, str) else None
+    if family is None:
+        return Facts(dim=_dim(config), why=f"the model_type {str(model)[:100]!r} of config.json is not known")
+    return replace(family.facts(config, norm), dim=_dim(config))
+
+
+def _dim(config: Mapping[str, Any]) -> int | None:
+    dims = [config[key] for key in ("hidden_size", "d_model", "n_embd", "dim") if key in config]
+    return dims[0] if dims and type(dims[0]) is int and dims[0] > 0 else None
+
+
+def facts_of_gguf(values: Mapping[str, Any]) -> Facts:
+    """What the keys of a GGUF file say of its norms.
+
+    Where a model adds 1 to its weights, llama.cpp's converter has done so: its norms multiply by the weight alone.
+    """
+    architecture = values.get("general.architecture")
+    family = FAMILIES.get(_IN_GGUF.get(architecture, architecture)) if isinstance(architecture, str) else None
+    epsilons = {kind: values.get(key.format(architecture)) for kind, key in _KEYS_IN_GGUF.items()}
+    told = [kind for kind, eps in epsilons.items() if type(eps) is float]
+    kind = family.kind if family else told[0] if len(told) == 1 else None
+    why = "" if family else f"the architecture {str(architecture)[:100]!r} is not known"
+    if family and kind not in told:
+        why = f"the file lacks {_KEYS_IN_GGUF[family.kind].format(architecture)}"
+    eps = epsilons[kind] if kind in told else None
+    return Facts(kind, family and family.convention, eps, None, why, weight_is_factor=True)
