@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import bounds, calls, cpu, errors, start
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.models import smollm2_speed
 from benchmarks.output import add_output
 from benchmarks.slowest import __main__ as slowest
 
@@ -18,7 +19,9 @@ def test_a_path_that_can_be_written(tmp_path):
     assert parser.parse_args([]).output is None
 
 
-@pytest.mark.parametrize("main", [bounds.main, calls.main, cpu.main, errors.main, gpu.main, slowest.main, start.main])
+@pytest.mark.parametrize(
+    "main", [bounds.main, calls.main, cpu.main, errors.main, gpu.main, slowest.main, smollm2_speed.main, start.main]
+)
 def test_paths_that_cannot(main, tmp_path, monkeypatch, capsys):
     for output, said in ((tmp_path / "no" / "x.json", "there is no folder"), (tmp_path, "is a folder")):
         monkeypatch.setattr("sys.argv", ["command", "-o", str(output)])
