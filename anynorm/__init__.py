@@ -23,6 +23,11 @@ Statistics of rows, which merge, and which every norm takes as ``moments=``::
     Moments             what it returns
     MomentsGradient     what a pullback of a norm with given moments returns, and that of moments_vjp takes
 
+How a norm is computed where implementations differ, which every norm takes as ``convention=``::
+
+    Convention          where eps stands, what is rounded on the way
+    CONVENTIONS         those of models and libraries, by name
+
 What runs a call::
 
     explain             which kernel would, and why each other one would not
@@ -41,6 +46,7 @@ Norms that hold their parameters::
     anynorm.sklearn     the norms as a transformer of scikit-learn
 """
 
+from anynorm._convention import CONVENTIONS, Convention
 from anynorm._explain import Explanation, explain
 from anynorm._gradients import layer_norm_vjp, rms_norm_vjp, scale_norm_vjp
 from anynorm._moments import Moments
@@ -55,6 +61,8 @@ from anynorm.modules import LayerNorm, RMSNorm, ScaleNorm
 __version__ = "0.1.0"
 
 __all__ = [
+    "CONVENTIONS",
+    "Convention",
     "Explanation",
     "LayerNorm",
     "Moments",

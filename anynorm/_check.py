@@ -47,7 +47,7 @@ class Call(NamedTuple):
 class Gradient(NamedTuple):
     """A checked call to be differentiated, and the gradients of some loss with respect to its results."""
 
-    call: Call  # without residual and out
+    call: Call  # without residual and out, and by the formula of its rule, without roundings
     dy: Array
     dtotal: Array | None  # by x itself, where that is the sum with a residual
     parameters: bool = True  # whether the gradients of weight and bias are wanted
@@ -111,7 +111,7 @@ def check_gradient(call: Call, dy: Array, dtotal: Array | None = None) -> Gradie
     _check_twin("dy", dy, call.x, call.library)
     if dtotal is not None:
         _check_twin("dtotal", dtotal, call.x, call.library)
-    return Gradient(call, dy, dtotal)
+    return Gradient(call._replace(rule=call.rule.formula), dy, dtotal)
 
 
 def require_dense(x: Array) -> None:
@@ -203,7 +203,7 @@ def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:
 
 def _check_range(rule: Rule, eps: float, weight: Array | float | None, weight_offset: float) -> None:
     """Check that numbers fit into float32, where arrays are computed in float32."""
-    limits = {"eps": (eps, "1e76" if rule.averaged else "3.4e38"), "weight_offset": (weight_offset, "3.4e38")}
+    limits = {"eps": (eps, "1e76" if rule.eps_place == "inside" else "3.4e38"), "weight_offset": (weight_offset, "3.4e38")}
     if isinstance(weight, float):
         limits["scale"] = weight, "3.4e38"
     for name, (value, largest) in limits.items():

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from anynorm._check import check
 from anynorm._choose import KERNELS, choose
+from anynorm._convention import LAYER_NORM_EPS, Convention, leading, require_no_moments, resolved
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._described import described
 from anynorm._moments import Moments
@@ -44,8 +45,9 @@ def explain(
     *,
     norm: str = "layer_norm",
     axis: Axis = -1,
-    eps: float = 1e-5,
+    eps: float = LAYER_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
     moments: Moments | None = None,
     residual: Array | None = None,
     out: Array | tuple[Array, Array] | None = None,
@@ -54,7 +56,7 @@ def explain(
 
     Parameters
     ----------
-    x, weight, bias, axis, eps, weight_offset, moments, out
+    x, weight, bias, axis, eps, weight_offset, convention, moments, out
         The arguments of the call; for scale_norm, ``weight`` is the scale.
     norm : str
         "layer_norm", "rms_norm" or "scale_norm".
@@ -88,10 +90,16 @@ def explain(
     if moments is not None and residual is not None:
         do = "leave one of them out"
         raise TypeError(sentence("moments", "be left out where there is a residual", describe(moments), do))
+    portion = 1.0
+    if convention is not None:
+        rule, eps, weight_offset, portion = resolved(rule, convention, eps, weight_offset, weight is not None)
     call = check(
         rule, x, weight, bias, axis, eps,
         weight_offset=weight_offset, moments=moments, residual=residual, out=out,
     )  # fmt: skip
+    if portion != 1.0:
+        require_no_moments(moments)
+        leading(x, call.axes, portion)
     refused = {}
     for kernel in KERNELS:
         reason = kernel.refuses(call) or kernel.missing()  # no package helps a call that it would not take

@@ -8,9 +8,18 @@ from typing import Any, overload
 
 from anynorm._check import Call, check, check_gradient, require_dense
 from anynorm._choose import choose, choose_vjp, try_fast_paths
+from anynorm._convention import (
+    LAYER_NORM_EPS,
+    RMS_NORM_EPS,
+    SCALE_NORM_EPS,
+    Convention,
+    require_no_moments,
+    resolved,
+)
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient
+from anynorm._portion_vjp import vjp_of_portion
 from anynorm._types import Array, ArrayT, Axis, Number
 
 
@@ -21,8 +30,9 @@ def layer_norm_vjp(
     bias: Array | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-5,
+    eps: float = LAYER_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
     moments: None = None,
 ) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, ArrayT | None]]]: ...
 @overload
@@ -32,8 +42,9 @@ def layer_norm_vjp(
     bias: Array | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-5,
+    eps: float = LAYER_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
     moments: Moments,
 ) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, ArrayT | None, MomentsGradient]]]: ...
 def layer_norm_vjp(
@@ -42,8 +53,9 @@ def layer_norm_vjp(
     bias: Array | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-5,
+    eps: float = LAYER_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
     moments: Moments | None = None,
 ) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
     """Return layer_norm and its pullback: from the gradient with respect to y, those with respect to the arguments.
@@ -63,9 +75,9 @@ def layer_norm_vjp(
 
     Parameters
     ----------
-    x, weight, bias, axis, eps, weight_offset, moments
+    x, weight, bias, axis, eps, weight_offset, convention, moments
         As in `layer_norm`. The pullback holds x and weight, not copies of them: they must not change before it is
-        called.
+        called. It goes by the formula of a convention, without its roundings on the way.
 
     Returns
     -------
@@ -103,7 +115,7 @@ def layer_norm_vjp(
     >>> dx.round(4)
     array([[ 0.2291, -0.3436,  0.1145]])
     """
-    return _vjp(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, moments)
+    return _vjp(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, convention, moments)
 
 
 @overload
@@ -113,8 +125,9 @@ def rms_norm_vjp(
     bias: Array | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-6,
+    eps: float = RMS_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
     moments: None = None,
 ) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, ArrayT | None]]]: ...
 @overload
@@ -124,8 +137,9 @@ def rms_norm_vjp(
     bias: Array | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-6,
+    eps: float = RMS_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
     moments: Moments,
 ) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, ArrayT | None, MomentsGradient]]]: ...
 def rms_norm_vjp(
@@ -134,8 +148,9 @@ def rms_norm_vjp(
     bias: Array | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-6,
+    eps: float = RMS_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
     moments: Moments | None = None,
 ) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
     """Return rms_norm and its pullback: from the gradient with respect to y, those with respect to the arguments.
@@ -166,7 +181,7 @@ def rms_norm_vjp(
     >>> pullback(numpy.asarray([[1.0, 0.0]]))[0].round(4)
     array([[ 0.181 , -0.1358]])
     """
-    return _vjp(RMS_NORM, x, weight, bias, axis, eps, weight_offset, moments)
+    return _vjp(RMS_NORM, x, weight, bias, axis, eps, weight_offset, convention, moments)
 
 
 @overload
@@ -175,7 +190,8 @@ def scale_norm_vjp(
     scale: Array | Number | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-12,
+    eps: float = SCALE_NORM_EPS,
+    convention: Convention | str | None = None,
     moments: None = None,
 ) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None]]]: ...
 @overload
@@ -184,7 +200,8 @@ def scale_norm_vjp(
     scale: Array | Number | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-12,
+    eps: float = SCALE_NORM_EPS,
+    convention: Convention | str | None = None,
     moments: Moments,
 ) -> tuple[ArrayT, Callable[[ArrayT], tuple[ArrayT, ArrayT | None, MomentsGradient]]]: ...
 def scale_norm_vjp(
@@ -192,7 +209,8 @@ def scale_norm_vjp(
     scale: Array | Number | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-12,
+    eps: float = SCALE_NORM_EPS,
+    convention: Convention | str | None = None,
     moments: Moments | None = None,
 ) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
     """Return scale_norm and its pullback: from the gradient with respect to y, those with respect to x and the scale.
@@ -211,7 +229,7 @@ def scale_norm_vjp(
 
     Parameters
     ----------
-    x, scale, axis, eps, moments
+    x, scale, axis, eps, convention, moments
         As in `scale_norm`. The pullback holds x, not a copy of it: it must not change before that is called.
 
     Returns
@@ -241,23 +259,28 @@ def scale_norm_vjp(
     >>> dx.round(4), dscale.round(4)
     (array([[ 0.256, -0.192]]), np.float64(0.6))
     """
-    call = check(SCALE_NORM, x, scale, None, axis, eps, moments=moments)
-    if moments is not None:
-        require_dense(x)
-    return _result(call, axis), partial(_pullback_of_scale, call)
+    y, pullback = _vjp(SCALE_NORM, x, scale, None, axis, eps, 0.0, convention, moments)
+    return y, partial(_pullback_of_scale, pullback)
 
 
 def _vjp(
     rule: Rule,
     x: ArrayT,
-    weight: Array | None,
+    weight: Any,
     bias: Array | None,
     axis: Axis,
     eps: float,
     weight_offset: float,
+    convention: Convention | str | None,
     moments: Moments | None,
 ) -> tuple[ArrayT, Callable[[ArrayT], tuple[Any, ...]]]:
+    portion = 1.0
+    if convention is not None:
+        rule, eps, weight_offset, portion = resolved(rule, convention, eps, weight_offset, weight is not None)
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments)
+    if portion != 1.0:
+        require_no_moments(moments)
+        return vjp_of_portion(call, portion)
     if moments is not None:
         require_dense(x)
     return _result(call, axis), partial(_pullback, call)
@@ -266,7 +289,9 @@ def _vjp(
 def _result(call: Call, axis: Axis) -> Any:
     """What a norm returns of a checked call; ``axis`` as it was given."""
     rule, x, weight, bias, moments = call.rule, call.x, call.weight, call.bias, call.moments
-    y = try_fast_paths(rule, x, None, weight, bias, axis, call.eps, call.weight_offset, None, moments)
+    y = None
+    if rule.is_plain:
+        y = try_fast_paths(rule, x, None, weight, bias, axis, call.eps, call.weight_offset, None, moments)
     return choose(call).run(call) if y is None else y
 
 
@@ -276,6 +301,6 @@ def _pullback(call: Call, dy: Any) -> tuple[Any, ...]:
     return choose_vjp(gradient).vjp(gradient)
 
 
-def _pullback_of_scale(call: Call, dy: Any) -> tuple[Any, ...]:
-    dx, dscale, _, *dmoments = _pullback(call, dy)
+def _pullback_of_scale(pullback: Callable[[Any], tuple[Any, ...]], dy: Any) -> tuple[Any, ...]:
+    dx, dscale, _, *dmoments = pullback(dy)
     return dx, dscale, *dmoments

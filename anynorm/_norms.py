@@ -6,6 +6,16 @@ from collections.abc import Callable
 
 from anynorm._check import Call, check
 from anynorm._choose import Kernel, choose, try_fast_paths
+from anynorm._convention import (
+    LAYER_NORM_EPS,
+    RMS_NORM_EPS,
+    SCALE_NORM_EPS,
+    Convention,
+    DefaultEps,
+    leading,
+    require_no_moments,
+    resolved,
+)
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._moments import Moments
 from anynorm._types import Array, ArrayT, Axis, Number
@@ -18,8 +28,9 @@ def layer_norm(
     bias: Array | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-5,
+    eps: float = LAYER_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
     moments: Moments | None = None,
     out: Array | None = None,
 ) -> ArrayT:
@@ -41,6 +52,9 @@ def layer_norm(
         Added to the variance, in x's units squared; 0 or more.
     weight_offset : float
         Added to ``weight`` before anything is rounded; 1.0 for weights stored around zero, as Gemma's are.
+    convention : Convention or str, optional
+        Where eps stands and what is rounded on the way, as a model or a library has it: one of `CONVENTIONS`, or the
+        name of one. Its eps is used where none is passed.
     moments : Moments, optional
         Statistics to use instead of x's own, as `moments` returns them; a NaN or Inf in x then affects no other element
         of its row.
@@ -72,7 +86,7 @@ def layer_norm(
     >>> anynorm.layer_norm(numpy.asarray([[1.0, 2.0, 3.0]]), eps=0.0).round(4)
     array([[-1.2247,  0.    ,  1.2247]])
     """
-    return run(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, moments, out)
+    return run(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, convention, moments, out)
 
 
 def rms_norm(
@@ -81,8 +95,9 @@ def rms_norm(
     bias: Array | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-6,
+    eps: float = RMS_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
     moments: Moments | None = None,
     out: Array | None = None,
 ) -> ArrayT:
@@ -102,6 +117,9 @@ def rms_norm(
         Added to the mean square, in x's units squared; 0 or more. Always this number, whatever the dtype.
     weight_offset : float
         Added to ``weight`` before anything is rounded; 1.0 for Gemma.
+    convention : Convention or str, optional
+        Where eps stands and what is rounded on the way, as a model or a library has it: one of `CONVENTIONS`, or the
+        name of one. Its eps is used where none is passed.
     moments : Moments, optional
         Statistics to use instead of x's own, as `moments` returns them; a NaN or Inf in x then affects no other element
         of its row.
@@ -132,7 +150,7 @@ def rms_norm(
     >>> anynorm.rms_norm(numpy.asarray([[1.0, 7.0]]), eps=0.0)
     array([[0.2, 1.4]])
     """
-    return run(RMS_NORM, x, weight, bias, axis, eps, weight_offset, moments, out)
+    return run(RMS_NORM, x, weight, bias, axis, eps, weight_offset, convention, moments, out)
 
 
 def scale_norm(
@@ -140,7 +158,8 @@ def scale_norm(
     scale: Array | Number | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-12,
+    eps: float = SCALE_NORM_EPS,
+    convention: Convention | str | None = None,
     moments: Moments | None = None,
     out: Array | None = None,
 ) -> ArrayT:
@@ -158,6 +177,9 @@ def scale_norm(
         The normalized axes.
     eps : float
         The least length to divide by, in x's units; 0 or more. Rows shorter than it stay shorter than ``scale``.
+    convention : Convention or str, optional
+        Where eps stands and what is rounded on the way, as a model or a library has it: one of `CONVENTIONS`, or the
+        name of one. Its eps is used where none is passed.
     moments : Moments, optional
         Statistics to use instead of x's own, as `moments` returns them; a NaN or Inf in x then affects no other element
         of its row.
@@ -188,7 +210,7 @@ def scale_norm(
     >>> anynorm.scale_norm(numpy.asarray([[3.0, 4.0]]))
     array([[0.6, 0.8]])
     """
-    return run(SCALE_NORM, x, scale, None, axis, eps, 0.0, moments, out)
+    return run(SCALE_NORM, x, scale, None, axis, eps, 0.0, convention, moments, out)
 
 
 def run(
@@ -199,17 +221,33 @@ def run(
     axis: Axis,
     eps: float,
     weight_offset: float,
+    convention: Convention | str | None = None,
     moments: Moments | None = None,
     out: Array | None = None,
     choose: Callable[[Call], Kernel] = choose,
 ) -> ArrayT:
     """Check, choose, run; most small calls take a fast path."""
-    y: ArrayT | None = try_fast_paths(rule, x, None, weight, bias, axis, eps, weight_offset, out, moments)
-    if y is not None:
-        return y
+    if convention is not None:
+        rule, eps, weight_offset, portion = resolved(rule, convention, eps, weight_offset, weight is not None)
+        moments = moments_of_leading(x, axis, portion, moments)
+    elif type(eps) is DefaultEps:
+        eps = float(eps)
+    if convention is None or rule.is_plain:
+        y: ArrayT | None = try_fast_paths(rule, x, None, weight, bias, axis, eps, weight_offset, out, moments)
+        if y is not None:
+            return y
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments, out=out)
     result: ArrayT = choose(call).run(call)
     return result
+
+
+def moments_of_leading(x: Array, axis: Axis, portion: float, given: Moments | None) -> Moments | None:
+    """The moments of the leading portion of the features; where that is all of them, those that were given."""
+    if portion == 1.0:
+        return given
+    require_no_moments(given)
+    call = check(LAYER_NORM, x, None, None, axis, 0.0)
+    return moments(leading(x, call.axes, portion), axis=call.axes)
 
 
 def moments(x: Array, *, axis: Axis = -1, skip_nan: bool = False) -> Moments:

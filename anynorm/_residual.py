@@ -8,7 +8,11 @@ from typing import Any
 
 from anynorm._check import Call, check, check_gradient
 from anynorm._choose import Kernel, choose, choose_vjp, try_fast_paths
+from anynorm._convention import LAYER_NORM_EPS, RMS_NORM_EPS, Convention, DefaultEps, resolved
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, Rule
+from anynorm._moments import quietly
+from anynorm._norms import moments_of_leading
+from anynorm._portion_vjp import vjp_of_portion
 from anynorm._types import Array, ArrayT, Axis, PullbackOfSum
 
 
@@ -19,8 +23,9 @@ def add_layer_norm(
     bias: Array | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-5,
+    eps: float = LAYER_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
     out: tuple[Array, Array] | None = None,
 ) -> tuple[ArrayT, ArrayT]:
     """Add a residual, then layer_norm: ``total = x + residual; y = layer_norm(total, ...)``.
@@ -29,7 +34,7 @@ def add_layer_norm(
     ----------
     x, residual : arrays of one library, shape, dtype and device
         Neither is written to unless it is given as ``out``.
-    weight, bias, axis, eps, weight_offset
+    weight, bias, axis, eps, weight_offset, convention
         As in `layer_norm`.
     out : pair of arrays like x, optional
         Where to write y and total; each may be x or residual itself.
@@ -51,7 +56,7 @@ def add_layer_norm(
     >>> y, total
     (array([-1.,  1.]), array([1., 3.]))
     """
-    return run(LAYER_NORM, x, residual, weight, bias, axis, eps, weight_offset, out)
+    return run(LAYER_NORM, x, residual, weight, bias, axis, eps, weight_offset, convention, out)
 
 
 def add_rms_norm(
@@ -61,8 +66,9 @@ def add_rms_norm(
     bias: Array | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-6,
+    eps: float = RMS_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
     out: tuple[Array, Array] | None = None,
 ) -> tuple[ArrayT, ArrayT]:
     """Add a residual, then rms_norm: ``total = x + residual; y = rms_norm(total, ...)``.
@@ -71,7 +77,7 @@ def add_rms_norm(
     ----------
     x, residual : arrays of one library, shape, dtype and device
         Neither is written to unless it is given as ``out``.
-    weight, bias, axis, eps, weight_offset
+    weight, bias, axis, eps, weight_offset, convention
         As in `rms_norm`.
     out : pair of arrays like x, optional
         Where to write y and total; each may be x or residual itself.
@@ -93,7 +99,7 @@ def add_rms_norm(
     >>> y, total
     (array([0.2, 1.4]), array([1., 7.]))
     """
-    return run(RMS_NORM, x, residual, weight, bias, axis, eps, weight_offset, out)
+    return run(RMS_NORM, x, residual, weight, bias, axis, eps, weight_offset, convention, out)
 
 
 def run(
@@ -105,18 +111,31 @@ def run(
     axis: Axis,
     eps: float,
     weight_offset: float,
+    convention: Convention | str | None = None,
     out: tuple[Array, Array] | None = None,
     choose: Callable[[Call], Kernel] = choose,
 ) -> tuple[ArrayT, ArrayT]:
     """Check, choose, run; most small calls take a fast path."""
+    portion = 1.0
+    if convention is not None:
+        rule, eps, weight_offset, portion = resolved(rule, convention, eps, weight_offset, weight is not None)
+    elif type(eps) is DefaultEps:
+        eps = float(eps)
     result: tuple[ArrayT, ArrayT] | None
-    if residual is not None:
+    if residual is not None and (convention is None or rule.is_plain and portion == 1.0):
         result = try_fast_paths(rule, x, residual, weight, bias, axis, eps, weight_offset, out)
         if result is not None:
             return result
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual, out=out)
     result = choose(call).run(call)
-    return result
+    if portion == 1.0:
+        return result
+    # Of the sum, which is there by now; what is in the place of y is not it yet.
+    total = result[1]
+    moments = moments_of_leading(total, axis, portion, None)
+    into = None if call.out is None else call.out[0]
+    call = check(rule, total, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments, out=into)
+    return choose(call).run(call), total
 
 
 def add_layer_norm_vjp(
@@ -126,8 +145,9 @@ def add_layer_norm_vjp(
     bias: Array | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-5,
+    eps: float = LAYER_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
 ) -> tuple[tuple[ArrayT, ArrayT], PullbackOfSum[ArrayT]]:
     """Return add_layer_norm, ``(y, total)``, and its pullback.
 
@@ -146,7 +166,7 @@ def add_layer_norm_vjp(
     >>> dx.round(4)
     array([[ 0.2291, -0.3436,  0.1145]])
     """
-    return _add_vjp(LAYER_NORM, x, residual, weight, bias, axis, eps, weight_offset)
+    return _add_vjp(LAYER_NORM, x, residual, weight, bias, axis, eps, weight_offset, convention)
 
 
 def add_rms_norm_vjp(
@@ -156,8 +176,9 @@ def add_rms_norm_vjp(
     bias: Array | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-6,
+    eps: float = RMS_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
 ) -> tuple[tuple[ArrayT, ArrayT], PullbackOfSum[ArrayT]]:
     """Return add_rms_norm, ``(y, total)``, and its pullback, as `add_layer_norm_vjp` does.
 
@@ -170,7 +191,7 @@ def add_rms_norm_vjp(
     >>> dx.round(4)
     array([[0.181 , 0.8642]])
     """
-    return _add_vjp(RMS_NORM, x, residual, weight, bias, axis, eps, weight_offset)
+    return _add_vjp(RMS_NORM, x, residual, weight, bias, axis, eps, weight_offset, convention)
 
 
 def _add_vjp(
@@ -182,11 +203,30 @@ def _add_vjp(
     axis: Axis,
     eps: float,
     weight_offset: float,
+    convention: Convention | str | None,
 ) -> tuple[tuple[ArrayT, ArrayT], PullbackOfSum[ArrayT]]:
+    portion = 1.0
+    if convention is not None:
+        rule, eps, weight_offset, portion = resolved(rule, convention, eps, weight_offset, weight is not None)
     call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, residual=residual)
-    found = try_fast_paths(rule, x, residual, weight, bias, axis, call.eps, call.weight_offset, None)
+    found = None
+    if rule.is_plain and portion == 1.0:
+        found = try_fast_paths(rule, x, residual, weight, bias, axis, call.eps, call.weight_offset, None)
     y, total = choose(call).run(call) if found is None else found
-    return (y, total), partial(_vjp_sum, call._replace(x=total, residual=None))
+    call = call._replace(x=total, residual=None)
+    if portion == 1.0:
+        return (y, total), partial(_vjp_sum, call)
+    y, pullback = vjp_of_portion(call, portion)
+    return (y, total), partial(_vjp_sum_of_portion, pullback, call)
+
+
+def _vjp_sum_of_portion(pullback: Callable[..., Any], call: Call, dy: Any, dtotal: Any = None) -> tuple[Any, ...]:
+    check_gradient(call, dy, dtotal)
+    dx, dweight, dbias = pullback(dy)
+    if dtotal is not None:
+        with quietly(call.library.namespace, dx):
+            dx = dx + dtotal
+    return dx, dx, dweight, dbias
 
 
 def _vjp_sum(call: Call, dy: Any, dtotal: Any = None) -> tuple[Any, Any, Any, Any]:

@@ -10,6 +10,16 @@ from typing import Any, SupportsIndex
 import numpy
 
 from anynorm._arrays import check_array
+from anynorm._convention import (
+    LAYER_NORM_EPS,
+    RMS_NORM_EPS,
+    SCALE_NORM_EPS,
+    Convention,
+    held,
+    without_offset,
+    written,
+)
+from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._modules.loading import full, library_and_dtype
 from anynorm._modules.state import HoldsParameters
 from anynorm._norms import layer_norm, rms_norm, scale_norm
@@ -25,9 +35,11 @@ class _AffineNorm(HoldsParameters):
     shape: tuple[int, ...]
     eps: float
     weight_offset: float
+    convention: Convention | None = None
     weight: Any  # an array of the library that the norm was made with
     bias: Any  # the same, or None
     _function: Callable[..., Any]
+    _rule: Rule
     _parameter_names = ("weight", "bias")
 
     def __init__(
@@ -36,12 +48,14 @@ class _AffineNorm(HoldsParameters):
         eps: float,
         bias: bool,
         weight_offset: float,
+        convention: Convention | str | None,
         xp: Any,
         dtype: Any,
         device: Any,
     ) -> None:
         library, dtype = library_and_dtype(xp, dtype)
         self.shape = check_lengths("shape", shape)
+        self.convention, eps, weight_offset = held(self._rule, convention, eps, weight_offset)
         self.eps = check_number("eps", eps, least=0.0)
         self.weight_offset = check_number("weight_offset", weight_offset)
         if not isinstance(bias, (bool, numpy.bool)):
@@ -56,20 +70,23 @@ class _AffineNorm(HoldsParameters):
         axis = -1 if len(self.shape) == 1 else tuple(range(-len(self.shape), 0))
         try:
             y: ArrayT = self._function(
-                x, self.weight, self.bias, axis=axis, eps=self.eps, weight_offset=self.weight_offset, out=out
-            )
+                x, self.weight, self.bias, axis=axis, eps=self.eps, weight_offset=self.weight_offset,
+                convention=without_offset(self.convention), out=out,
+            )  # fmt: skip
             return y
         except TypeError:
             self._require_own_library(x)
             raise
 
     def _config(self) -> tuple[Any, ...]:
-        return self.shape, self.eps, self.weight_offset, self.bias is not None, self._dtype_name()
+        return self.shape, self.eps, self.weight_offset, self.convention, self.bias is not None, self._dtype_name()
 
     def __repr__(self) -> str:
         options: dict[str, Any] = {"eps": self.eps, "bias": self.bias is not None}
         if self.weight_offset:
             options["weight_offset"] = self.weight_offset
+        if self.convention is not None:
+            options["convention"] = written(self.convention)
         return self._repr(self.shape[0] if len(self.shape) == 1 else self.shape, **options, dtype=self._dtype_name())
 
 
@@ -86,6 +103,8 @@ class LayerNorm(_AffineNorm):
         Whether to hold a bias besides the weight.
     weight_offset : float
         Added to the weight; 1.0 for weights stored around zero, which then start at 0.
+    convention : Convention or str, optional
+        How to compute it, as in `anynorm.layer_norm`. Its eps and weight_offset are taken over.
     xp : array namespace, optional
         The library of the parameters, such as torch, cupy or jax.numpy; left out, NumPy. Parameters of
         NumPy go with an x of JAX, Dask or ndonnx too.
@@ -110,19 +129,21 @@ class LayerNorm(_AffineNorm):
     """
 
     _function = staticmethod(layer_norm)
+    _rule = LAYER_NORM
 
     def __init__(
         self,
         shape: Shape,
         *,
-        eps: float = 1e-5,
+        eps: float = LAYER_NORM_EPS,
         bias: bool = True,
         weight_offset: float = 0.0,
+        convention: Convention | str | None = None,
         xp: Any = None,
         dtype: Any = None,
         device: Any = None,
     ) -> None:
-        super().__init__(shape, eps, bias, weight_offset, xp, dtype, device)
+        super().__init__(shape, eps, bias, weight_offset, convention, xp, dtype, device)
 
 
 class RMSNorm(_AffineNorm):
@@ -138,19 +159,21 @@ class RMSNorm(_AffineNorm):
     """
 
     _function = staticmethod(rms_norm)
+    _rule = RMS_NORM
 
     def __init__(
         self,
         shape: Shape,
         *,
-        eps: float = 1e-6,
+        eps: float = RMS_NORM_EPS,
         bias: bool = False,
         weight_offset: float = 0.0,
+        convention: Convention | str | None = None,
         xp: Any = None,
         dtype: Any = None,
         device: Any = None,
     ) -> None:
-        super().__init__(shape, eps, bias, weight_offset, xp, dtype, device)
+        super().__init__(shape, eps, bias, weight_offset, convention, xp, dtype, device)
 
 
 class ScaleNorm(HoldsParameters):
@@ -162,7 +185,7 @@ class ScaleNorm(HoldsParameters):
         The length of the last axis; the scale starts at sqrt(dim), as in the paper.
     eps : float
         The least length to divide by, as in `scale_norm`.
-    xp, dtype, device
+    convention, xp, dtype, device
         As in `LayerNorm`.
 
     Examples
@@ -174,14 +197,23 @@ class ScaleNorm(HoldsParameters):
 
     dim: int
     eps: float
+    convention: Convention | None = None
     scale: Any  # an array of the library that the norm was made with
     _parameter_names = ("scale",)
 
     def __init__(
-        self, dim: SupportsIndex, *, eps: float = 1e-12, xp: Any = None, dtype: Any = None, device: Any = None
+        self,
+        dim: SupportsIndex,
+        *,
+        eps: float = SCALE_NORM_EPS,
+        convention: Convention | str | None = None,
+        xp: Any = None,
+        dtype: Any = None,
+        device: Any = None,
     ) -> None:
         library, dtype = library_and_dtype(xp, dtype)
         self.dim = check_length("dim", dim)
+        self.convention, eps, _ = held(SCALE_NORM, convention, eps, 0.0)
         self.eps = check_number("eps", eps, least=0.0)
         self.scale = full(library, (), math.sqrt(check_number("dim", self.dim)), dtype, device)
 
@@ -190,7 +222,7 @@ class ScaleNorm(HoldsParameters):
         if type(x) is not numpy.ndarray or x.shape[-1:] != (self.dim,):
             self._check_length(x)
         try:
-            return scale_norm(x, self.scale, eps=self.eps, out=out)
+            return scale_norm(x, self.scale, eps=self.eps, convention=without_offset(self.convention), out=out)
         except TypeError:
             self._require_own_library(x)
             raise
@@ -203,22 +235,23 @@ class ScaleNorm(HoldsParameters):
             raise ValueError(sentence("x", must, str(shape), "pass x of that length along its last axis"))
 
     def _config(self) -> tuple[Any, ...]:
-        return self.dim, self.eps, self._dtype_name()
+        return self.dim, self.eps, self.convention, self._dtype_name()
 
     def __repr__(self) -> str:
-        return self._repr(self.dim, eps=self.eps, dtype=self._dtype_name())
+        options = {} if self.convention is None else {"convention": written(self.convention)}
+        return self._repr(self.dim, eps=self.eps, **options, dtype=self._dtype_name())
 
 
 def _flatten(norm: HoldsParameters) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
-    held = {name: value for name, value in vars(norm).items() if name not in norm._parameter_names}
-    return tuple(getattr(norm, name) for name in norm._parameter_names), tuple(held.items())
+    rest = {name: value for name, value in vars(norm).items() if name not in norm._parameter_names}
+    return tuple(getattr(norm, name) for name in norm._parameter_names), tuple(rest.items())
 
 
 def _unflatten(
-    kind: type[HoldsParameters], held: tuple[tuple[str, Any], ...], leaves: tuple[Any, ...]
+    kind: type[HoldsParameters], rest: tuple[tuple[str, Any], ...], leaves: tuple[Any, ...]
 ) -> HoldsParameters:
     norm = object.__new__(kind)
-    vars(norm).update(held)
+    vars(norm).update(rest)
     vars(norm).update(zip(kind._parameter_names, leaves, strict=True))
     return norm
 

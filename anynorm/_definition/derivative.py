@@ -11,9 +11,9 @@ from anynorm._definition.sums import at_most, mean, total
 
 Array = Any
 
-# Where eps is no more than this, the factor of a flat row is not formed anew: in float32 1 / sqrt(eps) would be out of
-# range. Without units (0 digits) there is no need.
-_LEAST_EPS = {0: math.inf, 24: 2.0**-200, 53: 0.0}
+# Where the root of eps is no more than this, the factor of a flat row is not formed anew: in float32 its reciprocal
+# would be out of range. Without units (0 digits) there is no need.
+_LEAST_LENGTH = {0: math.inf, 24: 2.0**-100, 53: 0.0}
 
 
 def derive(
@@ -33,7 +33,8 @@ def derive(
 
         dx = factor * (g - mean(g) - x_hat * mean(g * x_hat))
 
-    where mean(g) belongs to centring. For scale_norm the last mean is a sum, and 0 where eps is the divisor.
+    where mean(g) belongs to centring. For scale_norm the last mean is a sum. It is 0 where eps is the divisor, and with
+    eps outside of the root it is multiplied by 1 + eps / root.
     """
     over = mean if rule.averaged else total
     x_hat = deviations(x, step)
@@ -177,9 +178,14 @@ def _plain_product(values: Array, factors: list[Array]) -> Array:
 
 
 def _of_long_rows(xp: Any, along: Array, step: Step, rule: Rule, eps: float, precision: Precision) -> Array:
-    """A number of each row, 0 where eps is what scale_norm divides by: the length has no part in the result."""
-    if rule.averaged or not eps:
+    """A number of each row, times the derivative of what it is divided by, relative to that with eps inside the root.
+
+    0 where eps is the least length and divides a row: the length has no part in the result.
+    """
+    if rule.eps_place == "inside" or not eps:
         return along
+    if rule.eps_place == "outside":
+        return along * (1.0 + step.least_divisor / step.root)
     ratio = precision.constant(step.least_divisor / step.root)
     return along * (1.0 - exceeds(xp, ratio, 1.0, precision.digits))
 
@@ -189,10 +195,12 @@ def factors_of(xp: Any, step: Step, rule: Rule, eps: float, precision: Precision
     factor, unit = step.factor, step.unit
     if unit is None:
         return [factor]
-    if rule.averaged and eps > _LEAST_EPS[precision.digits]:
+    length = math.sqrt(eps) if rule.eps_place == "inside" else eps
+    if rule.averaged and length > _LEAST_LENGTH[precision.digits]:
         # A flat row has the factor 1 / sqrt(eps), which may be out of range in the unit of a large row.
         is_flat = (1.0 - reaches(xp, step.size, LEAST_ENERGY[precision.digits])) * (1.0 - at_most(xp, unit, 1.0))
-        factor, unit = factor * (1.0 - is_flat) + is_flat / math.sqrt(eps), unit * (1.0 - is_flat) + is_flat
+        factor = factor * (1.0 - is_flat) + is_flat * (step.spread / length)
+        unit = unit * (1.0 - is_flat) + is_flat
     return [factor, unit]
 
 

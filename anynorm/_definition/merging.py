@@ -120,7 +120,7 @@ def _fitted(xp: Any, found: Statistics, rule: Rule, eps: float, digits: int) -> 
         found = Statistics(found.elements, None, None, None, high + low, None, found.unit)
     if found.unit is None:
         return found
-    most = largest_unit(digits, eps, rule.averaged)
+    most = largest_unit(digits, eps, rule.eps_place == "inside")
     if most >= 1.0 and are_one(found.unit):  # nothing is to be rescaled
         low = 0.0 if found.squares_low is None else found.squares_low
         return found._replace(mean_rest=None, squares=found.squares + low, squares_low=None)

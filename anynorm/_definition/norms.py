@@ -6,6 +6,8 @@ Each is the same three steps over the normalized axes, with n elements to a row:
     finish   statistics -> one shift and one factor; the only step in which the norms differ
     apply    (x - shift) * factor * weight + bias
 
+Conventions (`anynorm.Convention`) change where eps stands, in step 2, and what is rounded on the way, in `apply_rounded`.
+
 float16, bfloat16 and float32 are computed in float64 where the library has it and is fast with it. No square overflows
 or underflows there, and the 29 bits that it has beyond float32 absorb all rounding. Elsewhere (float64 itself; float32
 and narrower in JAX) rows are first multiplied by a power of two, their unit, which keeps squares in range, and centred
@@ -15,10 +17,12 @@ accuracy (Chan, Golub, LeVeque 1983, "Algorithms for computing the sample varian
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from anynorm._definition.counting import divisor
+from anynorm._definition.rounding import rounded
 from anynorm._definition.scaling import (
     LEAST_ENERGY,
     LEAST_LENGTH,
@@ -44,16 +48,34 @@ Array = Any
 
 
 class Rule(NamedTuple):
-    """What tells one norm from another."""
+    """What tells one norm from another, and the conventions by which it is computed."""
 
     name: str
     centred: bool  # subtract the mean
-    averaged: bool  # divide by sqrt(mean square + eps); otherwise by max(norm, eps)
+    averaged: bool  # rows of root mean square 1; otherwise of length 1
+    # "inside": sqrt(mean square + eps); "outside": sqrt(mean square) + eps, or length + eps where nothing is averaged;
+    # "floor": max(length, eps), of the root mean square max(length, eps) / sqrt(n)
+    eps_place: str = "inside"
+    rounding: str = "once"  # "normalized": x_hat to x's dtype too; "each": that, and each product and sum
+    statistics: str = "wide"  # "x": what x is divided by is rounded to x's dtype
+    offset: str = "wide"  # "weight": weight + weight_offset is rounded to the dtype of the weight
+
+    @property
+    def formula(self) -> Rule:
+        """The rule without roundings on the way, by which derivatives go."""
+        if self.rounding == "once" and self.statistics == self.offset == "wide":
+            return self
+        return self._replace(rounding="once", statistics="wide", offset="wide")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is no convention that changes anything."""
+        return self in (LAYER_NORM, RMS_NORM, SCALE_NORM)
 
 
 LAYER_NORM = Rule("layer_norm", centred=True, averaged=True)
 RMS_NORM = Rule("rms_norm", centred=False, averaged=True)
-SCALE_NORM = Rule("scale_norm", centred=False, averaged=False)
+SCALE_NORM = Rule("scale_norm", centred=False, averaged=False, eps_place="floor")
 
 
 def as_it_is(array: Array) -> Array:
@@ -69,6 +91,8 @@ class Precision(NamedTuple):
     short: bool = False  # the result has so few bits that the rounding of a plain sum does not show in it
     stated: bool = False  # the derivative is stated (xla.py), so automatic differentiation does not see the operations
     constant: Callable[[Array], Array] = as_it_is  # keeps automatic differentiation out of an array
+    narrow: str = ""  # the dtype of the rows, where that is narrower
+    reduced: Callable[..., Array] | None = None  # rounds to fewer bits of exponent and mantissa; None: see rounding.py
 
 
 class Statistics(NamedTuple):
@@ -94,7 +118,10 @@ class Step(NamedTuple):
     unit: Array | None
     size: Array  # as in the statistics; a constant of automatic differentiation
     root: Array  # sqrt(squares / n + eps), for scale_norm sqrt(squares), in the unit
-    least_divisor: Array | float  # the factor is 1 / max(root, least_divisor), unless the row has no deviations
+    # The factor is 1 / max(root, least_divisor), for eps outside of the root 1 / (root + least_divisor), unless the row
+    # has no deviations.
+    least_divisor: Array | float
+    spread: Array | float = 1.0  # by which the factor is more than that: sqrt(n), where x_hat is made of unit vectors
 
 
 # scale_norm in float64 of narrower rows: none that is finite is as long as this eps.
@@ -115,27 +142,36 @@ def reduce(xp: Any, x: Array, axes: tuple[int, ...], rule: Rule, precision: Prec
 def finish(xp: Any, found: Statistics, rule: Rule, eps: float, precision: Precision) -> Step:
     """Step 2: the shift and the factor, 1 / sqrt(squares / n + eps), for scale_norm 1 / max(sqrt(squares), eps)."""
     squares, unit, digits = found.squares, found.unit, precision.digits
+    is_inside, is_mean = rule.eps_place == "inside", rule.averaged and rule.eps_place != "floor"
     # XLA fuses a sum with what follows only where it is used once; so `size` and not `squares` tells zeros and NaN.
     size = precision.constant(squares if found.size is None else found.size)
-    if unit is None and not rule.averaged and eps > _LARGE_LENGTH:
+    if unit is None and not is_inside and eps > _LARGE_LENGTH:
         unit, eps = xp.full_like(squares, 2.0**-500), eps * 2.0**-500
-    added, least_divisor = eps, (0.0 if rule.averaged else max(eps, LEAST_LENGTH[digits]))
+    added, least_divisor = eps, (0.0 if is_inside else max(eps, LEAST_LENGTH[digits]))
     if unit is not None and digits and eps:
-        added, least_divisor = eps_in_units(xp, unit, digits, eps, rule.averaged)
-    energy = squares / divisor(xp, found.elements, squares) + added if rule.averaged else squares
-    if rule.averaged and not isinstance(least_divisor, float):
+        added, least_divisor = eps_in_units(xp, unit, digits, eps, is_inside)
+    count = divisor(xp, found.elements, squares)
+    energy = squares / count if is_mean else squares
+    energy = energy + added if is_inside else energy
+    if is_inside and not isinstance(least_divisor, float):
         # Only for rows without deviations, where what is added has vanished: any other root exceeds it. To given
         # statistics without deviations x may have some, which are to be divided by the root of eps itself.
         less: Any = 2.0 ** (2 - digits)
         if found.size is None:
             less = less * precision.constant(exceeds(xp, energy, LEAST_ENERGY[digits], digits))
         least_divisor = least_divisor * (1.0 - less)
-    is_nothing = eps <= (LEAST_ENERGY[digits] if unit is None and rule.averaged else 0.0)
-    root, factor = _root_and_factor(xp, energy, size, None if is_nothing else least_divisor, precision)
+    is_nothing = eps <= (LEAST_ENERGY[digits] if unit is None and is_inside else 0.0)
+    root, factor = _root_and_factor(
+        xp, energy, size, None if is_nothing else least_divisor, rule, unit, precision
+    )
+    spread: Any = 1.0
+    if rule.averaged and not is_mean:
+        spread = math.sqrt(count) if isinstance(count, int) else xp.sqrt(size * 0.0 + count)
+        factor = factor * spread
     if rule.centred:
-        return Step(found.mean, found.mean_low, factor, unit, size, root, least_divisor)
+        return Step(found.mean, found.mean_low, factor, unit, size, root, least_divisor, spread)
     # A row that holds Inf is to be NaN; with centring Inf - Inf is.
-    return Step(None, None, factor + 0.0 * size, unit, size, root, least_divisor)
+    return Step(None, None, factor + 0.0 * size, unit, size, root, least_divisor, spread)
 
 
 def apply(
@@ -148,6 +184,34 @@ def apply(
         y = deviations(x, step) * step.factor
         y = y if weight is None else y * weight
     return y if bias is None else y + bias
+
+
+def apply_rounded(
+    xp: Any,
+    x: Array,
+    step: Step,
+    weight: Array | float | None,
+    bias: Array | None,
+    rule: Rule,
+    precision: Precision,
+) -> Array:
+    """Step 3 by a rule that rounds on the way, in the precision's dtype; the result is a number of x's own."""
+
+    def narrowed(values: Array) -> Array:
+        return rounded(xp, values, precision.narrow, precision)
+
+    is_each, has_length = rule.rounding == "each", not isinstance(step.spread, float) or step.spread != 1.0
+    y = deviations(x, step)
+    if is_each and has_length:
+        y = narrowed(y * (step.factor / step.spread)) * step.spread
+    else:
+        y = y * step.factor
+    if rule.rounding != "once":
+        y = narrowed(y)
+    if weight is not None:
+        y = y * weight
+        y = narrowed(y) if is_each else y
+    return narrowed(y if bias is None else y + bias)
 
 
 def deviations(x: Array, step: Step) -> Array:
@@ -163,12 +227,12 @@ def _reduce_in_units(
     xp: Any, x: Array, axes: tuple[int, ...], rule: Rule, precision: Precision, eps: float
 ) -> Statistics:
     """Step 1 where the dtype has no room to spare: rows are scaled, and centred twice."""
-    digits, count = precision.digits, count_along(x, axes)
+    digits, count, is_inside = precision.digits, count_along(x, axes), rule.eps_place == "inside"
     shift = low = None
     if rule.centred:
 
         def in_units(lowest: Array, highest: Array) -> tuple[Array, ...]:
-            unit = unit_of(xp, xp.maximum(highest, -lowest), digits, count, eps)
+            unit = unit_of(xp, xp.maximum(highest, -lowest), digits, count, eps, is_inside)
             return unit, lowest * unit, highest * unit, highest * unit - lowest * unit
 
         def between(middle: Array, lowest: Array, highest: Array) -> tuple[Array, ...]:
@@ -185,7 +249,7 @@ def _reduce_in_units(
     else:
 
         def in_unit(size: Array) -> tuple[Array, ...]:
-            unit = unit_of(xp, size, digits, count, eps, rule.averaged)
+            unit = unit_of(xp, size, digits, count, eps, is_inside)
             return unit, size * unit
 
         unit, size = of_rows(xp, in_unit, largest(xp, precision.constant(x), axes))
@@ -195,14 +259,18 @@ def _reduce_in_units(
 
 
 def _root_and_factor(
-    xp: Any, energy: Array, size: Array, least_divisor: Array | float | None, precision: Precision
-) -> tuple[Array, Array]:
-    """The root of the energy, and 1 / max(root, least_divisor); where that is None, 0 for rows without deviations.
+    xp: Any, energy: Array, size: Array, least_divisor: Array | float | None, rule: Rule, unit: Array | None,
+    precision: Precision,
+) -> tuple[Array, Array]:  # fmt: skip
+    """The root of the energy, and 1 / max(root, least_divisor) or, with eps outside of the root, 1 / (root + it).
 
-    The reciprocal comes last: that of the energy may be out of range, its derivative even more so.
+    Where that is None, 0 for rows without deviations. The reciprocal comes last: that of the energy may be out of
+    range, its derivative even more so.
     """
     least = LEAST_ENERGY[precision.digits]
     root = xp.sqrt(at_least(xp, energy, least))
+    if rule.statistics == "x":
+        root = xp.where(size == 0.0, root, _in_x(xp, root, unit, precision))
     if least_divisor is None:
         # In this order a derivative, which may be large, is multiplied by the 0 of such a row first.
         return root, reaches(xp, size, least) * (1.0 / root)
@@ -214,5 +282,14 @@ def _root_and_factor(
     else:  # the derivative of a root is Inf at 0
         # That of this factor, 0 for all others, may be multiplied by more than the dtype holds.
         left = root * precision.constant(reaches(xp, energy, least))
+    if rule.eps_place == "outside":
+        return root, 1.0 / (left + least_divisor)
     is_number = isinstance(least_divisor, float)
     return root, 1.0 / (at_least(xp, left, least_divisor) if is_number else xp.maximum(left, least_divisor))
+
+
+def _in_x(xp: Any, root: Array, unit: Array | None, precision: Precision) -> Array:
+    """The roots of rows as x's dtype has them, still in the units of the rows."""
+    if unit is None:
+        return rounded(xp, root, precision.narrow, precision)
+    return rounded(xp, root * (1.0 / unit), precision.narrow, precision) * unit

@@ -13,10 +13,12 @@ from anynorm._check import Call, Gradient
 from anynorm._definition import merging
 from anynorm._definition.counting import dtype_of_counts
 from anynorm._definition.missing import reduce_present
-from anynorm._definition.norms import Precision, Statistics, Step, apply, finish, reduce
+from anynorm._definition.norms import Precision, Rule, Statistics, Step, apply, apply_rounded, as_it_is, finish, reduce
 from anynorm._definition.pairs import two_sum
+from anynorm._definition.rounding import rounded
 from anynorm._definition.sums import count_along
 from anynorm._kernels import sparse
+from anynorm._libraries import dtype_name
 from anynorm._moments import Moments, mapped, of_arrays, quietly, statistics_of
 
 Array = Any
@@ -148,12 +150,44 @@ def steps(
     precision: Precision,
 ) -> Array:
     """Reduce, finish, apply."""
-    xp, rule, eps = call.library.namespace, call.rule, call.eps
-    if moments is None:
-        step = finish(xp, reduce(xp, x, call.axes, rule, precision, eps), rule, eps, precision)
-    else:
-        step = step_of_given(call, moments, precision)
-    return apply(xp, x, step, weight, bias, precision)
+
+    def step_by(rule: Rule, precision: Precision) -> Step:
+        xp, eps = call.library.namespace, call.eps
+        if moments is not None:
+            return step_of_given(call._replace(rule=rule), moments, precision)
+        return finish(xp, reduce(xp, x, call.axes, rule, precision, eps), rule, eps, precision)
+
+    def by_formula() -> Array:
+        return apply(call.library.namespace, x, step_by(call.rule.formula, precision), weight, bias, precision)
+
+    return with_roundings(call, by_formula, step_by, x, weight, bias, precision)
+
+
+def with_roundings(
+    call: Call,
+    by_formula: Callable[[], Array],
+    step_by: Callable[[Rule, Precision], Step],
+    x: Array,
+    weight: Array | float | None,
+    bias: Array | None,
+    precision: Precision,
+) -> Array:
+    """Step 3 with the roundings on the way that the call's rule has; their derivative is that of the formula."""
+    rule, xp = call.rule, call.library.namespace
+    if rule == rule.formula:
+        return by_formula()
+    given: Any = call.weight
+    factor = weight
+    if rule.offset == "weight" and call.weight_offset:
+        factor = rounded(xp, weight, dtype_name(given.dtype), precision)
+    found = apply_rounded(xp, x, step_by(rule, precision._replace(stated=False)), factor, bias, rule, precision)
+    constant = call.library.constant()
+    if constant is as_it_is:
+        return found
+    found, y = constant(found), by_formula()
+    # Found, to the last bit, for the difference is 0; and where it is NaN instead, y is no number either.
+    difference = constant(y) - y
+    return found - xp.where(difference == 0.0, difference, 0.0)
 
 
 def step_of_given(call: Call, moments: Moments, precision: Precision) -> Step:

@@ -87,7 +87,7 @@ def _reduce(x: Array, rows: _Runs, features: int, rule: Rule, precision: Precisi
     if precision.digits:
         unit = numpy.ones_like(squares)
         if not _in_range(squares, x, rows):
-            unit = unit_of(numpy, rows.largest(abs(x)), precision.digits, features, eps, rule.averaged)
+            unit = unit_of(numpy, rows.largest(abs(x)), precision.digits, features, eps, rule.eps_place == "inside")
             values = (x * rows.spread(unit)) ** 2
             squares = rows.total(values)
         # That many leading bits of each square are added without rounding; what is left is small (Rump, Ogita, Oishi

@@ -7,7 +7,7 @@ are well within it. Stated instead, for a tangent t of x, the factor f and t_hat
     d f = -f * mean(x_hat * t_hat)
 
 JAX makes derivatives of any order, forward and backward, from these two. For scale_norm the mean is a sum, and 0 where
-eps is the divisor.
+eps is the divisor. With eps outside of the root it is multiplied by 1 + eps / root.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Normalized(NamedTuple):
     x_hat: Array
     factor: Array
     unit: Array
-    is_long: Array  # 0 where eps alone divides a row, else 1
+    share: Array  # by which that mean is multiplied: 0 where eps alone divides a row, else 1, or 1 + eps / root
     parts: tuple[Array, Array, Array]  # whose product is unit * factor; a weight is multiplied by the second
 
 
@@ -66,8 +66,10 @@ def run(call: Call) -> Any:
     if call.moments is None:
         return _compiled(_run, call)
     # Outside of the program, for it would be another one for each count that moments ever have.
-    step = definition.step_of_given(call, call.moments, call.precision._replace(stated=False))
-    return _compiled(_run_given, call, tuple(step))
+    rules = dict.fromkeys((call.rule, call.rule.formula))
+    precision = call.precision._replace(stated=False)
+    steps = [tuple(definition.step_of_given(call._replace(rule=one), call.moments, precision)) for one in rules]
+    return _compiled(_run_given, call, steps)
 
 
 def vjp(gradient: Gradient) -> tuple[Any, ...]:
@@ -107,9 +109,17 @@ def _run(call: Call) -> Any:
     return definition.run_whole(call, _steps)
 
 
-def _run_given(call: Call, step: tuple[Any, ...]) -> Any:
+def _run_given(call: Call, steps: list[tuple[Any, ...]]) -> Any:
+    """The same with step 2 done: by the call's rule, and by its formula where that is another."""
+
     def by(call: Call, x: Array, moments: Moments | None, weight: Any, bias: Any, precision: Precision) -> Array:
-        return apply(call.library.namespace, x, Step(*step), weight, bias, precision)
+        def by_formula() -> Array:
+            return apply(call.library.namespace, x, Step(*steps[-1]), weight, bias, precision)
+
+        def step_by(rule: Rule, precision: Precision) -> Step:
+            return Step(*steps[0])
+
+        return definition.with_roundings(call, by_formula, step_by, x, weight, bias, precision)
 
     return definition.run_whole(call, by)
 
@@ -154,16 +164,24 @@ def _steps(
     precision: Precision,
 ) -> Array:  # fmt: skip
     """The three steps with the stated derivative; a very large eps is differentiated by JAX."""
-    if not precision.digits or (call.eps > _LARGE_LENGTH and not call.rule.averaged):
+    if not precision.digits or (call.eps > _LARGE_LENGTH and call.rule.eps_place != "inside"):
         return definition.steps(call, x, None, weight, bias, precision._replace(stated=False))
-    fixed = _Fixed(call.rule, call.axes, call.eps, precision)
-    normalized, times = _differentiable()
-    found = normalized(fixed, x)
-    if weight is None or call.rule.centred:
-        y = found.x_hat if weight is None else found.x_hat * weight
-    else:
-        y = times(x, found, weight)
-    return y if bias is None else y + bias
+
+    def by_formula() -> Array:
+        fixed = _Fixed(call.rule.formula, call.axes, call.eps, precision)
+        normalized, times = _differentiable()
+        found = normalized(fixed, x)
+        if weight is None or call.rule.centred:
+            y = found.x_hat if weight is None else found.x_hat * weight
+        else:
+            y = times(x, found, weight)
+        return y if bias is None else y + bias
+
+    def step_by(rule: Rule, precision: Precision) -> Step:
+        xp = call.library.namespace
+        return finish(xp, reduce(xp, x, call.axes, rule, precision, call.eps), rule, call.eps, precision)
+
+    return definition.with_roundings(call, by_formula, step_by, x, weight, bias, precision)
 
 
 @functools.cache
@@ -179,31 +197,36 @@ def _differentiable() -> tuple[Callable[..., _Normalized], Callable[..., Array]]
 
         def finished(squares: Array, unit: Array, size: Array) -> tuple[Array, ...]:
             step = finish(xp, found._replace(squares=squares, unit=unit, size=size), rule, eps, precision)
-            is_long = xp.ones_like(step.factor)
-            if eps and not rule.averaged:
-                is_long = is_long - exceeds(xp, step.least_divisor / step.root, 1.0, precision.digits)
+            share = xp.ones_like(step.factor)
+            if eps and rule.eps_place == "outside":
+                share = share + step.least_divisor / step.root
+            elif eps and rule.eps_place == "floor":
+                share = share - exceeds(xp, step.least_divisor / step.root, 1.0, precision.digits)
             # An element may be nothing beside its row, and a weight bring it back; unit * factor may be out of range.
             late = xp.minimum(xp.sqrt(unit), 1.0)  # in this order, or XLA makes a comparison of it
             parts = xp.maximum(unit, 1.0), step.factor * late, late
-            return step.factor, xp.maximum(step.root, step.least_divisor), is_long, *parts
+            return step.factor, xp.maximum(step.root, step.least_divisor), share, *parts
 
         unit: Any = found.unit
-        factor, divisor, is_long, *parts = of_rows(xp, finished, found.squares, unit, found.size)
-        if rule.centred:  # deviations are rounded twice already, and a quotient is rounded once less than a product
-            x_hat = (x * unit - found.mean - found.mean_low) / divisor
+        factor, divisor, share, *parts = of_rows(xp, finished, found.squares, unit, found.size)
+        if rule.centred:
+            deviations = x * unit - found.mean - found.mean_low
+            # They are rounded twice already, and a quotient is rounded once less than a product.
+            x_hat = deviations / divisor if rule.eps_place == "inside" else deviations * factor
         else:
             x_hat = x * parts[0] * parts[1] * parts[2]
-        return _Normalized(x_hat, factor, unit, is_long, tuple(parts))
+        return _Normalized(x_hat, factor, unit, share, tuple(parts))
 
     @normalized.defjvp
     def tangent_of(fixed: _Fixed, given: Any, tangents: Any) -> Any:
         found = normalized(fixed, *given)
-        x_hat, factor, unit, is_long, _ = found
+        x_hat, factor, unit, share, _ = found
         t_hat = tangents[0] * unit * factor
         t_hat = t_hat - mean(xp, t_hat, fixed.axes) if fixed.rule.centred else t_hat
-        across = (mean if fixed.rule.averaged else total)(xp, x_hat * t_hat, fixed.axes) * is_long
+        across = (mean if fixed.rule.averaged else total)(xp, x_hat * t_hat, fixed.axes) * share
         zero = xp.zeros_like(unit)
-        return found, _Normalized(t_hat - x_hat * across, -factor * across, zero, zero, (zero, zero, zero))
+        of_share = (1.0 - share) * share * across if fixed.rule.eps_place == "outside" else zero
+        return found, _Normalized(t_hat - x_hat * across, -factor * across, zero, of_share, (zero, zero, zero))
 
     @jax.custom_jvp
     def times(x: Array, found: _Normalized, weight: Array) -> Array:

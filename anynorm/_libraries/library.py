@@ -90,13 +90,16 @@ class Library:
     def _find_precision(self, x: Any) -> Precision:
         name, xp = dtype_name(x.dtype), self.namespace
         if name == "float64":
-            return Precision(xp.float64, 53, stated=self.name == "jax", constant=self._constant())
+            return Precision(xp.float64, 53, stated=self.name == "jax", constant=self.constant())
         # XLA takes several times as long for float64, which few devices have.
         if self.name == "jax" or not self.has_float64(x):
-            return Precision(xp.float32, 24, name != "float32", self.name == "jax", self._constant())
-        return Precision(xp.float64)
+            reduced = sys.modules["jax"].lax.reduce_precision if self.name == "jax" else None
+            return Precision(
+                xp.float32, 24, name != "float32", self.name == "jax", self.constant(), narrow=name, reduced=reduced
+            )
+        return Precision(xp.float64, narrow=name)
 
-    def _constant(self) -> Callable[[Any], Any]:
+    def constant(self) -> Callable[[Any], Any]:
         """The function that makes an array a constant for automatic differentiation."""
         if self.name == "jax":
             constant: Callable[[Any], Any] = sys.modules["jax"].lax.stop_gradient

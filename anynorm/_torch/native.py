@@ -43,7 +43,7 @@ def choose(call: Call) -> _choose.Kernel:
     """The kernel for a call; on another device than the CPU torch's own in place of the definition, unless forced."""
     found = _choose.choose(call)
     is_elsewhere = call.library.name == "torch" and not call.x.is_cpu
-    if found.name != "definition" or not is_elsewhere or forced() is not None:
+    if found.name != "definition" or not is_elsewhere or forced() is not None or not call.rule.is_plain:
         return found
     own = found._replace(name="torch", run=_run)
     return with_names(own) if is_profiled() else own

@@ -18,6 +18,7 @@ from anynorm._kernels.cpu.language.dtypes import INTERPRETED
 from anynorm._moments import arrays_of
 
 _ADVICE = "llvmlite is not installed; pip install llvmlite"
+NO_CONVENTIONS = "it rounds once, with eps where the norm has it, and the convention of this call is another"
 
 
 def is_installed(module: str) -> bool:
@@ -72,6 +73,8 @@ def refuses(call: Call) -> str | None:
     """Why the kernels do not take a call; None: they do."""
     if not call.library.memory.on_cpu:
         return f"it takes NumPy arrays and torch tensors on the CPU, and x is an array of {call.library.name}"
+    if not call.rule.is_plain:
+        return NO_CONVENTIONS
     reason = refuses_arrays(call, on_cuda=False)
     if reason is not None:
         return reason

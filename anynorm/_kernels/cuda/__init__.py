@@ -6,7 +6,7 @@ Nothing here imports a library of CUDA's.
 from __future__ import annotations
 
 from anynorm._check import Call, Gradient
-from anynorm._kernels.cpu import is_installed, refuses_arrays, wants_gradient
+from anynorm._kernels.cpu import NO_CONVENTIONS, is_installed, refuses_arrays, wants_gradient
 
 _ADVICE = (
     "cuda-bindings is not installed, which launches it; pip install cuda-bindings nvidia-cuda-nvrtc, "
@@ -26,6 +26,8 @@ def refuses(call: Call) -> str | None:
     """Why the kernels do not take a call; None: they do."""
     if not call.library.memory.on_cuda:
         return f"it takes CuPy arrays and torch tensors on NVIDIA GPUs, and x is an array of {call.library.name}"
+    if not call.rule.is_plain:
+        return NO_CONVENTIONS
     reason = refuses_arrays(call, on_cuda=True)
     if reason is not None:
         return reason

@@ -1,0 +1,280 @@
+"""Conventions: where a norm puts eps, what it rounds on the way, and how models and libraries do it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+from anynorm._definition.norms import Rule
+from anynorm._numbers import check_number
+from anynorm._wording import describe, sentence
+
+EpsPlace = Literal["inside", "outside", "floor"]
+Rounding = Literal["once", "normalized", "each"]
+
+_CHOICES = {
+    "eps_place": ("inside", "outside", "floor"),
+    "rounding": ("once", "normalized", "each"),
+    "statistics": ("wide", "x"),
+    "offset": ("wide", "weight"),
+}
+
+
+class DefaultEps(float):
+    """The eps of a signature: a number like any other, but a convention may have another in its place."""
+
+    __slots__ = ()
+
+
+LAYER_NORM_EPS, RMS_NORM_EPS, SCALE_NORM_EPS = DefaultEps(1e-5), DefaultEps(1e-6), DefaultEps(1e-12)
+
+
+class _Fields(NamedTuple):
+    name: str
+    eps: float | None
+    rms_eps: float | None
+    eps_place: EpsPlace
+    rounding: Rounding
+    statistics: Literal["wide", "x"]
+    weight_offset: float
+    offset: Literal["wide", "weight"]
+    portion: float
+
+
+class Convention(_Fields):
+    """How a norm is computed where implementations differ; each norm takes one as ``convention=``.
+
+    A convention cannot be changed; `replace` makes another one. All parameters are given by name.
+
+    Parameters
+    ----------
+    name : str
+        What it is called; it changes nothing.
+    eps : float, optional
+        The eps of a call that passes none; left out, the function's own. scale_norm takes it only with
+        ``eps_place="floor"``, for elsewhere it is no length.
+    rms_eps : float, optional
+        The same for rms_norm, where that has another.
+    eps_place : "inside", "outside" or "floor"
+        With the mean square m (for layer_norm the variance) of n elements, x is divided by ``sqrt(m + eps)``, by
+        ``sqrt(m) + eps``, or by ``max(length, eps) / sqrt(n)``, where length is ``sqrt(n * m)``. scale_norm divides by
+        ``max(length, eps)``, with "outside" by ``length + eps``.
+    rounding : "once", "normalized" or "each"
+        What is rounded to x's dtype: the result alone; what is multiplied by the weight too; that, and each product and
+        sum after it. With "floor" and "each", rows are unit vectors first, rounded as well, and then multiplied by
+        sqrt(n).
+    statistics : "wide" or "x"
+        With "x" the square root in the divisor is rounded to x's dtype too.
+    weight_offset : float
+        Added to the weight, as the argument of that name, which must be left out then.
+    offset : "wide" or "weight"
+        With "weight" the sum of the two is rounded to the weight's dtype.
+    portion : float
+        The part of the features whose statistics are used: the first ``int(n * portion)`` of them (pRMSNorm).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is none of these.
+
+    Examples
+    --------
+    >>> import anynorm
+    >>> anynorm.Convention(eps=1e-8, eps_place="outside")
+    Convention(eps=1e-08, eps_place='outside')
+    >>> anynorm.CONVENTIONS["gemma"].replace(eps=1e-5)
+    Convention(name='gemma', eps=1e-05, weight_offset=1.0)
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        *,
+        name: str = "",
+        eps: float | None = None,
+        rms_eps: float | None = None,
+        eps_place: EpsPlace = "inside",
+        rounding: Rounding = "once",
+        statistics: Literal["wide", "x"] = "wide",
+        weight_offset: float = 0.0,
+        offset: Literal["wide", "weight"] = "wide",
+        portion: float = 1.0,
+    ) -> Convention:
+        """Check the values."""
+        if not isinstance(name, str):
+            raise TypeError(sentence("name", "be a str", describe(name), "pass what to call the convention"))
+        eps, rms_eps = (
+            None if value is None else check_number(argument, value, least=0.0)
+            for argument, value in (("eps", eps), ("rms_eps", rms_eps))
+        )
+        for argument, value in (
+            ("eps_place", eps_place), ("rounding", rounding), ("statistics", statistics), ("offset", offset),
+        ):  # fmt: skip
+            if value not in _CHOICES[argument]:
+                must = f"be one of {', '.join(map(repr, _CHOICES[argument]))}"
+                wrong = ValueError if isinstance(value, str) else TypeError
+                raise wrong(sentence(argument, must, describe(value), "pass one of these"))
+        weight_offset, portion = check_number("weight_offset", weight_offset), check_number("portion", portion)
+        if not 0.0 < portion <= 1.0:
+            raise ValueError(sentence("portion", "be above 0 and at most 1", str(portion), "pass 1.0 for all features"))
+        return super().__new__(
+            cls, name, eps, rms_eps, eps_place, rounding, statistics, weight_offset, offset, portion
+        )
+
+    def replace(self, **changes: Any) -> Convention:
+        """Return this convention with other values."""
+        return Convention(**(self._asdict() | changes))
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        return (), self._asdict()
+
+    def __repr__(self) -> str:
+        given = [f"{name}={value!r}" for name, value in self._asdict().items() if value != _DEFAULTS[name]]
+        return f"Convention({', '.join(given)})"
+
+
+_DEFAULTS: dict[str, Any] = _Fields("", None, None, "inside", "once", "wide", 0.0, "wide", 1.0)._asdict()
+
+
+def _named(name: str, **values: Any) -> Convention:
+    return Convention(name=name, **values)
+
+
+_BY_NAME = {
+    convention.name: convention
+    for convention in (
+        _named("torch"),
+        _named("llama", eps=1e-6, rounding="normalized"),
+        _named("gemma", eps=1e-6, weight_offset=1.0),
+        _named("gemma3", eps=1e-6, weight_offset=1.0),
+        _named("qwen3", eps=1e-6, rounding="normalized"),
+        _named("olmo2", eps=1e-6),
+        _named("t5", eps=1e-6, rounding="normalized"),
+        _named("cohere", eps=1e-5),
+        _named("nemotron", eps=1e-5, weight_offset=1.0, offset="weight"),
+        _named("onnx", eps=1e-5, rounding="each"),
+        _named("flax", eps=1e-6),
+        _named("keras", eps=1e-3, rms_eps=1e-6),
+        _named("transformer_engine", eps=1e-5),
+        _named("rmsnorm_paper", eps=1e-8, eps_place="outside"),
+        _named("scalenorm_paper", eps=1e-5, eps_place="floor"),
+        _named("x_transformers", eps=1e-12, eps_place="floor", rounding="each", statistics="x"),
+    )
+}
+CONVENTIONS: Mapping[str, Convention] = MappingProxyType(_BY_NAME)
+
+
+class Resolved(NamedTuple):
+    """What a call with a convention is without one, but for the rule."""
+
+    rule: Rule
+    eps: Any
+    weight_offset: Any
+    portion: float
+
+
+# By the name of a norm and a convention, or the name of one, what both make together: the rule, the eps where the
+# convention has one for this norm, and the convention. A call looks it up in a fraction of the time that it takes.
+_together: dict[tuple[str, Any], tuple[Rule, float | None, Convention]] = {}
+_MOST_TOGETHER = 1000
+
+
+def resolved(rule: Rule, convention: Any, eps: Any, weight_offset: Any, has_weight: bool) -> Resolved:
+    """The rule, eps and offset of a norm by a convention, which is one or the name of one."""
+    try:
+        found = _together.get((rule.name, convention))
+    except TypeError:  # of what has no hash
+        found = None
+    by, own, given = _found(rule, convention) if found is None else found
+    if type(eps) is DefaultEps:
+        eps = float(eps) if own is None else own
+    if given.weight_offset and has_weight:
+        weight_offset = _offset_of(given, weight_offset)
+    if given.offset == "weight" and not (type(weight_offset) is float and weight_offset == 0.0):
+        by = by._replace(offset="weight")
+    return Resolved(by, eps, weight_offset, given.portion)
+
+
+def _found(rule: Rule, convention: Any) -> tuple[Rule, float | None, Convention]:
+    given = check_convention(convention)
+    is_length = given.eps_place == "floor"
+    eps = given.eps if rule.averaged or is_length else None
+    if rule.averaged and not rule.centred and given.rms_eps is not None:
+        eps = given.rms_eps
+    place = given.eps_place if rule.averaged or given.eps_place == "outside" else "floor"
+    by = rule._replace(eps_place=place, rounding=given.rounding, statistics=given.statistics)
+    found = (rule if by == rule else by), eps, given
+    if len(_together) < _MOST_TOGETHER:
+        _together[rule.name, convention] = found
+    return found
+
+
+def held(rule: Rule, convention: Any, eps: Any, weight_offset: Any) -> tuple[Convention | None, Any, Any]:
+    """What a norm that holds its parameters keeps: the convention, eps and offset."""
+    if convention is None:
+        return None, eps, weight_offset
+    given = check_convention(convention)
+    _, eps, weight_offset, _ = resolved(rule, given, eps, weight_offset, has_weight=rule.averaged)
+    return given, eps, weight_offset
+
+
+def without_offset(convention: Convention | None) -> Convention | None:
+    """The convention of a norm that has the offset as an attribute."""
+    if convention is None or not convention.weight_offset:
+        return convention
+    found = _without_offset.get(convention)
+    if found is None:
+        found = convention.replace(weight_offset=0.0)
+        if len(_without_offset) < _MOST_TOGETHER:
+            _without_offset[convention] = found
+    return found
+
+
+_without_offset: dict[Convention, Convention] = {}
+
+
+def written(convention: Convention) -> str:
+    """A convention in the repr of a norm: by its name, if it is the one of that name."""
+    return repr(convention.name if _BY_NAME.get(convention.name) == convention else convention)
+
+
+def check_convention(convention: Any) -> Convention:
+    """A convention, or that of a name."""
+    if isinstance(convention, Convention):
+        return convention
+    found = _BY_NAME.get(convention) if isinstance(convention, str) else None
+    if found is None:
+        must = f"be a Convention or one of the names {', '.join(_BY_NAME)}"
+        wrong = ValueError if isinstance(convention, str) else TypeError
+        raise wrong(sentence("convention", must, describe(convention), "pass one of these names"))
+    return found
+
+
+def _offset_of(convention: Convention, weight_offset: Any) -> float:
+    if check_number("weight_offset", weight_offset):
+        must = f"be left out, for the convention has one of {convention.weight_offset}"
+        do = "pass a convention without an offset, such as convention.replace(weight_offset=0.0)"
+        raise ValueError(sentence("weight_offset", must, str(weight_offset), do))
+    return convention.weight_offset
+
+
+def require_no_moments(moments: Any) -> None:
+    """Raise ValueError where statistics are given, and others are to be taken."""
+    if moments is not None:
+        must, do = "be left out where a convention takes statistics of a portion", "leave one of them out"
+        raise ValueError(sentence("moments", must, describe(moments), do))
+
+
+def leading(x: Any, axes: tuple[int, ...], portion: float) -> Any:
+    """The leading portion of the features, of which the statistics are taken."""
+    if len(axes) > 1:
+        do = "pass one axis, or a convention with portion=1.0"
+        raise ValueError(sentence("axis", "be one axis where a portion of it is used", describe(axes), do))
+    features = x.shape[axes[0]]
+    kept = int(features * portion)
+    if not kept:
+        must, do = f"be at least one of {features} features", "pass a larger one, or longer rows"
+        raise ValueError(sentence("portion", must, str(portion), do))
+    return x[(*(slice(None),) * axes[0], slice(0, kept))]
