@@ -203,7 +203,10 @@ def _check_scale(scale: Any, x: Array, library: Library) -> Array | float:
 
 def _check_range(rule: Rule, eps: float, weight: Array | float | None, weight_offset: float) -> None:
     """Check that numbers fit into float32, where arrays are computed in float32."""
-    limits = {"eps": (eps, "1e76" if rule.eps_place == "inside" else "3.4e38"), "weight_offset": (weight_offset, "3.4e38")}
+    limits = {
+        "eps": (eps, "1e76" if rule.eps_place == "inside" else "3.4e38"),
+        "weight_offset": (weight_offset, "3.4e38"),
+    }
     if isinstance(weight, float):
         limits["scale"] = weight, "3.4e38"
     for name, (value, largest) in limits.items():

@@ -59,8 +59,8 @@ class Convention(_Fields):
     eps_place : "inside", "outside" or "floor"
         With the mean square m (for layer_norm the variance) of n elements, x is divided by ``sqrt(m + eps)``, by
         ``sqrt(m) + eps``, or by ``max(length, eps) / sqrt(n)``, where length is ``sqrt(n * m)``. scale_norm divides by
-        ``max(length, eps)``, with "outside" by ``length + eps``. Where "floor" is said, layer_norm has its own eps inside,
-        and wide statistics: libraries that divide by a length have an ordinary LayerNorm beside that.
+        ``max(length, eps)``, with "outside" by ``length + eps``. Where "floor" is said, layer_norm has its own eps
+        inside, and wide statistics: libraries that divide by a length have an ordinary LayerNorm beside that.
     rounding : "once", "normalized" or "each"
         What is rounded to x's dtype: the result alone; what is multiplied by the weight too; that, and each product and
         sum after it. With "floor" and "each", rows are unit vectors first, rounded as well, and then multiplied by
@@ -120,9 +120,7 @@ class Convention(_Fields):
         weight_offset, portion = check_number("weight_offset", weight_offset), check_number("portion", portion)
         if not 0.0 < portion <= 1.0:
             raise ValueError(sentence("portion", "be above 0 and at most 1", str(portion), "pass 1.0 for all features"))
-        return super().__new__(
-            cls, name, eps, rms_eps, eps_place, rounding, statistics, weight_offset, offset, portion
-        )
+        return super().__new__(cls, name, eps, rms_eps, eps_place, rounding, statistics, weight_offset, offset, portion)
 
     def replace(self, **changes: Any) -> Convention:
         """Return this convention with other values."""

@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 RECORDED = np.load(ROOT / "tests" / "data" / "originals.npz")
 ORIGINALS = {original.name: original for original in originals()}
 # In 16 bits results are bit-equal but where the original's float32 lies on the other side of the middle between two
-# numbers: then x_hat, or the result, is the other one of them, and times a weight of up to 2 that is 2 units. In float32
-# the originals' own errors show, that of onnx, which forms the variance as mean(x**2) - mean(x)**2, above all.
+# numbers: then x_hat, or the result, is the other one of them, and times a weight of up to 2 that is 2 units. In
+# float32 the originals' own errors show, that of onnx, which forms the variance as mean(x**2) - mean(x)**2, above all.
 LEAST_EQUAL, MOST_ULP = 0.99, 2.0
 MOST_ULP_OF_FLOAT32 = {"onnx LayerNormalization": 64.0, "keras LayerNormalization": 32.0}
 USUAL_ULP_OF_FLOAT32 = 12.0
