@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from anynorm._definition.norms import Rule
 from anynorm._numbers import check_number
@@ -30,19 +30,13 @@ class DefaultEps(float):
 LAYER_NORM_EPS, RMS_NORM_EPS, SCALE_NORM_EPS = DefaultEps(1e-5), DefaultEps(1e-6), DefaultEps(1e-12)
 
 
-class _Fields(NamedTuple):
-    name: str
-    eps: float | None
-    rms_eps: float | None
-    eps_place: EpsPlace
-    rounding: Rounding
-    statistics: Literal["wide", "x"]
-    weight_offset: float
-    offset: Literal["wide", "weight"]
-    portion: float
+_DEFAULTS: dict[str, Any] = {
+    "name": "", "eps": None, "rms_eps": None, "eps_place": "inside", "rounding": "once", "statistics": "wide",
+    "weight_offset": 0.0, "offset": "wide", "portion": 1.0,
+}  # fmt: skip
 
 
-class Convention(_Fields):
+class Convention:  # no dataclass: the module of these takes longer to import than most of anynorm
     """How a norm is computed where implementations differ; each norm takes one as ``convention=``.
 
     A convention cannot be changed; `replace` makes another one. All parameters are given by name.
@@ -88,10 +82,20 @@ class Convention(_Fields):
     Convention(name='gemma', eps=1e-05, weight_offset=1.0)
     """
 
-    __slots__ = ()
+    __slots__ = (*_DEFAULTS, "_values")
+    _values: tuple[Any, ...]
+    name: str
+    eps: float | None
+    rms_eps: float | None
+    eps_place: EpsPlace
+    rounding: Rounding
+    statistics: Literal["wide", "x"]
+    weight_offset: float
+    offset: Literal["wide", "weight"]
+    portion: float
 
-    def __new__(
-        cls,
+    def __init__(
+        self,
         *,
         name: str = "",
         eps: float | None = None,
@@ -102,8 +106,7 @@ class Convention(_Fields):
         weight_offset: float = 0.0,
         offset: Literal["wide", "weight"] = "wide",
         portion: float = 1.0,
-    ) -> Convention:
-        """Check the values."""
+    ) -> None:
         if not isinstance(name, str):
             raise TypeError(sentence("name", "be a str", describe(name), "pass what to call the convention"))
         eps, rms_eps = (
@@ -120,21 +123,36 @@ class Convention(_Fields):
         weight_offset, portion = check_number("weight_offset", weight_offset), check_number("portion", portion)
         if not 0.0 < portion <= 1.0:
             raise ValueError(sentence("portion", "be above 0 and at most 1", str(portion), "pass 1.0 for all features"))
-        return super().__new__(cls, name, eps, rms_eps, eps_place, rounding, statistics, weight_offset, offset, portion)
+        values = name, eps, rms_eps, eps_place, rounding, statistics, weight_offset, offset, portion
+        object.__setattr__(self, "_values", values)
+        for field, value in zip(_DEFAULTS, values, strict=True):
+            object.__setattr__(self, field, value)
 
     def replace(self, **changes: Any) -> Convention:
         """Return this convention with other values."""
         return Convention(**(self._asdict() | changes))
 
-    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
-        return (), self._asdict()
+    def _asdict(self) -> dict[str, Any]:
+        return dict(zip(_DEFAULTS, self._values, strict=True))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("a Convention cannot be changed; its method replace makes another one")
+
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
+
+    def __eq__(self, other: object) -> bool:
+        return self._values == other._values if isinstance(other, Convention) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._values)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return decoded, (repr(self),)
 
     def __repr__(self) -> str:
         given = [f"{name}={value!r}" for name, value in self._asdict().items() if value != _DEFAULTS[name]]
         return f"Convention({', '.join(given)})"
-
-
-_DEFAULTS: dict[str, Any] = _Fields("", None, None, "inside", "once", "wide", 0.0, "wide", 1.0)._asdict()
 
 
 def _named(name: str, **values: Any) -> Convention:
@@ -165,23 +183,16 @@ _BY_NAME = {
 CONVENTIONS: Mapping[str, Convention] = MappingProxyType(_BY_NAME)
 
 
-class Resolved(NamedTuple):
-    """What a call with a convention is without one, but for the rule."""
-
-    rule: Rule
-    eps: Any
-    weight_offset: Any
-    portion: float
-
-
 # By the name of a norm and a convention, or the name of one, what both make together: the rule, the eps where the
 # convention has one for this norm, and the convention. A call looks it up in a fraction of the time that it takes.
 _together: dict[tuple[str, Any], tuple[Rule, float | None, Convention]] = {}
 _MOST_TOGETHER = 1000
 
 
-def resolved(rule: Rule, convention: Any, eps: Any, weight_offset: Any, has_weight: bool) -> Resolved:
-    """The rule, eps and offset of a norm by a convention, which is one or the name of one."""
+def resolved(
+    rule: Rule, convention: Any, eps: Any, weight_offset: Any, has_weight: bool
+) -> tuple[Rule, Any, Any, float]:
+    """The rule, eps, offset and portion of a norm by a convention, which is one or the name of one."""
     try:
         found = _together.get((rule.name, convention))
     except TypeError:  # of what has no hash
@@ -193,7 +204,7 @@ def resolved(rule: Rule, convention: Any, eps: Any, weight_offset: Any, has_weig
         weight_offset = _offset_of(given, weight_offset)
     if given.offset == "weight" and not (type(weight_offset) is float and weight_offset == 0.0):
         by = by._replace(offset="weight")
-    return Resolved(by, eps, weight_offset, given.portion)
+    return by, eps, weight_offset, given.portion
 
 
 def _found(rule: Rule, convention: Any) -> tuple[Rule, float | None, Convention]:
@@ -239,6 +250,23 @@ _without_offset: dict[Convention, Convention] = {}
 def written(convention: Convention) -> str:
     """A convention in the repr of a norm: by its name, if it is the one of that name."""
     return repr(convention.name if _BY_NAME.get(convention.name) == convention else convention)
+
+
+def encoded(convention: Convention | str | None) -> str:
+    """A convention as a string, for what takes no other objects: graphs of torch."""
+    if convention is None:
+        return ""
+    return convention if isinstance(convention, str) else str(written(convention)).strip("'")
+
+
+def decoded(text: str) -> Convention | None:
+    """The convention of such a string."""
+    if not text.startswith("Convention("):
+        return check_convention(text) if text else None
+    import ast  # for what is rarely done
+
+    call: Any = ast.parse(text, mode="eval").body
+    return Convention(**{one.arg: ast.literal_eval(one.value) for one in call.keywords})
 
 
 def check_convention(convention: Any) -> Convention:

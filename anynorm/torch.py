@@ -29,6 +29,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from anynorm._convention import (
+    LAYER_NORM_EPS,
+    RMS_NORM_EPS,
+    SCALE_NORM_EPS,
+    Convention,
+    decoded,
+    encoded,
+    held,
+)
+from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._numbers import check_length, check_lengths, check_number
 from anynorm._torch import convert as _convert
 from anynorm._torch import forward as _forward
@@ -66,6 +76,8 @@ class LayerNorm(torch.nn.LayerNorm):
         As in torch.nn.LayerNorm.
     weight_offset : float
         Added to the weight; 1.0 for weights stored around zero, which then start at 0.
+    convention : Convention or str, optional
+        How to compute it, as in `anynorm.layer_norm`. Its eps and weight_offset are taken over.
 
     A state_dict of torch.nn.LayerNorm loads here and the other way round.
 
@@ -79,22 +91,26 @@ class LayerNorm(torch.nn.LayerNorm):
     tensor([[-1.2247,  0.0000,  1.2247]], grad_fn=<_NormBackward>)
     """
 
+    _by: str = ""  # the convention as `encoded` writes it; '' for none
+
     def __init__(
         self,
         normalized_shape: int | tuple[int, ...] | list[int],
-        eps: float = 1e-5,
+        eps: float = LAYER_NORM_EPS,
         elementwise_affine: bool = True,
         bias: bool = True,
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
         weight_offset: float = 0.0,
+        convention: Convention | str | None = None,
     ) -> None:
-        self.weight_offset: float = check_number("weight_offset", weight_offset)  # reset_parameters needs it
+        eps, offset = _take_over(self, LAYER_NORM, convention, eps, weight_offset)
+        self.weight_offset: float = check_number("weight_offset", offset)  # reset_parameters needs it
         eps = check_number("eps", eps, least=0.0)
         normalized_shape = check_lengths("normalized_shape", normalized_shape, least=0)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device=device, dtype=dtype)
-        if self.weight_offset:
+        if self.weight_offset or self._by:
             self.register_forward_pre_hook(_require_call)
 
     def reset_parameters(self) -> None:
@@ -110,12 +126,21 @@ class LayerNorm(torch.nn.LayerNorm):
         """Normalize a tensor whose last axes have the normalized shape."""
         shape, offset = self.normalized_shape, self.weight_offset
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if self._by:
+                raise NotImplementedError("TorchScript has no norms by a convention; use torch.export")
             return _native.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
-        return _forward.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
+        return _forward.layer_norm(input, shape, self.weight, self.bias, self.eps, offset, self._by)  # type: ignore[arg-type]
+
+    @torch.jit.unused
+    @property
+    def convention(self) -> Convention | None:
+        """How it is computed; None where by no convention."""
+        return decoded(self._by)
 
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
-        return super().extra_repr() + (f", weight_offset={self.weight_offset}" if self.weight_offset else "")
+        offset = f", weight_offset={self.weight_offset}" if self.weight_offset else ""
+        return super().extra_repr() + offset + _said_of(self._by)
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -126,13 +151,16 @@ class RMSNorm(torch.nn.RMSNorm):
     normalized_shape : int or tuple of ints
         The lengths of the last axes, which are normalized.
     eps : float, optional
-        None as in torch.nn.RMSNorm: the eps of the dtype that torch computes in, 1.2e-7 for float32.
+        None as in torch.nn.RMSNorm: the eps of the dtype that torch computes in, 1.2e-7 for float32; of a convention
+        that has one, its own.
     elementwise_affine, device, dtype
         As in torch.nn.RMSNorm.
     bias : bool
         Whether to hold a bias besides the weight.
     weight_offset : float
         Added to the weight; 1.0 for weights stored around zero, which then start at 0.
+    convention : Convention or str, optional
+        How to compute it, as in `anynorm.layer_norm`. Its eps and weight_offset are taken over.
 
     A state_dict of torch.nn.RMSNorm loads here and, without a bias, the other way round.
 
@@ -146,6 +174,8 @@ class RMSNorm(torch.nn.RMSNorm):
     tensor([[0.2000, 1.4000]], grad_fn=<_NormBackward>)
     """
 
+    _by: str = ""
+
     def __init__(
         self,
         normalized_shape: int | tuple[int, ...] | list[int],
@@ -156,14 +186,16 @@ class RMSNorm(torch.nn.RMSNorm):
         *,
         bias: bool = False,
         weight_offset: float = 0.0,
+        convention: Convention | str | None = None,
     ) -> None:
-        self.weight_offset: float = check_number("weight_offset", weight_offset)  # reset_parameters needs it
+        eps, offset = _take_over(self, RMS_NORM, convention, eps, weight_offset)
+        self.weight_offset: float = check_number("weight_offset", offset)  # reset_parameters needs it
         eps = None if eps is None else check_number("eps", eps, least=0.0)
         normalized_shape = check_lengths("normalized_shape", normalized_shape, least=0)
         super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
         zeros = torch.zeros(self.normalized_shape, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if zeros is None else torch.nn.Parameter(zeros))
-        if bias or self.weight_offset:
+        if bias or self.weight_offset or self._by:
             self.register_forward_pre_hook(_require_call)
 
     def reset_parameters(self) -> None:
@@ -182,13 +214,21 @@ class RMSNorm(torch.nn.RMSNorm):
         """Normalize a tensor whose last axes have the normalized shape."""
         shape, offset = self.normalized_shape, self.weight_offset
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            if self._by:
+                raise NotImplementedError("TorchScript has no norms by a convention; use torch.export")
             return _native.rms_norm(x, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
-        return _forward.rms_norm(x, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
+        return _forward.rms_norm(x, shape, self.weight, self.bias, self.eps, offset, self._by)  # type: ignore[arg-type]
+
+    @torch.jit.unused
+    @property
+    def convention(self) -> Convention | None:
+        """How it is computed; None where by no convention."""
+        return decoded(self._by)
 
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
         written = super().extra_repr() + (", bias=True" if self.bias is not None else "")
-        return written + (f", weight_offset={self.weight_offset}" if self.weight_offset else "")
+        return written + (f", weight_offset={self.weight_offset}" if self.weight_offset else "") + _said_of(self._by)
 
 
 class ScaleNorm(torch.nn.Module):
@@ -201,6 +241,8 @@ class ScaleNorm(torch.nn.Module):
     eps : float
     device, dtype
         Of the scale.
+    convention : Convention or str, optional
+        How to compute it, as in `anynorm.scale_norm`.
 
     Examples
     --------
@@ -213,9 +255,19 @@ class ScaleNorm(torch.nn.Module):
     dim: int
     eps: float
     scale: Tensor
+    _by: str = ""
 
-    def __init__(self, dim: int, eps: float = 1e-12, device: Device = None, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        eps: float = SCALE_NORM_EPS,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        convention: Convention | str | None = None,
+    ) -> None:
         super().__init__()
+        eps, _ = _take_over(self, SCALE_NORM, convention, eps, 0.0)
         self.dim, self.eps = check_length("dim", dim), check_number("eps", eps, least=0.0)
         self.scale = torch.nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.reset_parameters()
@@ -233,12 +285,37 @@ class ScaleNorm(torch.nn.Module):
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             if x.shape[-1] != self.dim:
                 raise ValueError(f"the last axis of the input must have the length {self.dim}")
+            if self._by:
+                raise NotImplementedError("TorchScript has no norms by a convention; use torch.export")
             return _native.scale_norm(x, [-1], self.scale, 1.0, self.eps)
-        return _forward.scale_norm(x, (self.dim,), self.scale, self.eps)  # type: ignore[arg-type]
+        return _forward.scale_norm(x, (self.dim,), self.scale, self.eps, self._by)  # type: ignore[arg-type]
+
+    @torch.jit.unused
+    @property
+    def convention(self) -> Convention | None:
+        """How it is computed; None where by no convention."""
+        return decoded(self._by)
 
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
-        return f"{self.dim}, eps={self.eps}"
+        return f"{self.dim}, eps={self.eps}{_said_of(self._by)}"
+
+
+def _take_over(
+    norm: torch.nn.Module, rule: Rule, convention: Convention | str | None, eps: Any, weight_offset: Any
+) -> tuple[Any, Any]:
+    """Have a module keep its convention, and return the eps and the offset that it has then."""
+    if convention is None:
+        return eps, weight_offset
+    has_no_eps = eps is None
+    given, eps, offset = held(rule, convention, RMS_NORM_EPS if has_no_eps else eps, weight_offset)
+    by_torch = has_no_eps and given is not None and given.eps is None and given.rms_eps is None
+    vars(norm)["_by"] = encoded(given)  # torch's own constructor comes later
+    return None if by_torch else eps, offset
+
+
+def _said_of(by: str) -> str:
+    return f", convention={by if by.startswith('Convention(') else repr(by)}" if by else ""
 
 
 def _require_call(self: torch.nn.Module, input: tuple[Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
 from anynorm._choose import try_fast_paths
+from anynorm._convention import Convention, decoded, without_offset
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, Rule
 from anynorm._torch import functions, native
 from anynorm._wording import as_array_of, describe, sentence
@@ -40,43 +41,60 @@ _EPS = {dtype: _eps_of_none(dtype) for dtype in (torch.float16, torch.bfloat16, 
 
 
 def layer_norm(
-    x: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float, offset: float
+    x: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float, offset: float, by: str = ""
 ) -> Tensor:
-    """Apply layer_norm over the last axes; without a weight there is no offset."""
+    """Apply layer_norm over the last axes, by a convention as `encoded` writes it; without a weight with no offset."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if by:
+            raise NotImplementedError("TorchScript has no norms by a convention; use torch.export")
         return native.layer_norm(x, shape, weight, bias, eps, offset)
-    y = _by_fast_path(LAYER_NORM, x, shape, weight, bias, eps, offset)
+    y = None if by else _by_fast_path(LAYER_NORM, x, shape, weight, bias, eps, offset)
     if y is not None:
         return y
     if _is_proxy_or_nested(x):
-        return _of_proxy_or_nested(layer_norm, x, shape, weight, bias, eps, offset)
-    x, axis = _laid_out(x), _axis_of(shape, x)
-    return functions.layer_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=_offset_beside(offset, weight))
+        return _of_proxy_or_nested(layer_norm, x, shape, weight, bias, eps, offset, by)
+    x, axis, offset = _laid_out(x), _axis_of(shape, x), _offset_beside(offset, weight)
+    return functions.layer_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=offset, convention=convention_of(by))
 
 
 def rms_norm(
-    x: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float | None, offset: float
+    x: Tensor, shape: Shape, weight: Tensor | None, bias: Tensor | None, eps: float | None, offset: float, by: str = ""
 ) -> Tensor:
     """Likewise for rms_norm; without an eps, by that of torch for the dtype."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if by:
+            raise NotImplementedError("TorchScript has no norms by a convention; use torch.export")
         return native.rms_norm(x, shape, weight, bias, eps, offset)
-    y = _by_fast_path(RMS_NORM, x, shape, weight, bias, eps, offset)
+    y = None if by else _by_fast_path(RMS_NORM, x, shape, weight, bias, eps, offset)
     if y is not None:
         return y
     if _is_proxy_or_nested(x):
-        return _of_proxy_or_nested(rms_norm, x, shape, weight, bias, eps, offset)
+        return _of_proxy_or_nested(rms_norm, x, shape, weight, bias, eps, offset, by)
     eps = _EPS.get(x.dtype, 0.0) if eps is None else eps
-    x, axis = _laid_out(x), _axis_of(shape, x)
-    return functions.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=_offset_beside(offset, weight))
+    x, axis, offset = _laid_out(x), _axis_of(shape, x), _offset_beside(offset, weight)
+    return functions.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=offset, convention=convention_of(by))
 
 
-def scale_norm(x: Tensor, shape: Shape, scale: Tensor, eps: float) -> Tensor:
+def scale_norm(x: Tensor, shape: Shape, scale: Tensor, eps: float, by: str = "") -> Tensor:
     """Likewise for scale_norm."""
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if by:
+            raise NotImplementedError("TorchScript has no norms by a convention; use torch.export")
         return native.scale_norm(x, [-1], scale, 1.0, eps)
     if _is_proxy_or_nested(x):
-        return _of_proxy_or_nested(scale_norm, x, shape, scale, eps)
-    return functions.scale_norm(x, scale, axis=_axis_of(shape, x), eps=eps)
+        return _of_proxy_or_nested(scale_norm, x, shape, scale, eps, by)
+    return functions.scale_norm(x, scale, axis=_axis_of(shape, x), eps=eps, convention=convention_of(by))
+
+
+# By the string that a graph has of it; a module has the offset as an attribute.
+_conventions: dict[str, Convention | None] = {"": None}
+
+
+def convention_of(by: str) -> Convention | None:
+    """The convention of a string, without the offset, which a module has as an attribute."""
+    if by not in _conventions:
+        _conventions[by] = without_offset(decoded(by))
+    return _conventions[by]
 
 
 def _by_fast_path(

@@ -14,6 +14,17 @@ from torch.overrides import handle_torch_function
 
 from anynorm import _norms, _residual
 from anynorm._check import check
+from anynorm._convention import (
+    LAYER_NORM_EPS,
+    RMS_NORM_EPS,
+    SCALE_NORM_EPS,
+    Convention,
+    DefaultEps,
+    check_convention,
+    encoded,
+    resolved,
+    without_offset,
+)
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._torch import native, operators
 from anynorm._torch.state import transforms_question
@@ -31,8 +42,9 @@ def layer_norm(
     bias: Tensor | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-5,
+    eps: float = LAYER_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
 ) -> Tensor:
     """`anynorm.layer_norm` of a tensor; under torch.compile and torch.export the operator ``anynorm::layer_norm``.
 
@@ -49,10 +61,11 @@ def layer_norm(
     tensor([[-1.2247,  0.0000,  1.2247]])
     """
     if _is_compiling():
-        return _traced(LAYER_NORM, x, weight, bias, axis, eps, weight_offset)
+        return _traced(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, convention)
     if type(x) is not Tensor and isinstance(x, Proxy):
-        return handle_torch_function(layer_norm, (x,), x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
-    return _norms.run(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, choose=native.choose)
+        given = _for_graph(axis, eps, weight_offset, convention)
+        return handle_torch_function(layer_norm, (x,), x, weight, bias, **given)
+    return _norms.run(LAYER_NORM, x, weight, bias, axis, eps, weight_offset, convention, choose=native.choose)
 
 
 def rms_norm(
@@ -61,8 +74,9 @@ def rms_norm(
     bias: Tensor | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-6,
+    eps: float = RMS_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
 ) -> Tensor:
     """`anynorm.rms_norm` of a tensor, as `layer_norm` here is `anynorm.layer_norm`.
 
@@ -73,13 +87,21 @@ def rms_norm(
     tensor([[0.2000, 1.4000]])
     """
     if _is_compiling():
-        return _traced(RMS_NORM, x, weight, bias, axis, eps, weight_offset)
+        return _traced(RMS_NORM, x, weight, bias, axis, eps, weight_offset, convention)
     if type(x) is not Tensor and isinstance(x, Proxy):
-        return handle_torch_function(rms_norm, (x,), x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset)
-    return _norms.run(RMS_NORM, x, weight, bias, axis, eps, weight_offset, choose=native.choose)
+        given = _for_graph(axis, eps, weight_offset, convention)
+        return handle_torch_function(rms_norm, (x,), x, weight, bias, **given)
+    return _norms.run(RMS_NORM, x, weight, bias, axis, eps, weight_offset, convention, choose=native.choose)
 
 
-def scale_norm(x: Tensor, scale: Tensor | Number | None = None, *, axis: Axis = -1, eps: float = 1e-12) -> Tensor:
+def scale_norm(
+    x: Tensor,
+    scale: Tensor | Number | None = None,
+    *,
+    axis: Axis = -1,
+    eps: float = SCALE_NORM_EPS,
+    convention: Convention | str | None = None,
+) -> Tensor:
     """`anynorm.scale_norm` of a tensor, as `layer_norm` here is `anynorm.layer_norm`.
 
     Examples
@@ -89,10 +111,11 @@ def scale_norm(x: Tensor, scale: Tensor | Number | None = None, *, axis: Axis = 
     tensor([[0.6000, 0.8000]])
     """
     if _is_compiling():
-        return _traced(SCALE_NORM, x, scale, None, axis, eps, 0.0)
+        return _traced(SCALE_NORM, x, scale, None, axis, eps, 0.0, convention)
     if type(x) is not Tensor and isinstance(x, Proxy):
-        return handle_torch_function(scale_norm, (x,), x, scale, axis=axis, eps=eps)
-    return _norms.run(SCALE_NORM, x, scale, None, axis, eps, 0.0, choose=native.choose)
+        given = _for_graph(axis, eps, None, convention)
+        return handle_torch_function(scale_norm, (x,), x, scale, **given)
+    return _norms.run(SCALE_NORM, x, scale, None, axis, eps, 0.0, convention, choose=native.choose)
 
 
 def add_layer_norm(
@@ -102,8 +125,9 @@ def add_layer_norm(
     bias: Tensor | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-5,
+    eps: float = LAYER_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`anynorm.add_layer_norm` of tensors: ``total = x + residual`` and its layer_norm, returned as ``(y, total)``.
 
@@ -115,7 +139,7 @@ def add_layer_norm(
     >>> anynorm.torch.add_layer_norm(torch.ones(2), torch.tensor([0.0, 2.0]), eps=0.0)
     (tensor([-1.,  1.]), tensor([1., 3.]))
     """
-    options = axis, eps, weight_offset
+    options = axis, eps, weight_offset, convention
     return _add(LAYER_NORM, add_layer_norm, layer_norm, x, residual, weight, bias, *options)
 
 
@@ -126,8 +150,9 @@ def add_rms_norm(
     bias: Tensor | None = None,
     *,
     axis: Axis = -1,
-    eps: float = 1e-6,
+    eps: float = RMS_NORM_EPS,
     weight_offset: float = 0.0,
+    convention: Convention | str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`anynorm.add_rms_norm` of tensors, as `add_layer_norm` here is `anynorm.add_layer_norm`.
 
@@ -137,7 +162,7 @@ def add_rms_norm(
     >>> anynorm.torch.add_rms_norm(torch.ones(2), torch.tensor([0.0, 6.0]), eps=0.0)
     (tensor([0.2000, 1.4000]), tensor([1., 7.]))
     """
-    options = axis, eps, weight_offset
+    options = axis, eps, weight_offset, convention
     return _add(RMS_NORM, add_rms_norm, rms_norm, x, residual, weight, bias, *options)
 
 
@@ -152,20 +177,46 @@ def _add(
     axis: Axis,
     eps: float,
     offset: float,
+    convention: Convention | str | None,
 ) -> tuple[Tensor, Tensor]:
     """What the public ``function`` does: one kernel, or in a graph an addition and a ``norm``."""
-    options = {"axis": axis, "eps": eps, "weight_offset": offset}
     if type(x) is not Tensor and isinstance(x, Proxy):
-        return handle_torch_function(function, (x,), x, residual, weight, bias, **options)
+        given = _for_graph(axis, eps, offset, convention)
+        return handle_torch_function(function, (x,), x, residual, weight, bias, **given)
     if not _is_compiling():
-        return _residual.run(rule, x, residual, weight, bias, axis, eps, offset, choose=native.choose)
+        return _residual.run(rule, x, residual, weight, bias, axis, eps, offset, convention, choose=native.choose)
     check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual)
     total = x + residual
-    return norm(total, weight, bias, **options), total
+    return norm(total, weight, bias, axis=axis, eps=eps, weight_offset=offset, convention=convention), total
 
 
-def _traced(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: Axis, eps: float, offset: float) -> Tensor:
+def _for_graph(axis: Axis, eps: float, offset: float | None, convention: Convention | str | None) -> dict[str, Any]:
+    """Options as torch.fx writes them into a graph; a default eps that a convention may replace is left out."""
+    given: dict[str, Any] = {"axis": axis}
+    if type(eps) is not DefaultEps or convention is None:
+        given["eps"] = float(eps) if type(eps) is DefaultEps else eps
+    if offset is not None:
+        given["weight_offset"] = offset
+    if convention is not None:
+        given["convention"] = encoded(convention)
+    return given
+
+
+def _traced(
+    rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: Axis, eps: float, offset: float,
+    convention: Convention | str | None,
+) -> Tensor:  # fmt: skip
     """Leave an operator in the graph: anynorm's on the CPU, torch's own elsewhere."""
+    if convention is not None:
+        by, eps, offset, portion = resolved(rule, convention, eps, offset, weight is not None)
+        if not by.is_plain or portion != 1.0:
+            if _is_transformed():
+                given: dict[str, Any] = {"axis": axis, "eps": eps, "weight_offset": offset}
+                convention = without_offset(check_convention(convention))
+                return operators.by_name(rule, x, weight, bias, **given, convention=convention)
+            return operators.norm(rule, x, weight, bias, axis, eps, offset, convention)
+    elif type(eps) is DefaultEps:
+        eps = float(eps)
     if x.device.type == "cpu":
         if _is_transformed():
             # For these an operator has no derivative, or one of 0.

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from anynorm import _norms
-from anynorm._check import Gradient, check, check_gradient
+from anynorm._check import Call, Gradient, check, check_gradient
 from anynorm._choose import choose_vjp
+from anynorm._convention import Convention, check_convention, decoded, encoded, resolved, without_offset
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels import definition_vjp
 from anynorm._numbers import check_number
+from anynorm._portion_vjp import vjp_of_portion
 from anynorm._torch import native
 from anynorm._torch.state import below_autograd, has_tangent, is_followed
 from anynorm._types import Axis
@@ -31,8 +33,9 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 def _given(options: Sequence[Any]) -> dict[str, Any]:
     """What the norms take by name, from the last arguments of an operator."""
-    axis, eps, weight_offset = options
-    return {"axis": axis[0] if len(axis) == 1 else tuple(axis), "eps": eps, "weight_offset": weight_offset}
+    axis, eps, weight_offset, *by = options
+    given = {"axis": axis[0] if len(axis) == 1 else tuple(axis), "eps": eps, "weight_offset": weight_offset}
+    return given | {"convention": decoded(one) for one in by}
 
 
 def _run(rule: Rule, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any) -> Tensor:
@@ -44,8 +47,9 @@ def _run(rule: Rule, x: Tensor, weight: Tensor | None, bias: Tensor | None, *opt
     given = _given(options)
     with torch.no_grad():
         return _norms.run(
-            rule, x, weight, bias, given["axis"], given["eps"], given["weight_offset"], choose=native.choose
-        )
+            rule, x, weight, bias, given["axis"], given["eps"], given["weight_offset"], given.get("convention"),
+            choose=native.choose,
+        )  # fmt: skip
 
 
 def by_name(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, *, weight_offset: float, **given: Any) -> Tensor:
@@ -56,10 +60,15 @@ def by_name(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, *, weight_o
     return norm(x, weight, bias, weight_offset=weight_offset, **given)
 
 
-def _gradient(rule: Rule, dy: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any) -> Gradient:
+def _call(
+    rule: Rule, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any
+) -> tuple[Call, float]:
+    """The call, and the portion of the features that its statistics are of."""
     given = _given(options)
-    offset = given.pop("weight_offset")
-    return check_gradient(check(rule, x, weight, bias, given["axis"], given["eps"], weight_offset=offset), dy)
+    eps, offset, portion = given["eps"], given["weight_offset"], 1.0
+    if given.get("convention") is not None:
+        rule, eps, offset, portion = resolved(rule, given["convention"], eps, offset, weight is not None)
+    return check(rule, x, weight, bias, given["axis"], eps, weight_offset=offset), portion
 
 
 def _vjp(
@@ -67,10 +76,17 @@ def _vjp(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The derivative; a gradient that does not exist is an empty tensor, for an operator returns no None."""
     with torch.no_grad():
-        gradient = _gradient(rule, dy, x, weight, bias, *options)
-        found = choose_vjp(gradient).vjp(gradient)
+        found = _derived(rule, dy, x, weight, bias, *options, by=lambda gradient: choose_vjp(gradient).vjp(gradient))
     dx, dweight, dbias = (x.new_empty(0) if one is None else one for one in found)
     return dx, dweight, dbias
+
+
+def _derived(
+    rule: Rule, dy: Tensor, x: Tensor, *given: Any, by: Callable[[Gradient], tuple[Any, ...]]
+) -> tuple[Any, ...]:
+    """The gradients dx, dweight and dbias; of statistics of a portion by way of moments, else ``by``."""
+    call, portion = _call(rule, x, *given)
+    return by(check_gradient(call, dy)) if portion == 1.0 else vjp_of_portion(call, portion)[1](dy)
 
 
 def _vjp_fake(
@@ -85,10 +101,10 @@ def _vjp_twice(rule: Rule, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     is_followed = torch.is_grad_enabled()
     with torch.enable_grad():
         inputs = [None if one is None else one.view_as(one) for one in ctx.saved_tensors]
-        gradient = _gradient(rule, *inputs, *ctx.options)  # type: ignore[arg-type]
+        derived = _derived(rule, *inputs, *ctx.options, by=definition_vjp.vjp)  # type: ignore[arg-type]
         pairs = [
             (found, grad)
-            for found, grad in zip(definition_vjp.vjp(gradient), grads, strict=True)
+            for found, grad in zip(derived, grads, strict=True)
             if found is not None and found.requires_grad
         ]
         wanted = {i: one for i, one in enumerate(inputs) if one is not None and one.requires_grad}
@@ -99,7 +115,7 @@ def _vjp_twice(rule: Rule, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
             allow_unused=True,
             create_graph=is_followed,
         )
-    results: list[Any] = [None] * 7
+    results: list[Any] = [None] * (4 + len(ctx.options))
     for i, one in zip(wanted, found, strict=True):
         results[i] = one
     return tuple(results)
@@ -119,6 +135,7 @@ def _register(
     ``at_once`` returns may be None where a gradient is wanted: autograd does not know of it then.
     """
     _LIBRARY.define(name + signature)
+    count = signature.count("Tensor", 0, signature.index("->"))
     operator = getattr(torch.ops.anynorm, name).default
 
     below = below_autograd(torch)
@@ -128,9 +145,8 @@ def _register(
             return operator(*arguments)
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        *tensors, axis, eps, weight_offset = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.options = axis, eps, weight_offset
+        ctx.save_for_backward(*inputs[:count])
+        ctx.options = inputs[count:]
 
     class Followed(torch.autograd.Function):
         @staticmethod
@@ -159,9 +175,9 @@ def _register(
     torch.library.register_fake(f"anynorm::{name}", fake, lib=_LIBRARY)
 
 
-def _define(rule: Rule) -> None:
-    """Register one norm and its derivative."""
-    derivative = f"{rule.name}_backward"
+def _define(rule: Rule, name: str, more: str) -> None:
+    """Register one norm and its derivative, with more options than all have."""
+    derivative, options = f"{name}_backward", _OPTIONS + more
     tensors = "Tensor x, Tensor? weight, Tensor? bias"
 
     def run_at_once(wanted: bool, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any) -> Tensor:
@@ -173,15 +189,16 @@ def _define(rule: Rule) -> None:
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x, weight, bias = ctx.saved_tensors
         dx, dweight, dbias = getattr(torch.ops.anynorm, derivative)(dy, x, weight, bias, *ctx.options)
-        return dx, None if weight is None else dweight, None if bias is None else dbias, None, None, None
+        no_options = [None] * len(ctx.options)
+        return dx, None if weight is None else dweight, None if bias is None else dbias, *no_options
 
     def vjp_at_once(wanted: bool, *arguments: Any) -> Any:
         return None if wanted else _vjp(rule, *arguments)
 
-    _register(rule.name, f"({tensors}, {_OPTIONS}) -> Tensor", partial(_run, rule), run_at_once, run_fake, backward)
+    _register(name, f"({tensors}, {options}) -> Tensor", partial(_run, rule), run_at_once, run_fake, backward)
     _register(
         derivative,
-        f"(Tensor dy, {tensors}, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+        f"(Tensor dy, {tensors}, {options}) -> (Tensor, Tensor, Tensor)",
         partial(_vjp, rule),
         vjp_at_once,
         partial(_vjp_fake, rule),
@@ -190,14 +207,23 @@ def _define(rule: Rule) -> None:
 
 
 for _rule in (LAYER_NORM, RMS_NORM, SCALE_NORM):
-    _define(_rule)
+    _define(_rule, _rule.name, "")
+    _define(_rule, f"{_rule.name}_by", ", str convention")
 
 
-def norm(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: Axis, eps: float, offset: float) -> Tensor:
-    """Call the operator of a norm."""
+def norm(
+    rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, axis: Axis, eps: float, offset: float,
+    convention: Convention | str | None = None,
+) -> Tensor:  # fmt: skip
+    """Call the operator of a norm; with a convention, whose eps and offset are in theirs, that which has one."""
     if isinstance(weight, (int, float)):
         weight = x.new_tensor(weight, dtype=torch.float64)
     axes = list(axis) if isinstance(axis, (tuple, list)) else [axis]
-    operator = getattr(torch.ops.anynorm, rule.name)
     eps, offset = check_number("eps", eps, least=0.0), check_number("weight_offset", offset)
-    return operator(x, weight, bias, axes, eps, offset)  # type: ignore[no-any-return]
+    operator: Any
+    if convention is None:
+        operator = getattr(torch.ops.anynorm, rule.name)
+        return operator(x, weight, bias, axes, eps, offset)  # type: ignore[no-any-return]
+    operator = getattr(torch.ops.anynorm, f"{rule.name}_by")
+    by = encoded(without_offset(check_convention(convention)))
+    return operator(x, weight, bias, axes, eps, offset, by)  # type: ignore[no-any-return]
