@@ -161,9 +161,7 @@ def finish(xp: Any, found: Statistics, rule: Rule, eps: float, precision: Precis
             less = less * precision.constant(exceeds(xp, energy, LEAST_ENERGY[digits], digits))
         least_divisor = least_divisor * (1.0 - less)
     is_nothing = eps <= (LEAST_ENERGY[digits] if unit is None and is_inside else 0.0)
-    root, factor = _root_and_factor(
-        xp, energy, size, None if is_nothing else least_divisor, rule, unit, precision
-    )
+    root, factor = _root_and_factor(xp, energy, size, None if is_nothing else least_divisor, rule, unit, precision)
     spread: Any = 1.0
     if rule.averaged and not is_mean:
         spread = math.sqrt(count) if isinstance(count, int) else xp.sqrt(size * 0.0 + count)

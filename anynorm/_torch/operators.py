@@ -60,9 +60,7 @@ def by_name(rule: Rule, x: Tensor, weight: Any, bias: Tensor | None, *, weight_o
     return norm(x, weight, bias, weight_offset=weight_offset, **given)
 
 
-def _call(
-    rule: Rule, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any
-) -> tuple[Call, float]:
+def _call(rule: Rule, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any) -> tuple[Call, float]:
     """The call, and the portion of the features that its statistics are of."""
     given = _given(options)
     eps, offset, portion = given["eps"], given["weight_offset"], 1.0
