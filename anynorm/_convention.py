@@ -113,20 +113,18 @@ class Convention:  # no dataclass: the module of these takes longer to import th
             None if value is None else check_number(argument, value, least=0.0)
             for argument, value in (("eps", eps), ("rms_eps", rms_eps))
         )
-        for argument, value in (
-            ("eps_place", eps_place), ("rounding", rounding), ("statistics", statistics), ("offset", offset),
-        ):  # fmt: skip
-            if value not in _CHOICES[argument]:
+        for argument, choice in zip(_CHOICES, (eps_place, rounding, statistics, offset), strict=True):
+            if not isinstance(choice, str) or choice not in _CHOICES[argument]:
                 must = f"be one of {', '.join(map(repr, _CHOICES[argument]))}"
-                wrong = ValueError if isinstance(value, str) else TypeError
-                raise wrong(sentence(argument, must, describe(value), "pass one of these"))
+                wrong = ValueError if isinstance(choice, str) else TypeError
+                raise wrong(sentence(argument, must, describe(choice), "pass one of these"))
         weight_offset, portion = check_number("weight_offset", weight_offset), check_number("portion", portion)
         if not 0.0 < portion <= 1.0:
             raise ValueError(sentence("portion", "be above 0 and at most 1", str(portion), "pass 1.0 for all features"))
         values = name, eps, rms_eps, eps_place, rounding, statistics, weight_offset, offset, portion
         object.__setattr__(self, "_values", values)
-        for field, value in zip(_DEFAULTS, values, strict=True):
-            object.__setattr__(self, field, value)
+        for field, held_value in zip(_DEFAULTS, values, strict=True):
+            object.__setattr__(self, field, held_value)
 
     def replace(self, **changes: Any) -> Convention:
         """Return this convention with other values."""
@@ -200,7 +198,7 @@ def resolved(
     by, own, given = _found(rule, convention) if found is None else found
     if type(eps) is DefaultEps:
         eps = float(eps) if own is None else own
-    if given.weight_offset and has_weight:
+    if given.weight_offset and has_weight and rule.averaged:
         weight_offset = _offset_of(given, weight_offset)
     if given.offset == "weight" and not (type(weight_offset) is float and weight_offset == 0.0):
         by = by._replace(offset="weight")

@@ -131,7 +131,7 @@ class LayerNorm(torch.nn.LayerNorm):
             return _native.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
         return _forward.layer_norm(input, shape, self.weight, self.bias, self.eps, offset, self._by)  # type: ignore[arg-type]
 
-    @torch.jit.unused
+    @torch.jit.unused  # type: ignore[prop-decorator]
     @property
     def convention(self) -> Convention | None:
         """How it is computed; None where by no convention."""
@@ -219,7 +219,7 @@ class RMSNorm(torch.nn.RMSNorm):
             return _native.rms_norm(x, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
         return _forward.rms_norm(x, shape, self.weight, self.bias, self.eps, offset, self._by)  # type: ignore[arg-type]
 
-    @torch.jit.unused
+    @torch.jit.unused  # type: ignore[prop-decorator]
     @property
     def convention(self) -> Convention | None:
         """How it is computed; None where by no convention."""
@@ -290,7 +290,7 @@ class ScaleNorm(torch.nn.Module):
             return _native.scale_norm(x, [-1], self.scale, 1.0, self.eps)
         return _forward.scale_norm(x, (self.dim,), self.scale, self.eps, self._by)  # type: ignore[arg-type]
 
-    @torch.jit.unused
+    @torch.jit.unused  # type: ignore[prop-decorator]
     @property
     def convention(self) -> Convention | None:
         """How it is computed; None where by no convention."""

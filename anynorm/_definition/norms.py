@@ -6,7 +6,8 @@ Each is the same three steps over the normalized axes, with n elements to a row:
     finish   statistics -> one shift and one factor; the only step in which the norms differ
     apply    (x - shift) * factor * weight + bias
 
-Conventions (`anynorm.Convention`) change where eps stands, in step 2, and what is rounded on the way, in `apply_rounded`.
+Conventions (`anynorm.Convention`) change where eps stands, in step 2, and what is rounded on the way, in
+`apply_rounded`.
 
 float16, bfloat16 and float32 are computed in float64 where the library has it and is fast with it. No square overflows
 or underflows there, and the 29 bits that it has beyond float32 absorb all rounding. Elsewhere (float64 itself; float32
@@ -198,12 +199,10 @@ def apply_rounded(
     def narrowed(values: Array) -> Array:
         return rounded(xp, values, precision.narrow, precision)
 
-    is_each, has_length = rule.rounding == "each", not isinstance(step.spread, float) or step.spread != 1.0
-    y = deviations(x, step)
-    if is_each and has_length:
-        y = narrowed(y * (step.factor / step.spread)) * step.spread
-    else:
-        y = y * step.factor
+    is_each, y, factor = rule.rounding == "each", deviations(x, step), step.factor
+    if is_each and not (isinstance(step.spread, float) and step.spread == 1.0):
+        y, factor = narrowed(y * (factor / step.spread)), step.spread
+    y = y * factor
     if rule.rounding != "once":
         y = narrowed(y)
     if weight is not None:

@@ -35,7 +35,7 @@ def _given(options: Sequence[Any]) -> dict[str, Any]:
     """What the norms take by name, from the last arguments of an operator."""
     axis, eps, weight_offset, *by = options
     given = {"axis": axis[0] if len(axis) == 1 else tuple(axis), "eps": eps, "weight_offset": weight_offset}
-    return given | {"convention": decoded(one) for one in by}
+    return given | {"convention": decoded(by[0])} if by else given
 
 
 def _run(rule: Rule, x: Tensor, weight: Tensor | None, bias: Tensor | None, *options: Any) -> Tensor:
