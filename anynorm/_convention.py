@@ -53,7 +53,8 @@ class Convention:  # no dataclass: the module of these takes longer to import th
     eps_place : "inside", "outside" or "floor"
         With the mean square m (for layer_norm the variance) of n elements, x is divided by ``sqrt(m + eps)``, by
         ``sqrt(m) + eps``, or by ``max(length, eps) / sqrt(n)``, where length is ``sqrt(n * m)``. scale_norm divides by
-        ``max(length, eps)``, with "outside" by ``length + eps``.
+        ``max(length, eps)``, with "outside" by ``length + eps``. Where "floor" is said, layer_norm has its own eps
+        inside, and wide statistics: libraries that divide by a length have an ordinary LayerNorm beside that.
     rounding : "once", "normalized" or "each"
         What is rounded to x's dtype: the result alone; what is multiplied by the weight too; that, and each product and
         sum after it. With "floor" and "each", rows are unit vectors first, rounded as well, and then multiplied by
@@ -206,6 +207,8 @@ def resolved(
 
 def _found(rule: Rule, convention: Any) -> tuple[Rule, float | None, Convention]:
     given = check_convention(convention)
+    if rule.centred and given.eps_place == "floor":  # what is said of lengths is not meant for it
+        given = given.replace(eps=None, eps_place="inside", statistics="wide")
     is_length = given.eps_place == "floor"
     eps = given.eps if rule.averaged or is_length else None
     if rule.averaged and not rule.centred and given.rms_eps is not None:

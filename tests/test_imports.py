@@ -132,7 +132,8 @@ def test_every_public_name_is_listed_and_there():
 # Each module may import those after it; see docs/source_map.md.
 ORDER = [
     "__main__", "cli", "_cli.bench", "_cli.tables",
-    "_bench.plot", "_bench.compare", "_bench.report", "_bench.plan", "_bench.runner", "_bench.worker", "_bench.rivals",
+    "_bench.choice", "_bench.plot", "_bench.compare", "_bench.report", "_bench.plan", "_bench.runner",
+    "_bench.worker", "_bench.rivals",
     "_bench.streaming", "_bench.inputs", "_bench.exact", "_bench.memory", "_bench.machine", "_bench.cases", "_bench",
     "_cli.completion", "_cli.warm", "_cli.info", "_cli.normalize", "_cli.show", "_cli.results", "_cli.moments",
     "_cli.places", "_cli.options", "_cli.parser", "_cli.words", "_cli.terminal", "_cli",

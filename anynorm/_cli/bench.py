@@ -6,7 +6,7 @@ import argparse
 import time
 from typing import Any
 
-from anynorm._bench import plan, plot, report
+from anynorm._bench import choice, plan, plot, report
 from anynorm._bench.cases import Contest
 from anynorm._bench.compare import changes, differences, load
 from anynorm._bench.machine import usable_cores
@@ -17,6 +17,7 @@ from anynorm._cli.words import counted, of_nbytes, of_seconds
 
 Record = dict[str, Any]
 _COLUMNS = ("call", "time", "GB/s", "of copy", "of streaming copy", "memory", "ulp", "/ anynorm")
+_CHOICE_COLUMNS = ("norm", "parameters", "operations an element", "time", "/ copy", "memory", "choose it for")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -31,6 +32,7 @@ def run(parsed: argparse.Namespace) -> int:
     document = begin(contests, plan.rivals(), arguments)
     document["skipped"] |= plan.reasons(norms, dtypes, libraries)
     time_all(document, contests, parsed.quiet)
+    show_choices(document)
     if before is not None:
         show_changes(before, document)
     if not parsed.quiet:
@@ -89,20 +91,38 @@ def show(record: Record) -> None:
     output().flush()
 
 
+def show_choices(document: Record) -> None:
+    """Print what each norm holds, computes and takes, where more than one was timed."""
+    for title, found in choice.choices(document):
+        rows = [
+            [
+                one.norm, str(one.parameters), str(one.operations),
+                "" if one.seconds is None else of_time(one.seconds),
+                "" if one.of_copy is None else f"{one.of_copy:.2f}",
+                "" if one.memory is None else of_memory(one.memory), one.use,
+            ]
+            for one in found
+        ]  # fmt: skip
+        print_table(title, _CHOICE_COLUMNS, rows, [])
+
+
 def cells(line: report.Line) -> list[str]:
     """The cells of a line, for people."""
 
     def said(value: float | None, how: str) -> str:
         return "" if value is None else how.format(value)
 
-    memory = "" if line.memory is None else of_nbytes(line.memory)
-    if line.memory is not None and line.memory < report.MEMORY_NOISE_NBYTES:
-        memory = "< 1 MB"
+    memory = "" if line.memory is None else of_memory(line.memory)
     return [
         line.name, of_time(line.seconds or 0.0), said((line.bandwidth or 0.0) / 1e9, "{:.1f}"),
         said(line.of_copy, "{:.0%}"), said(line.of_streaming, "{:.0%}"), memory, said(line.ulp, "{:.2g}"),
         said(line.beside, "{:.2f}"),
     ]  # fmt: skip
+
+
+def of_memory(count: int) -> str:
+    """Bytes; few of them cannot be told from what else goes on in the process."""
+    return "< 1 MB" if count < report.MEMORY_NOISE_NBYTES else of_nbytes(count)
 
 
 def of_time(seconds: float) -> str:

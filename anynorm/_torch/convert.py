@@ -1,4 +1,4 @@
-"""Norms of a model that change their class: those of torch.nn into anynorm's, and back.
+"""Norms of a model that change their class: those of torch.nn and of Hugging Face into anynorm's, and back.
 
 A module whose class is changed remains the same object. Whatever refers to it still works: other places in the
 model, an optimizer that has its parameters, hooks, code that torch.compile made, which looks at the class and is made
@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from anynorm._described import described
 from anynorm._libraries import REAL_DTYPES, dtype_name
 from anynorm._numbers import check_number
+from anynorm._torch import hugging_face
 from anynorm._wording import describe, sentence, with_article
 
 Module = torch.nn.Module
@@ -75,12 +76,13 @@ class Report(NamedTuple):
 
 
 def convert(model: Module) -> Report:
-    """Make each torch.nn.LayerNorm and torch.nn.RMSNorm of a model one of anynorm's, in place.
+    """Make each norm of torch.nn and of Hugging Face's transformers in a model one of anynorm's, in place.
 
     A module stays the object it is and changes its class. So parameters, names, hooks, buffers, devices, dtypes, modes
     and the state_dict stay what they were, an optimizer made before still works, and a model that is such a norm itself
     is swapped too. Results differ from torch's by rounding; they always have x's dtype, and are contiguous as torch's
-    are.
+    are. The norms of the models in transformers (LlamaRMSNorm, T5LayerNorm, Gemma3RMSNorm and some 200 more) become
+    norms that go by the convention of their model, as the report says: the same roundings, the same eps.
 
     Parameters
     ----------
@@ -92,7 +94,7 @@ def convert(model: Module) -> Report:
     Report
         With ``swapped`` and ``left``: of each norm its names in the model, its class and, where it was left, why. These
         are left: subclasses of torch's norms; norms that are parametrized, whose forward was replaced, whose parameters
-        are not plain tensors, or which TorchScript compiled; and classes that are called norms without being torch's.
+        are not plain tensors, or which TorchScript compiled; and classes that are called norms and are not known.
         Printed, it is a table.
 
     Raises
@@ -114,6 +116,8 @@ def convert(model: Module) -> Report:
     def why_left(module: Module) -> str | None:
         if type(module) in OURS:
             return _why_unfit(module)
+        if hugging_face.convention_of(type(module)) and not is_parametrized(module):
+            return hugging_face.why_unfit(module) or _why_unheld(module) or _why_replaced(module)
         if isinstance(module, torch.jit.ScriptModule):
             return "it is compiled by TorchScript"
         if is_parametrized(module):
@@ -121,9 +125,14 @@ def convert(model: Module) -> Report:
         base = next((one for one in OURS if isinstance(module, one)), None)
         if base is not None:
             return f"it is of a subclass of torch.nn.{base.__name__}, which may compute something else"
-        return "its class is not one of torch.nn, and what it computes is not known"
+        return "its class is not one of torch.nn or transformers that is known"
 
     def swap(module: Any) -> None:
+        if hugging_face.convention_of(type(module)):
+            base = torch.nn.LayerNorm if hugging_face.is_centred(type(module)) else torch.nn.RMSNorm
+            hugging_face.dress(module)
+            module.__class__ = OURS[base]
+            return
         # The class last: a thread that runs the model meanwhile finds all that the class needs.
         module.weight_offset = 0.0
         if isinstance(module, torch.nn.RMSNorm):
@@ -136,7 +145,8 @@ def convert(model: Module) -> Report:
 def revert(model: Module) -> Report:
     """Give each LayerNorm and RMSNorm of anynorm in a model torch.nn's class, in place, as `convert` does.
 
-    Those that torch.nn cannot compute are left: with a weight_offset, an RMSNorm with a bias, a ScaleNorm, subclasses.
+    Those that `convert` made of Hugging Face's norms are these again. Those that torch.nn cannot compute are left: with
+    a weight_offset or a convention, an RMSNorm with a bias, a ScaleNorm, subclasses.
     No other thread may run the model meanwhile.
 
     Parameters
@@ -171,6 +181,10 @@ def revert(model: Module) -> Report:
             return _PARAMETRIZED
         if theirs is None:
             return "torch.nn has no ScaleNorm" if type(module) in OWN else "it is of a subclass of anynorm's class"
+        if hasattr(module, "swapped_from"):
+            return _why_replaced(module)
+        if module.convention is not None:
+            return f"torch.nn.{theirs.__name__} has no convention, and its own is {module.convention.name or 'one'}"
         if module.weight_offset:
             return f"torch.nn.{theirs.__name__} has no weight_offset, and its own is {module.weight_offset}"
         if theirs is torch.nn.RMSNorm and module.bias is not None:
@@ -178,6 +192,9 @@ def revert(model: Module) -> Report:
         return _why_replaced(module)
 
     def swap(module: Any) -> None:
+        if hasattr(module, "swapped_from"):
+            hugging_face.undress(module)
+            return
         module.__class__ = back[type(module)]
         del module.weight_offset
         if type(module) is torch.nn.RMSNorm:
@@ -207,7 +224,7 @@ def _swap_each(
         reason = why_left(module)
         if reason is None:
             swap(module)
-            swapped.append(Entry(tuple(names), kind, _note(model, names)))
+            swapped.append(Entry(tuple(names), kind, _note(model, module, names)))
         else:
             left.append(Entry(tuple(names), kind, reason))
     return Report(tuple(swapped), tuple(left))
@@ -221,7 +238,10 @@ def _is_norm(module: Module) -> bool:
     return bool(_NAMED_AS_NORM.search(str(name))) and not any(True for _ in module.children())
 
 
-def _note(model: Module, names: list[str]) -> str:
+def _note(model: Module, module: Module, names: list[str]) -> str:
+    convention = getattr(module, "convention", None)
+    if convention is not None:
+        return f"by the convention {convention.name}"
     parents = (model.get_submodule(name.rpartition(".")[0]) for name in names if name)
     return _READ_BY_ENCODER if any(isinstance(one, torch.nn.TransformerEncoderLayer) for one in parents) else ""
 
@@ -240,6 +260,11 @@ def _why_unfit(module: Any) -> str | None:
             check_number("eps", module.eps, least=0.0)
         except (TypeError, ValueError) as error:
             return str(error).partition(";")[0]
+    return _why_unheld(module) or _why_replaced(module)
+
+
+def _why_unheld(module: Any) -> str | None:
+    """Why its parameters are not such as a norm of ours may have."""
     for name in ("weight", "bias"):
         held = getattr(module, name, None)
         if held is None:
@@ -248,4 +273,4 @@ def _why_unfit(module: Any) -> str | None:
             return f"its {name} is {with_article(type(held).__name__)}; convert before parameters become such"
         if dtype_name(held.dtype) not in REAL_DTYPES:
             return f"its {name} is of {dtype_name(held.dtype)}, and anynorm takes {', '.join(REAL_DTYPES)}"
-    return _why_replaced(module)
+    return None
