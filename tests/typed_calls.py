@@ -116,6 +116,9 @@ def of_all_else(x: Floats) -> None:
     assert_type(anynorm.Moments.concat([found, found]).to(torch).astype("float16"), anynorm.Moments)
     assert_type(found.compute().persist(), anynorm.Moments)
     assert_type(anynorm.Moments.from_dict(found.to_dict()), anynorm.Moments)
+    convention: anynorm.Convention = anynorm.CONVENTIONS["llama"].replace(eps=1e-5)
+    assert_type(anynorm.layer_norm(x, convention=convention), Floats)
+    assert_type(anynorm.rms_norm(x, convention="gemma"), Floats)
     explanation: anynorm.Explanation = anynorm.explain(x, norm="scale_norm")
     assert_type(explanation.refused, dict[str, str])
     assert_type(anynorm.get_threads(), int)
@@ -151,6 +154,7 @@ def refused(x: Floats, numbers: list[float], anything: object, optional: Floats 
     anynorm.scale_norm(x, "2")  # type: ignore[arg-type]
     anynorm.moments("text")  # type: ignore[arg-type]
     anynorm.explain("text")  # type: ignore[arg-type]
+    anynorm.rms_norm(x, convention=1.0)  # type: ignore[arg-type]
     anynorm.Moments.from_mean_variance([1.0], x, count=1)  # type: ignore[arg-type]
     anynorm.LayerNorm(3)("text")  # type: ignore[type-var]
     anynorm.LayerNorm("3")  # type: ignore[arg-type]
