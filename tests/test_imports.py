@@ -157,7 +157,7 @@ ORDER = [
     "_kernels.cpu.fast_path.arrays", "_kernels.cpu.fast_path.tensors", "_kernels.cpu.fast_path.functions",
     "_kernels.cpu.fast_path.program",
     "_kernels.cpu.fast_path.arguments", "_kernels.cpu.fast_path.views",
-    "_kernels.cpu.fast_path.record", "_kernels.cpu.fast_path.plans", "_kernels.cpu.fast_path.moments",
+    "_kernels.cpu.fast_path.record", "_kernels.cpu.fast_path.results", "_kernels.cpu.fast_path.plans", "_kernels.cpu.fast_path.moments",
     "_kernels.cpu.threads.crew", "_kernels.cpu.threads.functions",
     "_kernels.cpu.threads.program", "_kernels.cpu.threads.memory",
     "_kernels.cpu.launch.layout", "_kernels.cpu.launch.machine", "_kernels.cpu.compiler.entries",

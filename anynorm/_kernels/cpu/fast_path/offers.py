@@ -66,7 +66,7 @@ def offer(
 
             normalize = functions.normalize_tensors()
             if normalize is not None:
-                fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, normalize))
+                fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, normalize, resume))
         _served.add(library)
 
 
