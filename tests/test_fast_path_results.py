@@ -6,6 +6,7 @@ import torch
 import anynorm
 from tests.backends import needs_llvmlite
 from tests.fast_path import forced, takes_fast_path
+from tests.test_fast_path_thresholds import every_kernel
 from tests.test_fast_path_torch import HAS_EXCHANGE, OTHERS, Subclass, every_dtype, tensors
 
 pytestmark = needs_llvmlite
@@ -127,10 +128,9 @@ def test_rows_in_place_that_a_kernel_cannot_hold(monkeypatch):
     expected = forced(anynorm.layer_norm, x, weight, bias)
     monkeypatch.setattr(norm, "_fallbacks", {})
     monkeypatch.setattr(offers, "_offered", set())
-    record = functions.record()
-    monkeypatch.setattr(record, "kernels", type(record.kernels)())
-    anynorm.layer_norm(x[:1], weight, bias)
-    for _ in range(3):
-        held = x.clone()
-        assert takes_fast_path(anynorm.layer_norm, held, weight, bias, out=held) == HAS_EXCHANGE
-        assert torch.equal(held, expected)
+    with every_kernel(functions.record(), 0):  # none is known
+        anynorm.layer_norm(x[:1], weight, bias)
+        for _ in range(3):
+            held = x.clone()
+            assert takes_fast_path(anynorm.layer_norm, held, weight, bias, out=held) == HAS_EXCHANGE
+            assert torch.equal(held, expected)
