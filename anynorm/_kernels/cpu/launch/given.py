@@ -58,10 +58,11 @@ def run_moments(call: Call) -> Moments:
 
 def run(call: Call) -> Array:
     """Return y, by the moments that the call gives."""
-    numbers = _kept(call)
+    key = _key(call)
+    numbers = _kept(call, key)
     if numbers is None:
         numbers = finish(call)
-    y = apply_numbers(call, numbers, _keep(call, numbers))
+    y = apply_numbers(call, numbers, not _have_units(call, numbers) and _keep(call, key, numbers))
     if y is None:
         return _by_definition(call)
     if call.out is not None:
@@ -69,17 +70,17 @@ def run(call: Call) -> Array:
     return y
 
 
-def _kept(call: Call) -> Array | None:
+def _kept(call: Call, key: tuple[Any, ...] | None) -> Array | None:
     """What `finish` has returned before, where it is kept."""
-    key, kept = _key(call), finished_of(call.moments)
+    kept = finished_of(call.moments)
     found = None if key is None or kept is None else kept.get(key)
     return None if found is None else found[0]
 
 
-def _keep(call: Call, numbers: Array) -> bool:
+def _keep(call: Call, key: tuple[Any, ...] | None, numbers: Array) -> bool:
     """Keep it with the moments; whether it is kept."""
-    key, kept = _key(call), finished_of(call.moments)
-    if key is None or kept is None or numbers.nbytes > _MOST_KEPT_NBYTES or _have_units(call, numbers):
+    kept = finished_of(call.moments)
+    if key is None or kept is None or numbers.nbytes > _MOST_KEPT_NBYTES:
         return False
     if key not in kept:
         nbytes = numbers.nbytes + sum([one.nbytes for one, _ in list(kept.values())])
@@ -190,6 +191,23 @@ def _in_rows(array: numpy.ndarray) -> tuple[numpy.ndarray, int]:
             return array, step or 0
     array = numpy.ascontiguousarray(array, numpy.float64)
     return array, array.itemsize
+
+
+def finish_for_gradient(call: Call) -> tuple[Array, Array]:
+    """What a derivative applies to each row, and what the gradient of the moments will be made of.
+
+    Both are copies of what is kept: the kernel puts sums in the place of the former, and the caller gets the latter.
+    """
+    key = _key(call)
+    key = None if key is None else (*key, "gradient")
+    both = _kept(call, key)
+    if both is None:
+        of_gradient = numbers_like(call, FINISHED)
+        both = numpy.stack((finish(call, of_gradient), of_gradient))
+        if not _keep(call, key, both):
+            return both[0], both[1]
+    numbers, of_gradient = both.copy()
+    return numbers, of_gradient
 
 
 def numbers_like(call: Call, count: int) -> Array:
