@@ -226,7 +226,7 @@ def normalize_columns(variant: Variant, address: int, first: int, last: int) -> 
 
 
 def apply_columns(variant: Variant, address: int, first: int, last: int) -> int:
-    """The same by given ``numbers``, as in given.py."""
+    """The same by given ``numbers``, as in given.py; return the last."""
     return _normalize(load_task(address, variant), address, first, last, given=True)
 
 
