@@ -295,6 +295,22 @@ def moments(dtype):
     yield "extreme weight", anynorm.rms_norm(x, np.full(33, 1e300), moments=anynorm.moments(x))
 
 
+def moments_formed(dtype):
+    """What becomes of given moments is formed where rows side by side are applied."""
+    from anynorm._kernels.cpu.launch import given
+
+    extreme = np.concatenate([numbers((33, 300), dtype, 1), extreme_rows(33, dtype).T], 1)
+    for name, x, axis in (
+        ("columns", extreme, 0), ("short", numbers((37, 3), dtype, 2), -1),
+        ("in another order", numbers((3, 9, 40), dtype, 3).transpose(2, 1, 0), 1),
+    ):  # fmt: skip
+        found = anynorm.moments(x, axis=axis)
+        with mock.patch.object(given, "_MOST_KEPT_NBYTES", -1):
+            yield f"layer {name}", anynorm.layer_norm(x, axis=axis, moments=found)
+            yield f"rms {name}", anynorm.rms_norm(x, axis=axis, moments=found)
+            yield f"scale {name}", anynorm.scale_norm(x, -2.0, axis=axis, moments=found)
+
+
 def pullbacks_by_moments(dtype):
     """Derivatives of norms that are given moments, and of moments; of rows that float64 does not hold too."""
 
@@ -338,6 +354,7 @@ KINDS = (
     outs,
     extremes,
     extreme_weights,
+    moments_formed,
     pullbacks,
     pullbacks_side_by_side,
     pullbacks_by_moments,
@@ -365,7 +382,7 @@ def digests(dtypes):
     """Of the results of all calls with such elements, by name."""
     found = {}
     for dtype, kind in itertools.product(dtypes, KINDS):
-        if kind in (columns, packed) and dtype in ROWS_ONLY:
+        if kind in (columns, packed, moments_formed) and dtype in ROWS_ONLY:
             continue
         # A forced kernel cannot refuse a call unseen, but no call goes the shorter way then.
         with contextlib.nullcontext() if kind in (repeated, tensors) else anynorm.use_kernel("cpu"):

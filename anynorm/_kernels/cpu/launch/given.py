@@ -57,10 +57,14 @@ def run_moments(call: Call) -> Moments:
 
 def run(call: Call) -> Array:
     """Return y, by the moments that the call gives."""
-    numbers = _kept(call)
+    numbers, given = _kept(call), None
     if numbers is None:
-        numbers = finish(call)
-    y = apply_numbers(call, numbers, _keep(call, numbers))
+        numbers = numbers_like(call, FINISHED)
+        given = _given_task(call, numbers)
+        if numbers.nbytes <= _MOST_KEPT_NBYTES:
+            _finish(call, *given)
+            given = None
+    y = apply_numbers(call, numbers, _keep(call, numbers), given)
     if call.out is not None:
         call.library.memory.written(y)
     return y
@@ -90,14 +94,21 @@ def _key(call: Call) -> tuple[Any, ...] | None:
     return finished_key(call.rule, call.weight, call.eps, call.x)
 
 
-def apply_numbers(call: Call, numbers: Array, are_kept: bool = False) -> Array:
-    """Apply numbers to each row."""
+def apply_numbers(
+    call: Call, numbers: Array, are_kept: bool = False, given: tuple[GivenTask, Any] | None = None
+) -> Array:
+    """Apply numbers to each row, which are yet to be formed where there is a task for that."""
     y = empty_like(call.library.memory, call.x) if call.out is None else call.out[0]
     streaming = may_stream(call, y, None)
     itemsize = dtype_of(call.x.dtype).itemsize
     layout = lay_out(call, itemsize, None, y, numbers=numbers, streaming=streaming, columns=True)
     task, keepalive = task_of(call, None, y, None, layout, numbers=numbers, streaming=streaming)
-    compiled = _launch("given", call, layout, task, keepalive)
+    if given is not None:
+        if layout is not None and layout.in_columns:
+            task.numbers, task.given = 0, ctypes.addressof(given[0])
+        else:
+            _finish(call, *given)
+    compiled = _launch("given", call, layout, task, (keepalive, given))
     if are_kept and call.out is None and call.library.name == "numpy":
         variant = _variant(call, has_layout=layout is not None)
         offer(call, variant, compiled.address, layout, task.layout, (y,), run_from, numbers)
@@ -109,9 +120,20 @@ def finish(call: Call, of_gradient: Array | None = None) -> Array:
 
     Or what a derivative does, and what the gradient of the moments will be made of.
     """
+    numbers = numbers_like(call, FINISHED)
+    _finish(call, *_given_task(call, numbers, of_gradient))
+    return numbers
+
+
+def _finish(call: Call, task: GivenTask, keepalive: Any) -> None:
+    compiled = kernel("finish", _variant(call, has_numbers=task.of_gradient != 0))
+    launch(compiled, task, task.rows, task.rows * FINISHED * 8, keepalive)
+
+
+def _given_task(call: Call, numbers: Array, of_gradient: Array | None = None) -> tuple[GivenTask, Any]:
+    """What has numbers made of the moments that the call gives, and what must live until they are."""
     moments: Any = call.moments
     given, rule, is_wide = statistics_of(moments), call.rule, bool(call.precision.digits)
-    numbers = numbers_like(call, FINISHED)
     task = GivenTask(
         rows=numbers.size // FINISHED, eps=call.eps, length=math.sqrt(call.eps) if rule.averaged else call.eps,
         scale=scale_of(call), most=_largest_unit(call.eps, rule.averaged) if is_wide else 1.0,
@@ -130,9 +152,7 @@ def finish(call: Call, of_gradient: Array | None = None) -> Array:
         setattr(task, f"{name}_step", step)
     if not by_row(given.elements):
         task.one_count = given.elements
-    compiled = kernel("finish", _variant(call, has_numbers=of_gradient is not None))
-    launch(compiled, task, task.rows, numbers.nbytes, keepalive)
-    return numbers
+    return task, keepalive
 
 
 # It takes microseconds, and calls have few eps.

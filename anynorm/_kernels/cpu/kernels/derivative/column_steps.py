@@ -213,7 +213,7 @@ def _take(block: DerivativeBlock, sums: int) -> None:
     if block.given is not None:
         for at, column in block.slots():
             places = [numbers + at for numbers in (scratch.shifts, scratch.factors, scratch.constants)]
-            block.given.copy(column, smaller(block.lanes, block.rows - column), places, given=True)
+            block.given.read(column, smaller(block.lanes, block.rows - column), places)
     else:
         _find_shifts(block)
     _reduce(block)
