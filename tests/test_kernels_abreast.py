@@ -150,7 +150,7 @@ def asked_for(asked, x, **options):
 def test_extreme_rows_stay_side_by_side(asked, dtype):
     x = numbers((40, 70), dtype)
     x[:, 3], x[:, 50] = extreme_rows(40, dtype)[4:6]
-    columns = {"columns", "moments_columns", "given_columns"}
+    columns = {"columns", "moments_columns", "finish", "given_columns"}
     assert asked_for(asked, x, axis=0) == columns
     assert asked_for(asked, x.T[:, :3].copy(), axis=-1) == columns
 
