@@ -163,6 +163,18 @@ def test_rows_that_the_kernel_leaves(dtype):
                     assert found.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_rows_with_units_are_kept_too(norm):
+    """Float64 of extreme magnitude among other rows, a row after the other and side by side."""
+    sizes = np.asarray([[1e200], [1.0], [1e-300], [2.0], [0.0], [1e120]])
+    for axis, x in ((-1, numbers((6, 20), "float64") * sizes), (0, (numbers((6, 20), "float64") * sizes).T.copy())):
+        moments, function = anynorm.moments(x, axis=axis), getattr(anynorm, norm)
+        expected = forced(function, x, axis=axis, moments=anynorm.moments(x, axis=axis))
+        for _ in range(2):
+            assert function(x, axis=axis, moments=moments).tobytes() == expected.tobytes()
+        assert takes_fast_path(function, x, axis=axis, moments=moments)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_pullbacks_keep_it_too(norm, dtype, monkeypatch):
