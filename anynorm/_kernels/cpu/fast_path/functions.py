@@ -80,7 +80,7 @@ def record() -> Record:
         setattr(found, name, ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value)
     objects = {
         "none": None, "true": True, "float": float, "dtype": "dtype",
-        "ndarray": numpy.ndarray, "empty_like_array": numpy.empty_like,
+        "ndarray": numpy.ndarray, "memmap": numpy.memmap, "empty_like_array": numpy.empty_like,
         "layer_norm": LAYER_NORM, "rms_norm": RMS_NORM, "scale_norm": SCALE_NORM, "is_alone": _is_alone,
     }  # fmt: skip
     for name, thing in objects.items():

@@ -13,7 +13,7 @@ from anynorm._kernels import fast_paths
 from anynorm._kernels.cpu.fast_path import moments
 from anynorm._kernels.cpu.fast_path.arrays import fast_path_of_arrays
 from anynorm._kernels.cpu.fast_path.plans import keep
-from anynorm._kernels.cpu.fast_path.record import IN_FLOAT64, place_of
+from anynorm._kernels.cpu.fast_path.record import place_of
 from anynorm._kernels.cpu.fast_path.tensors import fast_path_of_tensors
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import CODES
@@ -55,8 +55,8 @@ def offer(
         record = functions.record()
         record.most_nbytes, record.least_shared_nbytes = most_nbytes, crew.LEAST_SHARED_NBYTES
         if layout is None and numbers is None:
-            kind = IN_FLOAT64 if variant.code == CODES["float32"] and variant.in_float64 else variant.code
-            record.kernels[place_of(variant.rule, variant.has_residual, kind)] = address
+            place = place_of(variant.rule, variant.has_residual, variant.code, variant.in_float64)
+            record.kernels[place] = address
         if library == "numpy" and variant.code == CODES["bfloat16"]:
             functions.write("bfloat16", numpy.dtype(call.x.dtype.type))
         if library == "numpy" and library not in _served:
@@ -66,7 +66,7 @@ def offer(
 
             normalize = functions.normalize_tensors()
             if normalize is not None:
-                fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, normalize))
+                fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, normalize, resume))
         _served.add(library)
 
 
@@ -74,6 +74,7 @@ def offer_moments(
     call: Call, run: Callable[[int, int, int], int], task: Task, layout: Layout | None, numbers: Any
 ) -> None:
     """Let calls of `moments` with a small NumPy array like this one go to a kernel from now on."""
-    if call.library.name == "numpy" and call.x.nbytes < crew.LEAST_SHARED_NBYTES:
+    is_public = call.rule.centred  # pieces of rows of the other norms are reduced to moments without a mean
+    if is_public and call.library.name == "numpy" and call.x.nbytes < crew.LEAST_SHARED_NBYTES:
         moments.keep(call, run, task, layout, numbers)
         fast_paths.add_moments(numpy.ndarray, moments.quick_moments)

@@ -11,7 +11,7 @@ import math
 from anynorm._kernels.cpu.kernels.values import TaskValues
 from anynorm._kernels.cpu.language.arithmetic import number, root, splat, where
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, SCALE, Lanes
-from anynorm._kernels.cpu.language.flow import cases, loop
+from anynorm._kernels.cpu.language.flow import loop
 from anynorm._kernels.cpu.language.memory import load, store_real
 
 # Below the first, a mean square is that of a row of zeros and of an eps too small to divide by; so is a norm below the
@@ -24,24 +24,28 @@ _STEP = 4  # rows that share the latency of their roots and divisions; more woul
 def find_factors(task: TaskValues, count: int) -> None:
     """Turn shifts, sums and squares of so many rows into factors and constants."""
     scratch = task.scratch
-    for is_scale in cases(task.rule == SCALE):
-        for i in loop(0, count * 8, _STEP * 8):
-            shifts, sums, squares = (
-                load(numbers + i, FLOAT64, lanes=_STEP) for numbers in (scratch.shifts, scratch.sums, scratch.squares)
-            )
-            if is_scale:
-                factor, constant = _factor_of_norm(task, squares), splat(0.0, FLOAT64, _STEP)
-            else:
-                factor, constant = _factor_of_variance(task, sums, squares)
-            if task.splits_factors:
-                # A constant row has no deviations at all, and x * factor + constant would leave noise of it.
-                factor, constant = (where(squares > 0.0, value, 0.0) for value in (factor, constant))
-            # Squares of finite numbers are finite here, so a row that holds NaN or Inf is one whose squares are not.
-            factor = where(squares < math.inf, factor, math.nan)
-            if task.splits_factors:
-                constant = constant - shifts * factor
-            store_real(scratch.factors + i, factor)
-            store_real(scratch.constants + i, constant)
+    for i in loop(0, count * 8, _STEP * 8):
+        shifts, sums, squares = (
+            load(numbers + i, FLOAT64, lanes=_STEP) for numbers in (scratch.shifts, scratch.sums, scratch.squares)
+        )
+        factor, constant = factor_and_constant(task, sums, squares)
+        if task.splits_factors:
+            constant = constant - shifts * factor
+        store_real(scratch.factors + i, factor)
+        store_real(scratch.constants + i, constant)
+
+
+def factor_and_constant(task: TaskValues, sums: Lanes, squares: Lanes) -> tuple[Lanes, Lanes]:
+    """Those of rows side by side; eps may be lanes too."""
+    if task.rule == SCALE:
+        factor, constant = _factor_of_norm(task, squares), splat(0.0, FLOAT64, len(squares))
+    else:
+        factor, constant = _factor_of_variance(task, sums, squares)
+    if task.splits_factors:
+        # A constant row has no deviations at all, and x * factor + constant would leave noise of it.
+        factor, constant = (where(squares > 0.0, value, 0.0) for value in (factor, constant))
+    # Squares of finite numbers are finite here, so a row that holds NaN or Inf is one whose squares are not.
+    return where(squares < math.inf, factor, math.nan), constant
 
 
 def _factor_of_norm(task: TaskValues, squares: Lanes) -> Lanes:

@@ -48,6 +48,10 @@ class Task(ctypes.Structure):
         ("portion", _WORD),  # rows, or blocks of them, whose shares of those are added up in one go
         ("work", _WORD),  # scratch of a derivative, see derivative/rows.py
         ("numbers", _WORD),  # float64 numbers of each row: what moments are made of, or what rows are applied with
+        (
+            "given",
+            _WORD,
+        ),  # a GivenTask, of which rows side by side form these; they are at 0 then
     )
 
 

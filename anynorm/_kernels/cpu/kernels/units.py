@@ -105,6 +105,13 @@ def in_unit(task: TaskValues, unit: Lanes) -> TaskValues:
 
 def product(value: Lanes, factors: list[Lanes]) -> Lanes:
     """The product of a number and positive factors; it leaves the range only where the result does."""
+    for factor in paired(factors):
+        value = value * factor
+    return value
+
+
+def paired(factors: list[Lanes]) -> list[Lanes]:
+    """As many of the same product: one after the other they leave the range only where the result does."""
     left: list[Lanes] = []
     for factor in factors:
         # A factor above 1 is multiplied with one below 1, until all that are left lie on the same side of 1.
@@ -113,6 +120,4 @@ def product(value: Lanes, factors: list[Lanes]) -> Lanes:
             both, one = factor * other, other
             left[i], factor = where(opposite, 1.0, one), where(opposite, both, factor)
         left.append(factor)
-    for factor in left:
-        value = value * factor
-    return value
+    return left
