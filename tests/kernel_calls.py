@@ -31,6 +31,7 @@ KINDS = (
     derivative.pullbacks_side_by_side,
     derivative.pullbacks_by_moments,
     derivative.pullbacks_by_moments_side_by_side,
+    derivative.extreme_pullbacks_side_by_side,
 )
 
 

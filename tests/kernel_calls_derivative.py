@@ -3,6 +3,8 @@
 import itertools
 from unittest import mock
 
+import numpy as np
+
 import anynorm
 from tests.kernel_rows import OTHER, extreme_rows, numbers, placed
 
@@ -99,3 +101,16 @@ def pullbacks_by_moments_side_by_side(dtype):
         given = anynorm.moments(zeros, axis=0)
         dx, dweight, _, by = anynorm.rms_norm_vjp(zeros, weight, axis=0, eps=0.25, moments=given)[1](dy)
         yield f"zeros {n}", (dx, dweight, by.mean, by.variance)
+
+
+def extreme_pullbacks_side_by_side(dtype):
+    """Rows of extreme magnitude side by side, of sums, by a scale, and by given moments."""
+    x, dy = extreme_rows(33, dtype).repeat(2, 0).T.copy(), numbers((33, 16), dtype, 2)
+    yield "scale", anynorm.scale_norm_vjp(x, 3.0, axis=0)[1](dy)
+    yield "sum", anynorm.add_rms_norm_vjp(x, np.zeros_like(x), numbers(33, dtype, 3), axis=0)[1](dy, dy)[:3]
+    given = anynorm.moments(x, axis=0)
+    for name, vjp, parameters in (
+        ("layer", anynorm.layer_norm_vjp, (numbers(33, dtype, 3),)), ("scale", anynorm.scale_norm_vjp, (3.0,)),
+    ):  # fmt: skip
+        dx, dweight, *_, by = vjp(x, *parameters, axis=0, eps=0.0, moments=given)[1](dy)
+        yield f"{name} by moments", (dx, dweight, by.mean, by.variance)
