@@ -30,6 +30,7 @@ TESTS = {
     " load_norms load_norms_*",
     "flax": "nnx nnx_pieces",
     "jax": "jax_gradients jax_programs precision",  # without jax_memory: the programs of JAX 0.8 hold copies
+    "models": "originals torch_convert_models",
     "sklearn": "sklearn sklearn_sparse",
     "torch": "torch_convert_left torch_derivatives torch_gradients torch_native precision",
 }
