@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 import anynorm
+from anynorm._check import check
+from anynorm._choose import choose
+from anynorm._definition.norms import RMS_NORM
 from anynorm._moments import arrays_of
 from tests.backends import ALL, as_dtype, needs_llvmlite
 from tests.fast_path import forced, takes_fast_path
@@ -34,6 +37,15 @@ def test_the_bits_of_the_slow_path(shape, axis, dtype):
             assert bits(first) == bits(anynorm.moments(held, axis=axis)) == expected
             anynorm.moments(held * 2, axis=axis)
             assert bits(first) == expected
+
+
+def test_moments_without_a_mean_are_of_other_calls():
+    """Of pieces of rows that rms_norm is to merge; they are formed by the same function."""
+    call = check(RMS_NORM, numbers((6, 21)) + 1.0, None, None, -1, 0.0)
+    for _ in range(2):
+        assert not choose(call).moments(call).mean.any()
+    for _ in range(3):
+        np.testing.assert_allclose(anynorm.moments(call.x).mean, call.x.mean(1, dtype=np.float64, keepdims=True))
 
 
 def test_results_are_those_of_exact_arithmetic():

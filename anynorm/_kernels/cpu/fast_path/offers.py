@@ -74,6 +74,7 @@ def offer_moments(
     call: Call, run: Callable[[int, int, int], int], task: Task, layout: Layout | None, numbers: Any
 ) -> None:
     """Let calls of `moments` with a small NumPy array like this one go to a kernel from now on."""
-    if call.library.name == "numpy" and call.x.nbytes < crew.LEAST_SHARED_NBYTES:
+    is_public = call.rule.centred  # pieces of rows of the other norms are reduced to moments without a mean
+    if is_public and call.library.name == "numpy" and call.x.nbytes < crew.LEAST_SHARED_NBYTES:
         moments.keep(call, run, task, layout, numbers)
         fast_paths.add_moments(numpy.ndarray, moments.quick_moments)
