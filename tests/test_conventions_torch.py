@@ -68,7 +68,9 @@ def test_in_a_graph_they_are_what_they_are_in_eager_mode(norm, convention):
         y.backward(rows(1))
         found.append((y, x.grad, *(one.grad for one in module.parameters())))
     for eager, graph in zip(*found, strict=True):
-        assert torch.allclose(eager.float(), graph.float(), rtol=2.0**-7, atol=2.0**-20)
+        # Of a portion autograd adds two gradients that are each rounded, of which one may be as large as any.
+        room = 2.0**-7 * graph.abs().max().item() if convention == MINE else 2.0**-20
+        assert torch.allclose(eager.float(), graph.float(), rtol=2.0**-7, atol=room)
     assert torch.equal(found[0][0], found[1][0])
 
 

@@ -255,7 +255,7 @@ def test_bad_gradients():
     with pytest.raises(ValueError, match="dtotal must have"):
         pullback(dy, dy[:2])
     with pytest.raises(ValueError, match="weight must have the shape"):
-        anynorm.rms_norm_vjp(x, dy)
+        anynorm.rms_norm_vjp(x, dy[:, 1:])
 
 
 @pytest.mark.parametrize("norm", NORMS)

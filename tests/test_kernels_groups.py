@@ -148,14 +148,13 @@ def test_tensors_and_threads(name):
     given = [None if one is None else torch.from_numpy(one) for one in (x, weight, bias)]
     np.testing.assert_array_equal(anynorm.layer_norm(*given, axis=axis).numpy(), expected)
     # As if it were large, in threads that share the groups or the rows of each.
-    before = anynorm.get_threads()
     try:
         anynorm.set_threads(3)
         for least in (1, x.nbytes):
             with mock.patch("anynorm._kernels.cpu.threads.crew.LEAST_SHARED_NBYTES", least):
                 np.testing.assert_array_equal(anynorm.layer_norm(x, weight, bias, axis=axis), expected)
     finally:
-        anynorm.set_threads(before)
+        anynorm.set_threads(None)
 
 
 def test_repeated_weights_take_little_memory():
@@ -189,13 +188,12 @@ def test_gradients_by_rows(name):
             given.append(None if one is None else np.broadcast_to(one, x.shape)[at].copy())
         row = of_row((x[at], dy[at]), *given, axis=tuple(range(x.ndim - len(free))))
         np.testing.assert_array_equal(row, dx[at])
-    before = anynorm.get_threads()
     try:
         anynorm.set_threads(3)
         with mock.patch("anynorm._kernels.cpu.threads.crew.LEAST_SHARED_NBYTES", 1):
             shared = anynorm.rms_norm_vjp(x, weight, bias, axis=axis)[1](dy)
     finally:
-        anynorm.set_threads(before)
+        anynorm.set_threads(None)
     for got, expected in zip(shared, (dx, dweight, dbias), strict=True):
         assert got is expected or (got == expected).all()
 

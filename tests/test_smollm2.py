@@ -6,12 +6,15 @@ import json
 import sys
 from types import SimpleNamespace
 
-import gguf
 import numpy as np
 import pytest
-from tokenizers.pre_tokenizers import ByteLevel
 
-from benchmarks.models import smollm2, smollm2_file, smollm2_speed
+gguf = pytest.importorskip("gguf", reason="the model is in a file of that format")
+pytest.importorskip("tokenizers", reason="the model reads tokens")
+
+from tokenizers.pre_tokenizers import ByteLevel  # noqa: E402
+
+from benchmarks.models import smollm2, smollm2_file, smollm2_speed  # noqa: E402
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGES = ["t h", "th e", "Ġ the", "Ġ Ġ", "1 2", "o n"]

@@ -44,7 +44,7 @@ def with_attribute(name, value, norm=None):
 LEFT = {
     "subclass of torch.nn.LayerNorm": lambda: Subclass(8),
     "subclass of torch.nn.RMSNorm": lambda: type("RMSNorm", (torch.nn.RMSNorm,), {})(8),
-    "what it computes is not known": OfOthersRMSNorm,
+    "not one of torch.nn or transformers that is known": OfOthersRMSNorm,
     "parametrized": lambda: parametrized(torch.nn.LayerNorm(8)),
     "forward has been replaced": lambda: with_attribute("forward", lambda x: x),
     "given a bias": lambda: with_attribute("bias", torch.nn.Parameter(torch.ones(8))),

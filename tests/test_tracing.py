@@ -288,7 +288,7 @@ def test_a_number_of_rows_may_be_unknown(dtype):
     y = anynorm.layer_norm(some, moments=halves[0].merge(halves[1]))
     exact = [reference.layer_norm(row) for row in kept]
     assert_exact(y.compute(), exact, backend="dask, lazy", dtype=dtype, norm="layer_norm")
-    with pytest.raises(ValueError, match=r"residual must have x's shape and dtype, \(nan, 33\) .* got \(nan, 22\)"):
+    with pytest.raises(ValueError, match=r"residual must have x's shape, \(nan, 33\), got \(nan, 22\)"):
         anynorm.add_rms_norm(some, some[:, :22])
     with pytest.raises(ValueError, match="moments must have shape"):
         anynorm.layer_norm(some, moments=anynorm.moments(lazy[0]))
