@@ -12,6 +12,7 @@ from anynorm import _profiled
 from anynorm._kernels import autograd, fast_paths
 from anynorm._kernels.cpu.fast_path import functions
 from anynorm._kernels.cpu.fast_path.tensors import fast_path_of_tensors
+from anynorm._kernels.cpu.launch.norm import run_from
 from anynorm._torch import state as torch_state
 from tests.processes import script
 from tests.tolerances import BOUNDS
@@ -42,7 +43,7 @@ def test_calls_are_right_without_a_question(name, monkeypatch):
     monkeypatch.setattr(fast_paths, "_by_type", {})  # as in a process that has just begun
     monkeypatch.delattr(*NAMES[name])
     assert torch_state.is_followed(torch)
-    fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, lambda *given: 1 / 0))  # not even tried
+    fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, lambda *given: 1 / 0, run_from))  # not even tried
     for _ in range(6):
         assert_right(anynorm.layer_norm)
         assert_right(anynorm.torch.layer_norm)
@@ -107,7 +108,7 @@ def test_names_in_the_profiler(monkeypatch):
     assert not _profiled.is_profiled()
     monkeypatch.setattr(autograd, "_profiler", _profiled.profiler_of(torch))
     monkeypatch.setattr(fast_paths, "_by_type", {})  # as in a process that has just begun
-    fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, functions.normalize_tensors()))
+    fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, functions.normalize_tensors(), run_from))
     assert_right(anynorm.layer_norm)
     expected = anynorm.layer_norm(*GIVEN)
     for _ in range(6):
