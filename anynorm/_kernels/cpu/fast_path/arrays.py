@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anynorm._check import Call, check
+from anynorm._kernels.cpu.fast_path import own_rows
 from anynorm._kernels.cpu.fast_path.plans import find, finished_key
 from anynorm._kernels.fast_paths import FastPath
 from anynorm._moments import Moments, finished_of
@@ -42,6 +43,12 @@ def fast_path_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, i
             found = normalize(rule, x, residual, y, total, weight, bias, eps, offset, 0, 0)
         if found is None:
             results = None if out is None else (y,) if residual is None else out
+            own = None if offset else own_rows.find("numpy", rule, x, residual, weight, bias, axis, results)
+            if own is not None:
+                of_rows = own_rows.widened("numpy", own, weight, bias)
+                found = normalize(x, residual, y, total, *of_rows, eps, own.address)
+                if found is not None:
+                    return found
             plan = find("numpy", rule, x, residual, axis, results)
             if plan is None:
                 return None
