@@ -125,7 +125,7 @@ def test_arguments_are_checked_as_strictly(norm):
         (ValueError, (x, weight, bias), {"eps": 1.0, "weight_offset": float("inf")}),
         (ValueError, (x,), {"eps": 1.0, "weight_offset": 1.0}),
         (ValueError, (x, weight[:-1], bias), {"eps": 1.0}),
-        (ValueError, (x, weight[None], bias), {"eps": 1.0}),
+        (ValueError, (x, weight[None, None], bias), {"eps": 1.0}),
         (ValueError, (x, weight, bias[1:]), {"eps": 1.0}),
         (ValueError, (x, np.ones((), np.float32)), {"eps": 1.0}),
         (ValueError, (x[:, :-1], weight, bias), {"eps": 1.0}),

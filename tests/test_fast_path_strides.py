@@ -153,7 +153,7 @@ def test_parameters_are_checked_as_strictly():
     for _ in range(2):
         anynorm.layer_norm(x, weight, weight, axis=(1, 2))
     assert takes_fast_path(anynorm.layer_norm, x, weight, weight, axis=(1, 2))
-    for wrong in (weight.T, weight[1:], weight.ravel(), weight[None], np.ones((18, 7), np.float32)):
+    for wrong in (weight.T, weight[1:], weight.ravel(), weight[None, None], np.ones((18, 7), np.float32)):
         for parameters in ((wrong, weight), (weight, wrong)):
             with pytest.raises(ValueError, match="shape of the normalized axes"):
                 anynorm.layer_norm(x, *parameters, axis=(1, 2))

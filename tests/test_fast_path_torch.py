@@ -127,7 +127,7 @@ def test_tensors_that_do_not_fit_are_refused_all_the_same():
     anynorm.layer_norm(x, weight, bias)
     wrong = [
         (ValueError, (x, weight[:-1], bias)),
-        (ValueError, (x, weight[None], bias)),
+        (ValueError, (x, weight[None, None], bias)),
         (ValueError, (x, weight, bias[1:])),
         (ValueError, (x[:, 1:], weight, bias)),
         (ValueError, (x[0, 0], weight, bias)),
