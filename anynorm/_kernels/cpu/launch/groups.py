@@ -226,12 +226,15 @@ def _pair(outs: Any) -> tuple[Array, Array | None]:
 
 def task_of_groups(
     call: Call, groups: Groups, compute: Kernel, task: Task, arrays: tuple[Array | None, ...],
-    gradients: Sequence[numpy.ndarray | None] = (None, None),
+    gradients: Sequence[list[int] | None] = (None, None),
 ) -> tuple[GroupTask, numpy.ndarray]:  # fmt: skip
-    """What the kernel for groups is handed, and its table; ``arrays`` are those like x, as a task has them."""
+    """What the kernel for groups is handed, and its table; ``arrays`` are those like x, as a task has them.
+
+    ``gradients`` are the strides from group to group of those of weight and bias.
+    """
     strides = [groups.strides_of(call, one) for one in (call.x, *arrays)]
     strides += [groups.strides_of(call, one, True) for one in (groups.weight, groups.bias)]
-    strides += [[0] * len(groups.axes) if one is None else list(one.strides[: len(groups.axes)]) for one in gradients]
+    strides += [[0] * len(groups.axes) if one is None else one for one in gradients]
     assert len(strides) == len(OF_GROUP)
     table = numpy.asarray([groups.lengths, *strides], dtype=numpy.int64)
     found = GroupTask(
