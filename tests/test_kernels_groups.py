@@ -174,7 +174,7 @@ def test_repeated_weights_take_little_memory():
 
 @pytest.mark.parametrize("dtype", ALL)
 def test_gradients_that_groups_have_by_themselves_and_those_that_are_summed(dtype):
-    """The kernel writes the gradient of a weight that each group has for itself, beside a bias of some; in parts too."""
+    """The kernel writes the gradient of a weight that each group has for itself, beside a bias of some."""
     x, dy = numbers((6, 5, 3, 16), dtype, 1), numbers((6, 5, 3, 16), dtype, 2)
     weight, bias = numbers((6, 1, 3, 16), dtype, 3), numbers((1, 1, 3, 16), dtype, 4)
     gradients = anynorm.layer_norm_vjp(x, weight, bias)[1](dy)
