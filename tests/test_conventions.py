@@ -222,3 +222,21 @@ def test_subnormal_numbers_and_those_past_the_largest_of_float16(name):
     off = exact.FLOAT32 if name == "jax" else exact.FLOAT64
     assert_rounded(got, "rms_norm", x, weight, bias, convention, "float16", off=off)
     assert np.isinf(got[0, 4])  # the product is past the largest, and no bias brings it back
+
+
+@pytest.mark.parametrize("norm", NORMS[:2])
+@pytest.mark.parametrize("name", ["cohere", "qwen3", "onnx"])
+def test_a_weight_for_each_head(name, norm):
+    """As Cohere's query-key norms have it; Qwen 3 rounds before it multiplies."""
+    dtype, convention = "bfloat16", CONVENTIONS[name]
+    x, *_ = arguments(norm, dtype)
+    rng = np.random.default_rng(3)
+    weight, bias = (as_dtype(rng.standard_normal((1, 2, 33)), dtype) for _ in range(2))
+    for backend in CPU_BACKENDS:
+        if dtype not in backend.dtypes or backend.name.startswith("jax"):
+            continue
+        with backend.context():
+            got = backend.read(call(norm, name, *made(backend, x.reshape(2, 2, 33), weight, bias)))
+        for head in range(2):
+            given = x[head::2], weight[0, head], bias[0, head]
+            assert_rounded(got[:, head], norm, *given, convention, dtype)

@@ -181,3 +181,21 @@ def test_the_stand_in_refuses_what_cupy_refuses(cupy):
             call()
     assert cupy.sum(here).shape == here[0, 0].shape == ()
     assert here[0, 0].data.ptr == here.data.ptr
+
+
+def test_weights_that_differ_from_row_to_row(cupy):
+    """By the definition: the CUDA kernels leave them to it."""
+    weights, biases = RNG.standard_normal((3, 7)).astype("float32"), BIAS[:3, None]
+    x, dy, weight, bias = on_second(cupy, X, DY, weights, biases)
+    expected = [layer_norm(row, weights[i], np.full(7, biases[i, 0])) for i, row in enumerate(X)]
+    with mock.patch.object(cuda, "_MISSING", None), emulation():
+        assert anynorm.explain(x, weight=weight, bias=bias).kernel == "definition"
+        assert_is(anynorm.layer_norm(x, weight, bias), expected, "layer_norm")
+        dx, dweight, dbias = anynorm.layer_norm_vjp(x, weight, bias)[1](dy)
+    assert (dweight.shape, dbias.shape) == ((3, 7), (3, 1))
+    exact = [exactly("layer_norm", 1e-5, X[i : i + 1], weights[i], DY[i : i + 1], X[i : i + 1]) for i in range(3)]
+    how = {"backend": "cupy, stand-in", "dtype": "float32", "norm": "layer_norm", "bounds": CUDA_GRADIENT_BOUNDS}
+    for found, name in ((dx, "gradient"), (dweight, "weight")):
+        for row, of_row in zip(found.get(), exact, strict=True):
+            assert_exact(row[None], of_row[name], **how)
+    np.testing.assert_allclose(dbias.get(), DY.astype("float64").sum(1, keepdims=True), rtol=0, atol=1e-6)

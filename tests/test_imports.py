@@ -162,7 +162,7 @@ ORDER = [
     "_kernels.cpu.beforehand", "_kernels.cpu",
     "_kernels.cpu.fast_path.offers",
     "_kernels.cpu.fast_path.arrays", "_kernels.cpu.fast_path.tensors", "_kernels.cpu.fast_path.functions",
-    "_kernels.cpu.fast_path.program",
+    "_kernels.cpu.fast_path.program", "_kernels.cpu.fast_path.own_rows",
     "_kernels.cpu.fast_path.arguments", "_kernels.cpu.fast_path.views",
     "_kernels.cpu.fast_path.record", "_kernels.cpu.fast_path.results", "_kernels.cpu.fast_path.plans",
     "_kernels.cpu.fast_path.moments",

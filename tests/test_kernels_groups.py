@@ -29,6 +29,9 @@ SHAPES = {
 }
 
 
+EPSILON = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "float32": 2.0**-24, "float64": 2.0**-53}  # of a rounding
+
+
 def made(name, dtype):
     shape, of_weight, of_bias, axis, _ = SHAPES[name]
     x, weight, bias = (None if one is None else numbers(one, dtype, 7) for one in (shape, of_weight, of_bias))
@@ -166,6 +169,27 @@ def test_repeated_weights_take_little_memory():
             np.testing.assert_array_equal(anynorm.rms_norm(x, weight, axis=(2, 3)), y)
             for got, expected in zip(pullback(x)[:2], gradients[:2], strict=True):
                 np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", ALL)
+def test_gradients_that_groups_have_by_themselves_and_those_that_are_summed(dtype):
+    """The kernel writes the gradient of a weight that each group has for itself, beside a bias of some."""
+    x, dy = numbers((6, 5, 3, 16), dtype, 1), numbers((6, 5, 3, 16), dtype, 2)
+    weight, bias = numbers((6, 1, 3, 16), dtype, 3), numbers((1, 1, 3, 16), dtype, 4)
+    gradients = anynorm.layer_norm_vjp(x, weight, bias)[1](dy)
+    for most in (1 << 20, 0, 2 * 3 * 16 * 16):
+        with mock.patch.object(groups, "_MOST_REPEATED_NBYTES", most):
+            found = anynorm.layer_norm_vjp(x, weight, bias)[1](dy)
+        for got, expected in zip(found[:2], gradients, strict=False):
+            np.testing.assert_array_equal(bits(got), bits(expected))
+        wide, terms = (one.astype(np.float64) for one in (found[2], dy))
+        exact, size = (one.sum((0, 1), keepdims=True) for one in (terms, np.abs(terms)))
+        of_sum = 2.0**-50 if dtype == "float64" else 2.0**-21  # of 8 rows at most, which are added up in float32
+        assert (np.abs(wide - exact) <= EPSILON[dtype] * np.abs(exact) + of_sum * size).all()
+    for i, k in itertools.product(range(6), range(3)):
+        own = anynorm.layer_norm_vjp(x[i, :, k].copy(), weight[i, 0, k], bias[0, 0, k])[1](dy[i, :, k].copy())
+        np.testing.assert_array_equal(bits(gradients[0][i, :, k]), bits(own[0]))
+        np.testing.assert_array_equal(bits(gradients[1][i, 0, k]), bits(own[1]))
 
 
 @pytest.mark.parametrize("name", SHAPES)

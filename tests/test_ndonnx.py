@@ -155,3 +155,13 @@ def test_moments_are_written_where_they_have_values():
     words = "moments must have values that the host can read, got those in a float64 ndonnx array"
     with pytest.raises(TypeError, match=words):
         anynorm.moments(argument(("N", 33), "float32")).to_dict()
+
+
+def test_a_weight_for_each_head_and_rows_whose_number_is_not_known():
+    weights = np.stack([WEIGHT, BIAS])
+    x = argument(("N", 2, 33), "float32")
+    for weight in (ndonnx.asarray(weights[None]), weights[None]):
+        y = anynorm.layer_norm(x, weight, weight, eps=1e-5)
+        (got,) = run({"x": x}, {"y": y}, x=X.reshape(2, 2, 33))
+        exact = [reference.layer_norm(row, weights[i % 2], weights[i % 2], 1e-5) for i, row in enumerate(X)]
+        assert_exact(got.reshape(4, 33), exact, backend="ndonnx", dtype="float32", norm="layer_norm")

@@ -109,3 +109,14 @@ def test_memory_goes_with_what_is_stored():
         tracemalloc.stop()
     assert_like(y, x)
     assert peak_nbytes < 20e6
+
+
+def test_weights_that_differ_from_row_to_row():
+    weights = np.random.default_rng(6).standard_normal(DENSE.shape)
+    for shape in ((4, 33), (4, 1)):
+        own = weights[:, : shape[1]]
+        exact = [reference.rms_norm(row, np.broadcast_to(own[i], 33)) for i, row in enumerate(DENSE)]
+        for x in formats(DENSE):
+            y = anynorm.rms_norm(x, sparse.COO(own))
+            assert_like(y, x)
+            assert_exact(y.todense(), exact, backend="sparse", dtype="float64", norm="rms_norm")

@@ -121,7 +121,7 @@ def see_result(
     name: str,
     x: Any,
     given: Any,
-    rows: Rows,
+    rows: Rows | None,
     result: Any,
     require: Require,
 ) -> Any:
@@ -135,7 +135,8 @@ def see_result(
         require(found != 0)
     look(record, views[name], found, require, writable=True)
     require_alike(views[name], views["x"], require)
-    rows.require_strides(views, name, require)
+    if rows is not None:
+        rows.require_strides(views, name, require)
     return found
 
 
@@ -157,10 +158,23 @@ def are_apart(views: dict[str, View]) -> Any:
     ):
         for other in others:
             a, b = views[result], views[other]
-            is_beside = (a.high <= b.low) | (b.high <= a.low) | (a.place == 0) | (b.place == 0)
+            is_beside = _are_beside(a, b)
             is_in_place = _are_the_same(a, b) if other in ("x", "residual") else False
             apart = (is_beside | is_in_place) & apart
     return apart
+
+
+def are_beside_inputs(views: dict[str, View]) -> Any:
+    """Whether results share no memory with any other array, nor are in place."""
+    apart: Any = _are_beside(views["y"], views["total"])
+    for result in ("y", "total"):
+        for other in ("x", "residual", "weight", "bias"):
+            apart = _are_beside(views[result], views[other]) & apart
+    return apart
+
+
+def _are_beside(a: View, b: View) -> Any:
+    return (a.high <= b.low) | (b.high <= a.low) | (a.place == 0) | (b.place == 0)
 
 
 def _are_the_same(a: View, b: View) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from anynorm._kernels.cpu.fast_path import own_rows
 from anynorm._kernels.cpu.fast_path.plans import find, finished_key
 from anynorm._kernels.cpu.fast_path.results import Resume, write_by
 from anynorm._kernels.fast_paths import FastPath
@@ -36,6 +37,12 @@ def fast_path_of_arrays(normalize: Callable[..., Any], resume: Resume) -> FastPa
             return write(rule, x, residual, weight, bias, axis, eps, offset, out)
         if axis == -1:
             found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, 0, 0)
+            if found is not None:
+                return found
+        own = None if offset else own_rows.find("numpy", rule, x, residual, weight, bias, axis, None)
+        if own is not None:
+            of_rows = own_rows.widened("numpy", own, weight, bias)
+            found = normalize(x, residual, None, None, *of_rows, eps, own.address)
             if found is not None:
                 return found
         plan = find("numpy", rule, x, residual, axis, None)

@@ -10,7 +10,7 @@ import numpy
 from anynorm._check import Call
 from anynorm._forks import unforked
 from anynorm._kernels import fast_paths
-from anynorm._kernels.cpu.fast_path import moments
+from anynorm._kernels.cpu.fast_path import moments, own_rows
 from anynorm._kernels.cpu.fast_path.arrays import fast_path_of_arrays
 from anynorm._kernels.cpu.fast_path.plans import keep
 from anynorm._kernels.cpu.fast_path.record import place_of
@@ -20,6 +20,7 @@ from anynorm._kernels.cpu.language.dtypes import CODES
 from anynorm._kernels.cpu.launch.layout import Layout
 from anynorm._kernels.cpu.launch.machine import LEAST_HUGE_NBYTES, last_cache_nbytes
 from anynorm._kernels.cpu.threads import crew
+from anynorm._libraries import dtype_name
 
 _offered: set[tuple[str, Variant, bool]] = set()
 _served: set[str] = set()  # libraries
@@ -59,15 +60,53 @@ def offer(
             record.kernels[place] = address
         if library == "numpy" and variant.code == CODES["bfloat16"]:
             functions.write("bfloat16", numpy.dtype(call.x.dtype.type))
-        if library == "numpy" and library not in _served:
-            fast_paths.add(numpy.ndarray, fast_path_of_arrays(functions.normalize_arrays(), resume))
-        elif library not in _served:
-            import torch
+        _serve(library, resume)
 
-            normalize = functions.normalize_tensors()
-            if normalize is not None:
-                fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, normalize, resume))
-        _served.add(library)
+
+def _serve(library: str, resume: Callable[[Call, int], Any]) -> None:
+    """Let calls with arrays of a library try the fast path."""
+    if library in _served:
+        return
+    from anynorm._kernels.cpu.fast_path import functions
+
+    _served.add(library)
+    if library == "numpy":
+        fast_paths.add(numpy.ndarray, fast_path_of_arrays(functions.normalize_arrays(), resume))
+        return
+    import torch
+
+    normalize = functions.normalize_tensors()
+    if normalize is not None:
+        fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, normalize, resume))
+
+
+def offer_own_rows(call: Call, resume: Callable[[Call, int], Any], kernel: int, *plan: Any) -> None:
+    """The same for calls whose weight or bias differs from row to row, where threads do not share them.
+
+    ``plan`` is what `own_rows.keep` keeps.
+    """
+    if not kernel or call.weight_offset or call.x.nbytes >= crew.LEAST_SHARED_NBYTES:
+        return
+    with unforked:
+        from anynorm._kernels.cpu.fast_path import functions
+
+        if not functions.is_served():
+            return
+        _serve(call.library.name, resume)
+        if call.library.name == "numpy":
+            _write_bfloat16(call)
+        own_rows.keep(call, kernel, *plan)
+
+
+def _write_bfloat16(call: Call) -> None:
+    """Let the program know the dtype, where one of the arrays has it."""
+    from anynorm._kernels.cpu.fast_path import functions
+
+    parameters: tuple[Any, ...] = (call.weight, call.bias)
+    for one in (call.x, *parameters):
+        if one is not None and dtype_name(one.dtype) == "bfloat16":
+            functions.write("bfloat16", numpy.dtype(one.dtype.type))
+            return
 
 
 def offer_moments(

@@ -15,6 +15,7 @@ from anynorm._kernels.cpu.fast_path.arguments import (
     Rows,
     answer,
     are_apart,
+    are_beside_inputs,
     number_of,
     require_alike,
     require_alone,
@@ -22,8 +23,10 @@ from anynorm._kernels.cpu.fast_path.arguments import (
     see_result,
     see_weight,
 )
-from anynorm._kernels.cpu.fast_path.record import BEGIN, Record, place_of
+from anynorm._kernels.cpu.fast_path.own_rows import MOST_GROUPS, Known
+from anynorm._kernels.cpu.fast_path.record import BEGIN, OF_ROWS, Record, place_of
 from anynorm._kernels.cpu.fast_path.views import VIEW_NBYTES, Fields, View
+from anynorm._kernels.cpu.kernels.group_task import GroupTask
 from anynorm._kernels.cpu.kernels.task import Task, needs_float64
 from anynorm._kernels.cpu.language.arithmetic import is_false, where
 from anynorm._kernels.cpu.language.calls import Require, call, static_word, way_out, word
@@ -37,7 +40,8 @@ def normalize(look: Look, make: str, itself: Any, arguments: Any, count: Any) ->
     """A builtin function of Python: rule, x, residual, y, total, weight, bias, eps, weight_offset, plan, numbers.
 
     The last two are addresses, or 0. It returns y, or (y, total); None where it has written nothing; the row that a
-    kernel stopped at, of a y that was given. Called with BEGIN arguments it is given the record.
+    kernel stopped at, of a y that was given. Called with BEGIN arguments it is given the record, and with OF_ROWS those
+    of `_run_known`.
     """
     place_of_record, result = static_word("record"), cell(0)
     for begins in cases(count == BEGIN):
@@ -49,7 +53,11 @@ def normalize(look: Look, make: str, itself: Any, arguments: Any, count: Any) ->
         views = {name: View(memory + i * VIEW_NBYTES) for i, name in enumerate(ARRAYS)}
         made = {name: cell(0) for name in ("y", "total")}
         with way_out() as require:
-            _normalize(record, look, make, arguments, views, made, result, require)
+            call(record.Py_IncRef, record.none)
+            result[...] = record.none
+            for is_known in cases(count == OF_ROWS):
+                run = _run_known if is_known else _normalize
+                run(record, look, make, arguments, views, made, result, require)
         for view in views.values():
             view.release(record)
         for one in made.values():
@@ -68,8 +76,6 @@ def _normalize(
     result: Any,
     require: Require,
 ) -> None:
-    call(record.Py_IncRef, record.none)
-    result[...] = record.none
     rule, x, residual, y, total, weight, bias, eps, offset, plan, numbers = [
         word(arguments + 8 * i, 64) for i in range(11)
     ]
@@ -121,6 +127,62 @@ def _normalize(
         # In place the rows before this one are lost, so that the slow path must go on from here.
         require((reached > 0) & (made["y"] == 0))
         answer(record, result, call(record.PyLong_FromLongLong, reached))
+
+
+def _run_known(
+    record: Fields,
+    look: Look,
+    make: str,
+    arguments: Any,
+    views: dict[str, View],
+    made: dict[str, Any],
+    result: Any,
+    require: Require,
+) -> None:
+    """The call of a task that is known but for addresses and eps: x, residual, y, total, weight, bias, eps, Known.
+
+    That the arrays lie as they must was seen to.
+    """
+    x, residual, y, total, weight, bias, eps, known = [word(arguments + 8 * i, 64) for i in range(OF_ROWS)]
+    known, eps, size = call(record.PyLong_AsLongLong, known), number_of(record, eps, require), cell(1)
+    require(eps >= 0.0)
+    for name, one in (("x", x), ("residual", residual), ("weight", weight), ("bias", bias)):
+        for _ in when(one != record.none):
+            look(record, views[name], one, require)
+    for i in loop(0, views["x"].ndim, 1):
+        size[...] = size * views["x"].length(i)
+    y, result_of_sum = see_result(record, look, make, views, made, "y", x, y, None, result, require), cell(0)
+    for _ in when(residual != record.none):
+        result_of_sum[...] = see_result(record, look, make, views, made, "total", x, total, None, result, require)
+    require(are_beside_inputs(views))  # so that the slow path may begin anew
+
+    kernel, units, first, of_groups, *places = [
+        word(known + getattr(Known, name).offset, 64) for name, _ in Known._fields_
+    ]
+    task = _copy(first, Task)
+    for name in ("x", "residual", "y", "total"):
+        store_integer(task + getattr(Task, name).offset, views[name].place)
+    for name, place in zip(("weight", "bias"), places, strict=True):
+        store_integer(task + place, views[name].place)
+    store_real(task + Task.eps.offset, eps)
+    told = cell(task)
+    for _ in when(of_groups != 0):
+        reached, groups = buffer(8 * MOST_GROUPS), _copy(of_groups, GroupTask)
+        for i in loop(0, units, 1):
+            store_integer(reached + 8 * i, 0)
+        store_integer(groups + GroupTask.task.offset, task)
+        store_integer(groups + GroupTask.reached.offset, reached)
+        told[...] = groups
+    require(_run(record, kernel, told, units, size) == units)
+    answer(record, result, _results(record, y, result_of_sum))
+
+
+def _copy(source: Any, kind: Any) -> Any:
+    """The address of a copy of a structure."""
+    copy = buffer(ctypes.sizeof(kind))
+    for i in loop(0, ctypes.sizeof(kind), 8):
+        store_integer(copy + i, word(source + i, 64))
+    return copy
 
 
 def _kernels(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anynorm._check import Call, check
+from anynorm._kernels.cpu.fast_path import own_rows
 from anynorm._kernels.cpu.fast_path.plans import find
 
 Array = Any
@@ -33,6 +34,12 @@ def write_by(library: str, normalize: Callable[..., Any], resume: Resume) -> Cal
         found = None
         if axis == -1:
             found = normalize(rule, x, residual, y, total, weight, bias, eps, offset, 0, 0)
+        own = None
+        if found is None and not offset:
+            own = own_rows.find(library, rule, x, residual, weight, bias, axis, results)
+        if own is not None:
+            of_rows = own_rows.widened(library, own, weight, bias)
+            found = normalize(x, residual, y, total, *of_rows, eps, own.address)
         if found is None:
             plan = find(library, rule, x, residual, axis, results)
             if plan is None:

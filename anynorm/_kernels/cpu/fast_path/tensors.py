@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from anynorm._kernels.cpu.fast_path import own_rows
 from anynorm._kernels.cpu.fast_path.plans import find
 from anynorm._kernels.cpu.fast_path.results import Resume, results_of, write_by
 from anynorm._kernels.fast_paths import FastPath
@@ -54,6 +55,11 @@ def fast_path_of_tensors(torch: Any, normalize: Callable[..., Any], resume: Resu
         found = None
         if axis == -1:
             found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, 0, 0)
+        if found is None and not offset:
+            own = own_rows.find("torch", rule, x, residual, weight, bias, axis, None)
+            if own is not None:
+                of_rows = own_rows.widened("torch", own, weight, bias)
+                found = normalize(x, residual, None, None, *of_rows, eps, own.address)
         if found is None:
             plan = find("torch", rule, x, residual, axis, None)
             if plan is not None:

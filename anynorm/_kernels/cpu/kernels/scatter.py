@@ -60,12 +60,13 @@ def _offset(axes: int, strides: int, index: int) -> int:
     """How far from the first element, or row, that of an index lies."""
     offset, left = cell(0), cell(index)
     ndim = integer(axes)
-    for number in loop(0, ndim, 1):
+    for number in loop(0, ndim - 1, 1):
         axis = 8 * (ndim - 1 - number)
         length = integer(axes + 8 + axis)
         offset[...] = offset + left % length * integer(strides + axis)
         left[...] = left // length
-    return offset
+    # Most rows lie along one axis, where two divisions for each array would show beside short rows.
+    return offset + left * integer(strides)
 
 
 def row_address(task: TaskValues, which: int, row: int) -> Address:

@@ -16,6 +16,7 @@ import numpy
 
 from anynorm._check import Call
 from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
+from anynorm._kernels.cpu.fast_path.offers import offer_own_rows
 from anynorm._kernels.cpu.kernels.group_task import OF_GROUP, GroupTask
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, LAYER
@@ -155,20 +156,20 @@ def run(call: Call) -> Any:
         outs = (empty_like(memory, x),) if call.residual is None else (empty_like(memory, x), empty_like(memory, x))
     else:
         outs = call.out
-    call = call._replace(out=outs)
+    asked, call = call, call._replace(out=outs)
     plan = turns.plan_for(call)
-    if plan is None or not turns.run(call, plan):
+    if plan is None or not turns.run(call, plan, asked):
         for at in parts_of(call, repeated_nbytes(call)):
-            _run_part(part_of(call, at) if at else call)
+            _run_part(part_of(call, at) if at else call, None if at else asked)
     for one in outs:
         memory.written(one)
     return outs[0] if call.residual is None else outs
 
 
-def _run_part(call: Call) -> None:
+def _run_part(call: Call, asked: Call | None) -> None:
     groups = groups_of(call)
     if pays_to_share(call, groups):
-        _run_all(call, groups)
+        _run_all(call, groups, asked)
     else:
         for group in range(groups.number):
             norm.run(groups.call_of(call, group))
@@ -180,8 +181,8 @@ def pays_to_share(call: Call, groups: Groups) -> bool:
     return count >= 2 * get_threads() if call.x.nbytes // count >= crew.LEAST_SHARED_NBYTES else count > 1
 
 
-def _run_all(call: Call, groups: Groups) -> None:
-    """All groups, by one kernel."""
+def _run_all(call: Call, groups: Groups, asked: Call | None) -> None:
+    """All groups, by one kernel; ``asked`` is the call as it was made, if this is the whole of it."""
     one, dtype = groups.call_of(call, 0), dtype_of(call.x.dtype)
     outs: Any = one.out
     y, total = outs if len(outs) == 2 else (outs[0], None)
@@ -211,6 +212,12 @@ def _run_all(call: Call, groups: Groups) -> None:
                 first += 1
 
     crew.launch(whole, of_groups, groups.number, call.x.nbytes, (keepalive, task, table, reached, groups), resume)
+    address = call.library.memory.address
+    pairs = (groups.weight, call.weight), (groups.bias, call.bias)
+    if asked is not None and all(own is None or address(own) == address(one) for own, one in pairs):  # none was copied
+        kept, fields = (table, layout, compute), ("weight", "bias")
+        plan = groups.number, task, of_groups, fields, (None, None), kept
+        offer_own_rows(asked, norm.run_from, whole.address, *plan)
 
 
 def _pair(outs: Any) -> tuple[Array, Array | None]:
@@ -219,12 +226,15 @@ def _pair(outs: Any) -> tuple[Array, Array | None]:
 
 def task_of_groups(
     call: Call, groups: Groups, compute: Kernel, task: Task, arrays: tuple[Array | None, ...],
-    gradients: Sequence[numpy.ndarray | None] = (None, None),
+    gradients: Sequence[list[int] | None] = (None, None),
 ) -> tuple[GroupTask, numpy.ndarray]:  # fmt: skip
-    """What the kernel for groups is handed, and its table; ``arrays`` are those like x, as a task has them."""
+    """What the kernel for groups is handed, and its table; ``arrays`` are those like x, as a task has them.
+
+    ``gradients`` are the strides from group to group of those of weight and bias.
+    """
     strides = [groups.strides_of(call, one) for one in (call.x, *arrays)]
     strides += [groups.strides_of(call, one, True) for one in (groups.weight, groups.bias)]
-    strides += [[0] * len(groups.axes) if one is None else list(one.strides[: len(groups.axes)]) for one in gradients]
+    strides += [[0] * len(groups.axes) if one is None else one for one in gradients]
     assert len(strides) == len(OF_GROUP)
     table = numpy.asarray([groups.lengths, *strides], dtype=numpy.int64)
     found = GroupTask(

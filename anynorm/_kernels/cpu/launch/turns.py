@@ -11,10 +11,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from anynorm._check import Call
-from anynorm._kernels.cpu.compiler.entries import kernel
+from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
+from anynorm._kernels.cpu.fast_path.offers import offer_own_rows
 from anynorm._kernels.cpu.kernels.task import Task, Variant, needs_float64
 from anynorm._kernels.cpu.language.dtypes import FLOAT32, FLOAT64, RULES, Dtype
 from anynorm._kernels.cpu.launch.layout import are_short
+from anynorm._kernels.cpu.launch.norm import run_from
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
 from anynorm._kernels.cpu.threads.crew import launch
 
@@ -86,8 +88,11 @@ def _plan(
     return Plan(turns, math.prod(shape[cut[-1] + 1 : axes[0]]), weight_step, bias_step, variant, as_they_are)
 
 
-def run(call: Call, plan: Plan) -> bool:
-    """Write to the results of the call, which has them; return whether it could, as float32 holds the weights."""
+def run(call: Call, plan: Plan, asked: Call) -> bool:
+    """Write to the results of the call, which has them; return whether it could, as float32 holds the weights.
+
+    ``asked`` is the same call as it was made.
+    """
     outs: Any = call.out
     y, total = outs if len(outs) == 2 else (outs[0], None)
     without = call._replace(weight=None, bias=None)
@@ -108,7 +113,20 @@ def run(call: Call, plan: Plan) -> bool:
             compute.run(task, done, last)
 
     launch(compute, task, task.rows, call.x.nbytes, (keepalive, kept), resume)
+    _offer(asked, plan, compute, task)
     return True
+
+
+def _offer(call: Call, plan: Plan, compute: Kernel, task: Task) -> None:
+    """Let small calls like this one take the fast path from now on."""
+    xp, names, wide = call.library.namespace, ("weight", "bias"), None
+    if plan.variant.in_float64:
+        names, wide = ("wide_weight", "wide_bias"), xp.float64
+    elif not plan.as_they_are:
+        wide = xp.float32
+    given: list[Any] = [call.weight, call.bias]
+    dtypes = [None if one is None or one.dtype == wide else wide for one in given]
+    offer_own_rows(call, run_from, compute.address, task.rows, task, None, names, dtypes, None)
 
 
 def _place(call: Call, task: Task, plan: Plan, in_float64: bool) -> list[Array]:
