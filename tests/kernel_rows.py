@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
+OTHER = {"float16": "float32", "bfloat16": "float64", "float32": "float16", "float64": "bfloat16"}
 LARGEST = {"float16": 6e4, "bfloat16": 1e30, "float32": 1e30, "float64": 1e300}
 SMALLEST = {"float16": 1e-7, "bfloat16": 1e-39, "float32": 1e-45, "float64": 1e-323}
 

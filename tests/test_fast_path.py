@@ -239,3 +239,38 @@ def test_no_array_lives_on(backend):
     del x, weight, y
     gc.collect()
     assert [one() for one in dead] == [None] * 3
+
+
+@pytest.mark.parametrize("axis", [-1, 0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_that_float32_cannot_hold_take_it_once_such_a_row_was_met(dtype, axis):
+    x, residual = as_dtype(np.random.default_rng(0).standard_normal((2, 40, 40)), dtype)
+    rows = x.T if axis == 0 else x
+    for row in (0, 17, 39):
+        rows[row] *= as_dtype(1e30, dtype)
+    for norm, given in (("layer_norm", (x,)), ("rms_norm", (x,)), ("add_layer_norm", (x, residual))):
+        function = getattr(anynorm, norm)
+        function(*given, axis=axis)
+        expected = forced(norm, *given, axis=axis)
+        assert takes_fast_path(function, *given, axis=axis)
+        for one, other in zip(function(*given, axis=axis), expected, strict=True):
+            assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("place", range(5), ids=["x", "residual", "weight", "bias", "total"])
+def test_maps_of_files_take_it(place, tmp_path):
+    """All but x, whose type is asked first. A new result is an ndarray in any case."""
+    given = [*np.random.default_rng(0).standard_normal((2, 3, 33)), *np.random.default_rng(1).standard_normal((2, 33))]
+    given.append(np.empty_like(given[0]))
+    expected = anynorm.add_layer_norm(*given[:4])
+    np.save(tmp_path / "array.npy", given[place])
+    given[place] = mapped = np.load(tmp_path / "array.npy", mmap_mode="r+")
+    for out in (None, (np.empty_like(expected[0]), given[4])):
+        found = anynorm.add_layer_norm(*given[:4], out=out)
+        assert takes_fast_path(anynorm.add_layer_norm, *given[:4], out=out) == (place != 0)
+        for one, other in zip(found, expected, strict=True):
+            assert one.tobytes() == other.tobytes()
+            assert type(one) is np.ndarray or one is mapped
+    np.save(tmp_path / "frozen.npy", expected[0])
+    with pytest.raises(ValueError, match="read-only"):
+        anynorm.layer_norm(expected[0], out=np.load(tmp_path / "frozen.npy", mmap_mode="r"))

@@ -163,6 +163,50 @@ def test_rows_that_the_kernel_leaves(dtype):
                     assert found.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_rows_with_units_are_kept_too(norm):
+    """Float64 of extreme magnitude among other rows, a row after the other and side by side."""
+    sizes = np.asarray([[1e200], [1.0], [1e-300], [2.0], [0.0], [1e120]])
+    for axis, x in ((-1, numbers((6, 20), "float64") * sizes), (0, (numbers((6, 20), "float64") * sizes).T.copy())):
+        moments, function = anynorm.moments(x, axis=axis), getattr(anynorm, norm)
+        expected = forced(function, x, axis=axis, moments=anynorm.moments(x, axis=axis))
+        for _ in range(2):
+            assert function(x, axis=axis, moments=moments).tobytes() == expected.tobytes()
+        assert takes_fast_path(function, x, axis=axis, moments=moments)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_pullbacks_keep_it_too(norm, dtype, monkeypatch):
+    """Of one rule, eps and scale; with copies, as what is returned is the caller's."""
+    from anynorm._kernels.cpu.launch import given
+
+    x, dy, finish, finished = numbers((6, 20), dtype), numbers((6, 20), dtype, 1), given.finish, []
+    function = getattr(anynorm, f"{norm}_vjp")
+    parameters = (3.0,) if norm == "scale_norm" else (numbers(6, dtype, 2),)
+    monkeypatch.setattr(given, "finish", lambda *given: finished.append(given) or finish(*given))
+
+    def back(moments, eps):
+        dx, dweight, *_, dmoments = function(x, *parameters, axis=0, eps=eps, moments=moments)[1](dy)
+        return [one for one in (dx, dweight, dmoments.mean, dmoments.variance) if one is not None], dmoments
+
+    moments = anynorm.moments(x, axis=0)
+    for eps, is_kept in ((0.25, False), (1e-5, False), (0.25, True), (0.25, True), (1e-5, True)):
+        expected, _ = back(anynorm.moments(x, axis=0), eps)
+        assert {len(given) for given in finished} == {1, 2}  # the norm and its derivative
+        finished.clear()
+        found, dmoments = back(moments, eps)
+        assert [one.tobytes() for one in found] == [one.tobytes() for one in expected]
+        for one in dmoments.flatten()[0]:
+            if one is not None:
+                one[...] = 7.0
+        assert bool(finished) != is_kept
+        finished.clear()
+    moments.flatten()  # others may hold its arrays from now on, and change them
+    back(moments, 0.25)
+    assert len(finished) == 2
+
+
 def test_how_much_is_kept(monkeypatch):
     from anynorm._kernels.cpu.language.dtypes import FINISHED
     from anynorm._kernels.cpu.launch import given

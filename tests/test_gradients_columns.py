@@ -84,6 +84,32 @@ def test_dx_has_the_bits_of_rows_one_after_the_other(norm, dtype, features, kern
         assert_bits(dx.T, expected)
 
 
+# On either side of what float64 squares, and of what has a unit near the end of its range.
+SIZES = 2.0 ** np.asarray([0, 248, 249, 250, 251, 252, 1000, -248, -249, -250, -251, -252, -720, -724, -1060, 300, 0])
+
+
+@pytest.mark.parametrize("features", [9, 1033])
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm"])
+def test_extreme_rows_have_the_bits_of_rows_one_after_the_other(norm, features, kernels):
+    """x, dy and the weights of each size; in blocks with ordinary rows, and in one without any."""
+    rng, count = np.random.default_rng(features), len(SIZES)
+    x, dy, dtotal = rng.standard_normal((3, 2 * count, features))
+    x[:count] *= SIZES[:, None]
+    dy[count:] *= SIZES[:, None]
+    pullback = getattr(anynorm, f"{norm}_vjp")
+    for size in (1.0, 2.0**300):
+        weight = rng.standard_normal(features) * size
+        for rows in (slice(None), slice(3, 12)):
+            given, rest = [x[rows], dy[rows]], [dtotal[rows]] * norm.startswith("add")
+            of_x = (given[0], given[0] * 0) if rest else (given[0],)
+            expected = pullback(*of_x, weight)[1](given[1], *rest)[0]
+            kernels.clear()
+            along = [np.ascontiguousarray(one.T) for one in (*of_x, given[1], *rest)]
+            found = pullback(*along[: len(of_x)], weight, axis=0)[1](*along[len(of_x) :])[0]
+            assert set(kernels) == {"derivative_columns"}
+            assert_bits(found.T, expected)
+
+
 @every_dtype
 @pytest.mark.parametrize("missing", [1, 0, -1])
 def test_as_many_rows_as_there_are_lanes_and_one_more_or_less(dtype, missing, kernels):

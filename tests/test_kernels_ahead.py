@@ -9,7 +9,7 @@ from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import CODES, LAYER
 from tests import reference
 from tests.backends import needs_llvmlite, thorough_but
-from tests.kernel_calls import streamed
+from tests.kernel_calls_forward import streamed
 from tests.kernel_rows import DTYPES, LARGEST, numbers
 from tests.tolerances import assert_exact
 

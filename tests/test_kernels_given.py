@@ -169,7 +169,7 @@ def no_definition(monkeypatch):
     def refuse(call):
         raise AssertionError("through the definition")
 
-    monkeypatch.setattr("anynorm._kernels.cpu.launch.given._by_definition", refuse)
+    monkeypatch.setattr("anynorm._kernels.definition.run", refuse)
     monkeypatch.setattr("anynorm._kernels.definition.run_moments", refuse)
 
 

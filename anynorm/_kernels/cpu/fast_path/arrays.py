@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from anynorm._check import Call, check
 from anynorm._kernels.cpu.fast_path.plans import find, finished_key
+from anynorm._kernels.cpu.fast_path.results import Resume, write_by
 from anynorm._kernels.fast_paths import FastPath
 from anynorm._moments import Moments, finished_of
 
 Array = Any
 
 
-def fast_path_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, int], Any]) -> FastPath:
-    """The fast path by a function of the program; ``resume`` goes on with a call at the row where a kernel stopped."""
-    by_moments = _fast_path_by_moments(normalize)
+def fast_path_of_arrays(normalize: Callable[..., Any], resume: Resume) -> FastPath:
+    """The fast path by a function of the program."""
+    by_moments, write = _fast_path_by_moments(normalize), write_by("numpy", normalize, resume)
 
     def fast_path(
         rule: Any,
@@ -32,24 +32,16 @@ def fast_path_of_arrays(normalize: Callable[..., Any], resume: Callable[[Call, i
         if moments is not None:
             # Rows in place could not be gone on from.
             return None if out is not None else by_moments(rule, x, weight, bias, axis, eps, offset, moments)
-        y, total = out, None
-        if residual is not None and out is not None:
-            if type(out) is not tuple or len(out) != 2 or out[0] is None or out[1] is None:
-                return None
-            y, total = out
-        found = None
+        if out is not None:
+            return write(rule, x, residual, weight, bias, axis, eps, offset, out)
         if axis == -1:
-            found = normalize(rule, x, residual, y, total, weight, bias, eps, offset, 0, 0)
-        if found is None:
-            results = None if out is None else (y,) if residual is None else out
-            plan = find("numpy", rule, x, residual, axis, results)
-            if plan is None:
-                return None
-            found = normalize(rule, x, residual, y, total, weight, bias, eps, offset, plan.address, 0)
-        if type(found) is not int:
-            return found
-        call = check(rule, x, weight, bias, axis, eps, weight_offset=offset, residual=residual, out=out)
-        return resume(call, found)
+            found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, 0, 0)
+            if found is not None:
+                return found
+        plan = find("numpy", rule, x, residual, axis, None)
+        if plan is None:
+            return None
+        return normalize(rule, x, residual, None, None, weight, bias, eps, offset, plan.address, 0)
 
     return fast_path
 

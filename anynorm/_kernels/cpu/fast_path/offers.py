@@ -13,7 +13,7 @@ from anynorm._kernels import fast_paths
 from anynorm._kernels.cpu.fast_path import moments
 from anynorm._kernels.cpu.fast_path.arrays import fast_path_of_arrays
 from anynorm._kernels.cpu.fast_path.plans import keep
-from anynorm._kernels.cpu.fast_path.record import IN_FLOAT64, place_of
+from anynorm._kernels.cpu.fast_path.record import place_of
 from anynorm._kernels.cpu.fast_path.tensors import fast_path_of_tensors
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import CODES
@@ -21,7 +21,7 @@ from anynorm._kernels.cpu.launch.layout import Layout
 from anynorm._kernels.cpu.launch.machine import LEAST_HUGE_NBYTES, last_cache_nbytes
 from anynorm._kernels.cpu.threads import crew
 
-_offered: set[tuple[str, Variant, bool]] = set()
+_offered: set[tuple[str, int, Variant, bool]] = set()  # by the address of a rule, which is kept in the record
 _served: set[str] = set()  # libraries
 
 
@@ -44,19 +44,22 @@ def offer(
         return
     if layout is not None or len(call.axes) > 1 or numbers is not None:
         keep(call, variant, address, layout, layout_address, results, numbers)
-    if (library, variant, numbers is None) in _offered:
+    if (library, id(call.rule), variant, numbers is None) in _offered:
         return
     with unforked:
         from anynorm._kernels.cpu.fast_path import functions
 
-        _offered.add((library, variant, numbers is None))
         if not functions.is_served():
             return
+        rule = functions.place_of_rule(call.rule, variant)
+        if rule is None:
+            return
+        _offered.add((library, id(call.rule), variant, numbers is None))
         record = functions.record()
         record.most_nbytes, record.least_shared_nbytes = most_nbytes, crew.LEAST_SHARED_NBYTES
         if layout is None and numbers is None:
-            kind = IN_FLOAT64 if variant.code == CODES["float32"] and variant.in_float64 else variant.code
-            record.kernels[place_of(variant.rule, variant.has_residual, kind)] = address
+            place = place_of(rule, variant.has_residual, variant.code, variant.in_float64)
+            record.kernels[place] = address
         if library == "numpy" and variant.code == CODES["bfloat16"]:
             functions.write("bfloat16", numpy.dtype(call.x.dtype.type))
         if library == "numpy" and library not in _served:
@@ -66,7 +69,7 @@ def offer(
 
             normalize = functions.normalize_tensors()
             if normalize is not None:
-                fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, normalize))
+                fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, normalize, resume))
         _served.add(library)
 
 

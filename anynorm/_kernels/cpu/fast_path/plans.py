@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from anynorm._check import Call
 from anynorm._kernels.cpu.kernels.task import Variant
-from anynorm._kernels.cpu.language.dtypes import CODES
 from anynorm._kernels.cpu.launch.layout import Layout
 
 MOST_AXES = 8
@@ -41,7 +40,7 @@ class Plan(ctypes.Structure):
         ("head", _WORD),
         ("packed", _WORD),
         ("kernel", _WORD),
-        ("kernel_in_float64", _WORD),  # for float32 that is computed in float64
+        ("kernel_in_float64", _WORD),
     )
 
 
@@ -81,7 +80,7 @@ def _key(
     of_residual = None if residual is None else strides(residual)
     of_out = None if out is None else tuple([strides(one) for one in out])
     return (
-        rule.name,
+        rule,
         axes,
         x.shape,
         strides(x),
@@ -98,9 +97,9 @@ def finished_key(rule: Any, weight: Any, eps: Any, x: Array) -> tuple[Any, ...] 
     A scale of -0.0 is the same key as one of 0.0.
     """
     if rule.averaged:
-        return rule.name, eps, 1.0, x.dtype
+        return rule, eps, 1.0, x.dtype
     scale = 1.0 if weight is None else weight
-    return (rule.name, eps, scale, x.dtype) if type(scale) is float and scale else None
+    return (rule, eps, scale, x.dtype) if type(scale) is float and scale else None
 
 
 def keep(
@@ -138,8 +137,7 @@ def keep(
             _plans.clear()
         _plans[key] = kept
     # Given numbers are always applied in float64, so there is one kernel.
-    in_float64 = variant.code == CODES["float32"] and variant.in_float64
-    if in_float64 or numbers is not None:
+    if variant.in_float64 or numbers is not None:
         kept.plan.kernel_in_float64 = address
-    if not in_float64 or numbers is not None:
+    if not variant.in_float64 or numbers is not None:
         kept.plan.kernel = address

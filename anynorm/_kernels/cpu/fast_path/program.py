@@ -16,18 +16,19 @@ from anynorm._kernels.cpu.fast_path.arguments import (
     answer,
     are_apart,
     number_of,
+    place_of_rule,
     require_alike,
     require_alone,
     see_parameter,
     see_result,
     see_weight,
 )
-from anynorm._kernels.cpu.fast_path.record import BEGIN, IN_FLOAT64, Record, place_of
+from anynorm._kernels.cpu.fast_path.record import BEGIN, place_of
 from anynorm._kernels.cpu.fast_path.views import VIEW_NBYTES, Fields, View
 from anynorm._kernels.cpu.kernels.task import Task, needs_float64
 from anynorm._kernels.cpu.language.arithmetic import is_false, where
 from anynorm._kernels.cpu.language.calls import Require, call, static_word, way_out, word
-from anynorm._kernels.cpu.language.dtypes import LAYER, RMS, SCALE
+from anynorm._kernels.cpu.language.dtypes import FLOAT64, SCALE
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import buffer, store_integer, store_real
 from anynorm._kernels.cpu.launch.layout import are_short
@@ -73,7 +74,8 @@ def _normalize(
     rule, x, residual, y, total, weight, bias, eps, offset, plan, numbers = [
         word(arguments + 8 * i, 64) for i in range(11)
     ]
-    norm = where(rule == record.layer_norm, LAYER, where(rule == record.scale_norm, SCALE, RMS))
+    of_rule = place_of_rule(record, rule, require)
+    norm = record.at("norms", of_rule)
     eps, offset = (number_of(record, one, require) for one in (eps, offset))
     require(eps >= 0.0)
 
@@ -92,7 +94,7 @@ def _normalize(
     scale = see_weight(record, look, views, weight, norm == SCALE, offset, rows, require)
     see_parameter(record, look, views["bias"], bias, rows, require)
     has_residual = residual != record.none
-    kernel = _kernel(record, views, rows, norm, has_residual, offset)
+    kernel, float64_kernel = _kernels(record, views, rows, of_rule, has_residual, offset)
     require(kernel != 0)
     # Without a plan the kernel is that for rows one after the other.
     short = are_short(rows.features, size // rows.features, of_x.itemsize)
@@ -108,9 +110,11 @@ def _normalize(
     require(are_apart(views))
 
     units = where(rows.plan == 0, size // rows.features, rows.units)
-    task = _task(
-        views, rows, size // rows.features, norm == SCALE, eps, scale, offset, call(record.PyLong_AsLongLong, numbers)
-    )
+    numbers = call(record.PyLong_AsLongLong, numbers)
+    # Rows by given numbers are all held.
+    float64_kernel = where(numbers == 0, float64_kernel, 0)
+    count = size // rows.features
+    task = _task(views, rows, count, norm == SCALE, eps, scale, offset, numbers, float64_kernel)
     reached = _run(record, kernel, task, units, size)
     for is_complete in cases(reached == units):
         if is_complete:
@@ -121,26 +125,36 @@ def _normalize(
         answer(record, result, call(record.PyLong_FromLongLong, reached))
 
 
-def _kernel(record: Fields, views: dict[str, View], rows: Rows, norm: Any, has_residual: Any, offset: Any) -> Any:
-    """The address of the kernel; 0 where it has not been compiled yet."""
-    code = views["x"].code
-    in_float64 = needs_float64(norm, code, views["weight"].code, views["bias"].code, offset)
-    place = place_of(norm, where(has_residual, 1, 0), where(in_float64, IN_FLOAT64, code))
-    found = cell(word(record.address + Record.kernels.offset + 8 * place, 64))
+def _kernels(
+    record: Fields, views: dict[str, View], rows: Rows, rule: Any, has_residual: Any, offset: Any
+) -> tuple[Any, Any]:
+    """The address of the kernel, and of the same in float64; 0 where it has not been compiled yet."""
+    code, offset = views["x"].code, where(record.at("rounds_weight", rule) != 0, 0.0, offset)
+    place = place_of(rule, where(has_residual, 1, 0), code, 0)
+    found, wide = (cell(record.at("kernels", place + i)) for i in range(2))
     for _ in when(rows.plan != 0):
-        found[...] = where(in_float64, rows.told("kernel_in_float64"), rows.told("kernel"))
-    return found
+        found[...], wide[...] = rows.told("kernel"), rows.told("kernel_in_float64")
+    in_float64 = needs_float64(record.at("norms", rule), code, views["weight"].code, views["bias"].code, offset)
+    return where(in_float64 | (code == FLOAT64.code), wide, found), wide
 
 
 def _task(
-    views: dict[str, View], rows: Rows, count: Any, is_scale: Any, eps: Any, scale: Any, offset: Any, numbers: Any
+    views: dict[str, View],
+    rows: Rows,
+    count: Any,
+    is_scale: Any,
+    eps: Any,
+    scale: Any,
+    offset: Any,
+    numbers: Any,
+    float64_kernel: Any,
 ) -> Any:
     """What the kernel is handed; its address."""
     filled = {name: views[name].place for name in ARRAYS} | {
         "features": rows.features, "rows": count, "eps": eps, "scale": scale, "weight_offset": offset,
         "weight": where(is_scale, 0, views["weight"].place), "weight_code": where(is_scale, 0, views["weight"].code),
         "bias_code": views["bias"].code, "layout": rows.layout, "block": rows.block, "head": rows.head,
-        "packed": rows.packed, "numbers": numbers,
+        "packed": rows.packed, "numbers": numbers, "float64_kernel": float64_kernel,
     }  # fmt: skip
     task = buffer(ctypes.sizeof(Task))
     for name, kind in Task._fields_:

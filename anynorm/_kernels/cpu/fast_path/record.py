@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+from anynorm._kernels.cpu.language.dtypes import BY_CODE
+
 _WORD = ctypes.c_int64
 
 # All are public: of the stable ABI, which Py_buffer belongs to since Python 3.11, or documented beside it.
@@ -15,20 +17,19 @@ FUNCTIONS = (
     "PyErr_Clear", "PyEval_SaveThread", "PyEval_RestoreThread",
 )  # fmt: skip
 OBJECTS = (
-    "none", "true", "float", "dtype", "layer_norm", "rms_norm", "scale_norm",
+    "none", "true", "float", "dtype",
     "is_alone",  # a function of None that tells whether a call uses no thread but its own
-    "ndarray", "empty_like_array",  # NumPy
+    "ndarray", "memmap", "empty_like_array",  # NumPy
     "bfloat16",  # a dtype of NumPy's, once an x has had it
     "Tensor", "Parameter", "empty_like_tensor",  # torch, once it is known
 )  # fmt: skip
 BEGIN = -1  # in place of a number of arguments: a call of the program that gives it the record
-IN_FLOAT64 = 4  # in place of the code of x's dtype, for float32 that is computed in float64
-KINDS = IN_FLOAT64 + 1
+MOST_RULES = 32
 
 
-def place_of(rule: Any, has_residual: Any, kind: Any) -> Any:
-    """Where among `kernels` the address of one lies, of a kind: the code of x's dtype, or IN_FLOAT64."""
-    return (rule * 2 + has_residual) * KINDS + kind
+def place_of(rule: Any, has_residual: Any, code: Any, in_float64: Any) -> Any:
+    """Where among `kernels` the address of one lies: by the place of its rule, x's dtype, and whether in float64."""
+    return ((rule * 2 + has_residual) * len(BY_CODE) + code) * 2 + in_float64
 
 
 class Record(ctypes.Structure):
@@ -40,5 +41,8 @@ class Record(ctypes.Structure):
         ("most_nbytes", _WORD),  # of x; results for larger ones are made in huge pages, or stored past the caches
         ("least_shared_nbytes", _WORD),  # from which on calls are shared among threads
         ("few_elements", _WORD),  # for which the lock of the interpreter is kept
-        ("kernels", _WORD * (3 * 2 * KINDS)),  # 0 until it has run a call on the slow path
+        ("rules", _WORD * MOST_RULES),  # the objects: those of the three norms, and of conventions that have been met
+        ("norms", _WORD * MOST_RULES),  # which norm it is
+        ("rounds_weight", _WORD * MOST_RULES),  # see Variant
+        ("kernels", _WORD * (MOST_RULES * 2 * len(BY_CODE) * 2)),  # 0 until it has run on the slow path
     )

@@ -42,6 +42,10 @@ class Fields:
     def __getattr__(self, name: str) -> Any:
         return word(self.address + getattr(Record, name).offset, 64)
 
+    def at(self, name: str, place: Any) -> Any:
+        """One of a field that is several."""
+        return word(self.address + getattr(Record, name).offset + 8 * place, 64)
+
 
 class View:
     """What was seen of an array, in memory; nothing yet."""
@@ -98,8 +102,8 @@ def is_of(record: Fields, thing: Any, kind: Any) -> Any:
 
 
 def look_at_array(record: Fields, view: View, array: Any, require: Require, writable: bool = False) -> None:
-    """See an ndarray of a dtype that there are kernels for."""
-    require(is_of(record, array, record.ndarray))
+    """See an ndarray, or a map of a file, of a dtype that there are kernels for."""
+    require(is_of(record, array, record.ndarray) | is_of(record, array, record.memmap))
     access, code = _STRIDED | _WRITABLE * writable, cell(_UNKNOWN)
     for is_nameless in cases(fails(record.PyObject_GetBuffer, array, view.at, access | _FORMATTED)):
         if not is_nameless:

@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 from anynorm._kernels.cpu.kernels.float64 import two_sum
 from anynorm._kernels.cpu.kernels.moments import multiply_pairs
+from anynorm._kernels.cpu.kernels.side_by_side.block import real_lanes
 from anynorm._kernels.cpu.kernels.task import GIVEN, GivenTask, Variant
-from anynorm._kernels.cpu.language.arithmetic import is_false, magnitude, root, smaller, splat, where
-from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, LAYER, SCALE, Lanes
+from anynorm._kernels.cpu.language.arithmetic import is_false, magnitude, root, rounded, smaller, splat, where
+from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, FLOOR, INSIDE, LAYER, ONCE, OUTSIDE, SCALE, Lanes
 from anynorm._kernels.cpu.language.flow import loop
-from anynorm._kernels.cpu.language.memory import buffer, integer, load, real, store_real
+from anynorm._kernels.cpu.language.memory import buffer, integer, real, store_real
 
-_LANES = FLOAT64.lanes
+LANES = FLOAT64.lanes
 # Less than the mean square of any row that is not all zeros, and the least length to divide by: of narrower rows, and
 # of float64.
 _LEAST_ENERGY, _LEAST_LENGTH = {False: 2.0**-340, True: 2.0**-480}, 2.0**-1000
@@ -51,14 +52,11 @@ def finish_rows(variant: Variant, address: int, first: int, last: int) -> int:
     For a derivative they are as derivative/rows.py reads them. Then there are as many that the gradient of
     the moments is made of, see launch/given_vjp.py.
     """
-    parts, outcome = _Parts(variant, address), buffer(FINISHED * _LANES * 8)
+    parts, outcome = Parts(variant, address), buffer(FINISHED * LANES * 8)
     to, of_gradient = _word(address, "numbers"), _word(address, "of_gradient")
-    for row in loop(first, last, _LANES):
-        rows = smaller(_LANES, last - row)
-        parts.take(row, rows)
-        given = _moments_of(variant, address, parts)
-        step = _finish(variant, address, given)
-        numbers = (_numbers_of_derivative if variant.has_numbers else _numbers)(variant, address, given, step)
+    for row in loop(first, last, LANES):
+        rows = smaller(LANES, last - row)
+        given, step, numbers = parts.finish(row, 1, rows)
         _store(to, row, rows, numbers, outcome)
         if variant.has_numbers:
             _store(of_gradient, row, rows, _numbers_of_gradient(variant, address, given, step), outcome)
@@ -66,43 +64,45 @@ def finish_rows(variant: Variant, address: int, first: int, last: int) -> int:
 
 
 def _number(address: int, field: str) -> Lanes:
-    return splat(real(address + getattr(GivenTask, field).offset), FLOAT64, _LANES)
+    return splat(real(address + getattr(GivenTask, field).offset), FLOAT64, LANES)
 
 
 def _word(address: int, field: str) -> int:
     return integer(address + getattr(GivenTask, field).offset)
 
 
-class _Parts:
+class Parts:
     """What moments have of some rows, side by side in lanes; of lanes behind the last row there is anything."""
 
     def __init__(self, variant: Variant, address: int) -> None:
+        self._variant, self._address = variant, address
         self._fields = GIVEN if _is_wide(variant) else GIVEN[:4]
-        self._sources = [(_word(address, field), _word(address, f"{field}_step")) for field in self._fields]
-        self._memory = buffer(len(self._fields) * _LANES * 8)
 
-    def take(self, row: int, rows: int) -> None:
-        """Copy those of rows from one on."""
-        for k in loop(0, rows, 1):
-            for place, (at, step) in enumerate(self._sources):
-                store_real(self._memory + (place * _LANES + k) * 8, real(at + (row + k) * step))
+    def finish(self, row: int, aside: int, rows: int) -> tuple[_Given, _Step, tuple[Lanes, ...]]:
+        """The moments of up to LANES rows, one of each ``aside`` from one on, and what becomes of them."""
+        variant, address = self._variant, self._address
+        parts = [self._take(field, row, aside, rows) for field in self._fields]
+        given = _moments_of(variant, address, *parts)
+        step = _finish(variant, address, given)
+        return given, step, (_numbers_of_derivative if variant.has_numbers else _numbers)(variant, address, given, step)
 
-    def __getattr__(self, field: str) -> Lanes:
-        return load(self._memory + self._fields.index(field) * _LANES * 8, FLOAT64)
+    def _take(self, field: str, row: int, aside: int, rows: int) -> Lanes:
+        step = _word(self._address, f"{field}_step")
+        return real_lanes(_word(self._address, field) + row * step, aside * step, rows)
 
 
 def _store(to: int, row: int, rows: int, numbers: tuple[Lanes, ...], memory: int) -> None:
     """Store numbers of rows, row after row."""
     for place, one in enumerate(numbers):
-        store_real(memory + place * _LANES * 8, one)
+        store_real(memory + place * LANES * 8, one)
     for k in loop(0, rows, 1):
         for place in range(FINISHED):
-            store_real(to + ((row + k) * FINISHED + place) * 8, real(memory + (place * _LANES + k) * 8))
+            store_real(to + ((row + k) * FINISHED + place) * 8, real(memory + (place * LANES + k) * 8))
 
 
 def _all(value: float) -> Lanes:
     """A number in all lanes."""
-    return splat(value, FLOAT64, _LANES)
+    return splat(value, FLOAT64, LANES)
 
 
 def _is_wide(variant: Variant) -> bool:
@@ -130,15 +130,16 @@ def _exceeds(value: Lanes, bound: float) -> Lanes:
     return _at_most(_at_least(value * (1.0 / bound) - 1.0, 0.0) * 2.0**53, 1.0)
 
 
-def _moments_of(variant: Variant, address: int, parts: _Parts) -> _Given:
+def _moments_of(
+    variant: Variant, address: int, count: Lanes, mean: Lanes, low: Lanes, squares: Lanes, *of_wide: Lanes
+) -> _Given:
     """The moments of rows; nothing is known of one without elements, and what is made of that is NaN."""
-    count, mean, low, squares = parts.count, parts.mean, parts.mean_low, parts.squares
     squares = where(count == 0.0, math.nan, squares)
     if not _is_wide(variant):
         if variant.rule != LAYER:
             squares = squares + mean * mean * count
         return _Given(count, mean, low, squares, _all(1.0))
-    squares_low, own, most = parts.squares_low, parts.unit, _number(address, "most")
+    (squares_low, own), most = of_wide, _number(address, "most")
     unit = where(own > most, most, own)
     if variant.rule == LAYER:
         # Zeros have the largest unit there is, in which an x that is given their statistics might leave the range.
@@ -155,23 +156,30 @@ def _moments_of(variant: Variant, address: int, parts: _Parts) -> _Given:
 
 def _finish(variant: Variant, address: int, given: _Given) -> _Step:
     """1 / sqrt(squares / n + eps), for scale_norm 1 / max(sqrt(squares), eps); where eps is 0, 0 for a row of zeros."""
-    wide, averaged, eps = _is_wide(variant), variant.rule != SCALE, _number(address, "eps")
+    wide, place, eps = _is_wide(variant), variant.eps_place, _number(address, "eps")
+    is_inside, is_mean = place == INSIDE, variant.rule != SCALE and place != FLOOR
     energy, least_energy, least = given.squares, _LEAST_ENERGY[wide], _all(0.0)
-    if averaged:
-        added = eps * given.unit * given.unit if wide else eps
-        energy = given.squares / _at_least(given.count, 1.0) + added
+    if is_mean:
+        energy = energy / _at_least(given.count, 1.0)
+    if is_inside:
+        energy = energy + (eps * given.unit * given.unit if wide else eps)
     length = root(_at_least(energy, least_energy))
+    if variant.rounds_root:
+        length = where(given.squares == 0.0, length, rounded(length, variant.dtypes[0]))
     divisor = length
-    if wide or not averaged:
+    if wide or not is_inside:
         least = _at_least(_number(address, "length") * given.unit, _LEAST_LENGTH)
-        if averaged:
+        if is_inside:
             # Only for rows without deviations, where what is added has vanished: any other root exceeds it. An x that
             # is given their statistics may have some, which are to be divided by the root of eps itself.
             least = least * (1.0 - 2.0**-51 * _exceeds(energy, least_energy))
-        divisor = _at_least(length * _reaches(energy, least_energy), least)
-    is_nothing = eps <= (0.0 if wide or not averaged else least_energy)
+        divisor = length * _reaches(energy, least_energy)
+        divisor = divisor + least if place == OUTSIDE else _at_least(divisor, least)
+    is_nothing = eps <= (0.0 if wide or not is_inside else least_energy)
     size = given.squares
     factor = where(is_nothing, _reaches(size, least_energy), 1.0) * (1.0 / where(is_nothing, length, divisor))
+    if variant.rule != SCALE and not is_mean and not variant.makes_unit_vectors:
+        factor = factor * root(given.count)
     # A row that holds Inf is to be NaN; with centring Inf - Inf is.
     return _Step(factor if variant.rule == LAYER else factor + 0.0 * size, length, least)
 
@@ -179,7 +187,7 @@ def _finish(variant: Variant, address: int, given: _Given) -> _Step:
 def _numbers(variant: Variant, address: int, given: _Given, step: _Step) -> tuple[Lanes, ...]:
     """Shift, factor and constant; of float64 the shift as a pair, the factor, and a unit, 0 where the row has none."""
     scale, factor = _number(address, "scale"), step.factor
-    if variant.rule == SCALE:
+    if variant.rule == SCALE and variant.rounding == ONCE:
         # Infinity times a zero of the row would be NaN.
         factor = where(scale == 1.0, factor, _at_most(_at_least(factor * scale, -_LARGEST), _LARGEST))
     shift, low = _shift_of(variant, given)

@@ -13,10 +13,7 @@ from anynorm._kernels.cpu.language.dtypes import FLOAT64
 
 
 def apply_rows(variant: Variant, address: int, first: int, last: int) -> int:
-    """Apply ``numbers``, FINISHED of them a row, to rows first to last; return the last.
-
-    That is -1 where weights are such that float64, in which narrower rows are applied, leaves its range.
-    """
+    """Apply ``numbers``, FINISHED of them a row, to rows first to last; return the last."""
     task = load_task(address, variant)
     normalize_all = (float64 if task.dtype is FLOAT64 else rows).normalize_all
     return normalize_all(task, first, last, given=True)

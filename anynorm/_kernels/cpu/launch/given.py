@@ -15,14 +15,13 @@ import numpy
 from anynorm._check import Call
 from anynorm._definition.counting import by_row
 from anynorm._definition.scaling import largest_unit
-from anynorm._kernels import definition
 from anynorm._kernels.cpu import scale_of
 from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
 from anynorm._kernels.cpu.fast_path.moments import moments_of_numbers
 from anynorm._kernels.cpu.fast_path.offers import offer, offer_moments
 from anynorm._kernels.cpu.fast_path.plans import finished_key
 from anynorm._kernels.cpu.kernels.task import GIVEN, GivenTask, Task, Variant
-from anynorm._kernels.cpu.language.dtypes import FINISHED, RULES
+from anynorm._kernels.cpu.language.dtypes import FINISHED
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.norm import run_from
@@ -46,7 +45,7 @@ def run_moments(call: Call) -> Moments:
     task, keepalive = task_of(call, None, None, None, layout, numbers=numbers)
     compiled = _launch("moments", call, layout, task, keepalive)
     moments = moments_of_numbers(numbers, features_of(call))
-    if compiled is not None and compiled.address:
+    if compiled.address:
         offer_moments(call, compiled.function, task, layout, numbers)
     if call.library.name == "numpy":
         return moments
@@ -58,28 +57,32 @@ def run_moments(call: Call) -> Moments:
 
 def run(call: Call) -> Array:
     """Return y, by the moments that the call gives."""
-    numbers = _kept(call)
+    key, given = _key(call), None
+    numbers = _kept(call, key)
     if numbers is None:
-        numbers = finish(call)
-    y = apply_numbers(call, numbers, _keep(call, numbers))
-    if y is None:
-        return _by_definition(call)
+        rows = math.prod(call.x.shape) // features_of(call)
+        if rows * FINISHED * 8 <= _MOST_KEPT_NBYTES:
+            numbers = finish(call)
+        else:
+            numbers = numbers_like(call, FINISHED)
+            given = _given_task(call, numbers)
+    y = apply_numbers(call, numbers, _keep(call, key, numbers), given)
     if call.out is not None:
         call.library.memory.written(y)
     return y
 
 
-def _kept(call: Call) -> Array | None:
+def _kept(call: Call, key: tuple[Any, ...] | None) -> Array | None:
     """What `finish` has returned before, where it is kept."""
-    key, kept = _key(call), finished_of(call.moments)
+    kept = finished_of(call.moments)
     found = None if key is None or kept is None else kept.get(key)
     return None if found is None else found[0]
 
 
-def _keep(call: Call, numbers: Array) -> bool:
+def _keep(call: Call, key: tuple[Any, ...] | None, numbers: Array) -> bool:
     """Keep it with the moments; whether it is kept."""
-    key, kept = _key(call), finished_of(call.moments)
-    if key is None or kept is None or numbers.nbytes > _MOST_KEPT_NBYTES or _have_units(call, numbers):
+    kept = finished_of(call.moments)
+    if key is None or kept is None or numbers.nbytes > _MOST_KEPT_NBYTES:
         return False
     if key not in kept:
         nbytes = numbers.nbytes + sum([one.nbytes for one, _ in list(kept.values())])
@@ -89,56 +92,29 @@ def _keep(call: Call, numbers: Array) -> bool:
     return True
 
 
-def _have_units(call: Call, numbers: Array) -> bool:
-    return bool(call.precision.digits) and bool(numbers[..., -1].any())
-
-
 def _key(call: Call) -> tuple[Any, ...] | None:
     return finished_key(call.rule, call.weight, call.eps, call.x)
 
 
-def apply_numbers(call: Call, numbers: Array, are_kept: bool = False) -> Array | None:
-    """Apply numbers to each row, as the kernel does; None where the weights are such that it cannot."""
+def apply_numbers(
+    call: Call, numbers: Array, are_kept: bool = False, given: tuple[GivenTask, Any] | None = None
+) -> Array:
+    """Apply numbers to each row, which are yet to be formed where there is a task for that."""
     y = empty_like(call.library.memory, call.x) if call.out is None else call.out[0]
     streaming = may_stream(call, y, None)
     itemsize = dtype_of(call.x.dtype).itemsize
     layout = lay_out(call, itemsize, None, y, numbers=numbers, streaming=streaming, columns=True)
     task, keepalive = task_of(call, None, y, None, layout, numbers=numbers, streaming=streaming)
-    compiled = _launch("given", call, layout, task, keepalive)
-    if compiled is None:
-        return None
-    # Of blocks that another kernel had to take row by row nothing is to be kept.
-    in_blocks = layout is not None and layout.in_columns
-    is_usual = compiled is kernel(
-        "given_columns" if in_blocks else "given", _variant(call, has_layout=task.layout != 0)
-    )
-    if are_kept and is_usual and call.out is None and call.library.name == "numpy":
-        offer(
-            call,
-            _variant(call, has_layout=task.layout != 0),
-            compiled.address,
-            layout,
-            task.layout,
-            (y,),
-            run_from,
-            numbers,
-        )
+    if given is not None:
+        if layout is not None and layout.in_columns:
+            task.numbers, task.given = 0, ctypes.addressof(given[0])
+        else:
+            _finish(call, *given)
+    compiled = _launch("given", call, layout, task, (keepalive, given))
+    if are_kept and call.out is None and call.library.name == "numpy":
+        variant = _variant(call, has_layout=layout is not None)
+        offer(call, variant, compiled.address, layout, task.layout, (y,), run_from, numbers)
     return y
-
-
-def _by_definition(call: Call) -> Array:
-    """Through the definition, of NumPy arrays: tensors then have the same bits."""
-    arrays = [one for one in (call.x, call.weight, call.bias) if one is not None and not isinstance(one, float)]
-    if call.library.name == "numpy" or any("bfloat16" in str(one.dtype) for one in arrays):
-        return definition.run(call)
-    parameters: tuple[Any, ...] = (call.weight, call.bias)
-    weight, bias = (one.detach().numpy() if hasattr(one, "detach") else one for one in parameters)
-    call_in_numpy = in_numpy(call)._replace(weight=weight, bias=bias, moments=moments_in_numpy(call.moments), out=None)
-    y = call.library.namespace.asarray(definition.run(call_in_numpy))
-    if call.out is None:
-        return y
-    call.out[0][...] = y
-    return call.out[0]
 
 
 def finish(call: Call, of_gradient: Array | None = None) -> Array:
@@ -146,12 +122,23 @@ def finish(call: Call, of_gradient: Array | None = None) -> Array:
 
     Or what a derivative does, and what the gradient of the moments will be made of.
     """
-    moments: Any = call.moments
-    given, rule, is_wide = statistics_of(moments), call.rule, bool(call.precision.digits)
     numbers = numbers_like(call, FINISHED)
+    _finish(call, *_given_task(call, numbers, of_gradient))
+    return numbers
+
+
+def _finish(call: Call, task: GivenTask, keepalive: Any) -> None:
+    compiled = kernel("finish", _variant(call, has_numbers=task.of_gradient != 0))
+    launch(compiled, task, task.rows, task.rows * FINISHED * 8, keepalive)
+
+
+def _given_task(call: Call, numbers: Array, of_gradient: Array | None = None) -> tuple[GivenTask, Any]:
+    """What has numbers made of the moments that the call gives, and what must live until they are."""
+    moments: Any = call.moments
+    given, is_wide, is_inside = statistics_of(moments), bool(call.precision.digits), call.rule.eps_place == "inside"
     task = GivenTask(
-        rows=numbers.size // FINISHED, eps=call.eps, length=math.sqrt(call.eps) if rule.averaged else call.eps,
-        scale=scale_of(call), most=_largest_unit(call.eps, rule.averaged) if is_wide else 1.0,
+        rows=numbers.size // FINISHED, eps=call.eps, length=math.sqrt(call.eps) if is_inside else call.eps,
+        scale=scale_of(call), most=_largest_unit(call.eps, is_inside) if is_wide else 1.0,
         numbers=NumPy.address(numbers), of_gradient=0 if of_gradient is None else NumPy.address(of_gradient),
     )  # fmt: skip
     keepalive = [numbers, of_gradient]
@@ -167,9 +154,7 @@ def finish(call: Call, of_gradient: Array | None = None) -> Array:
         setattr(task, f"{name}_step", step)
     if not by_row(given.elements):
         task.one_count = given.elements
-    compiled = kernel("finish", _variant(call, has_numbers=of_gradient is not None))
-    launch(compiled, task, task.rows, numbers.nbytes, keepalive)
-    return numbers
+    return task, keepalive
 
 
 # It takes microseconds, and calls have few eps.
@@ -190,6 +175,23 @@ def _in_rows(array: numpy.ndarray) -> tuple[numpy.ndarray, int]:
             return array, step or 0
     array = numpy.ascontiguousarray(array, numpy.float64)
     return array, array.itemsize
+
+
+def finish_for_gradient(call: Call) -> tuple[Array, Array]:
+    """What a derivative applies to each row, and what the gradient of the moments will be made of.
+
+    Both are copies of what is kept: the kernel puts sums in the place of the former, and the caller gets the latter.
+    """
+    key = _key(call)
+    key = None if key is None else (*key, "gradient")
+    both = _kept(call, key)
+    if both is None:
+        of_gradient = numbers_like(call, FINISHED)
+        both = numpy.stack((finish(call, of_gradient), of_gradient))
+        if not _keep(call, key, both):
+            return both[0], both[1]
+    numbers, of_gradient = both.copy()
+    return numbers, of_gradient
 
 
 def numbers_like(call: Call, count: int) -> Array:
@@ -214,18 +216,12 @@ def host(array: Any) -> Any:
 
 
 def _variant(call: Call, **options: bool) -> Variant:
-    return Variant(RULES[call.rule.name], dtype_of(call.x.dtype).code, True, **options)
+    return Variant.of(call.rule, dtype_of(call.x.dtype).code, True, **options)
 
 
-def _launch(name: str, call: Call, layout: Layout | None, task: Task, keepalive: Any) -> Kernel | None:
-    """Run a kernel on all rows, in several threads where that pays; return it, or None where it does not take them."""
-    names = {name: task.rows}
-    if layout is not None and layout.in_columns:
-        names = {f"{name}_columns": layout.units, **names}
-    for one, units in names.items():
-        compute = kernel(one, _variant(call, has_layout=task.layout != 0))
-        # Whether weights are safe is seen before the first row.
-        if compute.run(task, 0, 0) == 0:
-            launch(compute, task, units, call.x.nbytes, keepalive)
-            return compute
-    return None
+def _launch(name: str, call: Call, layout: Layout | None, task: Task, keepalive: Any) -> Kernel:
+    """Run a kernel on all rows, in several threads where that pays; return it. Such kernels take any row."""
+    name, units = (name, task.rows) if layout is None or not layout.in_columns else (f"{name}_columns", layout.units)
+    compute = kernel(name, _variant(call, has_layout=layout is not None))
+    launch(compute, task, units, call.x.nbytes, keepalive)
+    return compute

@@ -11,7 +11,14 @@ from anynorm._definition.counting import multiplier
 from anynorm._definition.scaling import product
 from anynorm._kernels import by_moments
 from anynorm._kernels.cpu.language.dtypes import FINISHED, TILES
-from anynorm._kernels.cpu.launch.given import apply_numbers, finish, host, in_numpy, moments_in_numpy, numbers_like
+from anynorm._kernels.cpu.launch.given import (
+    apply_numbers,
+    finish_for_gradient,
+    host,
+    in_numpy,
+    moments_in_numpy,
+    numbers_like,
+)
 from anynorm._kernels.cpu.launch.layout import lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of
@@ -24,8 +31,8 @@ Array = Any
 
 def vjp(gradient: Gradient) -> tuple[Any, ...]:
     """Return dx, dweight, dbias and the gradient of the moments that the call gives."""
-    call, of_gradient = gradient.call, numbers_like(gradient.call, FINISHED)
-    numbers = finish(call, of_gradient)
+    call = gradient.call._replace(rule=gradient.call.rule.formula)
+    numbers, of_gradient = finish_for_gradient(call)
     dx = empty_like(call.library.memory, call.x)
     itemsize = dtype_of(call.x.dtype).itemsize
     layout = lay_out(call, itemsize, gradient.dy, dx, numbers=numbers, columns=True, tiles=TILES)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
-from anynorm._kernels.cpu.kernels.derivative.steps import Group, lanes_in
+from anynorm._kernels.cpu.kernels.chunks import chunks_of, parts_of
+from anynorm._kernels.cpu.kernels.derivative.steps import FOLD, Group, lanes_in
 from anynorm._kernels.cpu.kernels.scatter import (
     RESIDUAL,
     TOTAL,
@@ -17,18 +18,18 @@ from anynorm._kernels.cpu.kernels.scatter import (
 )
 from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Numbers
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
-from anynorm._kernels.cpu.language.arithmetic import smaller, sum_lanes, where
-from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, TILE_NBYTES, TILES, WIDEST_BLOCK, Lanes
-from anynorm._kernels.cpu.language.flow import loop, when
-from anynorm._kernels.cpu.language.memory import buffer, load
+from anynorm._kernels.cpu.language.arithmetic import as_lanes, smaller, splat, sum_lanes, where
+from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT32, FLOAT64, TILE_NBYTES, TILES, WIDEST_BLOCK, Lanes
+from anynorm._kernels.cpu.language.flow import cell, loop, when
+from anynorm._kernels.cpu.language.memory import buffer, load, store, store_real
 
 # Float64 numbers of the rows of a block, the last of which is less than lanes wider than others.
 _ROWS = WIDEST_BLOCK + 32
-NUMBERS_NBYTES = _ROWS * 8
+_NUMBERS_NBYTES = _ROWS * 8
 # What is summed up at once, in as many positions as there may be, each of which is lanes of rows.
-POSITIONS, LANES_NBYTES = 16, 64
-_SUMS_NBYTES = 5 * POSITIONS * LANES_NBYTES
-_WORK_NBYTES = (7 + len(Group._fields)) * NUMBERS_NBYTES + _SUMS_NBYTES
+_POSITIONS, LANES_NBYTES = 16, 64
+_SUMS_NBYTES = 5 * _POSITIONS * LANES_NBYTES
+_WORK_NBYTES = (7 + len(Group._fields)) * _NUMBERS_NBYTES + _SUMS_NBYTES
 
 
 class DerivativeBlock(NamedTuple):
@@ -102,10 +103,10 @@ class Memory:
     def __init__(self, task: TaskValues) -> None:
         numbers = buffer(_WORK_NBYTES)
         shifts, sums, squares, factors, constants, self.taken, self.left = (
-            numbers + i * NUMBERS_NBYTES for i in range(7)
+            numbers + i * _NUMBERS_NBYTES for i in range(7)
         )
         scratch = task.scratch._replace(shifts=shifts, sums=sums, squares=squares, factors=factors, constants=constants)
-        self.task, self.group = task._replace(scratch=scratch), Group.at(numbers + 7 * NUMBERS_NBYTES, _ROWS)
+        self.task, self.group = task._replace(scratch=scratch), Group.at(numbers + 7 * _NUMBERS_NBYTES, _ROWS)
         self.sums = numbers + (_WORK_NBYTES - _SUMS_NBYTES)
 
     def block(self, neighbours: Block, given: bool) -> DerivativeBlock:
@@ -121,3 +122,37 @@ class Memory:
             Arrays(*first), tuple(steps), self.taken, self.left, self.sums,
             Numbers(neighbours, FINISHED) if given else None,
         )  # fmt: skip
+
+
+def sum_up(block: DerivativeBlock, of_sums: list[int], add: Callable[[list[Any], int, int, int], None]) -> None:
+    """Set float64 sums of each row, which ``add`` adds a feature to, from positions in their order."""
+    task, dtype, lanes = block.task, block.task.compute_dtype, block.lanes
+    zero = splat(0.0, dtype, lanes)
+    for numbers in of_sums:
+        for i in loop(0, _NUMBERS_NBYTES, 64):
+            store_real(numbers + i, splat(0.0, FLOAT64, 8))
+    for start, count in chunks_of(task):
+        for positions, first, last in parts_of(count, lanes):
+            step = FOLD * positions if dtype is FLOAT32 else count + 1
+            for turn in loop(first, last, step):
+                end = smaller(last, turn + step)
+                for at, column in block.slots():
+                    for position in loop(0, positions, 1):
+                        sums = [cell(zero) for _ in of_sums]
+                        for i in loop(turn + position, end, positions):
+                            add(sums, start + i, at, column)
+                        for which, one in enumerate(sums):
+                            store(block.sums + (which * _POSITIONS + position) * LANES_NBYTES, dtype, one)
+                    for which, numbers in enumerate(of_sums):
+                        whole = fold(block, block.sums + which * _POSITIONS * LANES_NBYTES, positions)
+                        store_real(numbers + at, block.numbers(numbers + at) + as_lanes(whole, FLOAT64))
+
+
+def fold(block: DerivativeBlock, sums: int, positions: int) -> Lanes:
+    """Add up positions in halves, as `sum_lanes` does with lanes."""
+    dtype = block.task.compute_dtype
+    found = [load(sums + i * LANES_NBYTES, dtype, dtype, block.lanes) for i in range(positions)]
+    while len(found) > 1:
+        half = len(found) // 2
+        found = [a + b for a, b in zip(found[:half], found[half:], strict=True)]
+    return found[0]

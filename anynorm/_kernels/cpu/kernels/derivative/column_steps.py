@@ -6,12 +6,10 @@ a sum, here are as many positions, one after the other, each of which is lanes o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from anynorm._kernels.cpu.kernels.chunks import chunks_of, parts_of
-from anynorm._kernels.cpu.kernels.derivative.block import LANES_NBYTES, NUMBERS_NBYTES, POSITIONS, DerivativeBlock
-from anynorm._kernels.cpu.kernels.derivative.extreme import differentiate_row
+from anynorm._kernels.cpu.kernels.derivative.block import LANES_NBYTES, DerivativeBlock, fold, sum_up
+from anynorm._kernels.cpu.kernels.derivative.extreme_columns import differentiate_extreme
 from anynorm._kernels.cpu.kernels.derivative.steps import (
     FOLD,
     RANGE64,
@@ -30,40 +28,6 @@ from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import load, peek, store, store_real
 
 
-def _sum_up(block: DerivativeBlock, of_sums: list[int], add: Callable[[list[Any], int, int, int], None]) -> None:
-    """Set float64 sums of each row, which ``add`` adds a feature to, from positions in their order."""
-    task, dtype, lanes = block.task, block.task.compute_dtype, block.lanes
-    zero = splat(0.0, dtype, lanes)
-    for numbers in of_sums:
-        for i in loop(0, NUMBERS_NBYTES, 64):
-            store_real(numbers + i, splat(0.0, FLOAT64, 8))
-    for start, count in chunks_of(task):
-        for positions, first, last in parts_of(count, lanes):
-            step = FOLD * positions if dtype is FLOAT32 else count + 1
-            for turn in loop(first, last, step):
-                end = smaller(last, turn + step)
-                for at, column in block.slots():
-                    for position in loop(0, positions, 1):
-                        sums = [cell(zero) for _ in of_sums]
-                        for i in loop(turn + position, end, positions):
-                            add(sums, start + i, at, column)
-                        for which, one in enumerate(sums):
-                            store(block.sums + (which * POSITIONS + position) * LANES_NBYTES, dtype, one)
-                    for which, numbers in enumerate(of_sums):
-                        whole = _fold(block, block.sums + which * POSITIONS * LANES_NBYTES, positions)
-                        store_real(numbers + at, block.numbers(numbers + at) + as_lanes(whole, FLOAT64))
-
-
-def _fold(block: DerivativeBlock, sums: int, positions: int) -> Lanes:
-    """Add up positions in halves, as `sum_lanes` does with lanes."""
-    dtype = block.task.compute_dtype
-    found = [load(sums + i * LANES_NBYTES, dtype, dtype, block.lanes) for i in range(positions)]
-    while len(found) > 1:
-        half = len(found) // 2
-        found = [a + b for a, b in zip(found[:half], found[half:], strict=True)]
-    return found[0]
-
-
 def _mean_of_first(block: DerivativeBlock, column: int) -> Lanes:
     """`mean_of_first` of lanes of rows."""
     task, lanes = block.task, block.task.lanes
@@ -72,7 +36,7 @@ def _mean_of_first(block: DerivativeBlock, column: int) -> Lanes:
         store(block.sums + i * LANES_NBYTES, FLOAT32, block.read(X, i, column))
     for i in loop(count, lanes, 1):
         store(block.sums + i * LANES_NBYTES, FLOAT32, zero)
-    store(block.sums, task.dtype, as_lanes(_fold(block, block.sums, lanes), FLOAT64) / number(count))
+    store(block.sums, task.dtype, as_lanes(fold(block, block.sums, lanes), FLOAT64) / number(count))
     return load(block.sums, task.dtype, FLOAT64, block.lanes)
 
 
@@ -92,7 +56,7 @@ def _find_shifts(block: DerivativeBlock) -> None:
         def add(sums: list[Any], feature: int, at: int, column: int) -> None:
             sums[0][...] = sums[0] + (block.read(X, feature, column) - block.numbers(shifts + at))
 
-        _sum_up(block, [sums], add)
+        sum_up(block, [sums], add)
         for at, _ in block.slots():
             store_real(shifts + at, block.numbers(shifts + at) + block.numbers(sums + at) / number(task.features))
 
@@ -107,7 +71,7 @@ def _reduce(block: DerivativeBlock) -> None:
         shift = as_lanes(block.numbers(task.scratch.shifts + at), dtype)
         add_to_sums(found, block.read(X, feature, column) - shift, block.read(RESIDUAL, feature, column) * weight)
 
-    _sum_up(block, [sums, task.scratch.squares, group.gradients, group.products, group.energies], add)
+    sum_up(block, [sums, task.scratch.squares, group.gradients, group.products, group.energies], add)
     if task.rule != LAYER:
         for at, _ in block.slots():
             store_real(sums + at, splat(0.0, FLOAT64, block.lanes))
@@ -213,7 +177,7 @@ def _take(block: DerivativeBlock, sums: int) -> None:
     if block.given is not None:
         for at, column in block.slots():
             places = [numbers + at for numbers in (scratch.shifts, scratch.factors, scratch.constants)]
-            block.given.copy(column, smaller(block.lanes, block.rows - column), places, given=True)
+            block.given.read(column, smaller(block.lanes, block.rows - column), places)
     else:
         _find_shifts(block)
     _reduce(block)
@@ -233,13 +197,6 @@ def _count_left(block: DerivativeBlock) -> float:
     return left
 
 
-def _differentiate_left(block: DerivativeBlock, sums: int) -> None:
-    """The derivative at those rows of a block that are of extreme magnitude, one by one."""
-    for column in loop(0, block.rows, 1):
-        for _ in when(peek(block.left + column * 8, FLOAT64) != 0.0):
-            differentiate_row(block.task, block.row + column, sums, block.given is not None)
-
-
 def differentiate_block(block: DerivativeBlock, sums: int) -> None:
     """Write dx of the rows of a block, and add to the sums of features; 0 where there are none."""
     dtype = block.task.dtype
@@ -252,6 +209,7 @@ def differentiate_block(block: DerivativeBlock, sums: int) -> None:
         _take(block._replace(task=block.task._replace(compute_dtype=FLOAT32)), sums)
         for _ in when(_count_left(block) != 0.0):
             _take(block._replace(is_sparse=True), sums)
-    block.unpack()
     if dtype is FLOAT64:
-        _differentiate_left(block, sums)
+        for _ in when(_count_left(block) != 0.0):
+            differentiate_extreme(block, sums)
+    block.unpack()

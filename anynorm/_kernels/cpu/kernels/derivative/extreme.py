@@ -1,5 +1,7 @@
 """The derivative at a row of float64 that is of extreme magnitude: x, dy and the weights are multiplied by units.
 
+In extreme_columns.py are such rows side by side, with the same bits.
+
 With x_hat and g = dy * weight, each near 1 in its unit, the formula is that of steps.py. In the end the
 units are taken out of dx.
 """
@@ -107,7 +109,7 @@ def differentiate_row(task: TaskValues, row: int, sums: int, given: bool) -> Non
     """Write dx of a row, and add its shares to the sums of its columns; 0 where there are none."""
     addresses = row_of(task, row)
     size, deviation, of_dy, of_weight = _sizes(task, addresses)
-    g = _Gradient(_divisor(of_dy), _divisor(of_weight))
+    g = _Gradient(divisor(of_dy), divisor(of_weight))
     if given:
         hat, factors = _given_hat(task, row)
         _differentiate_given(task, addresses, numbers_address(task, row, FINISHED), hat, g, sums, factors)
@@ -115,7 +117,7 @@ def differentiate_row(task: TaskValues, row: int, sums: int, given: bool) -> Non
     if task.rule == LAYER:
         # A row without deviations has the unit of eps alone, by the root of which it is divided.
         size = where(deviation == 0.0, deviation, size)
-    unit = 1.0 / _divisor(larger_of(size, length_of_eps(task)))
+    unit = 1.0 / divisor(larger_of(size, length_of_eps(task)))
     in_its_unit = in_unit(task, unit)
     hat, squares = _own_hat(in_its_unit, addresses, where(size == 0.0, 0.0, unit))
     gradients, along = _sums(task, addresses, hat, g, 1.0)
@@ -130,7 +132,7 @@ def differentiate_row(task: TaskValues, row: int, sums: int, given: bool) -> Non
         _write(task, at, x_hat, product(g.of(at) - middle - x_hat * across, [hat.factor, unit, *g]), sums)
 
 
-def _divisor(size: Number) -> Number:
+def divisor(size: Number) -> Number:
     """The reciprocal of a unit, for a row of this size."""
     return power_of_two(larger_of(size, _LEAST_SIZE)) / _TARGET
 

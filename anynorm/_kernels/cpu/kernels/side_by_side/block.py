@@ -136,21 +136,36 @@ class Numbers:
 
     def __init__(self, block: Block, count: int) -> None:
         self._first = numbers_address(block.task, block.row, count)
-        self._step = neighbour_stride(block.task, TOTAL)
+        self.step = neighbour_stride(block.task, TOTAL)
 
     def at(self, column: int) -> int:
         """Where those of a row lie."""
-        return self._first + column * self._step
+        return self._first + column * self.step
 
-    def copy(self, column: int, rows: int, scratch: list[int], *, given: bool) -> None:
-        """Copy those of rows from a column on to addresses of float64 lanes in scratch, or from there."""
+    def write(self, column: int, rows: int, scratch: list[int]) -> None:
+        """Write those of rows from a column on, from addresses of float64 lanes in scratch."""
         for k in loop(0, rows, 1):
             at = self.at(column + k)
             for i, numbers in enumerate(scratch):
-                if given:
-                    store_real(numbers + 8 * k, real(at + 8 * i))
-                else:
-                    store_real(at + 8 * i, real(numbers + 8 * k))
+                store_real(at + 8 * i, real(numbers + 8 * k))
+
+    def read(self, column: int, rows: int, scratch: list[int]) -> None:
+        """Put those of rows from a column on there."""
+        for k in loop(0, rows, FLOAT64.lanes):
+            for i, numbers in enumerate(scratch):
+                store_real(numbers + 8 * k, real_lanes(self.at(column + k) + 8 * i, self.step, rows - k))
+
+
+def real_lanes(address: int, step: int, count: int) -> Lanes:
+    """Lanes of so many float64 numbers, one or more, in equal steps; what stands beside them is of no use.
+
+    They do not go by way of memory: lanes that are loaded right after numbers were stored there wait for all of these.
+    """
+    lanes = FLOAT64.lanes
+    found = splat(real(address), FLOAT64, lanes)
+    for k in range(1, lanes):
+        found = part(splat(real(address + smaller(k, count - 1) * step), FLOAT64, lanes), k, k + 1, found)
+    return found
 
 
 def are_all(condition: Lanes, rows: int) -> bool:

@@ -16,12 +16,22 @@ from anynorm._kernels.cpu.kernels.reduce import reduce
 from anynorm._kernels.cpu.kernels.rows import count_safe
 from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Chunk, Numbers, blocks_of, map_feature, tile_of
 from anynorm._kernels.cpu.kernels.side_by_side.float64 import Float64Columns
+from anynorm._kernels.cpu.kernels.side_by_side.given import Given
 from anynorm._kernels.cpu.kernels.side_by_side.sums import SUMS_NBYTES, sum_chunk
 from anynorm._kernels.cpu.kernels.streaming import read, writing
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.kernels.values import TaskValues, load_task
-from anynorm._kernels.cpu.language.arithmetic import as_lanes, is_false, number, smaller, splat, sum_lanes, where
-from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT32, FLOAT64, LAYER, WIDEST_BLOCK, Dtype, Lanes
+from anynorm._kernels.cpu.language.arithmetic import (
+    as_lanes,
+    is_false,
+    number,
+    rounded,
+    smaller,
+    splat,
+    sum_lanes,
+    where,
+)
+from anynorm._kernels.cpu.language.dtypes import FLOAT32, FLOAT64, LAYER, WIDEST_BLOCK, Dtype, Lanes
 from anynorm._kernels.cpu.language.flow import cases, cell, combinations, loop, when
 from anynorm._kernels.cpu.language.memory import (
     buffer,
@@ -54,7 +64,7 @@ class _Neighbours:
     def mean_of_first(self) -> Lanes:
         count = smaller(self.task.features, self.task.lanes)
         sums, _ = self._sum_chunk(0, count, splat(0.0, self.task.statistics_dtype, self.task.lanes))
-        return self._rounded(sums / number(count))
+        return rounded(sums / number(count), self.task.dtype)
 
     def sum_up(self, shift: Lanes | None) -> tuple[Lanes, Lanes]:
         sums, squares = cell(self.zero), cell(self.zero)
@@ -66,12 +76,7 @@ class _Neighbours:
         return sums, squares
 
     def moved(self, shift: Lanes, to: Lanes, is_far: Lanes) -> tuple[Lanes, bool]:
-        return where(is_far, self._rounded(to), shift), sum_lanes(where(is_far, 1.0, self.zero)) == 0.0
-
-    def _rounded(self, value: Lanes) -> Lanes:
-        """As the dtype of the rows has it, by way of some memory."""
-        store(self.task.scratch.one, self.task.dtype, value)
-        return load(self.task.scratch.one, self.task.dtype)
+        return where(is_far, rounded(to, self.task.dtype), shift), sum_lanes(where(is_far, 1.0, self.zero)) == 0.0
 
     def _sum_chunk(self, start: int, count: int, shift: Lanes | None) -> list[Lanes]:
         """The sums of a chunk of deviations and of their squares."""
@@ -110,13 +115,12 @@ class _Columns:
         reduce(self.task, _Neighbours(self.task, block, column, self._sums), 0)
         return [self.task.scratch.shifts, self.task.scratch.sums, self.task.scratch.squares]
 
-    def find_factors(self, block: Block, given: bool) -> bool:
+    def find_factors(self, block: Block, given: Given | None) -> bool:
         """Find what each row of a block is multiplied and moved by; whether all are safe in float32."""
         task, scratch, all_safe = self.task, self.task.scratch, cell(True)
-        numbers = Numbers(block, FINISHED) if given else None
         for column, rows in block.starts():
-            if numbers is not None:
-                numbers.copy(column, rows, [scratch.shifts, scratch.factors, scratch.constants], given=True)
+            if given is not None:
+                given.read(block, column, rows, [scratch.shifts, scratch.factors, scratch.constants])
             else:
                 self._sum_up(block, column)
                 find_factors(task, task.lanes)
@@ -172,12 +176,12 @@ class _Columns:
     def _apply(self, parameters: list[Lanes | None], shared: bool, column: int, value: Lanes) -> Lanes:
         """The result for a feature of lanes of rows; for those that float32 holds, what it is there."""
         task, centred = self.task, self.task.rule == LAYER
-        found = apply_lanes(task.compute_dtype, value, self._factors_at(centred, column), *parameters)
+        found = apply_lanes(task, value, self._factors_at(centred, column), *parameters)
         if not shared:
             return found
         narrow = _Columns(task._replace(compute_dtype=FLOAT32), task.narrow)
         value, *parameters = (None if one is None else as_lanes(one, FLOAT32) for one in (value, *parameters))
-        in_float32 = apply_lanes(FLOAT32, value, narrow._factors_at(centred, column), *parameters)
+        in_float32 = apply_lanes(narrow.task, value, narrow._factors_at(centred, column), *parameters)
         is_safe = load(narrow._safe + column * 8, FLOAT64, lanes=task.lanes) != 0.0
         return where(is_safe, as_lanes(in_float32, FLOAT64), found)
 
@@ -190,11 +194,12 @@ def _steps(task: TaskValues) -> _Columns | Float64Columns:
 def _normalize(task: TaskValues, address: int, first: int, last: int, given: bool) -> int:
     """Normalize blocks of rows, by given factors or by their own; return which is the next, or -1."""
     steps, following, ended = _steps(task), cell(-1), cell(False)
+    numbers = Given(task) if given else None
     for _ in when(steps.prepare()):
         following[...] = last
         with writing(task):
             for block in blocks_of(task, address, tile_of(address), first, last, ended):
-                for is_safe in cases(steps.find_factors(block, given)):
+                for is_safe in cases(steps.find_factors(block, numbers)):
                     if is_safe:
                         steps.apply(block, given)
                     else:
@@ -226,7 +231,7 @@ def normalize_columns(variant: Variant, address: int, first: int, last: int) -> 
 
 
 def apply_columns(variant: Variant, address: int, first: int, last: int) -> int:
-    """The same by given ``numbers``, as in given.py."""
+    """The same by given ``numbers``, as in given.py, or by given moments; return the last."""
     return _normalize(load_task(address, variant), address, first, last, given=True)
 
 
@@ -237,5 +242,5 @@ def reduce_columns(variant: Variant, address: int, first: int, last: int) -> int
     for block in blocks_of(task, address, tile_of(address), first, last):
         numbers = Numbers(block, task.dtype.reduced)
         for column, rows in block.starts():
-            numbers.copy(column, rows, steps.reduce(block, column, rows), given=False)
+            numbers.write(column, rows, steps.reduce(block, column, rows))
     return last

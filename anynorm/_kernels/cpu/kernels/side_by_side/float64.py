@@ -18,7 +18,8 @@ from anynorm._kernels.cpu.kernels.float64 import (
     widen_in_pairs,
 )
 from anynorm._kernels.cpu.kernels.moments import paired_moments_of
-from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Chunk, Numbers, are_all, map_feature
+from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Chunk, are_all, map_feature
+from anynorm._kernels.cpu.kernels.side_by_side.given import Given
 from anynorm._kernels.cpu.kernels.side_by_side.sums import SUMS_NBYTES, sum_chunk
 from anynorm._kernels.cpu.kernels.streaming import read
 from anynorm._kernels.cpu.kernels.units import find_in_units, larger_of, multiplier, unit_of, unit_of_moments
@@ -33,7 +34,7 @@ from anynorm._kernels.cpu.language.arithmetic import (
     splat,
     where,
 )
-from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, LAYER, WIDEST_BLOCK, Lanes
+from anynorm._kernels.cpu.language.dtypes import FLOAT64, LAYER, WIDEST_BLOCK, Lanes
 from anynorm._kernels.cpu.language.flow import cases, cell, combinations, loop, when
 from anynorm._kernels.cpu.language.memory import load, real, store_real
 
@@ -159,15 +160,14 @@ class Float64Columns:
     def _read_in_unit(self, chunk: Chunk, column: int, unit: Lanes, feature: int) -> Lanes:
         return self._read(chunk, column, feature) * unit
 
-    def find_factors(self, block: Block, given: bool) -> bool:
+    def find_factors(self, block: Block, given: Given | None) -> bool:
         """Find what each row of a block is multiplied and moved by; all are safe."""
         self._has_units[...] = is_false(self._are_weights_safe)
-        numbers = Numbers(block, FINISHED) if given else None
         for column, rows in block.starts():
             places = [place + column * 8 for place in self._factors]
-            if numbers is not None:
+            if given is not None:
                 mean, mean_low, factor, factor_low, unit, _ = places
-                numbers.copy(column, rows, [mean, mean_low, factor, unit], given=True)
+                given.read(block, column, rows, [mean, mean_low, factor, unit])
                 store_real(factor_low, splat(0.0, FLOAT64, _LANES))
             else:
                 self._find_own_factors(block, column, rows, places)
@@ -201,7 +201,7 @@ class Float64Columns:
                 widen_in_pairs(task, start, length)
             chunk = block.chunk(start)
             for has_units, widened, streaming in combinations(self._has_units, task.widened, task.streaming):
-                for has_offset in cases(task.weight_offset != 0.0 if widened else False):
+                for has_offset in cases(task.has_lows if widened else False):
                     needed = (scratch.weights, widened), (scratch.lows, has_offset), (scratch.biases, widened)
                     for k in loop(0, length, 1):
                         parameters = [
