@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
-from anynorm._definition.norms import Rule
+from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._numbers import check_number
 from anynorm._wording import describe, sentence
 
@@ -181,44 +182,60 @@ _BY_NAME = {
 CONVENTIONS: Mapping[str, Convention] = MappingProxyType(_BY_NAME)
 
 
-# By the name of a norm and a convention, or the name of one, what both make together: the rule, the eps where the
-# convention has one for this norm, and the convention. A call looks it up in a fraction of the time that it takes.
-_together: dict[tuple[str, Any], tuple[Rule, float | None, Convention]] = {}
+# What a norm, by its name, and a convention, or the name of one, make together: the rule, or None where it depends on
+# the arguments or statistics are those of a portion; the eps where none is passed; the offset of the weight.
+together: dict[str, dict[Any, tuple[Rule | None, float, float]]] = {"layer_norm": {}, "rms_norm": {}, "scale_norm": {}}
 _MOST_TOGETHER = 1000
+_EPS = {"layer_norm": LAYER_NORM_EPS, "rms_norm": RMS_NORM_EPS, "scale_norm": SCALE_NORM_EPS}
+# Equal rules are one object, by which the kernels' fast path knows them; there are no more than some hundred.
+_rules: dict[Rule, Rule] = {rule: rule for rule in (LAYER_NORM, RMS_NORM, SCALE_NORM)}
 
 
 def resolved(
     rule: Rule, convention: Any, eps: Any, weight_offset: Any, has_weight: bool
 ) -> tuple[Rule, Any, Any, float]:
     """The rule, eps, offset and portion of a norm by a convention, which is one or the name of one."""
-    try:
-        found = _together.get((rule.name, convention))
-    except TypeError:  # of what has no hash
-        found = None
-    by, own, given = _found(rule, convention) if found is None else found
+    given = _meant(rule, convention)
     if type(eps) is DefaultEps:
-        eps = float(eps) if own is None else own
+        eps = _eps_of(rule, given)
     if given.weight_offset and has_weight and rule.averaged:
         weight_offset = _offset_of(given, weight_offset)
-    if given.offset == "weight" and not (type(weight_offset) is float and weight_offset == 0.0):
-        by = by._replace(offset="weight")
-    return by, eps, weight_offset, given.portion
+    has_offset = not (type(weight_offset) is float and weight_offset == 0.0)
+    return _rule_of(rule, given, has_offset), eps, weight_offset, given.portion
 
 
-def _found(rule: Rule, convention: Any) -> tuple[Rule, float | None, Convention]:
+def find_together(rule: Rule, convention: Any) -> tuple[Rule | None, float, float]:
+    """What `together` has then, unless it is full."""
+    given = _meant(rule, convention)
+    offset = given.weight_offset if rule.averaged else 0.0
+    depends = given.portion != 1.0 or (given.offset == "weight" and not offset)
+    found = None if depends else _rule_of(rule, given, offset != 0.0), _eps_of(rule, given), offset
+    if len(together[rule.name]) < _MOST_TOGETHER:
+        together[rule.name][convention] = found
+    return found
+
+
+def _meant(rule: Rule, convention: Any) -> Convention:
+    """What a convention says of a norm."""
     given = check_convention(convention)
     if rule.centred and given.eps_place == "floor":  # what is said of lengths is not meant for it
-        given = given.replace(eps=None, eps_place="inside", statistics="wide")
-    is_length = given.eps_place == "floor"
-    eps = given.eps if rule.averaged or is_length else None
+        return given.replace(eps=None, eps_place="inside", statistics="wide")
+    return given
+
+
+@lru_cache(_MOST_TOGETHER)
+def _rule_of(rule: Rule, given: Convention, has_offset: bool) -> Rule:
+    place = given.eps_place if rule.averaged or given.eps_place == "outside" else "floor"
+    offset = given.offset if has_offset else "wide"
+    by = rule._replace(eps_place=place, rounding=given.rounding, statistics=given.statistics, offset=offset)
+    return _rules.setdefault(by, by)
+
+
+def _eps_of(rule: Rule, given: Convention) -> float:
+    eps = given.eps if rule.averaged or given.eps_place == "floor" else None
     if rule.averaged and not rule.centred and given.rms_eps is not None:
         eps = given.rms_eps
-    place = given.eps_place if rule.averaged or given.eps_place == "outside" else "floor"
-    by = rule._replace(eps_place=place, rounding=given.rounding, statistics=given.statistics)
-    found = (rule if by == rule else by), eps, given
-    if len(_together) < _MOST_TOGETHER:
-        _together[rule.name, convention] = found
-    return found
+    return float(_EPS[rule.name]) if eps is None else eps
 
 
 def held(rule: Rule, convention: Any, eps: Any, weight_offset: Any) -> tuple[Convention | None, Any, Any]:

@@ -128,7 +128,7 @@ def run(
     elif type(eps) is DefaultEps:
         eps = float(eps)
     result: tuple[ArrayT, ArrayT] | None
-    if residual is not None and (convention is None or (rule.is_plain and portion == 1.0)):
+    if residual is not None and portion == 1.0:
         result = try_fast_paths(rule, x, residual, weight, bias, axis, eps, weight_offset, out)
         if result is not None:
             return result

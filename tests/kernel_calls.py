@@ -10,11 +10,10 @@ import numpy as np
 import anynorm
 from tests import kernel_calls_derivative as derivative
 from tests import kernel_calls_forward as forward
-from tests.kernel_calls_broadcast import broadcast
 from tests.kernel_rows import DTYPES
 
 KINDS = (
-    broadcast,
+    derivative.broadcast,
     forward.moments,
     forward.rows,
     forward.repeated,
@@ -27,6 +26,7 @@ KINDS = (
     forward.extremes,
     forward.extreme_weights,
     forward.moments_formed,
+    forward.conventions,
     derivative.pullbacks,
     derivative.pullbacks_side_by_side,
     derivative.pullbacks_by_moments,

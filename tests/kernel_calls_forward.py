@@ -242,3 +242,25 @@ def moments_formed(dtype):
             yield f"layer {name}", anynorm.layer_norm(x, axis=axis, moments=found)
             yield f"rms {name}", anynorm.rms_norm(x, axis=axis, moments=found)
             yield f"scale {name}", anynorm.scale_norm(x, -2.0, axis=axis, moments=found)
+
+
+ROUNDED = anynorm.Convention(rounding="normalized", eps_place="floor", statistics="x", eps=0.5)
+OUTSIDE = anynorm.Convention(rounding="each", eps_place="outside", eps=0.25)
+
+
+def conventions(dtype):
+    """Rows by conventions, extreme ones among them."""
+    x = np.concatenate([numbers((5, 33), dtype, 1), extreme_rows(33, dtype)])
+    weight, bias, other = numbers(33, dtype, 2), numbers(33, dtype, 3), numbers(33, OTHER[dtype], 4)
+    for name, more in {"own": {}, "given": {"moments": anynorm.moments(x)}}.items():
+        yield f"bias alone {name}", anynorm.layer_norm(x, None, bias, convention="onnx", **more)
+        yield f"nemotron {name}", anynorm.layer_norm(x, other, bias, convention="nemotron", **more)
+        yield f"rounded {name}", anynorm.rms_norm(x, weight, bias, convention=ROUNDED, **more)
+        yield f"outside {name}", anynorm.rms_norm(x, weight, bias, convention=OUTSIDE, **more)
+        for scale in (3.0, 1e30):
+            yield f"scale {scale} {name}", anynorm.scale_norm(x, scale, convention=OUTSIDE, **more)
+    yield "lengths", anynorm.rms_norm(x, weight, convention="x_transformers")
+    if dtype not in ROWS_ONLY:
+        columns = np.repeat(x.T, 3, 1)
+        yield "columns", anynorm.rms_norm(columns, weight, convention=OUTSIDE, axis=0)
+        yield "columns, lengths", anynorm.rms_norm(columns, weight, convention="x_transformers", axis=0)

@@ -33,7 +33,7 @@ def _near(values, dtype, off, least=0):
     found = set()
     for value in values:
         room = off * max(abs(value), least)
-        found |= {nearest(value - room, dtype), nearest(value + room, dtype)}
+        found |= {nearest(one, dtype) for one in (value - room, value, value + room)}
     return found
 
 

@@ -6,6 +6,7 @@ import pytest
 
 import anynorm
 from anynorm import CONVENTIONS, Convention
+from anynorm._kernels.cpu import missing
 from tests import reference_conventions as exact
 from tests.backends import ALL, CPU_BACKENDS, as_dtype, named, some
 
@@ -69,6 +70,12 @@ def assert_rounded(got, norm, x, weight, bias, convention, dtype, weight_dtype=N
         assert not wrong, (convention, norm, dtype, wrong[:3])
 
 
+def off_of(backend, dtype):
+    """How far off what is computed may be: JAX and the CPU kernels compute 16 bits in float32."""
+    by_kernel = backend.name in ("numpy", "torch") and missing() is None and dtype != "float32"
+    return exact.FLOAT32 if backend.name.startswith("jax") or by_kernel else exact.FLOAT64
+
+
 def is_wide_enough(backend, dtype):
     """Whether what is computed in has so many more digits than the dtype that results are certain."""
     return dtype != "float64" and not (dtype == "float32" and backend.name in ("jax", "jax-x64", "strict-no-float64"))
@@ -87,7 +94,7 @@ def test_each_convention(norm, dtype):
                 continue  # the default, by its own kernels
             with backend.context():
                 got = backend.read(call(norm, convention, *made(backend, x, weight, bias)))
-            off = exact.FLOAT32 if is_jax else exact.FLOAT64
+            off = off_of(backend, dtype)
             assert got.dtype == x.dtype
             assert_rounded(got, norm, x, weight, bias, convention, dtype, off=off)
 
@@ -120,7 +127,7 @@ def test_a_weight_of_another_dtype(dtype, weight_dtype):
         for convention in (CONVENTIONS["nemotron"],) if is_jax else DIFFERENT[:3]:
             with backend.context():
                 got = backend.read(call("layer_norm", convention, *made(backend, x, weight, bias)))
-            off = exact.FLOAT32 if is_jax else exact.FLOAT64
+            off = off_of(backend, dtype)
             assert_rounded(got, "layer_norm", x, weight, bias, convention, dtype, weight_dtype, off)
 
 
@@ -139,7 +146,6 @@ OWN_EPS = {
 @pytest.mark.parametrize("name", CONVENTIONS)
 def test_what_each_name_changes(name):
     """With its own eps passed to both, those with an eps alone give the bits of the default, by the same kernels."""
-    convention = CONVENTIONS[name]
     x = as_dtype(np.random.default_rng(1).standard_normal((8, 64)) * 2.0**-6, "float32")
     weight, bias = as_dtype(np.random.default_rng(2).standard_normal((2, 64)), "float32")
     for norm in NORMS:
@@ -155,15 +161,7 @@ def test_what_each_name_changes(name):
             assert np.array_equal(got, default) != is_seen, norm
         elif norm == "rms_norm" or (norm == "layer_norm" and name != "rmsnorm_paper"):
             assert not np.array_equal(got, default), norm
-        by = exact.meant(norm, convention)
-        is_plain = by.rounding == "once" and by.eps_place == "inside" and by.offset == "wide"
-        refused = anynorm.explain(*given, norm=norm, convention=name).refused
-        assert ("convention" in refused.get("cpu", "")) == (not is_plain and not is_nothing(norm, convention))
-
-
-def is_nothing(norm, convention):
-    """Whether a convention has nothing that scale_norm has not."""
-    return norm == "scale_norm" and convention.rounding == "once" and convention.eps_place != "outside"
+        assert "convention" not in anynorm.explain(*given, norm=norm, convention=name).refused.get("cpu", "")
 
 
 @pytest.mark.parametrize("dtype", ALL)

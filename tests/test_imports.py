@@ -187,8 +187,8 @@ ORDER = [
     "_kernels.cpu.kernels.task",
     "_kernels.cpu.language.calls",
     "_kernels.cpu.language.flow", "_kernels.cpu.language.arithmetic", "_kernels.cpu.language.memory",
-    "_kernels.cpu.language", "_kernels.cpu.language.interpreted",
-    "_kernels.cpu.language.interpreted_memory", "_kernels.cpu.language.compiled_memory",
+    "_kernels.cpu.language", "_kernels.cpu.language.interpreted_memory",
+    "_kernels.cpu.language.interpreted", "_kernels.cpu.language.compiled_memory",
     "_kernels.cpu.language.compiled", "_kernels.cpu.language.tracing", "_kernels.cpu.language.dtypes",
     "_kernels.cpu.kernels.derivative", "_kernels.cpu.kernels.side_by_side",
     "_kernels.cpu.kernels", "_kernels.cpu.launch", "_kernels.cpu.compiler", "_kernels.cpu.fast_path",
@@ -217,12 +217,11 @@ COMPILED = [
         "kernels.derivative.block", "kernels.derivative.extreme_columns",
         "kernels.derivative.portions", "kernels.derivative.extreme", "kernels.derivative.steps",
         "kernels.side_by_side.columns", "kernels.side_by_side.float64", "kernels.side_by_side.sums",
-        "kernels.side_by_side.given", "kernels.side_by_side.block", "kernels.float64", "kernels.units",
-        "kernels.rows", "kernels.turns", "kernels.reduce", "kernels.parameters",
-        "kernels.factors", "kernels.chunks", "kernels.scatter", "kernels.streaming",
-        "kernels.values", "language.flow", "language.arithmetic", "language.memory", "language.interpreted",
-        "language.interpreted_memory", "language.compiled", "language.compiled_memory", "language.tracing",
-        "compiler.machine_code",
+        "kernels.side_by_side.given", "kernels.side_by_side.block", "kernels.float64", "kernels.units", "kernels.rows",
+        "kernels.turns", "kernels.reduce", "kernels.parameters", "kernels.factors", "kernels.chunks", "kernels.scatter",
+        "kernels.streaming", "kernels.values", "language.flow", "language.arithmetic", "language.memory",
+        "language.interpreted", "language.interpreted_memory", "language.compiled", "language.compiled_memory",
+        "language.tracing", "compiler.machine_code",
     )
 ]  # fmt: skip
 

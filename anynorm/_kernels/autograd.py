@@ -145,7 +145,7 @@ def _vjp(
     library = library_of(x)
     call = Call(rule, library, library.precision(x), x, axes, eps, weight, bias, weight_offset, None, None, None)
     gradient = Gradient(call, dy, dtotal, parameters)
-    if is_usual and kernels.surely_takes_vjp(x, dy, dtotal):
+    if is_usual and rule.formula.is_plain and kernels.surely_takes_vjp(x, dy, dtotal):
         return kernels.vjp(gradient)
     if is_for_definition(dy, dtotal):
         if not is_profiled():

@@ -20,7 +20,7 @@ from anynorm._parameters import is_same_for_rows
 from anynorm._totals import is_mixed
 
 _ADVICE = "llvmlite is not installed; pip install llvmlite"
-NO_CONVENTIONS = "it rounds once, with eps where the norm has it, and the convention of this call is another"
+_ELSEWHERE = "its derivatives are those of eps where the norm has it, and the convention of this call has it elsewhere"
 
 
 def is_installed(module: str) -> bool:
@@ -75,8 +75,6 @@ def refuses(call: Call) -> str | None:
     """Why the kernels do not take a call; None: they do."""
     if not call.library.memory.on_cpu:
         return f"it takes NumPy arrays and torch tensors on the CPU, and x is an array of {call.library.name}"
-    if not call.rule.is_plain:
-        return NO_CONVENTIONS
     reason = refuses_arrays(call, on_cuda=False)
     if reason is not None:
         return reason
@@ -99,6 +97,8 @@ def refuses_vjp(gradient: Gradient) -> str | None:
     call, dy, dtotal, _ = gradient
     if wants_gradient(call, dy, dtotal):
         return "a derivative of the derivative is wanted, which goes through the definition"
+    if not call.rule.formula.is_plain:
+        return _ELSEWHERE
     # They read dy and dtotal like a residual and write dx like `out`, so the same is required of these.
     return refuses(call._replace(residual=dy, out=None if dtotal is None else (dtotal,)))
 

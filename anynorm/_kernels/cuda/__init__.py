@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from anynorm._check import Call, Gradient
 from anynorm._kernels.cpu import (
-    NO_CONVENTIONS,
     is_installed,
     refuses_arrays,
     refuses_parameters,
@@ -34,7 +33,7 @@ def refuses(call: Call) -> str | None:
     if not call.library.memory.on_cuda:
         return f"it takes CuPy arrays and torch tensors on NVIDIA GPUs, and x is an array of {call.library.name}"
     if not call.rule.is_plain:
-        return NO_CONVENTIONS
+        return "it rounds once, with eps where the norm has it, and the convention of this call is another"
     reason = refuses_arrays(call, on_cuda=True)
     if reason is not None:
         return reason

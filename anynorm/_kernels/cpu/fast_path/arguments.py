@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from anynorm._kernels.cpu.fast_path.plans import MOST_AXES, Plan
+from anynorm._kernels.cpu.fast_path.record import MOST_RULES
 from anynorm._kernels.cpu.fast_path.views import Fields, View, is_of
 from anynorm._kernels.cpu.language.arithmetic import magnitude, smaller
 from anynorm._kernels.cpu.language.calls import Require, call, call_for_real, word
@@ -24,6 +25,15 @@ def number_of(record: Fields, thing: Any, require: Require) -> Any:
     number = call_for_real(record.PyFloat_AsDouble, thing)
     require(magnitude(number) < math.inf)
     return number
+
+
+def place_of_rule(record: Fields, rule: Any, require: Require) -> Any:
+    """Where in the record a rule lies."""
+    place, is_known = cell(0), cell(False)
+    for i in loop(0, MOST_RULES, 1, is_known):
+        place[...], is_known[...] = i, record.at("rules", i) == rule
+    require(is_known)
+    return place
 
 
 def require_alone(record: Fields, require: Require) -> None:

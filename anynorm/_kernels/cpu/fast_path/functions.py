@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy
 
-from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
+from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels.cpu.fast_path.record import BEGIN, FUNCTIONS, Record
+from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._threads import get_threads
 
 _METH_FASTCALL = 0x80
@@ -81,12 +82,32 @@ def record() -> Record:
     objects = {
         "none": None, "true": True, "float": float, "dtype": "dtype",
         "ndarray": numpy.ndarray, "memmap": numpy.memmap, "empty_like_array": numpy.empty_like,
-        "layer_norm": LAYER_NORM, "rms_norm": RMS_NORM, "scale_norm": SCALE_NORM, "is_alone": _is_alone,
+        "is_alone": _is_alone,
     }  # fmt: skip
     for name, thing in objects.items():
         _keepalive.append(thing)
         setattr(found, name, id(thing))
+    for rule in (LAYER_NORM, RMS_NORM, SCALE_NORM):
+        _write_rule(found, rule, Variant.of(rule, 0, in_float64=False))
     return found
+
+
+def place_of_rule(rule: Rule, variant: Variant) -> int | None:
+    """Where in the record a rule lies, which is that object and none that is equal; None: it has no room for it."""
+    found = record()
+    for place, address in enumerate(found.rules):
+        if address == id(rule):
+            return place
+    return _write_rule(found, rule, variant)
+
+
+def _write_rule(found: Record, rule: Rule, variant: Variant) -> int | None:
+    place = list(found.rules).index(0) if 0 in found.rules else None
+    if place is not None:
+        _keepalive.append(rule)
+        found.norms[place], found.rounds_weight[place] = variant.rule, variant.rounds_weight
+        found.rules[place] = id(rule)
+    return place
 
 
 def _is_alone(_: None) -> bool:

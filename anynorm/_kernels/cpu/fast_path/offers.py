@@ -22,7 +22,7 @@ from anynorm._kernels.cpu.launch.machine import LEAST_HUGE_NBYTES, last_cache_nb
 from anynorm._kernels.cpu.threads import crew
 from anynorm._libraries import dtype_name
 
-_offered: set[tuple[str, Variant, bool]] = set()
+_offered: set[tuple[str, int, Variant, bool]] = set()  # by the address of a rule, which is kept in the record
 _served: set[str] = set()  # libraries
 
 
@@ -45,18 +45,21 @@ def offer(
         return
     if layout is not None or len(call.axes) > 1 or numbers is not None:
         keep(call, variant, address, layout, layout_address, results, numbers)
-    if (library, variant, numbers is None) in _offered:
+    if (library, id(call.rule), variant, numbers is None) in _offered:
         return
     with unforked:
         from anynorm._kernels.cpu.fast_path import functions
 
-        _offered.add((library, variant, numbers is None))
         if not functions.is_served():
             return
+        rule = functions.place_of_rule(call.rule, variant)
+        if rule is None:
+            return
+        _offered.add((library, id(call.rule), variant, numbers is None))
         record = functions.record()
         record.most_nbytes, record.least_shared_nbytes = most_nbytes, crew.LEAST_SHARED_NBYTES
         if layout is None and numbers is None:
-            place = place_of(variant.rule, variant.has_residual, variant.code, variant.in_float64)
+            place = place_of(rule, variant.has_residual, variant.code, variant.in_float64)
             record.kernels[place] = address
         if library == "numpy" and variant.code == CODES["bfloat16"]:
             functions.write("bfloat16", numpy.dtype(call.x.dtype.type))

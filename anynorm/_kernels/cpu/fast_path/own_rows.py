@@ -63,7 +63,7 @@ def _key(
     strides = STRIDES[library]
     of_others = [None if one is None else (one.shape, strides(one), one.dtype) for one in others]
     of_out = None if out is None else tuple([strides(one) for one in out])
-    return (rule.name, axes, x.shape, strides(x), x.dtype, of_out, *of_others)
+    return (rule, axes, x.shape, strides(x), x.dtype, of_out, *of_others)
 
 
 def find(

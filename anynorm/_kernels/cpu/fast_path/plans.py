@@ -80,7 +80,7 @@ def _key(
     of_residual = None if residual is None else strides(residual)
     of_out = None if out is None else tuple([strides(one) for one in out])
     return (
-        rule.name,
+        rule,
         axes,
         x.shape,
         strides(x),
@@ -97,9 +97,9 @@ def finished_key(rule: Any, weight: Any, eps: Any, x: Array) -> tuple[Any, ...] 
     A scale of -0.0 is the same key as one of 0.0.
     """
     if rule.averaged:
-        return rule.name, eps, 1.0, x.dtype
+        return rule, eps, 1.0, x.dtype
     scale = 1.0 if weight is None else weight
-    return (rule.name, eps, scale, x.dtype) if type(scale) is float and scale else None
+    return (rule, eps, scale, x.dtype) if type(scale) is float and scale else None
 
 
 def keep(

@@ -17,6 +17,7 @@ from anynorm._kernels.cpu.fast_path.arguments import (
     are_apart,
     are_beside_inputs,
     number_of,
+    place_of_rule,
     require_alike,
     require_alone,
     see_parameter,
@@ -24,13 +25,13 @@ from anynorm._kernels.cpu.fast_path.arguments import (
     see_weight,
 )
 from anynorm._kernels.cpu.fast_path.own_rows import MOST_GROUPS, Known
-from anynorm._kernels.cpu.fast_path.record import BEGIN, OF_ROWS, Record, place_of
+from anynorm._kernels.cpu.fast_path.record import BEGIN, OF_ROWS, place_of
 from anynorm._kernels.cpu.fast_path.views import VIEW_NBYTES, Fields, View
 from anynorm._kernels.cpu.kernels.group_task import GroupTask
 from anynorm._kernels.cpu.kernels.task import Task, needs_float64
 from anynorm._kernels.cpu.language.arithmetic import is_false, where
 from anynorm._kernels.cpu.language.calls import Require, call, static_word, way_out, word
-from anynorm._kernels.cpu.language.dtypes import FLOAT64, LAYER, RMS, SCALE
+from anynorm._kernels.cpu.language.dtypes import FLOAT64, SCALE
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import buffer, store_integer, store_real
 from anynorm._kernels.cpu.launch.layout import are_short
@@ -79,7 +80,8 @@ def _normalize(
     rule, x, residual, y, total, weight, bias, eps, offset, plan, numbers = [
         word(arguments + 8 * i, 64) for i in range(11)
     ]
-    norm = where(rule == record.layer_norm, LAYER, where(rule == record.scale_norm, SCALE, RMS))
+    of_rule = place_of_rule(record, rule, require)
+    norm = record.at("norms", of_rule)
     eps, offset = (number_of(record, one, require) for one in (eps, offset))
     require(eps >= 0.0)
 
@@ -98,7 +100,7 @@ def _normalize(
     scale = see_weight(record, look, views, weight, norm == SCALE, offset, rows, require)
     see_parameter(record, look, views["bias"], bias, rows, require)
     has_residual = residual != record.none
-    kernel, float64_kernel = _kernels(record, views, rows, norm, has_residual, offset)
+    kernel, float64_kernel = _kernels(record, views, rows, of_rule, has_residual, offset)
     require(kernel != 0)
     # Without a plan the kernel is that for rows one after the other.
     short = are_short(rows.features, size // rows.features, of_x.itemsize)
@@ -186,15 +188,15 @@ def _copy(source: Any, kind: Any) -> Any:
 
 
 def _kernels(
-    record: Fields, views: dict[str, View], rows: Rows, norm: Any, has_residual: Any, offset: Any
+    record: Fields, views: dict[str, View], rows: Rows, rule: Any, has_residual: Any, offset: Any
 ) -> tuple[Any, Any]:
     """The address of the kernel, and of the same in float64; 0 where it has not been compiled yet."""
-    code = views["x"].code
-    place = place_of(norm, where(has_residual, 1, 0), code, 0)
-    found, wide = (cell(word(record.address + Record.kernels.offset + 8 * (place + i), 64)) for i in range(2))
+    code, offset = views["x"].code, where(record.at("rounds_weight", rule) != 0, 0.0, offset)
+    place = place_of(rule, where(has_residual, 1, 0), code, 0)
+    found, wide = (cell(record.at("kernels", place + i)) for i in range(2))
     for _ in when(rows.plan != 0):
         found[...], wide[...] = rows.told("kernel"), rows.told("kernel_in_float64")
-    in_float64 = needs_float64(norm, code, views["weight"].code, views["bias"].code, offset)
+    in_float64 = needs_float64(record.at("norms", rule), code, views["weight"].code, views["bias"].code, offset)
     return where(in_float64 | (code == FLOAT64.code), wide, found), wide
 
 

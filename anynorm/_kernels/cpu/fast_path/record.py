@@ -17,7 +17,7 @@ FUNCTIONS = (
     "PyErr_Clear", "PyEval_SaveThread", "PyEval_RestoreThread",
 )  # fmt: skip
 OBJECTS = (
-    "none", "true", "float", "dtype", "layer_norm", "rms_norm", "scale_norm",
+    "none", "true", "float", "dtype",
     "is_alone",  # a function of None that tells whether a call uses no thread but its own
     "ndarray", "memmap", "empty_like_array",  # NumPy
     "bfloat16",  # a dtype of NumPy's, once an x has had it
@@ -25,10 +25,11 @@ OBJECTS = (
 )  # fmt: skip
 OF_ROWS = 8  # arguments of a call whose task is known, see own_rows.py
 BEGIN = -1  # in place of a number of arguments: a call of the program that gives it the record
+MOST_RULES = 32
 
 
 def place_of(rule: Any, has_residual: Any, code: Any, in_float64: Any) -> Any:
-    """Where among `kernels` the address of one lies: by x's dtype, and whether it computes in float64."""
+    """Where among `kernels` the address of one lies: by the place of its rule, x's dtype, and whether in float64."""
     return ((rule * 2 + has_residual) * len(BY_CODE) + code) * 2 + in_float64
 
 
@@ -41,5 +42,8 @@ class Record(ctypes.Structure):
         ("most_nbytes", _WORD),  # of x; results for larger ones are made in huge pages, or stored past the caches
         ("least_shared_nbytes", _WORD),  # from which on calls are shared among threads
         ("few_elements", _WORD),  # for which the lock of the interpreter is kept
-        ("kernels", _WORD * (3 * 2 * len(BY_CODE) * 2)),  # 0 until it has run on the slow path
+        ("rules", _WORD * MOST_RULES),  # the objects: those of the three norms, and of conventions that have been met
+        ("norms", _WORD * MOST_RULES),  # which norm it is
+        ("rounds_weight", _WORD * MOST_RULES),  # see Variant
+        ("kernels", _WORD * (MOST_RULES * 2 * len(BY_CODE) * 2)),  # 0 until it has run on the slow path
     )

@@ -42,6 +42,10 @@ class Fields:
     def __getattr__(self, name: str) -> Any:
         return word(self.address + getattr(Record, name).offset, 64)
 
+    def at(self, name: str, place: Any) -> Any:
+        """One of a field that is several."""
+        return word(self.address + getattr(Record, name).offset + 8 * place, 64)
+
 
 class View:
     """What was seen of an array, in memory; nothing yet."""

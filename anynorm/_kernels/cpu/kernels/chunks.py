@@ -14,10 +14,22 @@ from typing import NamedTuple
 from anynorm._kernels.cpu.kernels.scatter import gather
 from anynorm._kernels.cpu.kernels.streaming import further, map_chunk, read
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
-from anynorm._kernels.cpu.language.arithmetic import fma, larger, number, part, smaller, splat, split, sum_lanes, where
-from anynorm._kernels.cpu.language.dtypes import CHUNK, FLOAT64, LAYER, Dtype, Lanes, Number
+from anynorm._kernels.cpu.language.arithmetic import (
+    fma,
+    larger,
+    number,
+    part,
+    root,
+    rounded,
+    smaller,
+    splat,
+    split,
+    sum_lanes,
+    where,
+)
+from anynorm._kernels.cpu.language.dtypes import CHUNK, EACH, FLOAT64, LAYER, ONCE, SCALE, Dtype, Lanes, Number
 from anynorm._kernels.cpu.language.flow import cell, combinations, loop, when
-from anynorm._kernels.cpu.language.memory import load, peek, real, store, store_real
+from anynorm._kernels.cpu.language.memory import load, peek, real, store_real
 
 
 def chunks_of(task: TaskValues, step: int = CHUNK) -> Iterator[tuple[int, int]]:
@@ -49,13 +61,7 @@ def mean_of_first(task: TaskValues, row: Arrays, dtype: Dtype) -> Number:
     """The mean of the first elements of a row, as many as there are lanes, rounded; the sum is formed in a dtype."""
     count = smaller(task.features, task.lanes)
     first = read(task, gather(task, row, 0, count), 0, dtype)
-    return rounded(task, sum_lanes(part(first, 0, count, splat(0.0, dtype, task.lanes))) / number(count))
-
-
-def rounded(task: TaskValues, value: Number) -> Number:
-    """A number as the dtype of the row has it, by way of some memory."""
-    store(task.scratch.one, task.dtype, value)
-    return peek(task.scratch.one, task.dtype)
+    return rounded(sum_lanes(part(first, 0, count, splat(0.0, dtype, task.lanes))) / number(count), task.dtype)
 
 
 class Sums:
@@ -109,7 +115,41 @@ def factors_of(task: TaskValues, centred: bool, shift: Lanes, factor: Lanes, con
     return Factors(factor, factor_low, constant, constant_low, None)
 
 
-def apply_lanes(dtype: Dtype, value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes | None) -> Lanes:
+def apply_lanes(task: TaskValues, value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes | None) -> Lanes:
+    """Step 3 of the definition, in the dtype that is computed in; what comes last is rounded as it is stored."""
+    if task.variant.rounding == ONCE:
+        return _apply_once(task.compute_dtype, value, row, weight, bias)
+    y, factor = _apply_once(task.compute_dtype, value, row, None, None), _factor_of_unit_vectors(task)
+    # x / root is the middle between two numbers of x's dtype only where rows are centred: the product of such a number
+    # with one of few bits has more bits than x. So either will do, and what takes fewer instructions is
+    # taken: rms_norm of bfloat16, 512 x 1024, 1.17 of its time without roundings and 1.5 to even (EPYC 9005).
+    to_even = task.compute_dtype is FLOAT64
+    if factor is not None:
+        y, to_even = _times(task, rounded(y, task.dtype, to_even), factor), True
+    if weight is None:
+        return y if bias is None else rounded(y, task.dtype, to_even) + bias
+    y = rounded(y, task.dtype, to_even)
+    if bias is None:
+        return y * weight
+    return rounded(y * weight, task.dtype) + bias if task.variant.rounding == EACH else fma(y, weight, bias)
+
+
+def _factor_of_unit_vectors(task: TaskValues) -> Number | None:
+    """What rows are multiplied by once they are rounded, where they are unit vectors until then."""
+    if task.rule == SCALE:
+        return task.scale
+    return root(number(task.features)) if task.variant.makes_unit_vectors else None
+
+
+def _times(task: TaskValues, value: Lanes, factor: Number) -> Lanes:
+    """The product with a number, of which float32 may not hold all."""
+    if not task.splits_factors:
+        return value * splat(factor, task.compute_dtype, task.lanes)
+    high, low = (splat(one, task.compute_dtype, task.lanes) for one in split(factor))
+    return fma(value, high, value * low)
+
+
+def _apply_once(dtype: Dtype, value: Lanes, row: Factors, weight: Lanes | None, bias: Lanes | None) -> Lanes:
     """``((x - shift) * factor + constant) * weight + bias``, rounded to the dtype that is computed in.
 
     Where rows are not centred, the first two factors are such that nothing leaves the range of that dtype. In float64
@@ -190,7 +230,7 @@ def apply_chunk(
                 else load(one + i * parameter_dtype.itemsize, parameter_dtype, task.compute_dtype, task.lanes)
                 for one in given
             )
-            return apply_lanes(task.compute_dtype, value, row, *parameters)
+            return apply_lanes(task, value, row, *parameters)
 
         summed[...] = map_chunk(task, chunk, count, ahead, streaming, compute, beside.is_there, add)
     for _ in when(beside.is_there):

@@ -12,8 +12,8 @@ from anynorm._kernels.cpu.kernels.float64 import two_sum
 from anynorm._kernels.cpu.kernels.moments import multiply_pairs
 from anynorm._kernels.cpu.kernels.side_by_side.block import real_lanes
 from anynorm._kernels.cpu.kernels.task import GIVEN, GivenTask, Variant
-from anynorm._kernels.cpu.language.arithmetic import is_false, magnitude, root, smaller, splat, where
-from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, LAYER, SCALE, Lanes
+from anynorm._kernels.cpu.language.arithmetic import is_false, magnitude, root, rounded, smaller, splat, where
+from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, FLOOR, INSIDE, LAYER, ONCE, OUTSIDE, SCALE, Lanes
 from anynorm._kernels.cpu.language.flow import loop
 from anynorm._kernels.cpu.language.memory import buffer, integer, real, store_real
 
@@ -156,23 +156,30 @@ def _moments_of(
 
 def _finish(variant: Variant, address: int, given: _Given) -> _Step:
     """1 / sqrt(squares / n + eps), for scale_norm 1 / max(sqrt(squares), eps); where eps is 0, 0 for a row of zeros."""
-    wide, averaged, eps = _is_wide(variant), variant.rule != SCALE, _number(address, "eps")
+    wide, place, eps = _is_wide(variant), variant.eps_place, _number(address, "eps")
+    is_inside, is_mean = place == INSIDE, variant.rule != SCALE and place != FLOOR
     energy, least_energy, least = given.squares, _LEAST_ENERGY[wide], _all(0.0)
-    if averaged:
-        added = eps * given.unit * given.unit if wide else eps
-        energy = given.squares / _at_least(given.count, 1.0) + added
+    if is_mean:
+        energy = energy / _at_least(given.count, 1.0)
+    if is_inside:
+        energy = energy + (eps * given.unit * given.unit if wide else eps)
     length = root(_at_least(energy, least_energy))
+    if variant.rounds_root:
+        length = where(given.squares == 0.0, length, rounded(length, variant.dtypes[0]))
     divisor = length
-    if wide or not averaged:
+    if wide or not is_inside:
         least = _at_least(_number(address, "length") * given.unit, _LEAST_LENGTH)
-        if averaged:
+        if is_inside:
             # Only for rows without deviations, where what is added has vanished: any other root exceeds it. An x that
             # is given their statistics may have some, which are to be divided by the root of eps itself.
             least = least * (1.0 - 2.0**-51 * _exceeds(energy, least_energy))
-        divisor = _at_least(length * _reaches(energy, least_energy), least)
-    is_nothing = eps <= (0.0 if wide or not averaged else least_energy)
+        divisor = length * _reaches(energy, least_energy)
+        divisor = divisor + least if place == OUTSIDE else _at_least(divisor, least)
+    is_nothing = eps <= (0.0 if wide or not is_inside else least_energy)
     size = given.squares
     factor = where(is_nothing, _reaches(size, least_energy), 1.0) * (1.0 / where(is_nothing, length, divisor))
+    if variant.rule != SCALE and not is_mean and not variant.makes_unit_vectors:
+        factor = factor * root(given.count)
     # A row that holds Inf is to be NaN; with centring Inf - Inf is.
     return _Step(factor if variant.rule == LAYER else factor + 0.0 * size, length, least)
 
@@ -180,7 +187,7 @@ def _finish(variant: Variant, address: int, given: _Given) -> _Step:
 def _numbers(variant: Variant, address: int, given: _Given, step: _Step) -> tuple[Lanes, ...]:
     """Shift, factor and constant; of float64 the shift as a pair, the factor, and a unit, 0 where the row has none."""
     scale, factor = _number(address, "scale"), step.factor
-    if variant.rule == SCALE:
+    if variant.rule == SCALE and variant.rounding == ONCE:
         # Infinity times a zero of the row would be NaN.
         factor = where(scale == 1.0, factor, _at_most(_at_least(factor * scale, -_LARGEST), _LARGEST))
     shift, low = _shift_of(variant, given)

@@ -28,11 +28,24 @@ from anynorm._kernels.cpu.language.arithmetic import (
     splat,
     where,
 )
-from anynorm._kernels.cpu.language.dtypes import CHUNK, FINISHED, FLOAT64, LAYER, SCALE, Lanes, Number
+from anynorm._kernels.cpu.language.dtypes import (
+    CHUNK,
+    FINISHED,
+    FLOAT64,
+    FLOOR,
+    INSIDE,
+    LAYER,
+    OUTSIDE,
+    SCALE,
+    Lanes,
+    Number,
+)
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import load, peek, real, store_real
 
 _LANES = FLOAT64.lanes
+# Of sums of squares, and of eps where it is added to a root.
+_LEAST_ENERGY, _LEAST_EPS = 2.0**-400, 2.0**-100
 
 
 def two_sum(a: Lanes, b: Lanes) -> tuple[Lanes, Lanes]:
@@ -121,28 +134,42 @@ def find_factors(
     product, error = two_product(sums, between)
     energy, low = two_sum(squares, -product)
     low = low + ((squares_low - error) - (sums * between_low + sums_low * between))
-    is_scale = task.rule == SCALE
-    numerator = 1.0 if is_scale else count
-    if is_scale:
-        of_eps, of_eps_low = two_product(task.eps, task.eps)
-        is_empty = energy < of_eps
-        energy, low = where(is_empty, of_eps, energy), where(is_empty, of_eps_low, low)
-    else:
+    numerator = 1.0 if task.rule == SCALE else count
+    if task.variant.eps_place == INSIDE:
         of_eps, of_eps_low = two_product(task.eps, count)
         energy, error = two_sum(energy, of_eps)
         low = low + (of_eps_low + error)
+    else:
+        # Where eps is added to the root, less energy than this is nothing beside it.
+        least, least_low = two_product(task.eps, task.eps) if task.variant.eps_place == FLOOR else (_LEAST_ENERGY, 0.0)
+        is_less = energy < least
+        energy, low = where(is_less, least, energy), where(is_less, least_low, low)
     # One step of Newton from the rounded root, with the residual formed exactly.
     factor = 1.0 / root(energy / numerator)
     square, square_error = two_product(factor, factor)
     product, product_error = two_product(square, energy)
     residual = ((numerator - product) - product_error) - square_error * energy - square * low
     factor_low = factor * residual / (numerator + numerator)
-    safe = (energy > 2.0**-400) & (energy < 2.0**400)
-    if is_scale:
+    safe = energy > _LEAST_ENERGY
+    if task.variant.eps_place == OUTSIDE:
+        factor, factor_low = _with_eps_outside(factor, factor_low, task.eps)
+        safe = (safe | (task.eps > _LEAST_EPS)) & (task.eps < 1.0 / _LEAST_ENERGY)
+    safe = safe & (energy < 1.0 / _LEAST_ENERGY)
+    if task.rule == SCALE:
         product, error = two_product(factor, task.scale)
         factor, factor_low = product, error + factor_low * task.scale
+    if task.rule == SCALE or task.variant.eps_place == OUTSIDE:
         safe = safe & (magnitude(factor) > 2.0**-700) & (magnitude(factor) < 2.0**700)
     return mean, mean_low, where(safe, factor, math.nan), factor_low
+
+
+def _with_eps_outside(factor: Lanes, low: Lanes, eps: Number) -> tuple[Lanes, Lanes]:
+    """1 / (root + eps) as a pair, of 1 / root as a pair: that by 1 + eps / root."""
+    product, error = two_product(factor, eps)
+    divisor, rest = two_sum(1.0, product)
+    rest = rest + (error + low * eps)
+    quotient = factor / divisor
+    return quotient, (fma(0.0 - quotient, divisor, factor) + (low - quotient * rest)) / divisor
 
 
 def find_factors_in_unit(
@@ -205,8 +232,8 @@ def apply_in_unit(
 
 def widen_in_pairs(task: TaskValues, start: int, count: int) -> None:
     """A chunk of weight + weight_offset as pairs, and of bias."""
-    widen_parameters(task, start, count, 0.0)
-    for _ in when(task.weight_offset != 0.0):
+    widen_parameters(task, start, count, task.weight_offset if task.variant.rounds_weight else 0.0)
+    for _ in when(task.has_lows):
         offset = splat(task.weight_offset, FLOAT64, _LANES)
         for i in loop(0, count * 8, _LANES * 8):
             high, low = two_sum(load(task.scratch.weights + i, FLOAT64), offset)
@@ -274,7 +301,7 @@ def _apply_row(
             widen_in_pairs(task, start, count)
         chunk = gather(task, addresses, start, count)
         for widened in cases(task.widened):
-            for has_offset in cases(task.weight_offset != 0.0) if widened else (False,):
+            for has_offset in cases(task.has_lows) if widened else (False,):
                 # Rows that have a unit are few, and a line that is open from the row before is closed by the next one.
                 for streaming in cases(task.streaming) if unit is None else (False,):
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, parts_of
 from anynorm._kernels.cpu.kernels.values import TaskValues
-from anynorm._kernels.cpu.language.arithmetic import magnitude, splat, sum_lanes, where
-from anynorm._kernels.cpu.language.dtypes import BY_CODE, CHUNK, FLOAT32, FLOAT64, LAYER, Dtype, Number
+from anynorm._kernels.cpu.language.arithmetic import magnitude, rounded, splat, sum_lanes, where
+from anynorm._kernels.cpu.language.dtypes import BY_CODE, CHUNK, FLOAT32, FLOAT64, LAYER, ONCE, SCALE, Dtype, Number
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import load, store
 
 _STEP = 8  # parameters that are widened at a time
+_LARGE = 2.0**60  # up to this, and from its reciprocal on, products keep the range of float32
 
 
 def widen_parameters(task: TaskValues, start: int, count: int, weight_offset: Number) -> None:
@@ -24,7 +25,8 @@ def widen_parameters(task: TaskValues, start: int, count: int, weight_offset: Nu
         for _ in when(address != 0):
             itemsize = where(code < 2, 2, 4 * (code - 1))
             target = where(is_weight, task.scratch.weights, task.scratch.biases)
-            widen_chunk(code, task.compute_dtype, address + start * itemsize, count, offset, target)
+            source = address + start * itemsize
+            widen_chunk(code, task.compute_dtype, source, count, offset, target, task.variant.rounds_weight)
 
 
 def widen_short_parameters(task: TaskValues) -> None:
@@ -33,14 +35,20 @@ def widen_short_parameters(task: TaskValues) -> None:
         widen_parameters(task, 0, task.features, task.weight_offset)
 
 
-def widen_chunk(code: int, compute_dtype: Dtype, source: int, count: int, offset: Number, target: int) -> None:
-    """Source + offset in the dtype that is computed in, for a source whose dtype is known by its code."""
+def widen_chunk(
+    code: int, compute_dtype: Dtype, source: int, count: int, offset: Number, target: int, is_rounded: bool = False
+) -> None:
+    """Source + offset in the dtype that is computed in, for a source whose dtype is known by its code.
+
+    It may be rounded to that first.
+    """
     for dtype in BY_CODE:
         for _ in when(code == dtype.code):
             for lanes, first, last in parts_of(count, _STEP):
                 for i in loop(first, last, lanes):
                     # In float64, for float32 would lose what is left where a weight and the offset cancel.
                     value = load(source + i * dtype.itemsize, dtype, lanes=lanes) + offset
+                    value = rounded(value, dtype) if is_rounded else value
                     store(target + i * compute_dtype.itemsize, compute_dtype, value)
 
 
@@ -58,16 +66,20 @@ def are_weights_safe(task: TaskValues) -> bool:
     safe = cell(True)
     if task.compute_dtype is FLOAT64:
         return safe
+    if task.rule == SCALE and task.variant.rounding != ONCE:
+        size = magnitude(task.scale)
+        safe[...] = (size < _LARGE) & ((size >= 1.0 / _LARGE) | (size == 0.0))
     # x_hat * weight is out of range no sooner than y, unless the weight itself is: factor * weight may be.
-    in_doubt = (task.rule != LAYER) | (task.weight_code == FLOAT64.code) | (task.weight_offset != 0.0)
+    has_offset = False if task.variant.rounds_weight else task.weight_offset != 0.0
+    in_doubt = (task.rule != LAYER) | (task.weight_code == FLOAT64.code) | has_offset
     for _ in when((task.weight != 0) & in_doubt):
         for direct in cases(task.direct) if task.splits_factors else (False,):
             if direct:
-                safe[...] = are_near_one(FLOAT32, task.weight, task.features, 2.0**60)
+                safe[...] = are_near_one(FLOAT32, task.weight, task.features, _LARGE)
                 continue
             for start, count in chunks_of(task):
                 widen_parameters(task, start, count, task.weight_offset)
-                safe[...] = safe & are_near_one(FLOAT32, task.scratch.weights, count, 2.0**60)
+                safe[...] = safe & are_near_one(FLOAT32, task.scratch.weights, count, _LARGE)
     return safe
 
 

@@ -15,7 +15,6 @@ from anynorm._kernels.cpu.kernels.chunks import (
     chunks_of,
     is_flat_chunk,
     mean_of_first,
-    rounded,
 )
 from anynorm._kernels.cpu.kernels.factors import find_factors
 from anynorm._kernels.cpu.kernels.parameters import are_weights_safe, widen_parameters, widen_short_parameters
@@ -25,7 +24,16 @@ from anynorm._kernels.cpu.kernels.streaming import further, writing
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.turns import Turns, are_turns_safe, with_turns
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task, word
-from anynorm._kernels.cpu.language.arithmetic import is_false, larger, magnitude, number, smaller, splat, where
+from anynorm._kernels.cpu.language.arithmetic import (
+    is_false,
+    larger,
+    magnitude,
+    number,
+    rounded,
+    smaller,
+    splat,
+    where,
+)
 from anynorm._kernels.cpu.language.dtypes import CHUNK, FINISHED, FLOAT32, FLOAT64, GROUP, LAYER, Dtype, Number
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import call_kernel, peek, real, store_real
@@ -69,7 +77,7 @@ class _Row:
         return sums, squares
 
     def moved(self, shift: Number, to: Number, is_far: bool) -> tuple[Number, bool]:
-        return rounded(self.task, to), is_false(is_far)  # the shift is not used again unless it is far
+        return rounded(to, self.task.dtype), is_false(is_far)  # the shift is not used again unless it is far
 
 
 # In what follows ``offset`` is how far in scratch the numbers of a row lie from those of the first row of its group.

@@ -5,7 +5,21 @@ from __future__ import annotations
 import ctypes
 from typing import Any, NamedTuple
 
-from anynorm._kernels.cpu.language.dtypes import BY_CODE, FLOAT32, FLOAT64, SCALE, Dtype
+from anynorm._kernels.cpu.language.dtypes import (
+    BY_CODE,
+    EACH,
+    FLOAT32,
+    FLOAT64,
+    FLOOR,
+    INSIDE,
+    ONCE,
+    OUTSIDE,
+    PLACES,
+    ROUNDINGS,
+    RULES,
+    SCALE,
+    Dtype,
+)
 
 _WORD, _REAL = ctypes.c_int64, ctypes.c_double
 
@@ -80,7 +94,8 @@ class GivenTask(ctypes.Structure):
 def needs_float64(rule: Any, code: Any, weight_code: Any, bias_code: Any, weight_offset: Any) -> Any:
     """Whether rows of float32 are computed in float64, as their parameters hold what float32 does not.
 
-    Pairs of float32 are formed of factors alone. It is asked in Python, and while the fast path is compiled.
+    Pairs of float32 are formed of factors alone. It is asked in Python, and while the fast path is compiled. The offset
+    is 0 where the sum with it is rounded to the weight's dtype.
     """
     are_wider = (weight_code == FLOAT64.code) | (bias_code == FLOAT64.code) | (weight_offset != 0.0)
     return (code == FLOAT32.code) & (rule != SCALE) & are_wider
@@ -96,6 +111,35 @@ class Variant(NamedTuple):
     has_layout: bool = False
     has_numbers: bool = False  # the derivative: moments are given
     has_turns: bool = False  # rows take turns with some weights
+    # What a convention says:
+    place: int = INSIDE  # where eps stands, see `eps_place`
+    rounding: int = ONCE
+    rounds_root: bool = False  # what x is divided by
+    rounds_weight: bool = False  # weight + weight_offset
+
+    @classmethod
+    def of(cls, rule: Any, code: int, in_float64: bool, **options: bool) -> Variant:
+        """The variant for a rule of the definition."""
+        one = cls(RULES[rule.name], code, in_float64, **options)
+        if rule.is_plain:
+            return one
+        is_wide = code == FLOAT64.code  # there is nothing to round to
+        return one._replace(
+            place=PLACES[rule.eps_place],
+            rounding=ONCE if is_wide else ROUNDINGS[rule.rounding],
+            rounds_root=rule.statistics == "x" and not is_wide,
+            rounds_weight=rule.offset == "weight",
+        )
+
+    @property
+    def eps_place(self) -> int:
+        """Where eps stands; for scale_norm that is the floor, unless it is outside."""
+        return FLOOR if self.rule == SCALE and self.place != OUTSIDE else self.place
+
+    @property
+    def makes_unit_vectors(self) -> bool:
+        """Whether rows are made and rounded with length 1, and then multiplied by the root of their features."""
+        return self.rule != SCALE and self.place == FLOOR and self.rounding == EACH
 
     @property
     def dtypes(self) -> tuple[Dtype, Dtype]:

@@ -14,7 +14,7 @@ from anynorm._kernels.cpu.kernels.chunks import chunks_of, elements_of
 from anynorm._kernels.cpu.kernels.scatter import gather
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
 from anynorm._kernels.cpu.language.arithmetic import magnitude, number, power_of_two, root, splat, where
-from anynorm._kernels.cpu.language.dtypes import FLOAT64, SCALE, Lanes, Number
+from anynorm._kernels.cpu.language.dtypes import FLOAT64, INSIDE, Lanes, Number
 from anynorm._kernels.cpu.language.flow import cell, loop, when
 
 # (bound, unit) of moments, as in anynorm/_definition/scaling.py; the first bound that a row is below has its unit.
@@ -88,7 +88,7 @@ def unit_of_moments(size: Number) -> Number:
 
 def length_of_eps(task: TaskValues) -> Number:
     """Eps as a length, to which that of a row is compared."""
-    return task.eps if task.rule == SCALE else root(task.eps)
+    return root(task.eps) if task.variant.eps_place == INSIDE else task.eps
 
 
 def multiplier(unit: Lanes) -> Lanes:
@@ -99,7 +99,7 @@ def multiplier(unit: Lanes) -> Lanes:
 def in_unit(task: TaskValues, unit: Lanes) -> TaskValues:
     """The task with its eps as it counts for a row in such a unit, without a scale."""
     # Where the square of the unit is out of range, the product is not, or eps does not count beside the row.
-    eps = task.eps * unit if task.rule == SCALE else task.eps * unit * unit
+    eps = task.eps * unit * unit if task.variant.eps_place == INSIDE else task.eps * unit
     return task._replace(eps=eps, scale=number(1))
 
 

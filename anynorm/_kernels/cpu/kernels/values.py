@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, CHUNK, FLOAT32, FLOAT64, GROUP, Address, Dtype
+from anynorm._kernels.cpu.language.dtypes import (
+    CACHE_LINE_NBYTES,
+    CHUNK,
+    FLOAT32,
+    FLOAT64,
+    GROUP,
+    Address,
+    Dtype,
+)
 from anynorm._kernels.cpu.language.memory import buffer, integer, real
 
 # A chunk may have some lanes more than CHUNK elements, and some are read behind it.
@@ -40,14 +48,13 @@ class Scratch(NamedTuple):
     factors: int
     constants: int
     following: int  # the shifts of the next group
-    one: int  # element, or lanes of them
     open_line: int  # see streaming.py
 
     @classmethod
     def new(cls, dtype: Dtype, compute_dtype: Dtype) -> Scratch:
         """Memory on the stack; what a kernel does not use of it is not there once that is compiled."""
         chunks = (*[dtype] * 4, *[compute_dtype] * 2, FLOAT64)
-        sizes = (*(_CHUNK_ELEMENTS * one.itemsize for one in chunks), *[GROUP * 8] * 6, CACHE_LINE_NBYTES, _LINE_NBYTES)
+        sizes = (*(_CHUNK_ELEMENTS * one.itemsize for one in chunks), *[GROUP * 8] * 6, _LINE_NBYTES)
         return cls(*map(buffer, sizes))
 
 
@@ -76,7 +83,13 @@ class TaskValues(NamedTuple):
     address: int  # of the Task
     float64_kernel: int  # for what float32 cannot hold; 0: there is none
     narrow: int  # where that lies which float32 has found of a block; 0: nothing
+    variant: Variant  # for what a convention says
     turns: bool = False  # whether each row has the parameters of its turn, see turns.py
+
+    @property
+    def has_lows(self) -> bool:
+        """Whether weight + weight_offset is a pair of float64."""
+        return False if self.variant.rounds_weight else self.weight_offset != 0.0
 
     @property
     def lanes(self) -> int:
@@ -120,4 +133,5 @@ def load_task(address: int, variant: Variant, has_dy: bool = False) -> TaskValue
         weight, word(address, "weight_code"), bias, word(address, "bias_code"), (weight != 0) | (bias != 0),
         False, word(address, "streaming") != 0, True, word(address, "numbers"), Scratch.new(*variant.dtypes),
         address, word(address, "float64_kernel"), word(address, "narrow"),
+        variant,
     )  # fmt: skip

@@ -16,7 +16,8 @@ else:
     from anynorm._kernels.cpu.language import compiled as words
 
 as_lanes, fma, magnitude, number = words.as_lanes, words.fma, words.magnitude, words.number
-part, root, splat, split, where = words.part, words.root, words.splat, words.split, words.where
+part, root, rounded, splat = words.part, words.root, words.rounded, words.splat
+split, where = words.split, words.where
 
 _LEAST_POWER, _MOST_POWER = 2.0**-1022, 2.0**1023
 

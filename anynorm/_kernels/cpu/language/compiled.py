@@ -10,6 +10,7 @@ what each function does. The kernels get them from `arithmetic` and `memory`.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from llvmlite import ir
@@ -58,6 +59,58 @@ def widened(raw: Any, dtype: Dtype, element: ir.Type) -> Any:
     if raw.type.element == element:
         return raw
     return (write.fpext if element == DOUBLE else write.fptrunc)(raw, vector(element, length))
+
+
+def narrowed(value: Any, dtype: Dtype) -> Any:
+    """Lanes rounded to elements as they lie in memory."""
+    write, length = builder(), value.type.count
+    if dtype is BFLOAT16:
+        # The upper halves. A shift and a truncation are more instructions: rms_norm and layer_norm take 0.9 of the time
+        # of those this way (EPYC 9005).
+        halves = write.bitcast(_to_upper_halves(value), vector(INT16, 2 * length))
+        upper = range(1 if sys.byteorder == "little" else 0, 2 * length, 2)
+        return write.shuffle_vector(halves, halves, ir.Constant(vector(INT32, length), list(upper)))
+    if dtype is FLOAT16:
+        return write.bitcast(write.fptrunc(_in_float32(value), vector(HALF, length)), vector(INT16, length))
+    return _in_float32(value) if dtype is FLOAT32 else value
+
+
+def _in_float32(value: Any) -> Any:
+    """By way of this float64 reaches 16 bits, for want of an instruction; that adds 2**-13 of a unit to the error."""
+    is_wide = value.type.element == DOUBLE
+    return builder().fptrunc(value, vector(FLOAT, value.type.count)) if is_wide else value
+
+
+def _to_upper_halves(value: Any) -> Any:
+    """The bits of lanes rounded to bfloat16, which are the upper halves of these; in the lower ones stands anything.
+
+    To nearest even in integers: the instruction for it takes subnormal numbers for zeros.
+    """
+    write, length, value = builder(), value.type.count, _in_float32(value)
+    bits = write.bitcast(value, vector(INT32, length))
+    odd = write.and_(write.lshr(bits, constant(INT32, 16, length)), constant(INT32, 1, length))
+    rounded = write.add(write.add(bits, odd), constant(INT32, 0x7FFF, length))
+    is_nan = write.fcmp_unordered("uno", value, value)
+    return write.select(is_nan, constant(INT32, 0x7FC00000, length), rounded)
+
+
+def rounded(value: Value, dtype: Dtype, to_even: bool = True) -> Value:
+    """Lanes, or a float64, as a dtype rounds them, in their own.
+
+    Not to even, the middle between two numbers of bfloat16 goes to the larger one, and no NaN may have all bits set.
+    """
+    if not isinstance(value.type, ir.VectorType):
+        return rounded(Value(spread(value.llvm, 1)), dtype)[0]
+    write, length, element = builder(), value.type.count, value.type.element
+    if dtype is not BFLOAT16:
+        return Value(widened(narrowed(value.llvm, dtype), dtype, element))
+    if to_even:
+        bits = _to_upper_halves(value.llvm)
+    else:
+        bits = write.bitcast(_in_float32(value.llvm), vector(INT32, length))
+        bits = write.add(bits, constant(INT32, 0x8000, length))
+    upper = write.and_(bits, constant(INT32, -1 << 16, length))
+    return Value(widened(write.bitcast(upper, vector(FLOAT, length)), FLOAT32, element))
 
 
 def splat(value: Any, compute_dtype: Dtype, lanes: int) -> Lanes:

@@ -46,3 +46,8 @@ CODES = {dtype.name: dtype.code for dtype in BY_CODE}
 
 LAYER, RMS, SCALE = 0, 1, 2
 RULES = {"layer_norm": LAYER, "rms_norm": RMS, "scale_norm": SCALE}
+# What a convention says of a norm, see Rule in anynorm/_definition/norms.py.
+INSIDE, OUTSIDE, FLOOR = 0, 1, 2
+PLACES = {"inside": INSIDE, "outside": OUTSIDE, "floor": FLOOR}
+ONCE, NORMALIZED, EACH = 0, 1, 2
+ROUNDINGS = {"once": ONCE, "normalized": NORMALIZED, "each": EACH}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy
 
-from anynorm._kernels.cpu.language.dtypes import Dtype, Lanes, Number
+from anynorm._kernels.cpu.language.dtypes import BFLOAT16, FLOAT64, Dtype, Lanes, Number
 
 # --- what is run when
 
@@ -42,6 +42,37 @@ def when(condition: Any) -> Iterator[None]:
 
 
 # --- lanes alone
+
+
+def widened(raw: numpy.ndarray, dtype: Dtype, compute_dtype: Any) -> Any:
+    """Elements as they lie in memory in another dtype; exact in a wider one."""
+    if dtype is BFLOAT16:  # the upper half of a float32
+        raw = (raw.astype(numpy.uint32) << 16).view(numpy.float32)
+    return raw.astype(compute_dtype.name)
+
+
+def narrowed(value: Any, dtype: Dtype) -> Any:
+    """Lanes, or a number, rounded to elements as they lie in memory."""
+    if dtype is FLOAT64:
+        return value
+    value = numpy.asarray(value).astype(numpy.float32)  # float64 reaches 16 bits by way of float32 too
+    if dtype is not BFLOAT16:
+        return value.astype(dtype.name)
+    bits = value.view(numpy.uint32)
+    rounded = bits + (bits >> 16 & 1) + numpy.uint32(0x7FFF)  # to nearest even
+    rounded = numpy.where(numpy.isnan(value), numpy.uint32(0x7FC00000), rounded)
+    return (rounded >> 16).astype(numpy.uint16)
+
+
+def rounded(value: Any, dtype: Dtype, to_even: bool = True) -> Any:
+    """Lanes, or a float64, as a dtype rounds them, in their own.
+
+    Not to even, the middle between two numbers of bfloat16 goes to the larger one, and no NaN may have all bits set.
+    """
+    if dtype is BFLOAT16 and not to_even:
+        bits = numpy.asarray(value).astype(numpy.float32).view(numpy.uint32) + numpy.uint32(0x8000)
+        return (bits & numpy.uint32(0xFFFF0000)).view(numpy.float32).astype(numpy.asarray(value).dtype)[()]
+    return widened(narrowed(value, dtype), dtype, numpy.asarray(value).dtype)[()]
 
 
 def splat(value: float, compute_dtype: Dtype, lanes: int) -> Lanes:

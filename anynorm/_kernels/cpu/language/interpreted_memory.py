@@ -24,6 +24,7 @@ from anynorm._kernels.cpu.language.dtypes import (
     Lanes,
     Number,
 )
+from anynorm._kernels.cpu.language.interpreted import narrowed, widened
 
 # NumPy has no bfloat16.
 _IN_MEMORY = {dtype: numpy.dtype("uint16" if dtype is BFLOAT16 else dtype.name) for dtype in BY_CODE}
@@ -67,26 +68,6 @@ def _memory(address: int, dtype: Dtype, count: int) -> numpy.ndarray:
     return numpy.frombuffer(memory, _IN_MEMORY[dtype])
 
 
-def _widened(raw: numpy.ndarray, dtype: Dtype, compute_dtype: Dtype) -> Any:
-    """Elements as they lie in memory in another dtype; exact in a wider one."""
-    if dtype is BFLOAT16:  # the upper half of a float32
-        raw = (raw.astype(numpy.uint32) << 16).view(numpy.float32)
-    return raw.astype(compute_dtype.name)
-
-
-def _narrowed(value: Any, dtype: Dtype) -> Any:
-    """Lanes, or a number, rounded to elements as they lie in memory."""
-    if dtype is FLOAT64:
-        return value
-    value = numpy.asarray(value).astype(numpy.float32)  # float64 reaches 16 bits by way of float32 too
-    if dtype is not BFLOAT16:
-        return value.astype(dtype.name)
-    bits = value.view(numpy.uint32)
-    rounded = bits + (bits >> 16 & 1) + numpy.uint32(0x7FFF)  # to nearest even
-    rounded = numpy.where(numpy.isnan(value), numpy.uint32(0x7FC00000), rounded)
-    return (rounded >> 16).astype(numpy.uint16)
-
-
 def load(
     address: int, dtype: Dtype, compute_dtype: Dtype = FLOAT64, lanes: int | None = None, residual: Address = None
 ) -> Lanes:
@@ -95,13 +76,13 @@ def load(
     if residual is not None:
         sum_in = FLOAT64 if dtype is FLOAT64 else FLOAT32
         others = _memory(residual, dtype, len(raw))
-        raw = _narrowed(_widened(raw, dtype, sum_in) + _widened(others, dtype, sum_in), dtype)
-    return _widened(raw, dtype, compute_dtype)
+        raw = narrowed(widened(raw, dtype, sum_in) + widened(others, dtype, sum_in), dtype)
+    return widened(raw, dtype, compute_dtype)
 
 
 def store(address: int, dtype: Dtype, value: Any) -> None:
     """Round lanes, or a float64, into elements at an address."""
-    _memory(address, dtype, numpy.size(value))[:] = _narrowed(value, dtype)
+    _memory(address, dtype, numpy.size(value))[:] = narrowed(value, dtype)
 
 
 def stream(address: int, dtype: Dtype, value: Lanes) -> None:

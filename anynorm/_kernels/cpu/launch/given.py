@@ -21,7 +21,7 @@ from anynorm._kernels.cpu.fast_path.moments import moments_of_numbers
 from anynorm._kernels.cpu.fast_path.offers import offer, offer_moments
 from anynorm._kernels.cpu.fast_path.plans import finished_key
 from anynorm._kernels.cpu.kernels.task import GIVEN, GivenTask, Task, Variant
-from anynorm._kernels.cpu.language.dtypes import FINISHED, RULES
+from anynorm._kernels.cpu.language.dtypes import FINISHED
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.norm import run_from
@@ -135,10 +135,10 @@ def _finish(call: Call, task: GivenTask, keepalive: Any) -> None:
 def _given_task(call: Call, numbers: Array, of_gradient: Array | None = None) -> tuple[GivenTask, Any]:
     """What has numbers made of the moments that the call gives, and what must live until they are."""
     moments: Any = call.moments
-    given, rule, is_wide = statistics_of(moments), call.rule, bool(call.precision.digits)
+    given, is_wide, is_inside = statistics_of(moments), bool(call.precision.digits), call.rule.eps_place == "inside"
     task = GivenTask(
-        rows=numbers.size // FINISHED, eps=call.eps, length=math.sqrt(call.eps) if rule.averaged else call.eps,
-        scale=scale_of(call), most=_largest_unit(call.eps, rule.averaged) if is_wide else 1.0,
+        rows=numbers.size // FINISHED, eps=call.eps, length=math.sqrt(call.eps) if is_inside else call.eps,
+        scale=scale_of(call), most=_largest_unit(call.eps, is_inside) if is_wide else 1.0,
         numbers=NumPy.address(numbers), of_gradient=0 if of_gradient is None else NumPy.address(of_gradient),
     )  # fmt: skip
     keepalive = [numbers, of_gradient]
@@ -216,7 +216,7 @@ def host(array: Any) -> Any:
 
 
 def _variant(call: Call, **options: bool) -> Variant:
-    return Variant(RULES[call.rule.name], dtype_of(call.x.dtype).code, True, **options)
+    return Variant.of(call.rule, dtype_of(call.x.dtype).code, True, **options)
 
 
 def _launch(name: str, call: Call, layout: Layout | None, task: Task, keepalive: Any) -> Kernel:

@@ -11,7 +11,7 @@ from anynorm._check import Call
 from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
 from anynorm._kernels.cpu.fast_path.offers import offer
 from anynorm._kernels.cpu.kernels.task import Task, Variant, needs_float64
-from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES
+from anynorm._kernels.cpu.language.dtypes import FLOAT64
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
@@ -62,12 +62,15 @@ def run_from(call: Call, first: int) -> Any:
 
 def kernel_for(call: Call, task: Task, layout: Layout | None) -> tuple[str, Variant]:
     """The name and the variant of the kernel for a call, of which this is the task."""
-    dtype, rule = dtype_of(call.x.dtype), RULES[call.rule.name]
+    dtype, is_residual = dtype_of(call.x.dtype), call.residual is not None
     name = "columns" if layout is not None and layout.in_columns else "float64" if dtype is FLOAT64 else "rows"
-    in_float64 = dtype is FLOAT64 or needs_float64(
-        rule, dtype.code, task.weight_code, task.bias_code, call.weight_offset
+    variant = Variant.of(
+        call.rule, dtype.code, dtype is FLOAT64, has_residual=is_residual, has_layout=layout is not None
     )
-    return name, Variant(rule, dtype.code, in_float64, call.residual is not None, layout is not None)
+    offset = 0.0 if variant.rounds_weight else call.weight_offset
+    if needs_float64(variant.rule, dtype.code, task.weight_code, task.bias_code, offset):
+        variant = variant._replace(in_float64=True)
+    return name, variant
 
 
 def _normalize(name: str, variant: Variant, task: Task, first: int, last: int) -> None:

@@ -118,7 +118,7 @@ def _plan_for(
     bias_dtype: torch.dtype | None,
 ) -> _Plan | None:
     element, size = dtype_of(dtype), math.prod(shape)
-    if not rule.averaged or not size or axes[0] != len(shape) - len(axes):
+    if not rule.averaged or not rule.formula.is_plain or not size or axes[0] != len(shape) - len(axes):
         return None
     nbytes = size * element.itemsize
     features = math.prod(shape[axes[0] :])

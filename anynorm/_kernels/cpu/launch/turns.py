@@ -42,6 +42,8 @@ class Plan(NamedTuple):
 
 def plan_for(call: Call) -> Plan | None:
     """How the rows of a call take turns; None where they do not."""
+    if not call.rule.is_plain:
+        return None  # groups take it
     memory, given = call.library.memory, (call.x, call.residual, call.weight, call.bias, *(call.out or ()))
     if not all(memory.is_contiguous(one) for one in given if one is not None):
         return None

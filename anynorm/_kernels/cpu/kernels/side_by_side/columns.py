@@ -21,7 +21,16 @@ from anynorm._kernels.cpu.kernels.side_by_side.sums import SUMS_NBYTES, sum_chun
 from anynorm._kernels.cpu.kernels.streaming import read, writing
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.kernels.values import TaskValues, load_task
-from anynorm._kernels.cpu.language.arithmetic import as_lanes, is_false, number, smaller, splat, sum_lanes, where
+from anynorm._kernels.cpu.language.arithmetic import (
+    as_lanes,
+    is_false,
+    number,
+    rounded,
+    smaller,
+    splat,
+    sum_lanes,
+    where,
+)
 from anynorm._kernels.cpu.language.dtypes import FLOAT32, FLOAT64, LAYER, WIDEST_BLOCK, Dtype, Lanes
 from anynorm._kernels.cpu.language.flow import cases, cell, combinations, loop, when
 from anynorm._kernels.cpu.language.memory import (
@@ -55,7 +64,7 @@ class _Neighbours:
     def mean_of_first(self) -> Lanes:
         count = smaller(self.task.features, self.task.lanes)
         sums, _ = self._sum_chunk(0, count, splat(0.0, self.task.statistics_dtype, self.task.lanes))
-        return self._rounded(sums / number(count))
+        return rounded(sums / number(count), self.task.dtype)
 
     def sum_up(self, shift: Lanes | None) -> tuple[Lanes, Lanes]:
         sums, squares = cell(self.zero), cell(self.zero)
@@ -67,12 +76,7 @@ class _Neighbours:
         return sums, squares
 
     def moved(self, shift: Lanes, to: Lanes, is_far: Lanes) -> tuple[Lanes, bool]:
-        return where(is_far, self._rounded(to), shift), sum_lanes(where(is_far, 1.0, self.zero)) == 0.0
-
-    def _rounded(self, value: Lanes) -> Lanes:
-        """As the dtype of the rows has it, by way of some memory."""
-        store(self.task.scratch.one, self.task.dtype, value)
-        return load(self.task.scratch.one, self.task.dtype)
+        return where(is_far, rounded(to, self.task.dtype), shift), sum_lanes(where(is_far, 1.0, self.zero)) == 0.0
 
     def _sum_chunk(self, start: int, count: int, shift: Lanes | None) -> list[Lanes]:
         """The sums of a chunk of deviations and of their squares."""
@@ -172,12 +176,12 @@ class _Columns:
     def _apply(self, parameters: list[Lanes | None], shared: bool, column: int, value: Lanes) -> Lanes:
         """The result for a feature of lanes of rows; for those that float32 holds, what it is there."""
         task, centred = self.task, self.task.rule == LAYER
-        found = apply_lanes(task.compute_dtype, value, self._factors_at(centred, column), *parameters)
+        found = apply_lanes(task, value, self._factors_at(centred, column), *parameters)
         if not shared:
             return found
         narrow = _Columns(task._replace(compute_dtype=FLOAT32), task.narrow)
         value, *parameters = (None if one is None else as_lanes(one, FLOAT32) for one in (value, *parameters))
-        in_float32 = apply_lanes(FLOAT32, value, narrow._factors_at(centred, column), *parameters)
+        in_float32 = apply_lanes(narrow.task, value, narrow._factors_at(centred, column), *parameters)
         is_safe = load(narrow._safe + column * 8, FLOAT64, lanes=task.lanes) != 0.0
         return where(is_safe, as_lanes(in_float32, FLOAT64), found)
 

@@ -201,7 +201,7 @@ class Float64Columns:
                 widen_in_pairs(task, start, length)
             chunk = block.chunk(start)
             for has_units, widened, streaming in combinations(self._has_units, task.widened, task.streaming):
-                for has_offset in cases(task.weight_offset != 0.0 if widened else False):
+                for has_offset in cases(task.has_lows if widened else False):
                     needed = (scratch.weights, widened), (scratch.lows, has_offset), (scratch.biases, widened)
                     for k in loop(0, length, 1):
                         parameters = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from anynorm._kernels.cpu.kernels.finish import LANES, Parts
 from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Numbers
-from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.kernels.values import TaskValues, word
 from anynorm._kernels.cpu.language.arithmetic import smaller
 from anynorm._kernels.cpu.language.dtypes import FINISHED
@@ -21,7 +20,7 @@ class Given:
 
     def __init__(self, task: TaskValues) -> None:
         self._given = word(task.address, "given")
-        self._parts = Parts(Variant(task.rule, task.dtype.code, True), self._given)
+        self._parts = Parts(task.variant, self._given)
 
     def read(self, block: Block, column: int, rows: int, scratch: list[int]) -> None:
         """Put numbers of lanes of a block's rows from a column on, of which so many are rows, into scratch."""
