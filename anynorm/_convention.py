@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
-from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._numbers import check_number
 from anynorm._wording import describe, sentence
 
@@ -182,84 +180,16 @@ _BY_NAME = {
 CONVENTIONS: Mapping[str, Convention] = MappingProxyType(_BY_NAME)
 
 
-# What a norm, by its name, and a convention, or the name of one, make together: the rule, or None where it depends on
-# the arguments or statistics are those of a portion; the eps where none is passed; the offset of the weight.
-together: dict[str, dict[Any, tuple[Rule | None, float, float]]] = {"layer_norm": {}, "rms_norm": {}, "scale_norm": {}}
-_MOST_TOGETHER = 1000
-_EPS = {"layer_norm": LAYER_NORM_EPS, "rms_norm": RMS_NORM_EPS, "scale_norm": SCALE_NORM_EPS}
-# Equal rules are one object, by which the kernels' fast path knows them; there are no more than some hundred.
-_rules: dict[Rule, Rule] = {rule: rule for rule in (LAYER_NORM, RMS_NORM, SCALE_NORM)}
-
-
-def resolved(
-    rule: Rule, convention: Any, eps: Any, weight_offset: Any, has_weight: bool
-) -> tuple[Rule, Any, Any, float]:
-    """The rule, eps, offset and portion of a norm by a convention, which is one or the name of one."""
-    given = _meant(rule, convention)
-    if type(eps) is DefaultEps:
-        eps = _eps_of(rule, given)
-    if given.weight_offset and has_weight and rule.averaged:
-        weight_offset = _offset_of(given, weight_offset)
-    has_offset = not (type(weight_offset) is float and weight_offset == 0.0)
-    return _rule_of(rule, given, has_offset), eps, weight_offset, given.portion
-
-
-def find_together(rule: Rule, convention: Any) -> tuple[Rule | None, float, float]:
-    """What `together` has then, unless it is full."""
-    given = _meant(rule, convention)
-    offset = given.weight_offset if rule.averaged else 0.0
-    depends = given.portion != 1.0 or (given.offset == "weight" and not offset)
-    found = None if depends else _rule_of(rule, given, offset != 0.0), _eps_of(rule, given), offset
-    if len(together[rule.name]) < _MOST_TOGETHER:
-        together[rule.name][convention] = found
-    return found
-
-
-def _meant(rule: Rule, convention: Any) -> Convention:
-    """What a convention says of a norm."""
-    given = check_convention(convention)
-    if rule.centred and given.eps_place == "floor":  # what is said of lengths is not meant for it
-        return given.replace(eps=None, eps_place="inside", statistics="wide")
-    return given
-
-
-@lru_cache(_MOST_TOGETHER)
-def _rule_of(rule: Rule, given: Convention, has_offset: bool) -> Rule:
-    place = given.eps_place if rule.averaged or given.eps_place == "outside" else "floor"
-    offset = given.offset if has_offset else "wide"
-    by = rule._replace(eps_place=place, rounding=given.rounding, statistics=given.statistics, offset=offset)
-    return _rules.setdefault(by, by)
-
-
-def _eps_of(rule: Rule, given: Convention) -> float:
-    eps = given.eps if rule.averaged or given.eps_place == "floor" else None
-    if rule.averaged and not rule.centred and given.rms_eps is not None:
-        eps = given.rms_eps
-    return float(_EPS[rule.name]) if eps is None else eps
-
-
-def held(rule: Rule, convention: Any, eps: Any, weight_offset: Any) -> tuple[Convention | None, Any, Any]:
-    """What a norm that holds its parameters keeps: the convention, eps and offset."""
-    if convention is None:
-        return None, eps, weight_offset
-    given = check_convention(convention)
-    _, eps, weight_offset, _ = resolved(rule, given, eps, weight_offset, has_weight=rule.averaged)
-    return given, eps, weight_offset
-
-
-def without_offset(convention: Convention | None) -> Convention | None:
-    """The convention of a norm that has the offset as an attribute."""
-    if convention is None or not convention.weight_offset:
+def check_convention(convention: Any) -> Convention:
+    """A convention, or that of a name."""
+    if isinstance(convention, Convention):
         return convention
-    found = _without_offset.get(convention)
+    found = _BY_NAME.get(convention) if isinstance(convention, str) else None
     if found is None:
-        found = convention.replace(weight_offset=0.0)
-        if len(_without_offset) < _MOST_TOGETHER:
-            _without_offset[convention] = found
+        must = f"be a Convention or one of the names {', '.join(_BY_NAME)}"
+        wrong = ValueError if isinstance(convention, str) else TypeError
+        raise wrong(sentence("convention", must, describe(convention), "pass one of these names"))
     return found
-
-
-_without_offset: dict[Convention, Convention] = {}
 
 
 def written(convention: Convention) -> str:
@@ -282,43 +212,3 @@ def decoded(text: str) -> Convention | None:
 
     call: Any = ast.parse(text, mode="eval").body
     return Convention(**{one.arg: ast.literal_eval(one.value) for one in call.keywords})
-
-
-def check_convention(convention: Any) -> Convention:
-    """A convention, or that of a name."""
-    if isinstance(convention, Convention):
-        return convention
-    found = _BY_NAME.get(convention) if isinstance(convention, str) else None
-    if found is None:
-        must = f"be a Convention or one of the names {', '.join(_BY_NAME)}"
-        wrong = ValueError if isinstance(convention, str) else TypeError
-        raise wrong(sentence("convention", must, describe(convention), "pass one of these names"))
-    return found
-
-
-def _offset_of(convention: Convention, weight_offset: Any) -> float:
-    if check_number("weight_offset", weight_offset):
-        must = f"be left out, for the convention has one of {convention.weight_offset}"
-        do = "pass a convention without an offset, such as convention.replace(weight_offset=0.0)"
-        raise ValueError(sentence("weight_offset", must, str(weight_offset), do))
-    return convention.weight_offset
-
-
-def require_no_moments(moments: Any) -> None:
-    """Raise ValueError where statistics are given, and others are to be taken."""
-    if moments is not None:
-        must, do = "be left out where a convention takes statistics of a portion", "leave one of them out"
-        raise ValueError(sentence("moments", must, describe(moments), do))
-
-
-def leading(x: Any, axes: tuple[int, ...], portion: float) -> Any:
-    """The leading portion of the features, of which the statistics are taken."""
-    if len(axes) > 1:
-        do = "pass one axis, or a convention with portion=1.0"
-        raise ValueError(sentence("axis", "be one axis where a portion of it is used", describe(axes), do))
-    features = x.shape[axes[0]]
-    kept = int(features * portion)
-    if not kept:
-        must, do = f"be at least one of {features} features", "pass a larger one, or longer rows"
-        raise ValueError(sentence("portion", must, str(portion), do))
-    return x[(*(slice(None),) * axes[0], slice(0, kept))]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from numbers import Real
 from typing import NamedTuple
 
+from anynorm._by_convention import leading, require_no_moments, resolved
 from anynorm._check import check
 from anynorm._choose import KERNELS, choose
-from anynorm._convention import LAYER_NORM_EPS, Convention, leading, require_no_moments, resolved
+from anynorm._convention import LAYER_NORM_EPS, Convention
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._described import described
 from anynorm._moments import Moments

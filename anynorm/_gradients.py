@@ -6,16 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, overload
 
+from anynorm._by_convention import require_no_moments, resolved
 from anynorm._check import Call, check, check_gradient, require_dense
 from anynorm._choose import choose, choose_vjp, try_fast_paths
-from anynorm._convention import (
-    LAYER_NORM_EPS,
-    RMS_NORM_EPS,
-    SCALE_NORM_EPS,
-    Convention,
-    require_no_moments,
-    resolved,
-)
+from anynorm._convention import LAYER_NORM_EPS, RMS_NORM_EPS, SCALE_NORM_EPS, Convention
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient

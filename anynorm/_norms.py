@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from anynorm._by_convention import find_together, leading, require_no_moments, resolved, together
 from anynorm._check import Call, check
 from anynorm._choose import Kernel, choose, try_fast_paths, try_moments
-from anynorm._convention import (
-    LAYER_NORM_EPS,
-    RMS_NORM_EPS,
-    SCALE_NORM_EPS,
-    Convention,
-    DefaultEps,
-    find_together,
-    leading,
-    require_no_moments,
-    resolved,
-    together,
-)
+from anynorm._convention import LAYER_NORM_EPS, RMS_NORM_EPS, SCALE_NORM_EPS, Convention, DefaultEps
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._moments import Moments
 from anynorm._types import Array, ArrayT, Axis, Number

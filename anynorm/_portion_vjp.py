@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from anynorm._by_convention import leading
 from anynorm._check import Call, check, check_gradient, require_dense
 from anynorm._choose import choose, choose_vjp
-from anynorm._convention import leading
 from anynorm._moments import Moments, quietly
 from anynorm._moments_vjp import moments_vjp
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from anynorm._by_convention import resolved
 from anynorm._check import Call, check, check_gradient
 from anynorm._choose import Kernel, choose, choose_vjp, try_fast_paths
-from anynorm._convention import LAYER_NORM_EPS, RMS_NORM_EPS, Convention, DefaultEps, resolved
+from anynorm._convention import LAYER_NORM_EPS, RMS_NORM_EPS, Convention, DefaultEps
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, Rule
 from anynorm._moments import quietly
 from anynorm._norms import moments_of_leading

@@ -10,15 +10,8 @@ from typing import Any, SupportsIndex
 import numpy
 
 from anynorm._arrays import check_array
-from anynorm._convention import (
-    LAYER_NORM_EPS,
-    RMS_NORM_EPS,
-    SCALE_NORM_EPS,
-    Convention,
-    held,
-    without_offset,
-    written,
-)
+from anynorm._by_convention import held, without_offset
+from anynorm._convention import LAYER_NORM_EPS, RMS_NORM_EPS, SCALE_NORM_EPS, Convention, written
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._modules.loading import full, library_and_dtype
 from anynorm._modules.state import HoldsParameters

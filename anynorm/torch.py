@@ -29,15 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from anynorm._convention import (
-    LAYER_NORM_EPS,
-    RMS_NORM_EPS,
-    SCALE_NORM_EPS,
-    Convention,
-    decoded,
-    encoded,
-    held,
-)
+from anynorm._by_convention import held
+from anynorm._convention import LAYER_NORM_EPS, RMS_NORM_EPS, SCALE_NORM_EPS, Convention, decoded, encoded
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._numbers import check_length, check_lengths, check_number
 from anynorm._torch import convert as _convert

@@ -6,7 +6,7 @@ import pytest
 
 import anynorm
 from anynorm import CONVENTIONS, Convention
-from anynorm._convention import resolved
+from anynorm._by_convention import resolved
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM
 from tests import reference_conventions as exact
 from tests.backends import needs_llvmlite, thorough_but

@@ -13,8 +13,9 @@ import torch
 from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
+from anynorm._by_convention import without_offset
 from anynorm._choose import try_fast_paths
-from anynorm._convention import Convention, decoded, without_offset
+from anynorm._convention import Convention, decoded
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, Rule
 from anynorm._torch import functions, native
 from anynorm._wording import as_array_of, describe, sentence

@@ -13,6 +13,7 @@ from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
 from anynorm import _norms, _residual
+from anynorm._by_convention import resolved, without_offset
 from anynorm._check import check
 from anynorm._convention import (
     LAYER_NORM_EPS,
@@ -22,8 +23,6 @@ from anynorm._convention import (
     DefaultEps,
     check_convention,
     encoded,
-    resolved,
-    without_offset,
 )
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._torch import native, operators

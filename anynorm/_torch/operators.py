@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from anynorm import _norms
+from anynorm._by_convention import resolved, without_offset
 from anynorm._check import Call, Gradient, check, check_gradient
 from anynorm._choose import choose_vjp
-from anynorm._convention import Convention, check_convention, decoded, encoded, resolved, without_offset
+from anynorm._convention import Convention, check_convention, decoded, encoded
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._kernels import definition_vjp
 from anynorm._numbers import check_number
