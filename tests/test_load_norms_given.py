@@ -110,8 +110,9 @@ def test_scale_norms(shape, tmp_path):
         assert norm.convention == anynorm.CONVENTIONS["scalenorm_paper"]
         assert norm.scale == scale.reshape(())
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"pass dim=$"):
-        anynorm.load_norms(tmp_path, convention="scalenorm_paper", eps=1e-5)
+    for convention in ("scalenorm_paper", anynorm.CONVENTIONS["scalenorm_paper"]):
+        with pytest.raises(ValueError, match=r"pass dim=$"):
+            anynorm.load_norms(tmp_path, convention=convention, eps=1e-5)
 
 
 def test_printed(tmp_path):
