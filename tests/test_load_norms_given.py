@@ -153,6 +153,8 @@ def test_nothing_there(tmp_path):
     for name in ("no.safetensors", "no.gguf", "no.onnx", "no.safetensors.index.json"):
         with pytest.raises(FileNotFoundError):
             anynorm.load_norms(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"Llama-3\.2-1B is neither .* download the files first"):
+        anynorm.load_norms("meta-llama/Llama-3.2-1B")
     with pytest.raises(ValueError, match=r"must hold a file of \.safetensors, \.gguf, \.onnx"):
         anynorm.load_norms(tmp_path)
     write_safetensors(tmp_path / "x.safetensors", tensors(NO_NORMS, "float32"), {"model_type": "llama"})
