@@ -127,6 +127,16 @@ def test_printed(tmp_path):
     ]
 
 
+def test_norms_that_were_left_are_printed_by_sort(tmp_path):
+    heads = {f"model.layers.{layer}.self_attn.q_norm.weight": (4, 8) for layer in range(12)}
+    arrays = tensors(heads | {"1.norm.weight": (8,)}, "float16")
+    write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "cohere"})
+    _, made, left = repr(anynorm.load_norms(tmp_path)).splitlines()
+    assert made.startswith("    1 x *.norm  LayerNorm(8, eps=1e-05, bias=False")
+    name = "model.layers.*.self_attn.q_norm"
+    assert left.startswith(f"  left  12 x {name}  {name}.weight has shape (4, 8), as that of a norm for each head")
+
+
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
