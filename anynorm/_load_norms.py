@@ -51,8 +51,8 @@ def load_norms(
     kind : {"layer_norm", "rms_norm", "scale_norm"}, optional
         Which norm all in the file are.
     convention : Convention or str, optional
-        How all are computed: ``"torch"``, ``"llama"``, ``"gemma"`` or another name in ``anynorm.CONVENTIONS``, or a
-        `Convention` of one's own, whose offset counts for GGUF files too.
+        How all are computed: ``"torch"``, ``"llama"``, ``"gemma"`` or another of ``anynorm.CONVENTIONS``, by name or
+        itself, or a `Convention` of one's own, whose offset counts for GGUF files too.
     eps : float, optional
         That of all.
     dim : int, optional

@@ -45,6 +45,12 @@ def check_shape(argument: str, value: Array, x: Array, axes: tuple[int, ...]) ->
         if len(found) != len(axes) and _fits_trailing(found, shape):
             axes_before = ", ".join("1" * (len(shape) - len(found)))
             do = f"pass {argument}.reshape({axes_before}, *{argument}.shape), or one of that shape"
+        elif not found:
+            ones = ", ".join("1" * len(shape))
+            do = f"pass {argument}.reshape({ones}), or one of that shape"
+        elif len(shape) > 2 and found == (shape[0], shape[-1]):
+            of_samples = (shape[0], *[1] * (len(shape) - 2), shape[-1])
+            do = f"pass {argument}.reshape{of_samples}, if it has a row for each sample, or one of that shape"
         raise ValueError(sentence(argument, must, str(found), do))
 
 

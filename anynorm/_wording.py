@@ -157,7 +157,9 @@ def _like_x(argument: str, value: Any, library: str) -> str:
         made = _of_another(argument, value, library)
         return made if library == "numpy" and made != argument else f"{module}.asarray({made})"
     if isinstance(value, (list, tuple, int, float, numpy.generic)):
-        return f"{module}.asarray({argument}, dtype={f'{module}.float32' if argument == 'x' else 'x.dtype'})"
+        array = f"{module}.asarray({argument}, dtype={f'{module}.float32' if argument == 'x' else 'x.dtype'})"
+        is_number = isinstance(value, (int, float, numpy.number)) and argument in ("weight", "bias")
+        return f"{array}.reshape((1,) * x.ndim)" if is_number else array  # which broadcasts to x
     return made if library == "numpy" else f"{module}.asarray({made})"
 
 

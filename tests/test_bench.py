@@ -240,6 +240,9 @@ def test_a_table_is_drawn_on_a_terminal(monkeypatch):
         shown[file.isatty()] = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
     assert shown[False] == "\n[b]title\n  call     time\n  [red]x   1 us\n  y       20 us\n"
     assert "[b]title" in shown[True]
+    monkeypatch.setattr(sys, "stdout", file := io.StringIO())
+    print_table("title", ("call", "time", "use"), [["x", "1 us", "a few"], ["y", "20 us", "z"]], text=(0, 2))
+    assert file.getvalue() == "\ntitle\n  call   time  use\n  x      1 us  a few\n  y     20 us  z\n"
     assert re.search(r"│ \[red\]x +│ +1 us │\n│ y +│ 20 us │", shown[True])
 
 

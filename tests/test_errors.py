@@ -142,13 +142,20 @@ def test_parameters_that_do_not_fit(argument):
     expected = (f"{argument} must have the shape of the normalized axes, (4,)", "(2, 3, 4)", "axis 2", "got (3,)")
     refuses(ValueError, expected, anynorm.layer_norm, X, **{argument: np.ones(3, np.float32)})
     refuses(ValueError, ("(2, 4)", "got (4, 2)"), anynorm.rms_norm, X, **{argument: np.ones((4, 2))}, axis=(0, 2))
-    refuses(ValueError, "got ()", anynorm.rms_norm, X, **{argument: np.array(1.0)})
+    words = f"got (); pass {argument}.reshape(1, 1, 1), or one of that shape"
+    refuses(ValueError, words, anynorm.rms_norm, X, **{argument: np.array(1.0)})
+    words = f"got (2, 4); pass {argument}.reshape(2, 1, 4), if it has a row for each sample, or one of that shape"
+    refuses(ValueError, words, anynorm.rms_norm, X, **{argument: np.ones((2, 4))})
     words = "or 3 axes and broadcast to x, got (2, 1, 3)", "pass"
     refuses(ValueError, words, anynorm.layer_norm, X, **{argument: np.ones((2, 1, 3))})
     words = f"got (3, 4); pass {argument}.reshape(1, *{argument}.shape), or one of that shape"
     refuses(ValueError, words, anynorm.layer_norm, X, **{argument: np.ones((3, 4))})
     refuses(TypeError, f"{argument} must be a NumPy array like x", anynorm.layer_norm, X, **{argument: [1.0] * 4})
-    refuses(TypeError, f"{argument} must be a NumPy array like x", anynorm.layer_norm, X, **{argument: 1.0})
+    words = f"{argument} must be a NumPy array like x", f"pass numpy.asarray({argument}, dtype=x.dtype)"
+    refuses(TypeError, words, anynorm.layer_norm, X, **{argument: 1.0})
+    for number in (2, 2.0, np.float32(2)):
+        words = f"pass numpy.asarray({argument}, dtype=x.dtype).reshape((1,) * x.ndim)"
+        refuses(TypeError, words, anynorm.layer_norm, X, **{argument: number})
 
 
 def test_two_devices():

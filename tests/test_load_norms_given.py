@@ -110,8 +110,9 @@ def test_scale_norms(shape, tmp_path):
         assert norm.convention == anynorm.CONVENTIONS["scalenorm_paper"]
         assert norm.scale == scale.reshape(())
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"pass dim=$"):
-        anynorm.load_norms(tmp_path, convention="scalenorm_paper", eps=1e-5)
+    for convention in ("scalenorm_paper", anynorm.CONVENTIONS["scalenorm_paper"]):
+        with pytest.raises(ValueError, match=r"pass dim=$"):
+            anynorm.load_norms(tmp_path, convention=convention, eps=1e-5)
 
 
 def test_printed(tmp_path):
@@ -124,6 +125,16 @@ def test_printed(tmp_path):
         "    1 x model.norm  RMSNorm(8, eps=1e-05, bias=False, convention='llama', dtype=float16)",
         "  left   2 x conv.*.batch_norm  named as a batch norm",
     ]
+
+
+def test_norms_that_were_left_are_printed_by_sort(tmp_path):
+    heads = {f"model.layers.{layer}.self_attn.q_norm.weight": (4, 8) for layer in range(12)}
+    arrays = tensors(heads | {"1.norm.weight": (8,)}, "float16")
+    write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "cohere"})
+    _, made, left = repr(anynorm.load_norms(tmp_path)).splitlines()
+    assert made.startswith("    1 x *.norm  LayerNorm(8, eps=1e-05, bias=False")
+    name = "model.layers.*.self_attn.q_norm"
+    assert left.startswith(f"  left  12 x {name}  {name}.weight has shape (4, 8), as that of a norm for each head")
 
 
 @pytest.mark.parametrize(
@@ -152,6 +163,8 @@ def test_nothing_there(tmp_path):
     for name in ("no.safetensors", "no.gguf", "no.onnx", "no.safetensors.index.json"):
         with pytest.raises(FileNotFoundError):
             anynorm.load_norms(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"Llama-3\.2-1B is neither .* download the files first"):
+        anynorm.load_norms("meta-llama/Llama-3.2-1B")
     with pytest.raises(ValueError, match=r"must hold a file of \.safetensors, \.gguf, \.onnx"):
         anynorm.load_norms(tmp_path)
     write_safetensors(tmp_path / "x.safetensors", tensors(NO_NORMS, "float32"), {"model_type": "llama"})

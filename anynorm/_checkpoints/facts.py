@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from anynorm._checkpoints.stored import Tensor
+from anynorm._convention import CONVENTIONS, Convention
 
 Given = Any  # a convention: its name, or an anynorm.Convention; None: not given
 
@@ -46,7 +47,7 @@ class Facts:
             convention=convention,
             eps=self.eps if given.eps is None else given.eps,
             dim=self.dim if given.dim is None else given.dim,
-            weight_is_factor=self.weight_is_factor and isinstance(convention, str),
+            weight_is_factor=self.weight_is_factor and name_of(convention) is not None,
         )
 
 
@@ -59,4 +60,11 @@ class Found(NamedTuple):
 
 def kind_of(convention: Given) -> str | None:
     """The norm that a convention is for, where it is for one."""
-    return _KIND_OF_CONVENTION.get(convention) if isinstance(convention, str) else None
+    return _KIND_OF_CONVENTION.get(name_of(convention) or "")
+
+
+def name_of(convention: Given) -> str | None:
+    """The name that stands for a convention in `CONVENTIONS`; None: it is one of the caller's own."""
+    if not isinstance(convention, Convention):
+        return convention
+    return convention.name if CONVENTIONS.get(convention.name) == convention else None

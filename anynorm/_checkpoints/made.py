@@ -45,8 +45,11 @@ class Norms(Mapping[str, Norm]):
         for state, told in (("", self._norms), ("left ", self.left)):
             sorts: dict[tuple[str, str], int] = {}
             for name, one in told.items():
-                sort = ".".join("*" if part.isdecimal() else part for part in name.split(".")), str(one)
-                sorts[sort] = sorts.get(sort, 0) + 1
+                starred = ".".join("*" if part.isdecimal() else part for part in name.split("."))
+                what = str(one)
+                if what.startswith(f"{name}."):  # why it was left begins with the name of its weight
+                    what = starred + what.removeprefix(name)
+                sorts[starred, what] = sorts.get((starred, what), 0) + 1
             lines += [f"  {state}{count:>3} x {name}  {one}" for (name, one), count in sorts.items()]
         return "\n".join(lines)
 

@@ -44,6 +44,8 @@ def find_norms(path: Path) -> Found:
     if suffix in _KERAS:
         do = "load it with keras, and give the weights of each norm to load_state_dict"
         raise ValueError(f"{path} is a file of Keras, which load_norms does not read: {do}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is neither a folder nor a file; of a model on a hub, download the files first")
     raise ValueError(f"{path} must be a folder or a file of {', '.join(_SUFFIXES)} or {_INDEX}")
 
 

@@ -103,7 +103,7 @@ def show_choices(document: Record) -> None:
             ]
             for one in found
         ]  # fmt: skip
-        print_table(title, _CHOICE_COLUMNS, rows, [])
+        print_table(title, _CHOICE_COLUMNS, rows, text=(0, len(_CHOICE_COLUMNS) - 1))
 
 
 def cells(line: report.Line) -> list[str]:

@@ -53,6 +53,9 @@ takes less than two minutes; keep the machine idle meanwhile. The columns:
   memory              at most held beyond arguments and result, of large arrays
   ulp                 largest error of a few rows, in units of the last place, against exact arithmetic
   / anynorm           time by that of anynorm called on the same library; above 1: anynorm is faster
+
+The last table compares the three norms, in the largest shape: time and / copy are those of a call with out=, the latter
+by a copy into the same buffer; below 1: faster than the copy.
 """
 _BENCH_EXAMPLES = """anynorm bench --quick
   anynorm bench --norm layer --dtype float16 --library torch

@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from anynorm._cli.terminal import installed, output, printable, say
 
 
-def print_table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[int] = ()) -> None:
-    """Print a table to standard output; the first column is text, the others are numbers.
+def print_table(
+    title: str,
+    names: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    marked: Sequence[int] = (),
+    text: Sequence[int] = (0,),
+) -> None:
+    """Print a table to standard output.
 
-    ``marked``: which rows stand out.
+    ``marked``: which rows stand out. ``text``: which columns are text; the others are numbers.
     """
     file = output()
     if file.isatty() and installed("rich"):
@@ -20,7 +26,7 @@ def print_table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]],
 
         table = Table(title=Text(printable(title), style="bold"), title_justify="left", title_style="", header_style="")
         for place, name in enumerate(names):
-            table.add_column(name, justify="right" if place else "left", overflow="fold")
+            table.add_column(name, justify="left" if place in text else "right", overflow="fold")
         for place, row in enumerate(rows):
             table.add_row(*(Text(printable(cell)) for cell in row), style="bold" if place in marked else None)
         Console(file=file).print(table, "")
@@ -29,5 +35,5 @@ def print_table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]],
     say("", file)
     say(title, file)
     for row in [names, *rows]:
-        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        say("  ".join([f"  {row[0].ljust(widths[0])}", *cells]).rstrip(), file)
+        cells = [row[i].ljust(width) if i in text else row[i].rjust(width) for i, width in enumerate(widths)]
+        say(f"  {'  '.join(cells)}".rstrip(), file)
