@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from anynorm._checkpoints.stored import Tensor
-from anynorm._convention import CONVENTIONS, Convention
+from anynorm._convention import CONVENTIONS
 
 Given = Any  # a convention: its name, or an anynorm.Convention; None: not given
 
@@ -65,6 +65,6 @@ def kind_of(convention: Given) -> str | None:
 
 def name_of(convention: Given) -> str | None:
     """The name that stands for a convention in `CONVENTIONS`; None: it is one of the caller's own."""
-    if not isinstance(convention, Convention):
+    if isinstance(convention, str) or convention is None:
         return convention
     return convention.name if CONVENTIONS.get(convention.name) == convention else None
