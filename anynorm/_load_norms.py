@@ -38,6 +38,8 @@ def load_norms(
       and none is added again.
 
     Nothing is guessed. What is named as a norm of which something is not known is left out, and said to be in ``left``.
+    In .safetensors and GGUF files norms are known by their names alone. One that is not named so, as ``1.weight`` in a
+    torch.nn.Sequential or ``layers.0.0.0.g`` of x-transformers, is not found, and is not in ``left`` either.
 
     Parameters
     ----------

@@ -220,3 +220,11 @@ def test_norms_are_pytrees_in_a_process_that_has_seen_no_array_of_jax(name):
     assert fresh(PICKLED.format(pickled=pickle.dumps(thing))) == [name]
     if name != "Moments":
         assert fresh(MADE_BEFORE_ANY_ARRAY.format(name=name)) == [name]
+
+
+@pytest.mark.parametrize("dtype", ["float16", np.float16, np.dtype("float16")])
+def test_a_dtype_of_numpy_is_none_of_torch(dtype):
+    import torch
+
+    with pytest.raises(TypeError, match=r"a dtype of torch, got NumPy's float16; pass torch\.float16 or leave it"):
+        anynorm.RMSNorm(4, xp=torch, dtype=dtype)

@@ -65,6 +65,6 @@ def kind_of(convention: Given) -> str | None:
 
 def name_of(convention: Given) -> str | None:
     """The name that stands for a convention in `CONVENTIONS`; None: it is one of the caller's own."""
-    if isinstance(convention, str) or convention is None:
-        return convention
-    return convention.name if CONVENTIONS.get(convention.name) == convention else None
+    if isinstance(convention, Convention):
+        return convention.name if CONVENTIONS.get(convention.name) == convention else None
+    return None if convention is None else str(convention)

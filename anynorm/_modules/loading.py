@@ -104,8 +104,10 @@ def full(library: Library, shape: tuple[int, ...], value: float, dtype: Any, dev
         return make(shape, value, dtype=dtype, device=device)
     except Exception:
         if not _runs(make, (), value, dtype=dtype):
-            do = f"pass {module}.float32 or leave it out"
-            raise TypeError(sentence("dtype", f"be a dtype of {module}", str(dtype), do)) from None
+            of_numpy = isinstance(dtype, numpy.dtype)  # also one that was given by name
+            do = f"pass {module}.{dtype.name if of_numpy else 'float32'} or leave it out"
+            got = f"NumPy's {dtype.name}" if of_numpy else str(dtype)
+            raise TypeError(sentence("dtype", f"be a dtype of {module}", got, do)) from None
         if not _runs(make, (), value, dtype=dtype, device=device):
             do = "leave it out for the default"
             raise ValueError(sentence("device", f"be a device that {module} has", describe(device), do)) from None
