@@ -90,6 +90,15 @@ def test_what_was_made_merges_as_what_was_measured():
         assert both.variance[0, column] == pytest.approx(float(variance), rel=1e-12)
 
 
+def test_counts_that_the_caller_changes_afterwards_change_nothing():
+    mean, variance, count = MEAN.copy(), VARIANCE.copy(), np.full(4, 9)
+    made = Moments.from_mean_variance(mean, variance, count=count, axis=0)
+    mean[:], variance[:], count[:] = 7.0, 7.0, 3
+    assert (made.count == 9).all()
+    np.testing.assert_array_equal(made.mean[0], MEAN)
+    np.testing.assert_allclose(made.variance[0], VARIANCE, rtol=2.0**-52)
+
+
 def test_counts_row_by_row_as_scikit_learn_has_them():
     made = Moments.from_mean_variance(
         MEAN, np.where([1, 1, 1, 0], VARIANCE, np.nan), count=np.asarray([9.0, 3.0, 9.0, 0.0]), axis=0

@@ -63,7 +63,7 @@ def _count(count: Any, mean: Array, xp: Any, library: Library) -> Any:
         must = f"be an int, or ints of the shape of mean, {tuple(mean.shape)}"
         raise ValueError(sentence("count", must, describe(count), "pass how many elements each mean is of"))
     where = {"device": mean.device} if library.devices else {}
-    return xp.asarray(count, dtype=dtype_of_counts(xp), **where)
+    return xp.asarray(count, dtype=dtype_of_counts(xp), **where) + 0  # a copy: the caller may change theirs
 
 
 def _kept(axis: Any, ndim: int) -> tuple[Any, ...]:
