@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from anynorm._checkpoints.stored import Tensor
-from anynorm._convention import CONVENTIONS
+from anynorm._convention import CONVENTIONS, Convention
 
 Given = Any  # a convention: its name, or an anynorm.Convention; None: not given
 
