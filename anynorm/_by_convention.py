@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 from anynorm._convention import (
@@ -58,7 +57,6 @@ def _meant(rule: Rule, convention: Any) -> Convention:
     return given
 
 
-@lru_cache(_MOST_TOGETHER)
 def _rule_of(rule: Rule, given: Convention, has_offset: bool) -> Rule:
     place = given.eps_place if rule.averaged or given.eps_place == "outside" else "floor"
     offset = given.offset if has_offset else "wide"

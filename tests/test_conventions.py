@@ -1,5 +1,7 @@
 """Conventions, against exact arithmetic with roundings at the stated places."""
 
+from contextlib import nullcontext
+
 import mpmath
 import numpy as np
 import pytest
@@ -92,7 +94,9 @@ def test_each_convention(norm, dtype):
         for convention in DIFFERENT[2:6:3] if is_jax else DIFFERENT:  # each of which JAX compiles for seconds
             if exact.meant(norm, convention).replace(name="") == Convention():
                 continue  # the default, by its own kernels
-            with backend.context():
+            # In float32 the CPU kernels may be 2 units off; they have tests of their own.
+            is_by_kernels = dtype == "float32" and backend.name.startswith(("numpy", "torch"))
+            with backend.context(), anynorm.use_kernel("definition") if is_by_kernels else nullcontext():
                 got = backend.read(call(norm, convention, *made(backend, x, weight, bias)))
             off = off_of(backend, dtype)
             assert got.dtype == x.dtype

@@ -136,7 +136,8 @@ def test_each_convention_of_a_model_has_a_meaning():
     for name, convention in anynorm.CONVENTIONS.items():
         kinds = {family.kind for family in FAMILIES.values() if family.convention == name}
         assert kind_of(name) is None or kinds <= {kind_of(name)}
-        assert kind_of(convention) is None  # of one's own
+        assert kind_of(convention) == kind_of(name)
+        assert kind_of(convention.replace(name="")) is None or not name  # of one's own
 
 
 @pytest.mark.parametrize("name", ["torch", "jax.numpy", "array_api_strict", "dask.array"])

@@ -84,12 +84,19 @@ def refuses(call: Call) -> str | None:
         return "it does not leave NaN out of moments"
     reason = refuses_residual(call) if wants_gradient(call) else None
     if reason is None and call.moments is not None:
-        reason = refuses_parameters(call)
+        reason = refuses_parameters(call) or _refuses_unit_vectors(call)
     if reason is not None:
         return reason
     if not math.isfinite(scale_of(call)):
         return "the scale is not finite"
     return None
+
+
+def _refuses_unit_vectors(call: Call) -> str | None:
+    """Rows of given moments may be pieces of longer ones, by whose length unit vectors are multiplied."""
+    rule = call.rule
+    makes_them = rule.averaged and rule.eps_place == "floor" and rule.rounding == "each"
+    return "it rounds unit vectors, and the moments may be of longer rows" if makes_them else None
 
 
 def refuses_vjp(gradient: Gradient) -> str | None:

@@ -39,7 +39,9 @@ def fast_path_of_arrays(normalize: Callable[..., Any], resume: Resume) -> FastPa
             found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, 0, 0)
             if found is not None:
                 return found
-        own = None if offset else own_rows.find("numpy", rule, x, residual, weight, bias, axis, None)
+        own = None
+        if type(offset) is float and offset == 0.0:
+            own = own_rows.find("numpy", rule, x, residual, weight, bias, axis, None)
         if own is not None:
             of_rows = own_rows.widened("numpy", own, weight, bias)
             found = normalize(x, residual, None, None, *of_rows, eps, own.address)

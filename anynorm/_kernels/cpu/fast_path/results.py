@@ -35,7 +35,7 @@ def write_by(library: str, normalize: Callable[..., Any], resume: Resume) -> Cal
         if axis == -1:
             found = normalize(rule, x, residual, y, total, weight, bias, eps, offset, 0, 0)
         own = None
-        if found is None and not offset:
+        if found is None and type(offset) is float and offset == 0.0:
             own = own_rows.find(library, rule, x, residual, weight, bias, axis, results)
         if own is not None:
             of_rows = own_rows.widened(library, own, weight, bias)

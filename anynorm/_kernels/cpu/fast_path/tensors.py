@@ -55,7 +55,7 @@ def fast_path_of_tensors(torch: Any, normalize: Callable[..., Any], resume: Resu
         found = None
         if axis == -1:
             found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, 0, 0)
-        if found is None and not offset:
+        if found is None and type(offset) is float and offset == 0.0:
             own = own_rows.find("torch", rule, x, residual, weight, bias, axis, None)
             if own is not None:
                 of_rows = own_rows.widened("torch", own, weight, bias)
