@@ -127,6 +127,10 @@ def test_given_moments(dtype):
     given = anynorm.moments(x)
     for norm in ("layer_norm", "rms_norm"):
         for way in WAYS:
+            if way.name == "x_transformers" and norm == "rms_norm":
+                reason = anynorm.explain(x, weight, bias, norm=norm, convention=way, moments=given).refused["cpu"]
+                assert "unit vectors" in reason
+                continue
             got = forced(getattr(anynorm, norm), x, weight, bias, convention=way, moments=given)
             assert_right(got, norm, x, weight, bias, way, dtype)
     way = Convention(eps_place="outside", rounding="normalized", eps=1e-12)

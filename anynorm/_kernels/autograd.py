@@ -143,9 +143,10 @@ def _vjp(
         if isinstance(one, torch.Tensor) and lacks_memory(one):
             require_memory(name, one)
     library = library_of(x)
-    call = Call(rule, library, library.precision(x), x, axes, eps, weight, bias, weight_offset, None, None, None)
+    precision = library.precision(x)
+    call = Call(rule.formula, library, precision, x, axes, eps, weight, bias, weight_offset, None, None, None)
     gradient = Gradient(call, dy, dtotal, parameters)
-    if is_usual and rule.formula.is_plain and kernels.surely_takes_vjp(x, dy, dtotal):
+    if is_usual and call.rule.is_plain and kernels.surely_takes_vjp(x, dy, dtotal):
         return kernels.vjp(gradient)
     if is_for_definition(dy, dtotal):
         if not is_profiled():
