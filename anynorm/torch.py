@@ -85,7 +85,7 @@ class LayerNorm(torch.nn.LayerNorm):
     """
 
     _by: str = ""  # the convention as `encoded` writes it; '' for none
-    __constants__ = [*torch.nn.LayerNorm.__constants__, "_by"]  # noqa: RUF012  # for TorchScript
+    __constants__: list[str] = [*torch.nn.LayerNorm.__constants__, "_by"]  # noqa: RUF012  # for TorchScript
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class RMSNorm(torch.nn.RMSNorm):
     """
 
     _by: str = ""
-    __constants__ = [*torch.nn.RMSNorm.__constants__, "_by"]  # noqa: RUF012
+    __constants__: list[str] = [*torch.nn.RMSNorm.__constants__, "_by"]  # noqa: RUF012  # for TorchScript
 
     def __init__(
         self,
@@ -251,7 +251,7 @@ class ScaleNorm(torch.nn.Module):
     eps: float
     scale: Tensor
     _by: str = ""
-    __constants__ = ["_by"]  # noqa: RUF012
+    __constants__: list[str] = ["_by"]  # noqa: RUF012  # for TorchScript
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ class Norms(Mapping[str, Norm]):
 
     def __init__(self, norms: Mapping[str, Norm], left: Mapping[str, str]) -> None:
         self._norms = dict(norms)
-        self.left = dict(left)
+        self.left: dict[str, str] = dict(left)
 
     def __getitem__(self, name: str) -> Norm:
         return self._norms[name]
