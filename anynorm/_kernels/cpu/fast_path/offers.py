@@ -16,7 +16,6 @@ from anynorm._kernels.cpu.fast_path.plans import keep
 from anynorm._kernels.cpu.fast_path.record import place_of
 from anynorm._kernels.cpu.fast_path.tensors import fast_path_of_tensors
 from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import CODES
 from anynorm._kernels.cpu.launch.layout import Layout
 from anynorm._kernels.cpu.launch.machine import LEAST_HUGE_NBYTES, last_cache_nbytes
 from anynorm._kernels.cpu.threads import crew
@@ -61,8 +60,8 @@ def offer(
         if layout is None and numbers is None:
             place = place_of(rule, variant.has_residual, variant.code, variant.in_float64)
             record.kernels[place] = address
-        if library == "numpy" and variant.code == CODES["bfloat16"]:
-            functions.write("bfloat16", numpy.dtype(call.x.dtype.type))
+        if library == "numpy":
+            _write_bfloat16(call.x)
         _serve(library, resume)
 
 
@@ -97,16 +96,15 @@ def offer_own_rows(call: Call, resume: Callable[[Call, int], Any], kernel: int, 
             return
         _serve(call.library.name, resume)
         if call.library.name == "numpy":
-            _write_bfloat16(call)
+            _write_bfloat16(call.x, call.weight, call.bias)
         own_rows.keep(call, kernel, *plan)
 
 
-def _write_bfloat16(call: Call) -> None:
+def _write_bfloat16(*arrays: Any) -> None:
     """Let the program know the dtype, where one of the arrays has it."""
     from anynorm._kernels.cpu.fast_path import functions
 
-    parameters: tuple[Any, ...] = (call.weight, call.bias)
-    for one in (call.x, *parameters):
+    for one in arrays:
         if one is not None and dtype_name(one.dtype) == "bfloat16":
             functions.write("bfloat16", numpy.dtype(one.dtype.type))
             return
