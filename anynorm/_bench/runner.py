@@ -21,7 +21,7 @@ from anynorm._bench.machine import describe
 from anynorm._bench.rivals import Rival
 from anynorm._bench.worker import Worker, WorkerError
 
-PAUSE_SECONDS = 0.003  # threads of a rival that has just ended spin for about a millisecond before they sleep
+PAUSE_SECONDS = 0.003  # what one thread has left behind is done; several end their own sample with a rest
 _DISTRIBUTIONS = {"array_api_strict": "array-api-strict", "sklearn": "scikit-learn"}  # where they differ from modules
 Record = dict[str, Any]
 
