@@ -5,23 +5,18 @@ import pytest
 
 import anynorm
 from tests.backends import NUMPY, TORCH, as_dtype, needs_llvmlite
-from tests.fast_path import takes_fast_path
+from tests.fast_path import shared_from, takes_fast_path
 from tests.test_fast_path import forced
 
 pytestmark = needs_llvmlite
 
 
 @pytest.fixture
-def shared(monkeypatch):
+def shared():
     """Arrays of 1 KB and more are shared among three threads."""
-    from anynorm._kernels.cpu.fast_path import functions
-    from anynorm._kernels.cpu.threads import crew
-
-    monkeypatch.setattr(crew, "LEAST_SHARED_NBYTES", 1024)
-    anynorm.rms_norm(np.ones(4, np.float32))
-    monkeypatch.setattr(functions.record(), "least_shared_nbytes", 1024)
     anynorm.set_threads(3)
-    yield
+    with shared_from(1024):
+        yield
     anynorm.set_threads(None)
 
 

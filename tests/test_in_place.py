@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import anynorm
-from anynorm._kernels.cpu.threads import crew
 from tests import reference
 from tests.backends import ALL, TORCH, as_dtype, needs_llvmlite
+from tests.fast_path import shared_from
 from tests.kernel_rows import placed
 from tests.tolerances import assert_exact
 
@@ -28,10 +28,10 @@ def streaming(request, monkeypatch):
 
 
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"], autouse=True)
-def threads(request, monkeypatch):
-    monkeypatch.setattr(crew, "LEAST_SHARED_NBYTES", 1)
+def threads(request):
     anynorm.set_threads(request.param)
-    yield
+    with shared_from(1):
+        yield
     anynorm.set_threads(None)
 
 

@@ -11,6 +11,7 @@ import pytest
 import anynorm
 from anynorm import _threads
 from tests.backends import ALL, TORCH, as_dtype, needs_llvmlite, thorough_but
+from tests.fast_path import shared_from
 from tests.test_kernels_layout import assert_bits, normalize, parameters_of, rows_of
 
 pytestmark = [needs_llvmlite, pytest.mark.usefixtures("cpu_kernels")]
@@ -22,12 +23,10 @@ every_norm = pytest.mark.parametrize("norm", NORMS)
 
 
 @pytest.fixture
-def shared(monkeypatch):
+def shared():
     """Arrays of any size are shared among threads."""
-    from anynorm._kernels.cpu.threads import crew
-
-    monkeypatch.setattr(crew, "LEAST_SHARED_NBYTES", 1)
-    yield
+    with shared_from(1):
+        yield
     anynorm.set_threads(None)
 
 
