@@ -140,7 +140,7 @@ def run(
         return result
     # Of the sum, which is there by now; what is in the place of y is not it yet.
     total = result[1]
-    moments = moments_of_leading(total, axis, portion, None)
+    moments = moments_of_leading(total, axis, portion)
     into = None if call.out is None else call.out[0]
     call = check(rule, total, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments, out=into)
     return choose(call).run(call), total
