@@ -16,9 +16,15 @@ from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._numbers import check_number
 from anynorm._wording import describe, sentence
 
-# What a norm, by its name, and a convention, or the name of one, make together: the rule, or None where it depends on
-# the arguments or statistics are those of a portion; the eps where none is passed; the offset of the weight.
-together: dict[str, dict[Any, tuple[Rule | None, float, float]]] = {"layer_norm": {}, "rms_norm": {}, "scale_norm": {}}
+# The rule, the eps, the offset of the weight, and the portion of the features whose statistics are used.
+_Resolved = tuple[Rule, float, float, float]
+# What a norm, by its name, and a convention, or the name of one, make together where no eps and no offset are passed:
+# of a norm without a weight, and of one with it; and the rule where an offset is passed.
+_together: dict[str, dict[Any, tuple[_Resolved, _Resolved, Rule]]] = {
+    "layer_norm": {},
+    "rms_norm": {},
+    "scale_norm": {},
+}
 _MOST_TOGETHER = 1000
 _EPS = {"layer_norm": LAYER_NORM_EPS, "rms_norm": RMS_NORM_EPS, "scale_norm": SCALE_NORM_EPS}
 # Equal rules are one object, by which the kernels' fast path knows them; there are no more than some hundred.
@@ -29,23 +35,32 @@ def resolved(
     rule: Rule, convention: Any, eps: Any, weight_offset: Any, has_weight: bool
 ) -> tuple[Rule, Any, Any, float]:
     """The rule, eps, offset and portion of a norm by a convention, which is one or the name of one."""
-    given = _meant(rule, convention)
-    if type(eps) is DefaultEps:
-        eps = _eps_of(rule, given)
-    if given.weight_offset and has_weight and rule.averaged:
-        weight_offset = _offset_of(given, weight_offset)
+    try:
+        without, weighted, shifted = _together[rule.name][convention]
+    except (KeyError, TypeError):  # not met before, or not hashable, as no convention is
+        without, weighted, shifted = _find_together(rule, convention)
+    usual = weighted if has_weight else without
     has_offset = not (type(weight_offset) is float and weight_offset == 0.0)
-    return _rule_of(rule, given, has_offset), eps, weight_offset, given.portion
+    if type(eps) is DefaultEps and not has_offset:
+        return usual
+    by, own_eps, own_offset, portion = usual
+    if type(eps) is DefaultEps:
+        eps = own_eps
+    if own_offset:
+        _require_no_offset(weight_offset, own_offset)
+        return by, eps, own_offset, portion
+    return shifted if has_offset else by, eps, weight_offset, portion
 
 
-def find_together(rule: Rule, convention: Any) -> tuple[Rule | None, float, float]:
-    """What `together` has then, unless it is full."""
+def _find_together(rule: Rule, convention: Any) -> tuple[_Resolved, _Resolved, Rule]:
+    """The same for a convention that was not met before; it is kept, unless there are very many of them."""
     given = _meant(rule, convention)
-    offset = given.weight_offset if rule.averaged else 0.0
-    depends = given.portion != 1.0 or (given.offset == "weight" and not offset)
-    found = None if depends else _rule_of(rule, given, offset != 0.0), _eps_of(rule, given), offset
-    if len(together[rule.name]) < _MOST_TOGETHER:
-        together[rule.name][convention] = found
+    eps, offset = _eps_of(rule, given), given.weight_offset if rule.averaged else 0.0
+    plain, shifted = _rule_of(rule, given, False), _rule_of(rule, given, True)
+    weighted = shifted if offset else plain, eps, offset, given.portion
+    found = (plain, eps, 0.0, given.portion), weighted, shifted
+    if len(_together[rule.name]) < _MOST_TOGETHER:
+        _together[rule.name][convention] = found
     return found
 
 
@@ -95,12 +110,12 @@ def without_offset(convention: Convention | None) -> Convention | None:
 _without_offset: dict[Convention, Convention] = {}
 
 
-def _offset_of(convention: Convention, weight_offset: Any) -> float:
+def _require_no_offset(weight_offset: Any, own: float) -> None:
+    """Raise ValueError where an offset is passed beside that of the convention."""
     if check_number("weight_offset", weight_offset):
-        must = f"be left out, for the convention has one of {convention.weight_offset}"
+        must = f"be left out, for the convention has one of {own}"
         do = "pass a convention without an offset, such as convention.replace(weight_offset=0.0)"
         raise ValueError(sentence("weight_offset", must, str(weight_offset), do))
-    return convention.weight_offset
 
 
 def require_no_moments(moments: Any) -> None:

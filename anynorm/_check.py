@@ -99,7 +99,7 @@ def check(
         check_residual(residual, x, library)
         precision = precision_of_total(x, residual, library)
     if out is not None:
-        out = _check_out(out, x, library, weight, bias, residual, moments)
+        out = _check_out(out, x, library, weight, bias, residual)
     return Call(rule, library, precision, x, axes, eps, weight, bias, weight_offset, moments, residual, out)
 
 
@@ -227,7 +227,6 @@ def _check_out(
     weight: Array | float | None,
     bias: Array | None,
     residual: Array | None,
-    moments: Moments | None,
 ) -> tuple[Array, ...]:
     """Each out like x, writable, and overlapping nothing except x (or residual) exactly."""
     outs: tuple[Array, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from anynorm._by_convention import find_together, leading, require_no_moments, resolved, together
+from anynorm._by_convention import leading, require_no_moments, resolved
 from anynorm._check import Call, check
 from anynorm._choose import Kernel, choose, try_fast_paths, try_moments
 from anynorm._convention import LAYER_NORM_EPS, RMS_NORM_EPS, SCALE_NORM_EPS, Convention, DefaultEps
@@ -110,7 +110,7 @@ def rms_norm(
     eps : float
         Added to the mean square, in x's units squared; 0 or more. Always this number, whatever the dtype.
     weight_offset : float
-        Added to ``weight`` before anything is rounded; 1.0 for Gemma.
+        Added to ``weight`` before anything is rounded; 1.0 for weights stored around zero, as Gemma's are.
     convention : Convention or str, optional
         Where eps stands and what is rounded on the way, as a model or a library has it: one of `CONVENTIONS`, or the
         name of one. Its eps is used where none is passed.
@@ -221,24 +221,13 @@ def run(
     choose: Callable[[Call], Kernel] = choose,
 ) -> ArrayT:
     """Check, choose, run; most small calls take a fast path."""
-    if convention is None:
-        if type(eps) is DefaultEps:
-            eps = float(eps)
-    else:
-        # A call of `resolved` would take a quarter of the time of a small one.
-        try:
-            by, own, offset = together[rule.name][convention]
-        except (KeyError, TypeError):
-            by, own, offset = find_together(rule, convention)
-        if by is None or (offset and (weight is None or type(weight_offset) is not float or weight_offset)):
-            rule, eps, weight_offset, portion = resolved(rule, convention, eps, weight_offset, weight is not None)
-            moments = moments_of_leading(x, axis, portion, moments)
-        else:
-            rule = by
-            if type(eps) is DefaultEps:
-                eps = own
-            if offset:
-                weight_offset = offset
+    if convention is not None:
+        rule, eps, weight_offset, portion = resolved(rule, convention, eps, weight_offset, weight is not None)
+        if portion != 1.0:
+            require_no_moments(moments)
+            moments = moments_of_leading(x, axis, portion)
+    elif type(eps) is DefaultEps:
+        eps = float(eps)
     y: ArrayT | None = try_fast_paths(rule, x, None, weight, bias, axis, eps, weight_offset, out, moments)
     if y is not None:
         return y
@@ -247,11 +236,8 @@ def run(
     return result
 
 
-def moments_of_leading(x: Array, axis: Axis, portion: float, given: Moments | None) -> Moments | None:
-    """The moments of the leading portion of the features; where that is all of them, those that were given."""
-    if portion == 1.0:
-        return given
-    require_no_moments(given)
+def moments_of_leading(x: Array, axis: Axis, portion: float) -> Moments:
+    """The moments of the leading portion of the features."""
     call = check(LAYER_NORM, x, None, None, axis, 0.0)
     return moments(leading(x, call.axes, portion), axis=call.axes)
 

@@ -40,7 +40,7 @@ def add_layer_norm(
         as of a float32 stream with bfloat16 branches.
     weight, bias, axis, eps, weight_offset, convention
         As in `layer_norm`.
-    out : pair of arrays, optional
+    out : tuple of two arrays, optional
         Where to write y and total, of their dtypes; each may be x or residual itself.
 
     Returns
@@ -85,7 +85,7 @@ def add_rms_norm(
         as of a float32 stream with bfloat16 branches.
     weight, bias, axis, eps, weight_offset, convention
         As in `rms_norm`.
-    out : pair of arrays, optional
+    out : tuple of two arrays, optional
         Where to write y and total, of their dtypes; each may be x or residual itself.
 
     Returns
@@ -140,7 +140,7 @@ def run(
         return result
     # Of the sum, which is there by now; what is in the place of y is not it yet.
     total = result[1]
-    moments = moments_of_leading(total, axis, portion, None)
+    moments = moments_of_leading(total, axis, portion)
     into = None if call.out is None else call.out[0]
     call = check(rule, total, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments, out=into)
     return choose(call).run(call), total
@@ -159,11 +159,30 @@ def add_layer_norm_vjp(
 ) -> tuple[tuple[ArrayT, ArrayT], PullbackOfSum[ArrayT]]:
     """Return add_layer_norm, ``(y, total)``, and its pullback.
 
-    ``pullback(dy, dtotal=None) -> (dx, dresidual, dweight, dbias)`` takes the gradient with respect to y and, where
-    total is used further on, that with respect to total, each of the dtype of what it belongs to. The gradients with
-    respect to x and to the residual are the same, one array: the dx of `layer_norm_vjp` at total, plus dtotal. Where x
-    and residual have two dtypes they are one array of each. The rounding of total is not differentiated. All else is as
-    in `layer_norm_vjp` and `add_layer_norm`; the pullback holds total, which must not change before it is called.
+    With the dx of `layer_norm_vjp` at ``total = x + residual``, whose rounding is not differentiated::
+
+        dx = dresidual = (dx of layer_norm_vjp) + dtotal
+
+    Parameters
+    ----------
+    x, residual, weight, bias, axis, eps, weight_offset, convention
+        As in `add_layer_norm`. The pullback holds total and weight, not copies of them: they must not change before it
+        is called.
+
+    Returns
+    -------
+    y, total : arrays like x
+        The bits of `add_layer_norm`.
+    pullback : callable
+        ``pullback(dy, dtotal=None) -> (dx, dresidual, dweight, dbias)``, for the gradient with respect to y and, where
+        total is used further on, that with respect to total, each of the shape and dtype of what it belongs to. dx and
+        dresidual are one array, or where x and residual have two dtypes one of each. All else is as in
+        `layer_norm_vjp`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `add_layer_norm`; the pullback, if dy is not like y, or dtotal not like total.
 
     Examples
     --------
@@ -188,7 +207,9 @@ def add_rms_norm_vjp(
     weight_offset: float = 0.0,
     convention: Convention | str | None = None,
 ) -> tuple[tuple[ArrayT, ArrayT], PullbackOfSum[ArrayT]]:
-    """Return add_rms_norm, ``(y, total)``, and its pullback, as `add_layer_norm_vjp` does.
+    """Return add_rms_norm, ``(y, total)``, and its pullback.
+
+    Parameters, results and errors are those of `add_layer_norm_vjp`, with `rms_norm_vjp` for `layer_norm_vjp`.
 
     Examples
     --------

@@ -11,7 +11,7 @@ import pytest
 
 from anynorm import _threads
 from anynorm._kernels.cpu.language.dtypes import INTERPRETED
-from anynorm._kernels.cpu.threads.crew import Crew
+from anynorm._kernels.cpu.threads.crew import Crew, launch
 from anynorm._kernels.cpu.threads.functions import program
 
 HAS_CREWS = (
@@ -23,6 +23,7 @@ HAS_CREWS = (
 needs_crew = pytest.mark.skipif(
     not HAS_CREWS, reason="needs llvmlite, compiled kernels and Linux, which counts threads"
 )
+UNITS, ROWS, NBYTES = 12, 1 << 20, 1 << 30  # of a task that is cut into 12 pieces for 3 threads
 KERNEL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
@@ -64,3 +65,15 @@ def crew_of(helpers, monkeypatch, present):
     crew.helpers = helpers
     monkeypatch.setattr(_threads, "helpers", lambda start, count: crew)
     return crew
+
+
+def share(kernel, task, units, rows, nbytes, threads, resume, keepalive):
+    """Launch a kernel in so many threads."""
+    if _threads.get_threads() != threads:  # whose helpers are told to end
+        _threads.set_threads(threads)
+    task.rows = rows
+    launch(kernel, task, units, nbytes, keepalive, resume)
+
+
+def never(first, last):
+    raise AssertionError

@@ -28,16 +28,21 @@ def check():
 """
 
 
-def script(code, *, path=PACKAGE.parent, **environment):
+def script(code, *options, path=PACKAGE.parent, **environment):
     """Run Python in a process of its own, which finds packages at a path first; return the words it prints."""
     paths = [str(path), *filter(None, [os.environ.get("PYTHONPATH")])]
     result = subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False, timeout=300,
+        [sys.executable, "-P", *options, "-c", code], capture_output=True, text=True, check=False, timeout=300,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment,
     )  # fmt: skip
     sys.stderr.write(result.stderr)  # of a thread, say, that ended with an exception; shown where a test fails
     assert result.returncode == 0, result.stderr
     return result.stdout.split()
+
+
+def fresh(code, **environment):
+    """The same, where a warning is an error."""
+    return script(code, "-W", "error", **environment)
 
 
 def in_threads(work, numbers):

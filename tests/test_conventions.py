@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import anynorm
-from anynorm import CONVENTIONS, Convention
+from anynorm import CONVENTIONS, Convention, _by_convention
 from anynorm._kernels.cpu import missing
 from tests import reference_conventions as exact
 from tests.backends import ALL, CPU_BACKENDS, as_dtype, named, some
@@ -242,3 +242,19 @@ def test_a_weight_for_each_head(name, norm):
         for head in range(2):
             given = x[head::2], weight[0, head], bias[0, head]
             assert_rounded(got[:, head], norm, *given, convention, dtype)
+
+
+def test_conventions_beyond_those_that_are_kept(monkeypatch):
+    kept, without = {name: {} for name in NORMS}, {}
+    for name, value in (("_MOST_TOGETHER", 2), ("_together", kept), ("_without_offset", without)):
+        monkeypatch.setattr(_by_convention, name, value)
+    x, weight = np.asarray([[3.0, 4.0]]), np.ones(2)
+    conventions = [Convention(eps=eps, weight_offset=eps) for eps in (1.0, 2.0, 3.0)]
+    for convention in conventions * 2:
+        expected = x / np.sqrt(12.5 + convention.eps) * (1 + convention.eps)
+        np.testing.assert_allclose(anynorm.rms_norm(x, weight, convention=convention), expected, rtol=2.0**-51)
+        norm = anynorm.RMSNorm(2, convention=convention, dtype="float64")
+        norm.weight[:] = 1.0
+        np.testing.assert_allclose(norm(x), expected, rtol=2.0**-51)
+    assert list(without) == conventions[:2]
+    assert len(kept["rms_norm"]) == 2

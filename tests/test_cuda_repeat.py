@@ -187,6 +187,20 @@ def test_the_stream_is_that_of_the_device(cupy, monkeypatch):
 
 
 @needs_compiler
+def test_a_call_by_a_convention_is_not_one_without(cupy):
+    x, weight = cupy.asarray(X), cupy.asarray(WEIGHT)
+    by = {"llama": anynorm.CONVENTIONS["llama"], "outside": anynorm.Convention(eps=0.5, eps_place="outside")}
+    root = np.sqrt((X.astype(float) ** 2).mean(-1, keepdims=True))
+    expected = {"llama": X / np.sqrt(root**2 + 0.5) * WEIGHT, "outside": X / (root + 0.5) * WEIGHT}
+    for _ in range(3):
+        anynorm.rms_norm(x, weight, eps=0.5)
+        for name, convention in by.items():
+            y = anynorm.rms_norm(x, weight, eps=0.5, convention=convention).get()
+            np.testing.assert_allclose(y, expected[name], rtol=1e-6)
+    assert len(repeat._plans) == 1
+
+
+@needs_compiler
 def test_plans_are_bounded(cupy, monkeypatch):
     monkeypatch.setattr(repeat, "_MOST_PLANS", 3)
     x = cupy.asarray(X)

@@ -44,7 +44,7 @@ class OnCPU(Torch):
 def ask():
     """What torch is asked before a call is repeated."""
     found = repeat._by_torch(OnCPU).ask
-    return lambda x, weight=None, bias=None, out=None: found("layer_norm", x, weight, bias, 1e-5, 0.0, out)
+    return lambda x, weight=None, bias=None, out=None: found(LAYER_NORM, x, weight, bias, 1e-5, 0.0, out)
 
 
 def test_tensors_have_keys(ask):

@@ -5,7 +5,7 @@ import pytest
 
 import anynorm
 from benchmarks.models import jax_modules
-from tests.test_imports import fresh
+from tests.processes import fresh
 from tests.test_nnx import ROUNDING
 
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)

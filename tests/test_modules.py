@@ -11,7 +11,7 @@ import pytest
 
 import anynorm
 from tests.backends import TORCH, as_dtype, thorough_but
-from tests.test_imports import fresh
+from tests.processes import fresh
 
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 

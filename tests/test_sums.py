@@ -26,7 +26,7 @@ def rows(count, dtype):
 
 
 def squares_of(row):
-    return sum((Fraction(float(v)) ** 2 for v in row), Fraction(0))
+    return sum((Fraction(float(v)) ** 2 for v in row if v), Fraction(0))
 
 
 def off_by(found, exact, digits):

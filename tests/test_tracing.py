@@ -6,8 +6,8 @@ import pytest
 import anynorm
 from tests import backends, reference
 from tests.backends import as_dtype, named, thorough_but
+from tests.processes import fresh
 from tests.strategies import KINDS
-from tests.test_imports import fresh
 from tests.tolerances import assert_exact, smallest_normal
 
 NORMS = ("layer_norm", "rms_norm", "scale_norm")

@@ -38,9 +38,8 @@ class Block(NamedTuple):
     eps: float
     weight_offset: float
     scale: float | None  # of scale_norm, where that is a number
-    moments_count: (
-        int | None
-    )  # that of given moments, whose arrays are among the names, as it is for None; 0: no moments
+    # Of given moments, whose arrays are among the names; None where it is one of these arrays; 0 where none are given.
+    moments_count: int | None
     names: tuple[str, ...]  # of the task's arrays, in their order
     run: Callable[..., Any]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy
 
@@ -38,13 +38,12 @@ def vjp(gradient: Gradient) -> tuple[Array, Array | None, Array | None, MomentsG
 
 def step_of(call: Call) -> Step:
     """Step 2 of the moments that a call gives."""
-    moments: Any = call.moments
-    return definition.step_of_given(call, moments, call.precision._replace(stated=False))
+    return definition.step_of_given(call, cast(Moments, call.moments), call.precision._replace(stated=False))
 
 
 def by_moments(call: Call, step: Step, of_g: Array, along: Array) -> MomentsGradient:
     """The gradient of the moments that a call gives, from the sums over its rows."""
-    xp, moments = call.library.namespace, _moments_of(call)
+    xp, moments = call.library.namespace, cast(Moments, call.moments)
     found, mean = statistics_of(moments), None
     if not call.rule.centred and found.mean is not None:
         mean = found.mean if found.mean_low is None else found.mean + found.mean_low
@@ -111,8 +110,3 @@ def _vjp_moments(call: Call, moments: Moments, parts: tuple[Any, ...], precision
     x = xp.astype(call.x, precision.dtype, copy=False)
     dx = derive_moments(xp, x, statistics_of(moments), precision, *parts)
     return definition.with_lengths(xp, xp.astype(dx, call.x.dtype, copy=False), tuple(x.shape))
-
-
-def _moments_of(call: Call) -> Moments:
-    moments: Any = call.moments
-    return moments  # type: ignore[no-any-return]

@@ -169,12 +169,11 @@ def _steps(
 
     def by_formula() -> Array:
         fixed = _Fixed(call.rule.formula, call.axes, call.eps, precision)
-        normalized, times = _differentiable()
-        found = normalized(fixed, x)
+        found = _differentiable_rows()(fixed, x)
         if weight is None or call.rule.centred:
             y = found.x_hat if weight is None else found.x_hat * weight
         else:
-            y = times(x, found, weight)
+            y = _differentiable_product()(x, found, weight)
         return y if bias is None else y + bias
 
     def step_by(rule: Rule, precision: Precision) -> Step:
@@ -185,8 +184,8 @@ def _steps(
 
 
 @functools.cache
-def _differentiable() -> tuple[Callable[..., _Normalized], Callable[..., Array]]:
-    """From rows to `_Normalized`, and from that to x_hat * weight, with derivatives; made on first use of JAX."""
+def _differentiable_rows() -> Callable[..., _Normalized]:
+    """From rows to `_Normalized`, with its derivative; made on first use of JAX."""
     import jax
     import jax.numpy as xp
 
@@ -228,6 +227,14 @@ def _differentiable() -> tuple[Callable[..., _Normalized], Callable[..., Array]]
         of_share = (1.0 - share) * share * across if fixed.rule.eps_place == "outside" else zero
         return found, _Normalized(t_hat - x_hat * across, -factor * across, zero, of_share, (zero, zero, zero))
 
+    return normalized
+
+
+@functools.cache
+def _differentiable_product() -> Callable[[Array, _Normalized, Array], Array]:
+    """From x and what it became to x_hat * weight, with its derivative; made on first use of JAX."""
+    import jax
+
     @jax.custom_jvp
     def times(x: Array, found: _Normalized, weight: Array) -> Array:
         first, early, late = found.parts
@@ -238,4 +245,4 @@ def _differentiable() -> tuple[Callable[..., _Normalized], Callable[..., Array]]
         (_, found, weight), (_, of_found, of_weight) = given, tangents
         return times(*given), of_found.x_hat * weight + found.x_hat * of_weight
 
-    return normalized, times
+    return times

@@ -13,7 +13,6 @@ import numpy
 
 from anynorm._definition.counting import by_row
 from anynorm._definition.norms import Statistics
-from anynorm._libraries import Library
 from anynorm._moments import equal, joined, made, moved, written
 from anynorm._moments.lazy import MaybeLazy
 from anynorm._moments.parts import LEAVES, of_leaves
@@ -271,44 +270,10 @@ class Moments(Properties, MaybeLazy):
         return f"Moments(count={self.count!r}, mean={self.mean!r}, variance={self.variance!r})"
 
 
-def arrays_of(moments: Moments) -> tuple[Any, ...]:
-    """The arrays that moments are made of, in the order of PARTS."""
-    return tuple(moments._statistics[1:-1])
-
-
-def of_arrays(count: Any, arrays: Sequence[Any], xp: Any) -> Moments:
-    """Moments made of such arrays."""
-    return Moments(Statistics(count, *arrays), xp)
-
-
 def may_keep(moments: Moments) -> Moments:
     """Say that nobody else holds the arrays of these, so that kernels may keep what they have become."""
     moments._finished = {}
     return moments
-
-
-def finished_of(moments: Moments | None) -> dict[Any, Any] | None:
-    """What kernels keep of moments that they were given: what is applied to each row, by rule, eps and scale.
-
-    None where others may hold the arrays, and so change them, and where there are no moments.
-    """
-    return None if moments is None else moments._finished
-
-
-def statistics_of(moments: Moments) -> Statistics:
-    """The statistics that the definition computes with."""
-    return moments._statistics
-
-
-def suited(moments: Moments, library: Library, x: Array, digits: int) -> Moments:
-    """The same moments for an array: NumPy's go with one of any library, those of float64 data with narrower ones."""
-    held = moments._xp, moments._statistics
-    xp, found = joined.suited(held, library, x, digits)
-    if found is moments._statistics:
-        return moments
-    others = Moments(found, xp)
-    others._finished = moments._finished  # which are told apart by the dtype of x
-    return others
 
 
 def _of_new_arrays(pair: tuple[Any, Statistics]) -> Moments:

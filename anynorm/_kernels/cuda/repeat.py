@@ -22,6 +22,9 @@ from anynorm._torch.state import is_followed
 
 Array = Any
 Key = tuple[Any, ...]
+# An array and the current device -> where it has its numbers, and its dtype, shape and strides; an address of 0 where
+# the array is not one that kernels may read. The last argument says whether they are to write it.
+Find = Callable[[Array, int, bool], tuple[int, Any]]
 Start = Callable[[int, int], Any]  # as `starter` returns it
 
 _MOST_PLANS = 1000
@@ -71,7 +74,7 @@ def remember(call: Call, y: Array, start: Start, task: Task) -> None:
     if found is None:
         found = _by_library[name] = _MAKERS[name](memory)
     out = None if call.out is None else call.out[0]
-    asked = found.ask(call.rule.name, call.x, weight, call.bias, call.eps, call.weight_offset, out)
+    asked = found.ask(call.rule, call.x, weight, call.bias, call.eps, call.weight_offset, out)
     if asked is None:
         return
     if len(_plans) >= _MOST_PLANS:
@@ -167,7 +170,7 @@ def _run_by(
         """Normalize x as a call of the same kind was; None where there was none."""
         if residual is not None or axis != -1 or moments is not None:
             return None
-        asked = ask(rule.name, x, weight, bias, eps, offset, out)
+        asked = ask(rule, x, weight, bias, eps, offset, out)
         if asked is None:
             return None
         key, of_x, of_weight, of_bias, of_y = asked
@@ -193,102 +196,74 @@ def _run_by(
     return run
 
 
+def _ask_by(find: Find, current: Callable[[], int], is_observed: Callable[[], bool]) -> Callable[..., Asked]:
+    """What is asked of each call, by what differs between libraries: arrays, the current device, what follows calls."""
+
+    def ask(
+        rule: Any, x: Array, weight: Any, bias: Array | None, eps: float, offset: float, out: Array | None
+    ) -> Asked:
+        # First, for no other question can be asked while a graph is being traced.
+        if is_observed() or type(eps) is not float or type(offset) is not float:
+            return None
+        device, addresses, kinds = current(), [], []
+        for one in (x, weight, bias, out):
+            address, kind = 0, one
+            if one is not None and type(one) is not float:
+                address, kind = find(one, device, one is out)
+                if not address:
+                    return None
+            addresses.append(address)
+            kinds.append(kind)
+        of_x, of_weight, of_bias, of_out = addresses
+        is_unaligned = (of_x | of_weight | of_bias | of_out) & _UNALIGNED != 0
+        return (rule, *kinds, eps, offset, device, is_unaligned), of_x, of_weight, of_bias, of_out
+
+    return ask
+
+
 def _by_cupy(memory: type[Memory]) -> _Repeat:
     import cupy
 
-    ndarray, current = cupy.ndarray, memory.current_ordinal()
+    ndarray = cupy.ndarray
 
-    def ask(
-        rule: str, x: Array, weight: Any, bias: Array | None, eps: float, offset: float, out: Array | None
-    ) -> Asked:
-        if type(eps) is not float or type(offset) is not float:
-            return None
-        data = x.data
-        device, of_x = data.device_id, data.ptr
-        if device != current():
-            return None
-        of_weight = of_bias = of_out = 0
-        w, b, o = weight, None, None
-        if type(weight) is ndarray:
-            data = weight.data
-            if data.device_id != device:
-                return None
-            of_weight, w = data.ptr, (weight.dtype, weight.shape, weight.strides)
-        elif weight is not None and type(weight) is not float:
-            return None
-        if bias is not None:
-            if type(bias) is not ndarray or bias.data.device_id != device:
-                return None
-            of_bias, b = bias.data.ptr, (bias.dtype, bias.shape, bias.strides)
-        if out is not None:
-            if type(out) is not ndarray or out.data.device_id != device:
-                return None
-            of_out, o = out.data.ptr, (out.dtype, out.shape, out.strides)
-        is_unaligned = (of_x | of_weight | of_bias | of_out) & _UNALIGNED != 0
-        key = (rule, x.dtype, x.shape, x.strides, w, b, o, eps, offset, device, is_unaligned)
-        return key, of_x, of_weight, of_bias, of_out
+    def find(array: Array, device: int, is_written: bool) -> tuple[int, Any]:
+        if type(array) is not ndarray or array.data.device_id != device:
+            return 0, None
+        return array.data.ptr, (array.dtype, array.shape, array.strides)
 
     def empty(x: Array, is_in_order: bool) -> Array:
         return ndarray(x.shape, x.dtype) if is_in_order else cupy.empty_like(x)
 
-    run = _run_by(ask, empty, memory)
-    return _Repeat(ask, run)
+    ask = _ask_by(find, memory.current_ordinal(), lambda: False)
+    return _Repeat(ask, _run_by(ask, empty, memory))
 
 
 def _by_torch(memory: type[Memory]) -> _Repeat:
     import torch
 
     is_compiling, profiler, is_granted = torch.compiler.is_compiling, profiler_of(torch), torch.is_grad_enabled
-    strided, kinds, current_ordinal = torch.strided, (torch.Tensor, torch.nn.Parameter), memory.current_ordinal()
+    strided, kinds = torch.strided, (torch.Tensor, torch.nn.Parameter)
 
-    def address_of(tensor: Array, device: int, may_follow: bool) -> int:
-        """Where a tensor on the device has its numbers; 0 where that is not all of it, or a gradient is wanted."""
+    def is_observed() -> bool:
+        return is_compiling() or profiler._is_profiler_enabled or is_followed(torch)
+
+    def find(tensor: Array, device: int, is_written: bool) -> tuple[int, Any]:
         if (
             type(tensor) not in kinds
             or tensor.layout is not strided
             or tensor.get_device() != device
-            or (tensor.is_nested or tensor.is_neg() or (may_follow and tensor.requires_grad))
+            or (tensor.is_nested or tensor.is_neg())
+            # A leaf that requires a gradient must not be written.
+            or (tensor.requires_grad and (is_written or is_granted()))
         ):
-            return 0
+            return 0, None
         address: int = tensor.data_ptr()
-        return address if address >= LOW_ADDRESS else 0
-
-    def ask(
-        rule: str, x: Array, weight: Any, bias: Array | None, eps: float, offset: float, out: Array | None
-    ) -> Asked:
-        # First, for no other question can be asked while a graph is being traced.
-        if is_compiling() or profiler._is_profiler_enabled or is_followed(torch):
-            return None
-        if type(eps) is not float or type(offset) is not float:
-            return None
-        device, may_follow = current_ordinal(), is_granted()
-        of_x = address_of(x, device, may_follow)
-        if not of_x:
-            return None
-        of_weight = of_bias = of_out = 0
-        w, b, o = weight, None, None
-        if weight is not None and type(weight) is not float:
-            of_weight = address_of(weight, device, may_follow)
-            if not of_weight:
-                return None
-            w = weight.dtype, weight.shape, weight.stride()
-        if bias is not None:
-            of_bias = address_of(bias, device, may_follow)
-            if not of_bias:
-                return None
-            b = bias.dtype, bias.shape, bias.stride()
-        if out is not None:
-            of_out = address_of(out, device, True)  # a leaf that requires a gradient must not be written
-            if not of_out:
-                return None
-            o = out.dtype, out.shape, out.stride()
-        is_unaligned = (of_x | of_weight | of_bias | of_out) & _UNALIGNED != 0
-        key = (rule, x.dtype, x.shape, x.stride(), w, b, o, eps, offset, device, is_unaligned)
-        return key, of_x, of_weight, of_bias, of_out
+        return address if address >= LOW_ADDRESS else 0, (tensor.dtype, tensor.shape, tensor.stride())
 
     def empty(x: Array, is_in_order: bool) -> Array:
         return torch.empty_like(x)
 
+    ask = _ask_by(find, memory.current_ordinal(), is_observed)
     return _Repeat(ask, _run_by(ask, empty, memory))
 
 
