@@ -1,8 +1,4 @@
-"""What is known of the norms of a model by the name of its architecture.
-
-Read from the source of transformers 5.24: which class each model's norms are of, what eps they are given, and which
-value its configuration has by default. Models whose names do not tell their kinds of norms apart are not here.
-"""
+"""What is known of the norms of a model by the name of its architecture."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anynorm._checkpoints.facts import LAYER, RMS, Facts
+from anynorm._models import NORMS_OF_MODELS
 
 
 @dataclass(frozen=True)
@@ -35,37 +32,11 @@ class Family:
 
 
 def _families() -> Iterator[tuple[str, Family]]:
-    rms, epsilon, layer = "rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"
-    table: tuple[tuple[str, str, str | None, float, str], ...] = (
-        (RMS, "llama", rms, 1e-6, "llama mistral ministral qwen2 qwen2_moe smollm3 granite granitemoe seed_oss dots1"),
-        (RMS, "llama", rms, 1e-5, "mixtral ministral3 phi3 glm4_moe exaone4 ernie4_5 ernie4_5_moe arcee olmoe"),
-        (RMS, "llama", rms, 1e-5, "hunyuan_v1_dense apertus eurobert"),
-        (RMS, "llama", rms, 1.5625e-7, "glm glm4"),
-        (RMS, "llama", "norm_eps", 1e-5, "lfm2"),
-        (RMS, "qwen3", rms, 1e-6, "qwen3 qwen3_moe"),
-        (RMS, "olmo2", rms, 1e-5, "olmo2 olmo3 gpt_oss"),
-        (RMS, "gemma", rms, 1e-6, "gemma gemma2 vaultgemma"),
-        (RMS, "gemma3", rms, 1e-6, "gemma3_text"),
-        (RMS, "t5", epsilon, 1e-6, "t5 mt5 umt5 longt5 switch_transformers"),
-        (LAYER, "cohere", layer, 1e-5, "cohere cohere2"),
-        (LAYER, "nemotron", "norm_eps", 1e-5, "nemotron"),
-        (LAYER, "torch", layer, 1e-12, "bert roberta xlm-roberta camembert electra albert mpnet esm vit deit"),
-        (LAYER, "torch", layer, 1e-12, "nomic_bert"),
-        (LAYER, "torch", layer, 1e-7, "deberta-v2"),
-        (LAYER, "torch", layer, 1e-6, "dinov2 siglip_text_model siglip_vision_model"),
-        (LAYER, "torch", layer, 1e-5, "gpt_neox phi stablelm persimmon clip_text_model clip_vision_model"),
-        (LAYER, "torch", epsilon, 1e-5, "gpt2 gpt_neo gptj gpt_bigcode bloom falcon mpt codegen"),
-        (LAYER, "torch", "norm_epsilon", 1e-5, "starcoder2"),
-        (LAYER, "torch", "norm_eps", 1e-5, "modernbert"),
-        (LAYER, "torch", rms, 1e-5, "phimoe"),
-        (LAYER, "torch", None, 1e-12, "distilbert"),
-        (LAYER, "torch", None, 1e-5, "opt whisper bart mbart marian pegasus xglm"),
-    )
-    for kind, convention, key, eps, models in table:
+    for kind, convention, key, eps, models in NORMS_OF_MODELS:
         for model in models.split():
             yield model, Family(kind, convention, key, eps)
     for model in ("deepseek_v2", "deepseek_v3"):
-        yield model, Family(RMS, "llama", rms, 1e-6, ("q_a_layernorm", "kv_a_layernorm"))
+        yield model, Family(RMS, "llama", "rms_norm_eps", 1e-6, ("q_a_layernorm", "kv_a_layernorm"))
 
 
 FAMILIES: Mapping[str, Family] = dict(_families())
@@ -125,7 +96,8 @@ def _dim(config: Mapping[str, Any]) -> int | None:
 def facts_of_gguf(values: Mapping[str, Any]) -> Facts:
     """What the keys of a GGUF file say of its norms.
 
-    Where a model adds 1 to its weights, llama.cpp's converter has done so: its norms multiply by the weight alone.
+    Where a model adds 1 to its weights, llama.cpp's converter has done so: its norms multiply by the weight alone. They
+    normalize a single axis, also where the weight has one for the heads.
     """
     architecture = values.get("general.architecture")
     family = FAMILIES.get(_IN_GGUF.get(architecture, architecture)) if isinstance(architecture, str) else None
@@ -136,4 +108,4 @@ def facts_of_gguf(values: Mapping[str, Any]) -> Facts:
     if family and kind not in told:
         why = f"the file lacks {_KEYS_IN_GGUF[family.kind].format(architecture)}"
     eps = epsilons[kind] if kind in told else None
-    return Facts(kind, family and family.convention, eps, None, why, weight_is_factor=True)
+    return Facts(kind, family and family.convention, eps, None, why, weight_is_factor=True, normalized=1)
