@@ -31,7 +31,7 @@ def resolved(
     """The rule, eps, offset and portion of a norm by a convention, which is one or the name of one."""
     given = _meant(rule, convention)
     if type(eps) is DefaultEps:
-        eps = _eps_of(rule, given)
+        eps = _eps_of(rule, given, eps)
     if given.weight_offset and has_weight and rule.averaged:
         weight_offset = _offset_of(given, weight_offset)
     has_offset = not (type(weight_offset) is float and weight_offset == 0.0)
@@ -43,7 +43,7 @@ def find_together(rule: Rule, convention: Any) -> tuple[Rule | None, float, floa
     given = _meant(rule, convention)
     offset = given.weight_offset if rule.averaged else 0.0
     depends = given.portion != 1.0 or (given.offset == "weight" and not offset)
-    found = None if depends else _rule_of(rule, given, offset != 0.0), _eps_of(rule, given), offset
+    found = None if depends else _rule_of(rule, given, offset != 0.0), _eps_of(rule, given, _EPS[rule.name]), offset
     if len(together[rule.name]) < _MOST_TOGETHER:
         together[rule.name][convention] = found
     return found
@@ -64,11 +64,11 @@ def _rule_of(rule: Rule, given: Convention, has_offset: bool) -> Rule:
     return _rules.setdefault(by, by)
 
 
-def _eps_of(rule: Rule, given: Convention) -> float:
+def _eps_of(rule: Rule, given: Convention, default: float) -> float:
     eps = given.eps if rule.averaged or given.eps_place == "floor" else None
     if rule.averaged and not rule.centred and given.rms_eps is not None:
         eps = given.rms_eps
-    return float(_EPS[rule.name]) if eps is None else eps
+    return float(default) if eps is None else eps
 
 
 def held(rule: Rule, convention: Any, eps: Any, weight_offset: Any) -> tuple[Convention | None, Any, Any]:
