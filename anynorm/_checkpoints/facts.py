@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from anynorm._checkpoints.stored import Tensor
 from anynorm._convention import CONVENTIONS, Convention
@@ -62,6 +63,11 @@ class Found(NamedTuple):
 
     norms: dict[str, tuple[Tensor, Tensor | None, Facts]]
     skipped: dict[str, str]
+
+
+def is_eps(value: Any) -> TypeGuard[float]:
+    """Whether what a file says is a number that eps may be."""
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
 
 
 def kind_of(convention: Given) -> str | None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from anynorm._checkpoints.facts import LAYER, RMS, Facts
+from anynorm._checkpoints.facts import LAYER, RMS, Facts, is_eps
 from anynorm._models import NORMS_OF_MODELS
 
 
@@ -26,7 +25,7 @@ class Family:
         eps = self.eps
         if self.key is not None and not norm.endswith(self.apart):
             eps = config.get(self.key, eps)
-            if type(eps) not in (int, float) or not 0 <= eps <= sys.float_info.max:
+            if not is_eps(eps):
                 raise ValueError(f"{self.key} must be a number of 0 or more, got {str(eps)[:100]!r}")
         return Facts(self.kind, self.convention, float(eps))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from io import RawIOBase
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from anynorm._checkpoints.facts import LAYER, RMS, Facts, Found
+from anynorm._checkpoints.facts import LAYER, RMS, Facts, Found, is_eps
 from anynorm._checkpoints.names import why_no_norm
 from anynorm._checkpoints.stored import Tensor, source
 
@@ -54,11 +55,12 @@ def read_keras(path: Path) -> Found:
     with open(path, "rb") as opened:
         layers = [(one, _layer_at(one, model)) for one in _variables(opened, path, begin, size)]
     names = [one.name or one.path if layer is None else layer.config["name"] for one, layer in layers]
+    counts = Counter(names)
     norms: dict[str, tuple[Tensor, Tensor | None, Facts]] = {}
     skipped: dict[str, str] = {}
     for name, (one, layer) in zip(names, layers, strict=True):
         found = _unknown(one) if layer is None else _norm(one, layer)
-        name = name if names.count(name) == 1 else one.path
+        name = name if counts[name] == 1 else one.path
         if isinstance(found, str):
             skipped[name] = found
         elif found is not None:
@@ -83,11 +85,11 @@ def _norm(one: Variables, layer: Layer) -> tuple[Tensor, Tensor | None, Facts] |
         return f"it has {len(one.held)} variables, and by config.json {1 + bool(has_bias)}"
     eps, axes = config.get("epsilon"), config.get("axis")
     axes = axes if isinstance(axes, list) else [axes]
-    if type(eps) not in (int, float) or not all(type(axis) is int for axis in axes):
-        raise ValueError(f"config.json is damaged: epsilon or axis of {one.path} is no number")
+    if not is_eps(eps) or not all(type(axis) is int for axis in axes):
+        raise ValueError(f"{one.held[0].path} is damaged: epsilon or axis of {one.path} is no number")
     from_last = [axis - layer.axes if axis >= 0 and layer.axes is not None else axis for axis in axes]
-    if sorted(from_last) != list(range(-len(axes), 0)):
-        return f"it normalizes axis {axes}, and what is loaded the last axes"
+    if sorted(from_last) != list(range(-len(one.held[0].shape), 0)):
+        return f"it normalizes axis {axes}, not the last ones"
     bias = one.held[1] if has_bias else None
     return one.held[0], bias, Facts(_KINDS[layer.kind], "keras", float(eps), normalized=len(axes))
 
@@ -121,7 +123,7 @@ def _in_archive(path: Path) -> tuple[int, int, Any]:
         told = json.loads(text)
     except KeyError as error:
         raise ValueError(f"{path} is damaged: {error.args[0]}") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, RecursionError, UnicodeDecodeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged: {_CONFIG}: {error}") from None
@@ -149,9 +151,9 @@ def _layer_at(one: Variables, model: Any) -> Layer | None:
     with numbers where several are of one.
     """
     at, parts = model, one.path.split("/")
-    while parts:
-        at = at.get("config") if isinstance(at, dict) else None
-        at = at.get(parts.pop(0)) if isinstance(at, dict) else None
+    while parts and isinstance(at, dict):
+        config = at.get("config")
+        at = config.get(parts.pop(0)) if isinstance(config, dict) else None
         if isinstance(at, list) and parts:
             at = dict(_called(at)).get(parts.pop(0))
     if not isinstance(at, dict) or not isinstance(at.get("config"), dict) or not isinstance(at.get("class_name"), str):
@@ -207,10 +209,8 @@ class _Part(RawIOBase):
 
 @contextmanager
 def _opened(file: IO[bytes], path: Path, begin: int, size: int) -> Iterator[Any]:
-    try:
-        import h5py
-    except ImportError:
-        raise ImportError(f"{path} needs h5py to be read: pip install h5py") from None
+    import h5py
+
     try:
         with h5py.File(_Part(file, begin, size), "r") as root:
             yield root
@@ -220,8 +220,10 @@ def _opened(file: IO[bytes], path: Path, begin: int, size: int) -> Iterator[Any]
 
 def _variables(file: IO[bytes], path: Path, begin: int, size: int) -> Iterator[Variables]:
     """The variables of each layer: the datasets of the groups that are called vars."""
-    import h5py
-
+    try:
+        import h5py
+    except ImportError:
+        raise ImportError(f"{path} needs h5py to be read: pip install h5py") from None
     with _opened(file, path, begin, size) as root:
         seen: set[int] = set()
         waiting = [("", root)]
@@ -233,15 +235,16 @@ def _variables(file: IO[bytes], path: Path, begin: int, size: int) -> Iterator[V
             seen.add(address)
             if at.count("/") > _DEEPEST or len(seen) > _MOST_GROUPS:
                 raise ValueError(f"{path} is damaged: it has too many groups, or groups in groups in groups")
-            held = {}
+            held, groups = {}, []
             for name in group:
                 if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                     raise ValueError(f"{path} has a link at {at}/{name}, which may lead elsewhere and is not followed")
                 one = group[name]
                 if isinstance(one, h5py.Group):
-                    waiting.append((f"{at}/{name}" if at else name, one))
+                    groups.append((f"{at}/{name}" if at else name, one))
                 elif isinstance(one, h5py.Dataset):
                     held[name] = one
+            waiting += reversed(groups)
             if at.rpartition("/")[2] == "vars" and held:
                 names = sorted(held, key=lambda name: (len(name), name))  # which are 0, 1, ..., 10
                 tensors = tuple(_tensor(held[name], f"{at}/{name}", path, begin, size) for name in names)
