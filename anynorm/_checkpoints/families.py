@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from anynorm._checkpoints.facts import LAYER, RMS, Facts, is_eps
-from anynorm._models import NORMS_OF_MODELS
+from anynorm._models import NORMS_OF_MODELS, convention_of_model
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,16 @@ def facts_of_config(config: Mapping[str, Any], norm: str) -> Facts:
     model = config.get("model_type")
     family = FAMILIES.get(model) if isinstance(model, str) else None
     if family is None:
-        return Facts(dim=_dim(config), why=f"the model_type {str(model)[:100]!r} of config.json is not known")
+        return Facts(dim=_dim(config), why=_unknown("model_type", model))
     return replace(family.facts(config, norm), dim=_dim(config))
+
+
+def _unknown(what: str, model: Any) -> str:
+    """That nothing is known of a model, or but the convention of a norm that transformers has for it."""
+    name = str(model)[:100]
+    convention = convention_of_model(name)
+    known = "" if convention is None else f" (transformers has a norm for it that goes by {convention!r})"
+    return f"the {what} {name!r} is not known{known}"
 
 
 def _dim(config: Mapping[str, Any]) -> int | None:
@@ -103,7 +111,7 @@ def facts_of_gguf(values: Mapping[str, Any]) -> Facts:
     epsilons = {kind: values.get(key.format(architecture)) for kind, key in _KEYS_IN_GGUF.items()}
     told = [kind for kind, eps in epsilons.items() if type(eps) is float]
     kind = family.kind if family else told[0] if len(told) == 1 else None
-    why = "" if family else f"the architecture {str(architecture)[:100]!r} is not known"
+    why = "" if family else _unknown("architecture", architecture)
     if family and kind not in told:
         why = f"the file lacks {_KEYS_IN_GGUF[family.kind].format(architecture)}"
     eps = epsilons[kind] if kind in told else None
