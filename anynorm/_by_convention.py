@@ -55,7 +55,8 @@ def resolved(
 def _find_together(rule: Rule, convention: Any) -> tuple[_Resolved, _Resolved, Rule]:
     """The same for a convention that was not met before; it is kept, unless there are very many of them."""
     given = _meant(rule, convention)
-    eps, offset = _eps_of(rule, given), given.weight_offset if rule.averaged else 0.0
+    own, offset = _eps_of(rule, given), given.weight_offset if rule.averaged else 0.0
+    eps = float(_EPS[rule.name]) if own is None else own
     plain, shifted = _rule_of(rule, given, False), _rule_of(rule, given, True)
     weighted = shifted if offset else plain, eps, offset, given.portion
     found = (plain, eps, 0.0, given.portion), weighted, shifted
@@ -79,11 +80,11 @@ def _rule_of(rule: Rule, given: Convention, has_offset: bool) -> Rule:
     return _rules.setdefault(by, by)
 
 
-def _eps_of(rule: Rule, given: Convention) -> float:
-    eps = given.eps if rule.averaged or given.eps_place == "floor" else None
+def _eps_of(rule: Rule, given: Convention) -> float | None:
+    """That of a convention for a norm; None where it leaves that to the function."""
     if rule.averaged and not rule.centred and given.rms_eps is not None:
-        eps = given.rms_eps
-    return float(_EPS[rule.name]) if eps is None else eps
+        return given.rms_eps
+    return given.eps if rule.averaged or given.eps_place == "floor" else None
 
 
 def held(rule: Rule, convention: Any, eps: Any, weight_offset: Any) -> tuple[Convention | None, Any, Any]:
@@ -91,6 +92,8 @@ def held(rule: Rule, convention: Any, eps: Any, weight_offset: Any) -> tuple[Con
     if convention is None:
         return None, eps, weight_offset
     given = check_convention(convention)
+    if type(eps) is DefaultEps and _eps_of(rule, _meant(rule, given)) is None:
+        eps = float(eps)  # its own default, which may be another one than that of the function
     _, eps, weight_offset, _ = resolved(rule, given, eps, weight_offset, has_weight=rule.averaged)
     return given, eps, weight_offset
 

@@ -188,8 +188,23 @@ def check_convention(convention: Any) -> Convention:
     if found is None:
         must = f"be a Convention or one of the names {', '.join(_BY_NAME)}"
         wrong = ValueError if isinstance(convention, str) else TypeError
-        raise wrong(sentence("convention", must, describe(convention), "pass one of these names"))
+        raise wrong(sentence("convention", must, describe(convention), _instead_of(convention)))
     return found
+
+
+def _instead_of(name: Any) -> str:
+    """What to pass in place of a name that no convention has, such as that of a model."""
+    if not isinstance(name, str):
+        return "pass one of these names"
+    import difflib  # for a message alone
+
+    from anynorm._models import convention_of_model
+
+    of_model = convention_of_model(name)
+    if of_model is not None:
+        return f"pass {of_model!r}, by which the norms of this model go"
+    nearest = difflib.get_close_matches(name.lower(), _BY_NAME, n=1)
+    return f"pass {nearest[0]!r}" if nearest else "pass one of these names"
 
 
 def written(convention: Convention) -> str:

@@ -37,9 +37,12 @@ def load_norms(
       or ``offset``. GGUF files hold the weight that is multiplied by: to those of Gemma and Nemotron 1 has been added,
       and none is added again.
 
-    Nothing is guessed. What is named as a norm of which something is not known is left out, and said to be in ``left``.
-    In .safetensors and GGUF files norms are known by their names alone. One that is not named so, as ``1.weight`` in a
-    torch.nn.Sequential or ``layers.0.0.0.g`` of x-transformers, is not found, and is not in ``left`` either.
+    Nothing is guessed. What is named as a norm of which something is not known is left out, and said to be in
+    ``skipped``. In .safetensors and GGUF files norms are known by their names alone. Of a weight whose name tells
+    nothing, as ``1.weight`` of a torch.nn.Sequential or ``layers.0.0.0.g`` of x-transformers, ``skipped`` says so.
+
+    A weight of more axes than are normalized, as that of Cohere's query-key norms with one for each head, makes a norm
+    with that ``weight_shape``, where the file is GGUF or ONNX or the convention is that of a model.
 
     Parameters
     ----------
@@ -70,16 +73,16 @@ def load_norms(
     Returns
     -------
     mapping from str to LayerNorm, RMSNorm or ScaleNorm
-        By name, without that of the parameter: ``"model.layers.0.input_layernorm"``. Its attribute ``left`` is a dict
-        of what is named as a norm and was not loaded, and why: a BatchNorm, a norm with a weight for each head, one
-        whose eps is not known. Printed, a line for each sort.
+        By name, without that of the parameter: ``"model.layers.0.input_layernorm"``. Its attribute ``skipped`` is a
+        dict of what is named as a norm or may be one and was not loaded, and why: a BatchNorm, one whose eps is not
+        known, a weight whose name tells nothing. Printed, a line for each sort.
 
     Raises
     ------
     ValueError
         If a file is damaged, does not fit its index, names a file outside of its folder, or may hold pickled objects,
-        as .bin and .pt do; if no norm is found or all would be left. Nothing in a file is executed, and nothing is read
-        but headers and the parameters of norms.
+        as .bin and .pt do; if no norm is found or all would be skipped. Nothing in a file is executed, and nothing is
+        read but headers and the parameters of norms.
     FileNotFoundError
         If there is nothing at the path.
     TypeError

@@ -85,6 +85,12 @@ def is_same_for_rows(parameter: Any, shape: Shape, axes: tuple[int, ...]) -> boo
     return all(m == (n if axis in axes else 1) for axis, (m, n) in enumerate(zip(own, shape, strict=True)))
 
 
+def beside_last(parameter: Any, ndim: int) -> Any:
+    """A parameter that belongs to the last axes of an x with so many, as one that broadcasts to it."""
+    missing = 0 if parameter is None else ndim - len(parameter.shape)
+    return parameter if missing <= 0 else parameter[(*(None,) * missing, ...)]
+
+
 def part_for(parameter: Any, block: tuple[slice, ...], ndim: int) -> Any:
     """What a parameter has for a block of an x with so many axes; each slice is of one, none is of those behind."""
     if parameter is None or type(parameter) is float or len(parameter.shape) < ndim:

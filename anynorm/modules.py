@@ -9,14 +9,14 @@ from typing import Any, SupportsIndex
 
 import numpy
 
-from anynorm._arrays import check_array
 from anynorm._by_convention import held, without_offset
 from anynorm._convention import LAYER_NORM_EPS, RMS_NORM_EPS, SCALE_NORM_EPS, Convention, written
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
-from anynorm._modules.loading import full, library_and_dtype
+from anynorm._modules.loading import check_weight_shape, full, library_and_dtype
 from anynorm._modules.state import HoldsParameters
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 from anynorm._numbers import check_length, check_lengths, check_number
+from anynorm._parameters import beside_last
 from anynorm._pytrees import pytree
 from anynorm._types import Array, ArrayT, Shape
 from anynorm._wording import describe, sentence
@@ -26,6 +26,7 @@ class _AffineNorm(HoldsParameters):
     """A norm with a weight for each feature and perhaps a bias."""
 
     shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
     eps: float
     weight_offset: float
     convention: Convention | None = None
@@ -41,6 +42,7 @@ class _AffineNorm(HoldsParameters):
         eps: float,
         bias: bool,
         weight_offset: float,
+        weight_shape: Shape | None,
         convention: Convention | str | None,
         xp: Any,
         dtype: Any,
@@ -48,6 +50,7 @@ class _AffineNorm(HoldsParameters):
     ) -> None:
         library, dtype = library_and_dtype(xp, dtype)
         self.shape = check_lengths("shape", shape)
+        self.weight_shape = check_weight_shape(weight_shape, self.shape)
         self.convention, eps, weight_offset = held(self._rule, convention, eps, weight_offset)
         self.eps = check_number("eps", eps, least=0.0)
         self.weight_offset = check_number("weight_offset", weight_offset)
@@ -55,15 +58,19 @@ class _AffineNorm(HoldsParameters):
             do = "set the attribute bias of the norm, or load_state_dict, for its values"
             raise TypeError(sentence("bias", "be True or False", describe(bias), do))
         # Zero-centred weights start at zero, so that the factor starts at 1 either way.
-        self.weight = full(library, self.shape, 0.0 if weight_offset == 1.0 else 1.0, dtype, device)
-        self.bias = full(library, self.shape, 0.0, dtype, device) if bias else None
+        self.weight = full(library, self.weight_shape, 0.0 if weight_offset == 1.0 else 1.0, dtype, device)
+        self.bias = full(library, self.weight_shape, 0.0, dtype, device) if bias else None
 
     def __call__(self, x: ArrayT, *, out: Array | None = None) -> ArrayT:
         """Normalize an array of the parameters' library."""
         axis = -1 if len(self.shape) == 1 else tuple(range(-len(self.shape), 0))
+        weight, bias = self.weight, self.bias
+        if self.weight_shape != self.shape:
+            self._require_lengths(x, self.weight_shape)
+            weight, bias = (beside_last(one, len(x.shape)) for one in (weight, bias))
         try:
             y: ArrayT = self._function(
-                x, self.weight, self.bias, axis=axis, eps=self.eps, weight_offset=self.weight_offset,
+                x, weight, bias, axis=axis, eps=self.eps, weight_offset=self.weight_offset,
                 convention=without_offset(self.convention), out=out,
             )  # fmt: skip
             return y
@@ -72,12 +79,15 @@ class _AffineNorm(HoldsParameters):
             raise
 
     def _config(self) -> tuple[Any, ...]:
-        return self.shape, self.eps, self.weight_offset, self.convention, self.bias is not None, self._dtype_name()
+        options = self.eps, self.weight_offset, self.convention, self.bias is not None
+        return self.shape, self.weight_shape, *options, self._dtype_name()
 
     def __repr__(self) -> str:
         options: dict[str, Any] = {"eps": self.eps, "bias": self.bias is not None}
         if self.weight_offset:
             options["weight_offset"] = self.weight_offset
+        if self.weight_shape != self.shape:
+            options["weight_shape"] = self.weight_shape
         if self.convention is not None:
             options["convention"] = written(self.convention)
         return self._repr(self.shape[0] if len(self.shape) == 1 else self.shape, **options, dtype=self._dtype_name())
@@ -96,6 +106,9 @@ class LayerNorm(_AffineNorm):
         Whether to hold a bias besides the weight.
     weight_offset : float
         Added to the weight; 1.0 for weights stored around zero, which then start at 0.
+    weight_shape : tuple of ints, optional
+        The shape of weight and bias, where they vary along axes before the normalized ones too: ``(heads, dim)`` for a
+        weight for each head. It ends with ``shape``, and x has the shape ``(..., *weight_shape)``.
     convention : Convention or str, optional
         How to compute it, as in `anynorm.layer_norm`. Its eps and weight_offset are taken over.
     xp : array namespace, optional
@@ -119,6 +132,11 @@ class LayerNorm(_AffineNorm):
     LayerNorm(3, eps=1e-05, bias=True, dtype=float32)
     >>> norm(numpy.asarray([[1.0, 2.0, 3.0]], dtype=numpy.float32)).round(3)
     array([[-1.225,  0.   ,  1.225]], dtype=float32)
+
+    Queries of 8 heads, each with a weight of its own:
+
+    >>> anynorm.LayerNorm(64, weight_shape=(8, 64), bias=False)(numpy.ones((2, 8, 64))).shape
+    (2, 8, 64)
     """
 
     _function = staticmethod(layer_norm)
@@ -131,12 +149,13 @@ class LayerNorm(_AffineNorm):
         eps: float = LAYER_NORM_EPS,
         bias: bool = True,
         weight_offset: float = 0.0,
+        weight_shape: Shape | None = None,
         convention: Convention | str | None = None,
         xp: Any = None,
         dtype: Any = None,
         device: Any = None,
     ) -> None:
-        super().__init__(shape, eps, bias, weight_offset, convention, xp, dtype, device)
+        super().__init__(shape, eps, bias, weight_offset, weight_shape, convention, xp, dtype, device)
 
 
 class RMSNorm(_AffineNorm):
@@ -161,12 +180,13 @@ class RMSNorm(_AffineNorm):
         eps: float = RMS_NORM_EPS,
         bias: bool = False,
         weight_offset: float = 0.0,
+        weight_shape: Shape | None = None,
         convention: Convention | str | None = None,
         xp: Any = None,
         dtype: Any = None,
         device: Any = None,
     ) -> None:
-        super().__init__(shape, eps, bias, weight_offset, convention, xp, dtype, device)
+        super().__init__(shape, eps, bias, weight_offset, weight_shape, convention, xp, dtype, device)
 
 
 class ScaleNorm(HoldsParameters):
@@ -213,19 +233,12 @@ class ScaleNorm(HoldsParameters):
     def __call__(self, x: ArrayT, *, out: Array | None = None) -> ArrayT:
         """Normalize an array of the scale's library."""
         if type(x) is not numpy.ndarray or x.shape[-1:] != (self.dim,):
-            self._check_length(x)
+            self._require_lengths(x, (self.dim,))
         try:
             return scale_norm(x, self.scale, eps=self.eps, convention=without_offset(self.convention), out=out)
         except TypeError:
             self._require_own_library(x)
             raise
-
-    def _check_length(self, x: Any) -> None:
-        check_array("x", x)
-        shape = tuple(x.shape)
-        if shape and shape[-1] != self.dim:
-            must = f"have shape (..., {self.dim}) for {self!r}"
-            raise ValueError(sentence("x", must, str(shape), "pass x of that length along its last axis"))
 
     def _config(self) -> tuple[Any, ...]:
         return self.dim, self.eps, self.convention, self._dtype_name()

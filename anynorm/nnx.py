@@ -24,12 +24,16 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype as promoted
 from flax.typing import Axes, Dtype, Initializer, PromoteDtypeFn
 
+from anynorm._by_convention import held
+from anynorm._convention import SCALE_NORM_EPS, Convention, DefaultEps
+from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._modules.nnx_forward import normalized, promoted_by, require_features
 from anynorm._norms import layer_norm, rms_norm, scale_norm
 from anynorm._numbers import check_length, check_number
 
 __all__ = ["LayerNorm", "RMSNorm", "ScaleNorm"]
 
+_EPSILON = DefaultEps(1e-6)  # Flax's
 _FLOAT32 = jnp.dtype("float32")
 _NO_METADATA: Mapping[str, Any] = MappingProxyType({})
 
@@ -69,6 +73,9 @@ class LayerNorm(nnx.LayerNorm):
         For the initializers.
     bias_metadata, scale_metadata : mapping
         Metadata of the parameters, such as their sharding.
+    convention : Convention or str, optional
+        How to compute it, as in `anynorm.layer_norm`. Its eps and weight_offset are taken over; the offset is added to
+        scale, which starts at 1 less then.
 
     Raises
     ------
@@ -89,7 +96,7 @@ class LayerNorm(nnx.LayerNorm):
         self,
         num_features: int,
         *,
-        epsilon: float = 1e-6,
+        epsilon: float = _EPSILON,
         dtype: Dtype | None = None,
         param_dtype: Dtype = _FLOAT32,
         use_bias: bool = True,
@@ -105,7 +112,9 @@ class LayerNorm(nnx.LayerNorm):
         rngs: nnx.Rngs,
         bias_metadata: Mapping[str, Any] = _NO_METADATA,
         scale_metadata: Mapping[str, Any] = _NO_METADATA,
+        convention: Convention | str | None = None,
     ) -> None:
+        self.convention, epsilon, self.weight_offset = held(LAYER_NORM, convention, epsilon, 0.0)
         super().__init__(
             check_length("num_features", num_features),
             epsilon=check_number("epsilon", epsilon, least=0.0),
@@ -114,7 +123,7 @@ class LayerNorm(nnx.LayerNorm):
             use_bias=use_bias,
             use_scale=use_scale,
             bias_init=bias_init or nnx.initializers.zeros,
-            scale_init=scale_init or nnx.initializers.ones,
+            scale_init=scale_init or nnx.initializers.constant(1.0 - self.weight_offset),
             reduction_axes=reduction_axes,
             feature_axes=feature_axes,
             axis_name=axis_name,
@@ -156,7 +165,7 @@ class RMSNorm(nnx.RMSNorm):
         self,
         num_features: int,
         *,
-        epsilon: float = 1e-6,
+        epsilon: float = _EPSILON,
         dtype: Dtype | None = None,
         param_dtype: Dtype = _FLOAT32,
         use_scale: bool = True,
@@ -169,14 +178,16 @@ class RMSNorm(nnx.RMSNorm):
         promote_dtype: PromoteDtypeFn | None = None,
         rngs: nnx.Rngs,
         scale_metadata: Mapping[str, Any] = _NO_METADATA,
+        convention: Convention | str | None = None,
     ) -> None:
+        self.convention, epsilon, self.weight_offset = held(RMS_NORM, convention, epsilon, 0.0)
         super().__init__(
             check_length("num_features", num_features),
             epsilon=check_number("epsilon", epsilon, least=0.0),
             dtype=dtype,
             param_dtype=param_dtype,
             use_scale=use_scale,
-            scale_init=scale_init or nnx.initializers.ones,
+            scale_init=scale_init or nnx.initializers.constant(1.0 - self.weight_offset),
             reduction_axes=reduction_axes,
             feature_axes=feature_axes,
             axis_name=axis_name,
@@ -203,7 +214,7 @@ class ScaleNorm(nnx.Module):
         The length of the last axis; the scale starts at sqrt(num_features), as in the paper.
     epsilon : float
         The least length to divide by.
-    dtype, param_dtype, promote_dtype, rngs, scale_metadata
+    dtype, param_dtype, promote_dtype, rngs, scale_metadata, convention
         As in `LayerNorm`; ``promote_dtype`` is given (x, scale).
     scale_init : initializer, optional
         Called with the shape ().
@@ -226,21 +237,24 @@ class ScaleNorm(nnx.Module):
     dtype: Dtype | None
     param_dtype: Dtype
     promote_dtype: PromoteDtypeFn
+    convention: Convention | None
     scale: nnx.Param[jax.Array]
 
     def __init__(
         self,
         num_features: int,
         *,
-        epsilon: float = 1e-12,
+        epsilon: float = SCALE_NORM_EPS,
         dtype: Dtype | None = None,
         param_dtype: Dtype = _FLOAT32,
         scale_init: Initializer | None = None,
         promote_dtype: PromoteDtypeFn | None = None,
         rngs: nnx.Rngs,
         scale_metadata: Mapping[str, Any] = _NO_METADATA,
+        convention: Convention | str | None = None,
     ) -> None:
         self.num_features = check_length("num_features", num_features)
+        self.convention, epsilon, _ = held(SCALE_NORM, convention, epsilon, 0.0)
         self.epsilon = check_number("epsilon", epsilon, least=0.0)
         self.dtype, self.param_dtype, self.promote_dtype = dtype, param_dtype, promote_dtype or promoted
         start = scale_init or nnx.initializers.constant(math.sqrt(self.num_features))
@@ -251,4 +265,4 @@ class ScaleNorm(nnx.Module):
         x, (scale,), dtype = promoted_by(self, x, (self.scale,))
         if x.ndim:
             require_features(self.num_features, x, (x.ndim - 1,))
-        return jnp.asarray(scale_norm(x, scale, eps=self.epsilon), dtype)
+        return jnp.asarray(scale_norm(x, scale, eps=self.epsilon, convention=self.convention), dtype)

@@ -70,6 +70,9 @@ class Normalizer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type
 
     NaN and Inf are refused, unless scikit-learn's ``assume_finite`` is set: rows that hold them become NaN throughout.
 
+    There is no ``convention``, which says how the norm of a model rounds and where it has ``eps``. To have one, wrap
+    the function: ``FunctionTransformer(anynorm.rms_norm, kw_args={"convention": "llama"})``.
+
     SciPy's sparse matrices and arrays are taken with "rms" and "scale" and come out as CSC if they are that, else as
     CSR. Elements are those of the same dense row: duplicates are added up first, zeros that are stored stay stored, and
     no others become stored, except in a row that is NaN. "layer" refuses them, as the mean would have to be taken from

@@ -25,19 +25,18 @@ Models::
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from anynorm._by_convention import held
-from anynorm._convention import LAYER_NORM_EPS, RMS_NORM_EPS, SCALE_NORM_EPS, Convention, decoded, encoded
-from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
+from anynorm._convention import LAYER_NORM_EPS, SCALE_NORM_EPS, Convention
+from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM
 from anynorm._numbers import check_length, check_lengths, check_number
 from anynorm._torch import convert as _convert
 from anynorm._torch import forward as _forward
-from anynorm._torch import native as _native
 from anynorm._torch.convert import convert, revert
 from anynorm._torch.functions import add_layer_norm, add_rms_norm, layer_norm, rms_norm, scale_norm
+from anynorm._torch.holding import ByConvention, require_call, said_of, shape_parameters, start_at_one, take_over
 
 __all__ = [
     "LayerNorm",
@@ -58,7 +57,7 @@ Tensor = torch.Tensor
 Device = torch.device | str | int | None
 
 
-class LayerNorm(torch.nn.LayerNorm):
+class LayerNorm(ByConvention, torch.nn.LayerNorm):
     """`layer_norm` over the last axes as a module: a torch.nn.LayerNorm that computes in another way.
 
     Parameters
@@ -69,6 +68,8 @@ class LayerNorm(torch.nn.LayerNorm):
         As in torch.nn.LayerNorm.
     weight_offset : float
         Added to the weight; 1.0 for weights stored around zero, which then start at 0.
+    weight_shape : tuple of ints, optional
+        As in `anynorm.LayerNorm`: ``(heads, dim)`` for a weight for each head, of an input (..., heads, dim).
     convention : Convention or str, optional
         How to compute it, as in `anynorm.layer_norm`. Its eps and weight_offset are taken over.
 
@@ -84,7 +85,6 @@ class LayerNorm(torch.nn.LayerNorm):
     tensor([[-1.2247,  0.0000,  1.2247]], grad_fn=<_NormBackward>)
     """
 
-    _by: str = ""  # the convention as `encoded` writes it; '' for none
     __constants__: list[str] = [*torch.nn.LayerNorm.__constants__, "_by"]  # noqa: RUF012  # for TorchScript
 
     def __init__(
@@ -97,20 +97,22 @@ class LayerNorm(torch.nn.LayerNorm):
         dtype: torch.dtype | None = None,
         *,
         weight_offset: float = 0.0,
+        weight_shape: tuple[int, ...] | None = None,
         convention: Convention | str | None = None,
     ) -> None:
-        eps, offset = _take_over(self, LAYER_NORM, convention, eps, weight_offset)
+        eps, offset = take_over(self, LAYER_NORM, convention, eps, weight_offset)
         self.weight_offset: float = check_number("weight_offset", offset)  # reset_parameters needs it
         eps = check_number("eps", eps, least=0.0)
         normalized_shape = check_lengths("normalized_shape", normalized_shape, least=0)
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device=device, dtype=dtype)
-        if self.weight_offset or self._by:
-            self.register_forward_pre_hook(_require_call)
+        shape_parameters(self, weight_shape)
+        if self.weight_offset or self._by or weight_shape is not None:
+            self.register_forward_pre_hook(require_call)
 
     def reset_parameters(self) -> None:
         """Weights of 1, offset and all, and biases of 0."""
         super().reset_parameters()
-        _start_at_one(self)
+        start_at_one(self)
 
     if TYPE_CHECKING:  # torch's own returns Any
 
@@ -119,25 +121,14 @@ class LayerNorm(torch.nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalize a tensor whose last axes have the normalized shape."""
         shape, offset = self.normalized_shape, self.weight_offset
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            if self._by:
-                raise NotImplementedError("TorchScript has no norms by a convention; use torch.export")
-            return _native.layer_norm(input, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
         return _forward.layer_norm(input, shape, self.weight, self.bias, self.eps, offset, self._by)  # type: ignore[arg-type]
-
-    @torch.jit.unused  # type: ignore[prop-decorator]
-    @property
-    def convention(self) -> Convention | None:
-        """How it is computed; None where by no convention."""
-        return decoded(self._by)
 
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
-        offset = f", weight_offset={self.weight_offset}" if self.weight_offset else ""
-        return super().extra_repr() + offset + _said_of(self._by)
+        return super().extra_repr() + said_of(self)
 
 
-class RMSNorm(torch.nn.RMSNorm):
+class RMSNorm(ByConvention, torch.nn.RMSNorm):
     """`rms_norm` over the last axes as a module: a torch.nn.RMSNorm that computes in another way.
 
     Parameters
@@ -153,6 +144,8 @@ class RMSNorm(torch.nn.RMSNorm):
         Whether to hold a bias besides the weight.
     weight_offset : float
         Added to the weight; 1.0 for weights stored around zero, which then start at 0.
+    weight_shape : tuple of ints, optional
+        As in `anynorm.LayerNorm`: ``(heads, dim)`` for a weight for each head, of an input (..., heads, dim).
     convention : Convention or str, optional
         How to compute it, as in `anynorm.layer_norm`. Its eps and weight_offset are taken over.
 
@@ -168,7 +161,6 @@ class RMSNorm(torch.nn.RMSNorm):
     tensor([[0.2000, 1.4000]], grad_fn=<_NormBackward>)
     """
 
-    _by: str = ""
     __constants__: list[str] = [*torch.nn.RMSNorm.__constants__, "_by"]  # noqa: RUF012  # for TorchScript
 
     def __init__(
@@ -181,22 +173,24 @@ class RMSNorm(torch.nn.RMSNorm):
         *,
         bias: bool = False,
         weight_offset: float = 0.0,
+        weight_shape: tuple[int, ...] | None = None,
         convention: Convention | str | None = None,
     ) -> None:
-        eps, offset = _take_over(self, RMS_NORM, convention, eps, weight_offset)
+        eps, offset = take_over(self, RMS_NORM, convention, eps, weight_offset)
         self.weight_offset: float = check_number("weight_offset", offset)  # reset_parameters needs it
         eps = None if eps is None else check_number("eps", eps, least=0.0)
         normalized_shape = check_lengths("normalized_shape", normalized_shape, least=0)
         super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
         zeros = torch.zeros(self.normalized_shape, device=device, dtype=dtype) if bias else None
         self.register_parameter("bias", None if zeros is None else torch.nn.Parameter(zeros))
-        if bias or self.weight_offset or self._by:
-            self.register_forward_pre_hook(_require_call)
+        shape_parameters(self, weight_shape)
+        if bias or self.weight_offset or self._by or weight_shape is not None:
+            self.register_forward_pre_hook(require_call)
 
     def reset_parameters(self) -> None:
         """Weights of 1, offset and all, and biases of 0."""
         super().reset_parameters()
-        _start_at_one(self)
+        start_at_one(self)
         bias = getattr(self, "bias", None)
         if bias is not None:
             torch.nn.init.zeros_(bias)
@@ -208,25 +202,14 @@ class RMSNorm(torch.nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize a tensor whose last axes have the normalized shape."""
         shape, offset = self.normalized_shape, self.weight_offset
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            if self._by:
-                raise NotImplementedError("TorchScript has no norms by a convention; use torch.export")
-            return _native.rms_norm(x, shape, self.weight, self.bias, self.eps, offset)  # type: ignore[arg-type]
         return _forward.rms_norm(x, shape, self.weight, self.bias, self.eps, offset, self._by)  # type: ignore[arg-type]
-
-    @torch.jit.unused  # type: ignore[prop-decorator]
-    @property
-    def convention(self) -> Convention | None:
-        """How it is computed; None where by no convention."""
-        return decoded(self._by)
 
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
-        written = super().extra_repr() + (", bias=True" if self.bias is not None else "")
-        return written + (f", weight_offset={self.weight_offset}" if self.weight_offset else "") + _said_of(self._by)
+        return super().extra_repr() + (", bias=True" if self.bias is not None else "") + said_of(self)
 
 
-class ScaleNorm(torch.nn.Module):
+class ScaleNorm(ByConvention):
     """`scale_norm` over the last axis as a module, with a single parameter.
 
     Parameters
@@ -250,7 +233,6 @@ class ScaleNorm(torch.nn.Module):
     dim: int
     eps: float
     scale: Tensor
-    _by: str = ""
     __constants__: list[str] = ["_by"]  # noqa: RUF012  # for TorchScript
 
     def __init__(
@@ -263,7 +245,7 @@ class ScaleNorm(torch.nn.Module):
         convention: Convention | str | None = None,
     ) -> None:
         super().__init__()
-        eps, _ = _take_over(self, SCALE_NORM, convention, eps, 0.0)
+        eps, _ = take_over(self, SCALE_NORM, convention, eps, 0.0)
         self.dim, self.eps = check_length("dim", dim), check_number("eps", eps, least=0.0)
         self.scale = torch.nn.Parameter(torch.empty((), device=device, dtype=dtype))
         self.reset_parameters()
@@ -278,52 +260,11 @@ class ScaleNorm(torch.nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize a tensor whose last axis is as long as dim."""
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            if x.shape[-1] != self.dim:
-                raise ValueError(f"the last axis of the input must have the length {self.dim}")
-            if self._by:
-                raise NotImplementedError("TorchScript has no norms by a convention; use torch.export")
-            return _native.scale_norm(x, [-1], self.scale, 1.0, self.eps)
         return _forward.scale_norm(x, (self.dim,), self.scale, self.eps, self._by)  # type: ignore[arg-type]
-
-    @torch.jit.unused  # type: ignore[prop-decorator]
-    @property
-    def convention(self) -> Convention | None:
-        """How it is computed; None where by no convention."""
-        return decoded(self._by)
 
     def extra_repr(self) -> str:
         """What is written between the parentheses."""
-        return f"{self.dim}, eps={self.eps}{_said_of(self._by)}"
-
-
-def _take_over(
-    norm: torch.nn.Module, rule: Rule, convention: Convention | str | None, eps: Any, weight_offset: Any
-) -> tuple[Any, Any]:
-    """Have a module keep its convention, and return the eps and the offset that it has then."""
-    if convention is None:
-        return eps, weight_offset
-    has_no_eps = eps is None
-    given, eps, offset = held(rule, convention, RMS_NORM_EPS if has_no_eps else eps, weight_offset)
-    by_torch = has_no_eps and given is not None and given.eps is None and given.rms_eps is None
-    vars(norm)["_by"] = encoded(given)  # torch's own constructor comes later
-    return None if by_torch else eps, offset
-
-
-def _said_of(by: str) -> str:
-    return f", convention={by if by.startswith('Convention(') else repr(by)}" if by else ""
-
-
-def _require_call(self: torch.nn.Module, input: tuple[Tensor]) -> None:
-    """Do nothing, as a hook: without one torch.nn.TransformerEncoderLayer may not call a norm but read its parameters.
-
-    It takes it for a layer norm of them then, without an offset.
-    """
-
-
-def _start_at_one(norm: Any) -> None:
-    if norm.weight is not None and norm.weight_offset:
-        torch.nn.init.constant_(norm.weight, 1.0 - norm.weight_offset)
+        return f"{self.dim}, eps={self.eps}{said_of(self)}"
 
 
 _convert.OURS.update({torch.nn.LayerNorm: LayerNorm, torch.nn.RMSNorm: RMSNorm})

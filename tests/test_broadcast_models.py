@@ -1,5 +1,7 @@
 """The norms of models that have a weight for each head or each sample, beside what the models' own code computes."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,57 @@ def test_as_the_model_computes_it(model, backend):
     with backend.context():
         y = backend.read(getattr(anynorm, norm)(*map(backend.make, given), **options))
     np.testing.assert_allclose(y, expected, rtol=0, atol=4 * np.spacing(np.float32(np.abs(expected).max())))
+
+
+def test_cohere_by_objects_modules_and_convert():
+    """With a weight for each head, all three have the bits of the function, and with the model's few that differ."""
+    torch = pytest.importorskip("torch")
+    import anynorm.torch
+
+    for kind in cohere_modules(torch):
+        for dtype in (torch.bfloat16, torch.float16):
+            theirs = kind((HEADS, DIM), eps=1e-5).to(dtype)
+            torch.nn.init.normal_(theirs.weight, 1.0, 0.3, generator=torch.Generator().manual_seed(1))
+            x = torch.from_numpy(numbers(64, TIME, HEADS, DIM)).to(dtype)
+            with torch.no_grad():
+                expected = theirs(x)
+                weight = theirs.weight.detach()
+                y = anynorm.layer_norm(x, weight[None, None], convention="cohere")
+                assert (y == expected).double().mean() > 0.999  # see the table in docs/conventions.md
+                norm = anynorm.LayerNorm(DIM, weight_shape=(HEADS, DIM), bias=False, convention="cohere", xp=torch)
+                norm.weight = weight
+                assert torch.equal(norm(x), y)
+                module = anynorm.torch.LayerNorm(
+                    DIM, bias=False, weight_shape=(HEADS, DIM), convention="cohere", dtype=dtype
+                )
+                module.load_state_dict(theirs.state_dict())
+                assert torch.equal(module(x), y)
+                anynorm.torch.convert(theirs)
+                assert torch.equal(theirs(x), y)
+
+
+def cohere_modules(torch):
+    """CohereLayerNorm as transformers has it, written anew, and that of transformers where it is installed."""
+
+    class CohereLayerNorm(torch.nn.Module):
+        __module__ = "transformers.models.cohere.modeling_cohere"
+
+        def __init__(self, hidden_size, eps):
+            super().__init__()
+            self.weight, self.variance_epsilon = torch.nn.Parameter(torch.ones(hidden_size)), eps
+
+        def forward(self, x):
+            wide = x.to(torch.float32)
+            mean = wide.mean(-1, keepdim=True)
+            variance = (wide - mean).pow(2).mean(-1, keepdim=True)
+            wide = (wide - mean) * torch.rsqrt(variance + self.variance_epsilon)
+            return (self.weight.to(torch.float32) * wide).to(x.dtype)
+
+    yield CohereLayerNorm
+    if importlib.util.find_spec("transformers") is not None:
+        from transformers.models.cohere import modeling_cohere
+
+        yield modeling_cohere.CohereLayerNorm
 
 
 def test_training_of_a_modulated_norm_by_autograd():

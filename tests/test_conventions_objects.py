@@ -3,12 +3,14 @@
 import copy
 import inspect
 import pickle
+import re
 
 import numpy as np
 import pytest
 
 import anynorm
 from anynorm import CONVENTIONS, Convention
+from anynorm._models import CONVENTION_OF_CLASS, NORMS_OF_MODELS, convention_of_model
 
 X = np.linspace(-2.0, 3.0, 24, dtype=np.float16).reshape(3, 8)
 WEIGHT, BIAS = np.linspace(0.5, 1.5, 8, dtype=np.float16), np.linspace(-1.0, 1.0, 8, dtype=np.float16)
@@ -72,6 +74,38 @@ def test_wrong_arguments():
         anynorm.add_rms_norm(X, X, convention="lama")
     with pytest.raises(ValueError, match="convention must be"):
         anynorm.RMSNorm(8, convention="lama")
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("lama", "pass 'llama'"),
+        ("Nemotron", "pass 'nemotron', by which the norms of this model go"),
+        ("mistral", "pass 'llama', by which the norms of this model go"),
+        ("Mistral-7B", "pass 'llama', by which"),
+        ("qwen2.5", "pass 'llama', by which"),
+        ("qwen3_5", "pass 'gemma', by which"),
+        ("gemma3_text", "pass 'gemma3', by which"),
+        ("bert", "pass 'torch', by which"),
+        ("diamond", "pass one of these names"),  # begins as the name of a model, dia
+        ("cohere2_moe", "pass 'cohere'"),  # which has norms of two kinds
+        ("", "pass one of these names"),
+    ],
+)
+def test_the_name_of_a_model_in_place_of_a_convention(name, instead):
+    with pytest.raises(ValueError, match=f"{instead}$" if "this model" in instead or "one of" in instead else instead):
+        anynorm.RMSNorm(8, convention=name)
+
+
+def test_tables_of_models_agree():
+    """Each convention of a model is that of the class which has its name."""
+    models = [(model, row[1]) for row in NORMS_OF_MODELS for model in row[4].split() if row[1] != "torch"]
+    classes = {re.sub("(RMS|Layer)Norm.*|_", "", kind).lower(): kind for kind in CONVENTION_OF_CLASS}
+    shared = [(model, convention) for model, convention in models if model.replace("_", "") in classes]
+    assert len(shared) > 30
+    for model, convention in shared:
+        assert CONVENTION_OF_CLASS[classes[model.replace("_", "")]] == convention == convention_of_model(model)
+    assert set(CONVENTION_OF_CLASS.values()) <= set(CONVENTIONS)
 
 
 def test_eps_that_is_passed_goes_before_that_of_a_convention_even_if_it_is_the_default():

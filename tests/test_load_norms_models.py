@@ -73,12 +73,12 @@ def test_every_norm_of_a_model(name, tmp_path):
     expected = norms_of(model)
     assert default is None or default == pytest.approx(FAMILIES[name].eps, rel=1e-12)
     norms = anynorm.load_norms(tmp_path, xp=torch)
-    assert len(norms) + len(norms.left) == len(expected) > 2
-    assert norms.left == {} or name == "cohere"  # whose norms of queries and keys have a weight for each head
+    assert norms.skipped == {}
+    assert len(norms) == len(expected) > 2
     for norm in norms.values():
         module = expected[norm.weight.view(torch.uint8).numpy().tobytes()]
         assert norm.eps == getattr(module, "eps", getattr(module, "variance_epsilon", None))
-        x = torch.from_numpy(np.random.default_rng(0).standard_normal((50, norm.shape[0]))).to(torch.bfloat16)
+        x = torch.from_numpy(np.random.default_rng(0).standard_normal((50, *norm.weight_shape))).to(torch.bfloat16)
         with torch.no_grad():
             y = module(x)
         # All but a few elements have the same bits: their conventions are those of the model. Where the order in which

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import anynorm
-from tests.checkpoints import BFLOAT16, same_bits, tensors
+from tests.checkpoints import BFLOAT16, numbers, same_bits, tensors
 
 onnx = pytest.importorskip("onnx", reason="needs onnx, which writes the files")
 helper, numpy_helper = onnx.helper, onnx.numpy_helper
@@ -57,7 +57,7 @@ def test_operators(dtype, tmp_path):
         "e": (RMS, 1e-5, "e.weight", None),
         "f": (RMS, 0.5, "f.weight", None),
     }
-    assert (sorted(norms), norms.left) == (sorted(expected), {})
+    assert (sorted(norms), norms.skipped) == (sorted(expected), {})
     for name, (kind, eps, weight, bias) in expected.items():
         norm = norms[name]
         # The file has epsilon as float32; that of a default is no number of the file.
@@ -83,8 +83,19 @@ def test_several_axes(tmp_path):
     arrays = tensors({"n.weight": (4, 8), "n.bias": (4, 8)}, "float32")
     write_onnx(tmp_path / "x.onnx", [node("LayerNormalization", ["x", "n.weight", "n.bias"], axis=-2)], arrays)
     norm = anynorm.load_norms(tmp_path)["n"]
-    assert norm.shape == (4, 8)
+    assert norm.shape == norm.weight_shape == (4, 8)
     assert same_bits(norm.weight, arrays["n.weight"])
+
+
+def test_a_weight_for_each_head(tmp_path):
+    arrays = tensors({"n.weight": (4, 8)}, "float32")
+    write_onnx(tmp_path / "x.onnx", [node("LayerNormalization", ["x", "n.weight"])], arrays)
+    norm = anynorm.load_norms(tmp_path)["n"]
+    assert (norm.shape, norm.weight_shape) == ((8,), (4, 8))
+    x = numbers((3, 4, 8), "float32", 1)
+    centred = x - x.mean(-1, keepdims=True, dtype=np.float64)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * arrays["n.weight"]
+    np.testing.assert_allclose(norm(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_constant_and_the_branches_of_an_if(tmp_path):
@@ -106,26 +117,28 @@ def test_a_constant_and_the_branches_of_an_if(tmp_path):
 
 
 def test_what_cannot_be_loaded(tmp_path):
-    arrays = tensors({"a.weight": (8,), "b.weight": (8,), "d.weight": (2, 8)}, "float32")
+    arrays = tensors({"a.weight": (8,), "b.weight": (8,), "d.weight": (8,), "g.weight": (1,)}, "float32")
     arrays["e.weight"] = np.ones(8, np.int32)
     nodes = [
         node("LayerNormalization", ["x", "a.weight"], epsilon=1e-5),
         node("LayerNormalization", ["x", "b.weight"], axis=1),
         node("Relu", ["a.weight"], "relu"),
         node("RMSNormalization", ["x", "relu"], name="c"),
-        node("RMSNormalization", ["x", "d.weight"]),
+        node("RMSNormalization", ["x", "d.weight"], axis=-2),
+        node("LayerNormalization", ["x", "g.weight"]),
         node("RMSNormalization", ["x", "e.weight"]),
         node("SkipLayerNormalization", ["x", "x"], name="f", domain="com.microsoft"),
     ]
     write_onnx(tmp_path / "x.onnx", nodes, arrays)
     norms = anynorm.load_norms(tmp_path)
     assert list(norms) == ["a"]
-    assert norms.left == {
-        "b": "LayerNormalization: axis=1 and a weight of shape (8,) do not tell which axes are normalized",
+    assert norms.skipped == {
+        "b": "LayerNormalization: axis=1 and a weight of shape (8,) do not tell how many features are normalized",
         "c": "RMSNormalization: relu is computed in the graph",
-        "d": "RMSNormalization: axis=-1 and a weight of shape (2, 8) do not tell which axes are normalized",
+        "d": "RMSNormalization: axis=-2 and a weight of shape (8,) do not tell how many features are normalized",
         "e": "e.weight has elements of ONNX type 6, not of float16, bfloat16, float32, float64",
         "f": "SkipLayerNormalization: it has no weight",
+        "g": "LayerNormalization: axis=-1 and a weight of shape (1,) do not tell how many features are normalized",
     }
 
 

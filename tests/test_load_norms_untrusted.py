@@ -34,12 +34,6 @@ def test_pickles_are_not_loaded(name, folder):
     assert not Path("exploded").exists()
 
 
-@pytest.mark.parametrize("name", ["x.keras", "x.weights.h5"])
-def test_files_of_keras(name, tmp_path):
-    (tmp_path / name).write_bytes(b"PK")
-    assert "load_state_dict" in refused(tmp_path / name)
-
-
 def test_other_files(tmp_path):
     for name in ("x.txt", "x"):
         (tmp_path / name).write_bytes(b"")

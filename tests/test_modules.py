@@ -5,14 +5,18 @@ import math
 import pickle
 
 import array_api_strict
+import dask.array
 import ml_dtypes
 import numpy as np
 import pytest
 
 import anynorm
+from tests import reference
 from tests.backends import TORCH, as_dtype, thorough_but
 from tests.processes import fresh
+from tests.tolerances import assert_exact
 
+RNG = np.random.default_rng(0)
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 
 
@@ -70,6 +74,31 @@ def test_several_axes_and_options():
     assert anynorm.RMSNorm(4, bias=True).bias.shape == (4,)
 
 
+@pytest.mark.parametrize("xp", [*namespaces(), dask.array], ids=lambda xp: xp.__name__)
+@pytest.mark.parametrize(("kind", "norm"), [("LayerNorm", "layer_norm"), ("RMSNorm", "rms_norm")])
+def test_a_weight_for_each_head(xp, kind, norm):
+    made = getattr(anynorm, kind)(8, bias=True, weight_offset=1.0, weight_shape=(4, 8), xp=xp)
+    assert (made.shape, made.weight_shape) == ((8,), (4, 8))
+    weight, bias = RNG.standard_normal((2, 4, 8)).astype(np.float32)
+    made.load_state_dict({"weight": weight, "bias": bias})
+    for shape in ((4, 8), (2, 4, 8), (2, 3, 4, 8)):
+        x = RNG.standard_normal(shape).astype(np.float32)
+        y = made(xp.asarray(x))
+        rows = x.reshape(-1, 8)
+        each = [np.broadcast_to(one, shape).reshape(-1, 8) for one in (weight, bias)]
+        given = zip(rows, *each, strict=True)
+        expected = [getattr(reference, norm)(row, w.astype(float) + 1.0, b, eps=made.eps) for row, w, b in given]
+        assert_exact(np.asarray(y).reshape(-1, 8), expected, backend="jax", dtype="float32", norm=norm)
+    for again in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert again == made
+        assert hash(again) == hash(made)
+    assert made != getattr(anynorm, kind)(8, bias=True, weight_offset=1.0, xp=xp)
+    assert "weight_shape=(4, 8)" in repr(made)
+    for given in ((8,), (4, 7), (3, 8), ()):
+        with pytest.raises(ValueError, match=r"x must have shape \(\.\.\., 4, 8\)"):
+            made(xp.asarray(np.zeros(given, np.float32)))
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
@@ -78,6 +107,15 @@ def test_several_axes_and_options():
         (lambda: anynorm.LayerNorm(4.0), TypeError, "an int or a tuple of ints"),
         (lambda: anynorm.RMSNorm(4, eps=-1), ValueError, "eps must be finite and not negative"),
         (lambda: anynorm.RMSNorm(4, dtype=np.int32), TypeError, "real floating dtype"),
+        (
+            lambda: anynorm.LayerNorm(4, weight_shape=(4, 3)),
+            ValueError,
+            "weight_shape must end with the lengths of the",
+        ),
+        (lambda: anynorm.RMSNorm((3, 4), weight_shape=4), ValueError, "weight_shape must end with the lengths of"),
+        (lambda: anynorm.RMSNorm(4, weight_shape=(0, 4)), ValueError, "weight_shape must be 1 or more"),
+        (lambda: anynorm.RMSNorm(4, weight_shape="4"), TypeError, "weight_shape must be an int or a tuple of ints"),
+        (lambda: anynorm.LayerNorm(4, weight_shape=(2, 4))([1.0]), TypeError, "x must be an array"),
         (lambda: anynorm.ScaleNorm((3, 4)), TypeError, "dim must be an int"),
         (lambda: anynorm.LayerNorm(4, xp=math), TypeError, "array namespace"),
         (lambda: anynorm.LayerNorm(4, xp="torch"), TypeError, "got the str 'torch'; pass the module itself"),

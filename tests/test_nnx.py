@@ -52,7 +52,7 @@ def held(norm):
 @pytest.mark.parametrize("name", NORMS)
 def test_arguments_are_those_of_flax(name):
     ours, theirs = (inspect.signature(getattr(module, name).__init__).parameters for module in (anynorm.nnx, nnx))
-    assert list(ours) == list(theirs)
+    assert list(ours) == [*theirs, "convention"]
     for argument, parameter in theirs.items():
         assert ours[argument].kind == parameter.kind
         if not callable(parameter.default):  # of functions None stands for theirs
@@ -61,7 +61,7 @@ def test_arguments_are_those_of_flax(name):
     assert {n: p.kind for n, p in ours.items()} == {n: p.kind for n, p in theirs.items()}
     norms = [getattr(module, name)(4, rngs=nnx.Rngs(0)) for module in (anynorm.nnx, nnx)]
     assert isinstance(norms[0], getattr(nnx, name))
-    hidden = "_pytree__state", "scale", "bias"
+    hidden = "_pytree__state", "_pytree__nodes", "scale", "bias", "convention", "weight_offset"
     ours, theirs = ({k: v for k, v in vars(norm).items() if k not in hidden} for norm in norms)
     assert ours == theirs
 
@@ -266,6 +266,31 @@ def test_scale_norm():
         norm(jnp.ones((2, 4)))
 
 
+@pytest.mark.parametrize("convention", ["llama", "gemma", "keras", "torch", "rmsnorm_paper", "x_transformers"])
+@pytest.mark.parametrize("name", [*NORMS, "ScaleNorm"])
+def test_conventions(name, convention):
+    norm = getattr(anynorm.nnx, name)(5, convention=convention, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert norm.convention == anynorm.CONVENTIONS[convention]
+    given, function = anynorm.CONVENTIONS[convention], getattr(anynorm, NORMS.get(name, "scale_norm"))
+    plain = getattr(anynorm.nnx, name)(5, rngs=nnx.Rngs(0))
+    by_name = dict(zip(("eps", "offset"), (given.eps, given.weight_offset), strict=True))
+    if name == "RMSNorm" and given.rms_eps is not None:
+        by_name["eps"] = given.rms_eps
+    if name == "ScaleNorm":
+        assert norm.epsilon == (given.eps if given.eps_place == "floor" else plain.epsilon)
+    elif not (name == "LayerNorm" and given.eps_place == "floor"):
+        assert norm.epsilon == (plain.epsilon if by_name["eps"] is None else by_name["eps"])
+        assert norm.weight_offset == by_name["offset"]
+        assert (norm.scale[...] == 1.0 - by_name["offset"]).all()
+    x = jnp.asarray(X, jnp.bfloat16)
+    scale = np.float32(norm.scale[...]) if name == "ScaleNorm" else norm.scale[...]
+    expected = function(x, scale, eps=norm.epsilon, convention=convention)
+    np.testing.assert_array_equal(norm(x), expected)
+    assert type(norm)(5, epsilon=0.5, convention=convention, rngs=nnx.Rngs(0)).epsilon == 0.5
+    graph, state = nnx.split(norm)
+    np.testing.assert_array_equal(nnx.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x), expected)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
@@ -282,6 +307,7 @@ def test_scale_norm():
         (lambda norm: type(norm)(20, rngs=nnx.Rngs(0), feature_axes=(0, 2))(X), ValueError, "axes (0, 2) together"),
         (lambda norm: type(norm)(5, rngs=nnx.Rngs(0), axis_name="i")(X), NameError, "unbound axis name: i"),
         (lambda norm: type(norm)(5, rngs=nnx.Rngs(0), epsilom=1.0), TypeError, "epsilom"),
+        (lambda norm: type(norm)(5, rngs=nnx.Rngs(0), convention="mistral"), ValueError, "pass 'llama', by which"),
         (
             lambda norm: jax.jit(lambda epsilon: type(norm)(5, epsilon=epsilon, rngs=nnx.Rngs(0)))(1.0),
             TypeError,

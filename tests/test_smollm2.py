@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -235,8 +236,13 @@ def test_a_model_that_is_missing_is_named(main, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=f"the model is missing: {smollm2_file.COMMAND}"):
         run(main, monkeypatch)
-    with pytest.raises(SystemExit, match=r"none\.gguf"):
-        run(main, monkeypatch, "--model", tmp_path / "none.gguf")
+    for none in (tmp_path / "none.gguf", tmp_path):
+        with pytest.raises(SystemExit, match=f"^there is no file {re.escape(str(none))}$"):
+            run(main, monkeypatch, "--model", none)
+    for data in (b"", b"GGUF", b"{}\n"):
+        (tmp_path / "bad.gguf").write_bytes(data)
+        with pytest.raises(SystemExit, match=r"bad\.gguf is not a GGUF file that can be read: "):
+            run(main, monkeypatch, "--model", tmp_path / "bad.gguf")
 
 
 def test_the_package_is_not_imported_and_its_file_is_checked(path, tmp_path, monkeypatch):

@@ -46,7 +46,7 @@ def test_there_and_back():
     model, x = small_model(), rows()
     before, state, parameters = model(x), copy.deepcopy(model.state_dict()), list(model.parameters())
     attributes = [dict(vars(module)) for module in model.modules()]
-    assert norms.convert(model).left == ()
+    assert norms.convert(model).skipped == ()
     assert kinds(model) == [norms.LayerNorm, norms.RMSNorm, norms.LayerNorm]
     torch.testing.assert_close(model(x), before, **CLOSE)
     assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
@@ -133,7 +133,7 @@ def test_a_model_that_is_a_norm():
     report = norms.convert(model)
     assert type(model) is norms.LayerNorm
     assert report.swapped == ((("",), "LayerNorm", ""),)
-    assert repr(report) == "swapped 1, left 0\n  swapped  (the model)  LayerNorm"
+    assert repr(report) == "swapped 1, skipped 0\n  swapped  (the model)  LayerNorm"
 
 
 def test_hooks_attributes_and_modes():
@@ -202,7 +202,7 @@ def test_copies(again):
     other = again(model)
     assert kinds(other) == kinds(model)
     assert torch.equal(other(rows()), model(rows()))
-    assert norms.revert(other).left == ()
+    assert norms.revert(other).skipped == ()
 
 
 def test_a_model_that_threads_run_meanwhile():

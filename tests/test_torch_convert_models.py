@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import anynorm.torch as norms  # noqa: E402
-from anynorm._torch.hugging_face import CONVENTION_OF  # noqa: E402
+from anynorm._models import CONVENTION_OF_CLASS  # noqa: E402
 
 
 class LlamaRMSNorm(torch.nn.Module):
@@ -45,6 +45,22 @@ def filled(kind, *arguments):
 X = (torch.randn(16, 64, generator=torch.Generator().manual_seed(1)) * 3).to(torch.bfloat16)
 
 
+def test_a_weight_for_each_head_there_and_back():
+    norm = filled(LlamaRMSNorm, (4, 16))
+    x = X.reshape(2, 8, 4, 16)
+    before = norm(x)
+    assert len(norms.convert(norm).swapped) == 1
+    assert "weight_shape=(4, 16), convention='llama'" in repr(norm)
+    assert torch.equal(norm(x), before)
+    norm(x).sum().backward()
+    assert norm.weight.grad.shape == (4, 16)
+    with pytest.raises(ValueError, match=r"last axes of the input must have the lengths \(4, 16\)"):
+        norm(X)
+    norms.revert(norm)
+    assert type(norm) is LlamaRMSNorm
+    assert torch.equal(norm(x), before)
+
+
 @pytest.mark.parametrize("kind", [LlamaRMSNorm, NemotronLayerNorm1P])
 def test_there_and_back(kind):
     model = torch.nn.Sequential(filled(kind, 64))
@@ -52,9 +68,9 @@ def test_there_and_back(kind):
     state, optimizer = set(model.state_dict()), torch.optim.SGD(model.parameters(), lr=0.1)
     report = norms.convert(model)
     assert [(one.kind, one.note) for one in report.swapped] == [
-        (kind.__name__, f"by the convention {CONVENTION_OF[kind.__name__]}")
+        (kind.__name__, f"by the convention {CONVENTION_OF_CLASS[kind.__name__]}")
     ]
-    assert not report.left
+    assert not report.skipped
     assert model[0] is norm
     assert set(model.state_dict()) == state
     assert torch.equal(model(X), before)
@@ -73,24 +89,24 @@ def test_there_and_back(kind):
     assert torch.equal(model(X), changed)
 
 
-def test_what_is_left():
-    headed = LlamaRMSNorm((4, 16))
+def test_what_is_skipped():
+    no_axes = LlamaRMSNorm(())
     no_eps = LlamaRMSNorm(8)
     del no_eps.variance_epsilon
     replaced = LlamaRMSNorm(8)
     replaced.forward = lambda x: x
-    report = norms.convert(torch.nn.ModuleList([headed, no_eps, replaced]))
+    report = norms.convert(torch.nn.ModuleList([no_axes, no_eps, replaced]))
     assert not report.swapped
-    of_heads, of_eps, of_forward = (one.note for one in report.left)
-    assert "shape (4, 16)" in of_heads
+    of_axes, of_eps, of_forward = (one.note for one in report.skipped)
+    assert "no axes" in of_axes
     assert "eps" in of_eps
     assert "forward" in of_forward
 
 
 def test_a_class_of_that_name_elsewhere_is_not_known():
     stranger = type("LlamaRMSNorm", (LlamaRMSNorm,), {"__module__": "someone.else"})
-    (left,) = norms.convert(stranger(8)).left
-    assert "known" in left.note
+    (skipped,) = norms.convert(stranger(8)).skipped
+    assert "known" in skipped.note
 
 
 def test_eps_may_have_either_name():
@@ -110,7 +126,7 @@ def test_each_class_that_is_known_computes_what_its_convention_does():
     from benchmarks.originals.classes import defined, wrong
 
     assert not list(wrong())
-    assert len(CONVENTION_OF.keys() & defined()) > 100
+    assert len(CONVENTION_OF_CLASS.keys() & defined()) > 100
 
 
 @pytest.mark.thorough
@@ -123,17 +139,21 @@ def test_models(name):
     config = getattr(transformers, f"{name}Config")(
         **sizes, num_key_value_heads=2, head_dim=8, vocab_size=64, pad_token_id=0
     )
+    config.use_qk_norm = True  # of Cohere: with a weight for each head
     torch.manual_seed(0)
     model = transformers.AutoModel.from_config(config).to(torch.bfloat16).eval()
     for parameter in model.parameters():
-        if parameter.ndim == 1:
+        if parameter.ndim == 1 or parameter.shape in ((4, 8), (2, 8)):
             torch.nn.init.normal_(parameter, 0.5, 0.2)
     tokens = torch.randint(1, 64, (2, 9))
     with torch.no_grad():
         before = model(input_ids=tokens).last_hidden_state
         report = norms.convert(model)
-        assert len(report.swapped) >= 3
-        assert not report.left
+        assert len(report.swapped) >= (7 if name == "Cohere" else 3)
+        assert {one.note.removeprefix("by the convention ") for one in report.swapped} == {
+            {"Gemma3Text": "gemma3", "Mistral": "llama", "Glm": "llama"}.get(name, name.lower())
+        }
+        assert not report.skipped
         after = model(input_ids=tokens).last_hidden_state
         # A sum in float32 beside the middle between two numbers may turn one of them, and what it goes into; other
         # roundings turn a third.

@@ -18,6 +18,8 @@ MADE = {
     "layer without parameters": lambda: norms.LayerNorm(8, elementwise_affine=False),
     "rms": lambda: norms.RMSNorm(8),
     "rms with eps, bias, offset": lambda: norms.RMSNorm(8, 1e-3, bias=True, weight_offset=1.0),
+    "layer with a weight for each of five": lambda: norms.LayerNorm(8, weight_shape=(5, 8)),
+    "rms with the same and a bias": lambda: norms.RMSNorm(8, 1e-3, bias=True, weight_offset=1.0, weight_shape=(5, 8)),
     "scale": lambda: norms.ScaleNorm(8),
 }
 every_module = pytest.mark.parametrize("name", MADE)

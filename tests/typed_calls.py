@@ -79,7 +79,7 @@ def of_torch(x: torch.Tensor, weight: torch.nn.Parameter) -> None:
     assert_type(anynorm.torch.ScaleNorm(3)(x), torch.Tensor)
     model = torch.nn.Linear(3, 3)
     assert_type([one.kind for one in anynorm.torch.convert(model).swapped], list[str])
-    assert_type(anynorm.torch.revert(model).left[0].names, tuple[str, ...])
+    assert_type(anynorm.torch.revert(model).skipped[0].names, tuple[str, ...])
 
 
 def of_other_libraries(x: jax.Array, lazy: dask.array.Array, strict: Strict, traced: ndonnx.Array, w: Floats) -> None:

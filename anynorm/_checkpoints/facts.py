@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from anynorm._checkpoints.stored import Tensor
 from anynorm._convention import CONVENTIONS, Convention
@@ -29,7 +30,7 @@ class Facts:
     dim: int | None = None  # of a ScaleNorm, whose parameter does not tell it
     why: str = ""  # not more is known
     weight_is_factor: bool = False  # an offset that the convention adds to the weight is in it already
-    over_weight: bool = False  # the normalized axes are as many as the weight's; else it is the last one
+    normalized: int | None = None  # how many of the weight's axes, the last ones; None: not said
 
     def missing(self) -> list[str]:
         """What a norm cannot be made without."""
@@ -37,6 +38,12 @@ class Facts:
         if self.kind == SCALE:
             facts["dim"] = self.dim
         return [name for name, value in facts.items() if value is None]
+
+    def normalized_of(self, weight: Tensor) -> int | None:
+        """How many of a weight's axes are normalized: the last of several by the convention of a model."""
+        if self.normalized is None and (len(weight.shape) == 1 or kind_of(self.convention) is not None):
+            return 1
+        return self.normalized
 
     def overruled_by(self, given: Facts) -> Facts:
         """The same with what the caller says in the place of what the file does."""
@@ -52,10 +59,15 @@ class Facts:
 
 
 class Found(NamedTuple):
-    """The norms of a file by name: weight, bias, what is known; and what is named as one and was left, and why."""
+    """The norms of a file by name: weight, bias, what is known; and what is named as one and was skipped, and why."""
 
     norms: dict[str, tuple[Tensor, Tensor | None, Facts]]
-    left: dict[str, str]
+    skipped: dict[str, str]
+
+
+def is_eps(value: Any) -> TypeGuard[float]:
+    """Whether what a file says is a number that eps may be."""
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
 
 
 def kind_of(convention: Given) -> str | None:

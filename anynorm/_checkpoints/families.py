@@ -1,17 +1,13 @@
-"""What is known of the norms of a model by the name of its architecture.
-
-Read from the source of transformers 5.24: which class each model's norms are of, what eps they are given, and which
-value its configuration has by default. Models whose names do not tell their kinds of norms apart are not here.
-"""
+"""What is known of the norms of a model by the name of its architecture."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from anynorm._checkpoints.facts import LAYER, RMS, Facts
+from anynorm._checkpoints.facts import LAYER, RMS, Facts, is_eps
+from anynorm._models import NORMS_OF_MODELS, convention_of_model
 
 
 @dataclass(frozen=True)
@@ -29,43 +25,17 @@ class Family:
         eps = self.eps
         if self.key is not None and not norm.endswith(self.apart):
             eps = config.get(self.key, eps)
-            if type(eps) not in (int, float) or not 0 <= eps <= sys.float_info.max:
+            if not is_eps(eps):
                 raise ValueError(f"{self.key} must be a number of 0 or more, got {str(eps)[:100]!r}")
         return Facts(self.kind, self.convention, float(eps))
 
 
 def _families() -> Iterator[tuple[str, Family]]:
-    rms, epsilon, layer = "rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps"
-    table: tuple[tuple[str, str, str | None, float, str], ...] = (
-        (RMS, "llama", rms, 1e-6, "llama mistral ministral qwen2 qwen2_moe smollm3 granite granitemoe seed_oss dots1"),
-        (RMS, "llama", rms, 1e-5, "mixtral ministral3 phi3 glm4_moe exaone4 ernie4_5 ernie4_5_moe arcee olmoe"),
-        (RMS, "llama", rms, 1e-5, "hunyuan_v1_dense apertus eurobert"),
-        (RMS, "llama", rms, 1.5625e-7, "glm glm4"),
-        (RMS, "llama", "norm_eps", 1e-5, "lfm2"),
-        (RMS, "qwen3", rms, 1e-6, "qwen3 qwen3_moe"),
-        (RMS, "olmo2", rms, 1e-5, "olmo2 olmo3 gpt_oss"),
-        (RMS, "gemma", rms, 1e-6, "gemma gemma2 vaultgemma"),
-        (RMS, "gemma3", rms, 1e-6, "gemma3_text"),
-        (RMS, "t5", epsilon, 1e-6, "t5 mt5 umt5 longt5 switch_transformers"),
-        (LAYER, "cohere", layer, 1e-5, "cohere cohere2"),
-        (LAYER, "nemotron", "norm_eps", 1e-5, "nemotron"),
-        (LAYER, "torch", layer, 1e-12, "bert roberta xlm-roberta camembert electra albert mpnet esm vit deit"),
-        (LAYER, "torch", layer, 1e-12, "nomic_bert"),
-        (LAYER, "torch", layer, 1e-7, "deberta-v2"),
-        (LAYER, "torch", layer, 1e-6, "dinov2 siglip_text_model siglip_vision_model"),
-        (LAYER, "torch", layer, 1e-5, "gpt_neox phi stablelm persimmon clip_text_model clip_vision_model"),
-        (LAYER, "torch", epsilon, 1e-5, "gpt2 gpt_neo gptj gpt_bigcode bloom falcon mpt codegen"),
-        (LAYER, "torch", "norm_epsilon", 1e-5, "starcoder2"),
-        (LAYER, "torch", "norm_eps", 1e-5, "modernbert"),
-        (LAYER, "torch", rms, 1e-5, "phimoe"),
-        (LAYER, "torch", None, 1e-12, "distilbert"),
-        (LAYER, "torch", None, 1e-5, "opt whisper bart mbart marian pegasus xglm"),
-    )
-    for kind, convention, key, eps, models in table:
+    for kind, convention, key, eps, models in NORMS_OF_MODELS:
         for model in models.split():
             yield model, Family(kind, convention, key, eps)
     for model in ("deepseek_v2", "deepseek_v3"):
-        yield model, Family(RMS, "llama", rms, 1e-6, ("q_a_layernorm", "kv_a_layernorm"))
+        yield model, Family(RMS, "llama", "rms_norm_eps", 1e-6, ("q_a_layernorm", "kv_a_layernorm"))
 
 
 FAMILIES: Mapping[str, Family] = dict(_families())
@@ -113,8 +83,16 @@ def facts_of_config(config: Mapping[str, Any], norm: str) -> Facts:
     model = config.get("model_type")
     family = FAMILIES.get(model) if isinstance(model, str) else None
     if family is None:
-        return Facts(dim=_dim(config), why=f"the model_type {str(model)[:100]!r} of config.json is not known")
+        return Facts(dim=_dim(config), why=_unknown("model_type", model))
     return replace(family.facts(config, norm), dim=_dim(config))
+
+
+def _unknown(what: str, model: Any) -> str:
+    """That nothing is known of a model, or but the convention of a norm that transformers has for it."""
+    name = str(model)[:100]
+    convention = convention_of_model(name)
+    known = "" if convention is None else f" (transformers has a norm for it that goes by {convention!r})"
+    return f"the {what} {name!r} is not known{known}"
 
 
 def _dim(config: Mapping[str, Any]) -> int | None:
@@ -125,15 +103,16 @@ def _dim(config: Mapping[str, Any]) -> int | None:
 def facts_of_gguf(values: Mapping[str, Any]) -> Facts:
     """What the keys of a GGUF file say of its norms.
 
-    Where a model adds 1 to its weights, llama.cpp's converter has done so: its norms multiply by the weight alone.
+    Where a model adds 1 to its weights, llama.cpp's converter has done so: its norms multiply by the weight alone. They
+    normalize a single axis, also where the weight has one for the heads.
     """
     architecture = values.get("general.architecture")
     family = FAMILIES.get(_IN_GGUF.get(architecture, architecture)) if isinstance(architecture, str) else None
     epsilons = {kind: values.get(key.format(architecture)) for kind, key in _KEYS_IN_GGUF.items()}
     told = [kind for kind, eps in epsilons.items() if type(eps) is float]
     kind = family.kind if family else told[0] if len(told) == 1 else None
-    why = "" if family else f"the architecture {str(architecture)[:100]!r} is not known"
+    why = "" if family else _unknown("architecture", architecture)
     if family and kind not in told:
         why = f"the file lacks {_KEYS_IN_GGUF[family.kind].format(architecture)}"
     eps = epsilons[kind] if kind in told else None
-    return Facts(kind, family and family.convention, eps, None, why, weight_is_factor=True)
+    return Facts(kind, family and family.convention, eps, None, why, weight_is_factor=True, normalized=1)

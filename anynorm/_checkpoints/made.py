@@ -23,13 +23,13 @@ class Norms(Mapping[str, Norm]):
 
     Attributes
     ----------
-    left : dict from str to str
+    skipped : dict from str to str
         What is named as a norm and was not loaded, and why.
     """
 
-    def __init__(self, norms: Mapping[str, Norm], left: Mapping[str, str]) -> None:
+    def __init__(self, norms: Mapping[str, Norm], skipped: Mapping[str, str]) -> None:
         self._norms = dict(norms)
-        self.left: dict[str, str] = dict(left)
+        self.skipped: dict[str, str] = dict(skipped)
 
     def __getitem__(self, name: str) -> Norm:
         return self._norms[name]
@@ -41,13 +41,13 @@ class Norms(Mapping[str, Norm]):
         return len(self._norms)
 
     def __repr__(self) -> str:
-        lines = [f"{len(self)} norms, {len(self.left)} left"]
-        for state, told in (("", self._norms), ("left ", self.left)):
+        lines = [f"{len(self)} norms, {len(self.skipped)} skipped"]
+        for state, told in (("", self._norms), ("skipped ", self.skipped)):
             sorts: dict[tuple[str, str], int] = {}
             for name, one in told.items():
                 starred = ".".join("*" if part.isdecimal() else part for part in name.split("."))
                 what = str(one)
-                if what.startswith(f"{name}."):  # why it was left begins with the name of its weight
+                if what.startswith(f"{name}."):  # why it was skipped begins with the name of its weight
                     what = starred + what.removeprefix(name)
                 sorts[starred, what] = sorts.get((starred, what), 0) + 1
             lines += [f"  {state}{count:>3} x {name}  {one}" for (name, one), count in sorts.items()]
@@ -58,25 +58,26 @@ def make_norms(found: Found, given: Facts, where: object, xp: Any, dtype: Any, d
     """Read the parameters of each norm of which enough is known."""
     library, _ = library_and_dtype(xp, dtype)  # raises before anything is read
     norms: dict[str, Norm] = {}
-    left = dict(found.left)
+    skipped = dict(found.skipped)
     for name, (weight, bias, of_file) in found.norms.items():
         facts = of_file.overruled_by(given)
-        reason = _why_left(weight, bias, facts) or _why_unlike(weight, bias, of_file, given)
+        reason = _why_skipped(weight, bias, facts) or _why_unlike(bias, of_file, given)
         if reason is not None:
-            left[name] = reason
+            skipped[name] = reason
             continue
         if facts.eps is None or not 0 <= facts.eps < math.inf:
             raise ValueError(f"{where} is damaged: the eps of {name} is {facts.eps}")
         norms[name] = _norm_of(facts, weight, bias, library, dtype, {"xp": xp, "device": device})
     if not norms:
-        told = next(((name, reason) for name, reason in left.items() if name in found.norms or not found.norms), None)
+        of_norms = found.norms or skipped
+        told = next(((name, reason) for name, reason in skipped.items() if name in of_norms), None)
         if told is None:
             raise ValueError(f"{where} holds no tensor that is named as the weight of a norm")
         raise ValueError(f"no norm of {where} can be made: {told[0]}: {told[1]}")
-    return Norms(norms, left)
+    return Norms(norms, skipped)
 
 
-def _why_left(weight: Tensor, bias: Tensor | None, facts: Facts) -> str | None:
+def _why_skipped(weight: Tensor, bias: Tensor | None, facts: Facts) -> str | None:
     """What a norm cannot be made for."""
     missing = facts.missing()
     if missing:
@@ -93,14 +94,14 @@ def _why_left(weight: Tensor, bias: Tensor | None, facts: Facts) -> str | None:
         return f"{weight.name} has shape {weight.shape}, and a weight has an element for each feature"
     if bias is not None and bias.shape != weight.shape:
         return f"{bias.name} has shape {bias.shape}, and the weight {weight.shape}"
+    if facts.normalized_of(weight) is None:
+        do = "pass it to a norm of your own"
+        return f"{weight.name} has shape {weight.shape}, and which of these axes are normalized is not known: {do}"
     return None
 
 
-def _why_unlike(weight: Tensor, bias: Tensor | None, of_file: Facts, given: Facts) -> str | None:
-    """What tells that a norm is not what its file or its name says."""
-    if len(weight.shape) > 1 and not of_file.over_weight and given.kind != SCALE:
-        do = "pass it to the function of the norm, in a shape that broadcasts to x"
-        return f"{weight.name} has shape {weight.shape}, as that of a norm for each head: {do}"
+def _why_unlike(bias: Tensor | None, of_file: Facts, given: Facts) -> str | None:
+    """What tells that a norm is not what its file says."""
     if bias is not None and of_file.kind == RMS and of_file.convention is not None and given.kind is None:
         return "it has a bias, which an RMSNorm of this model has not; pass kind="
     return None
@@ -119,7 +120,9 @@ def _norm_of(
     if facts.kind == SCALE:
         norm = ScaleNorm(facts.dim or 1, **options)
     else:
-        norm = (LayerNorm if facts.kind == LAYER else RMSNorm)(weight.shape, bias=bias is not None, **options)
+        shape = weight.shape[-(facts.normalized_of(weight) or 1) :]
+        made = LayerNorm if facts.kind == LAYER else RMSNorm
+        norm = made(shape, bias=bias is not None, weight_shape=weight.shape, **options)
     norm.load_state_dict(state)
     return norm
 
@@ -131,6 +134,8 @@ def _dtype_for(dtypes: set[Any]) -> Any:
 
 
 def _convention(facts: Facts) -> Convention:
-    """The convention, without the offset where the weight in the file has it."""
+    """The convention, without the offset where the weight in the file has it; eps is that of the norm."""
     convention = check_convention(facts.convention)
-    return convention.replace(weight_offset=0.0) if facts.weight_is_factor else convention
+    if not (facts.weight_is_factor and convention.weight_offset):
+        return convention
+    return convention.replace(weight_offset=0.0, eps=None, rms_eps=None)

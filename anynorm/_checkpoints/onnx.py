@@ -51,7 +51,7 @@ def read_graph(path: Path) -> Found:
             raise ValueError(f"{path} is not an ONNX model: it holds {len(graphs)} graphs, and must hold one")
         found = Found({}, {})
         _read(file, graphs[0], ChainMap(), found, 0)
-    if not found.norms and not found.left:
+    if not found.norms and not found.skipped:
         do = "export it for opset 17, of RMSNorm for 23, so that norms are not made of other operators"
         raise ValueError(f"{path} has no operator of {', '.join(_OPERATORS)}: {do}")
     return found
@@ -87,18 +87,19 @@ def _add(file: Source, node: Node, tensors: Mapping[str, Span], found: Found) ->
     missing = [one for one in (weight, bias) if one and one not in tensors]
     if not weight or missing:
         what = f"{missing[0]} is computed in the graph" if missing else "it has no weight"
-        found.left[name] = f"{node.operator}: {what}"
+        found.skipped[name] = f"{node.operator}: {what}"
         return
     held = [_tensor(file, tensors[one], one) if one else None for one in (weight, bias)]
     axis, eps = node.attributes.get("axis", -1), node.attributes.get("epsilon", eps)
     if type(eps) is not float or type(axis) is not int or held[0] is None:
         raise file.damaged(f"{name} has an attribute of another type")
-    # Of an axis that is counted from the first one the operator does not say how many are normalized.
-    if axis >= 0 or len(held[0].shape) != -axis:
-        why = f"axis={axis} and a weight of shape {held[0].shape} do not tell which axes are normalized"
-        found.left[name] = f"{node.operator}: {why}"
+    # Of an axis that is counted from the first one the operator does not say how many are normalized; along an axis of
+    # length 1 the weight is the same for each feature, of which there may be any number.
+    if axis >= 0 or len(held[0].shape) < -axis or 1 in held[0].shape[axis:]:
+        why = f"axis={axis} and a weight of shape {held[0].shape} do not tell how many features are normalized"
+        found.skipped[name] = f"{node.operator}: {why}"
         return
-    norm = held[0], held[1], Facts(kind, "onnx", eps, over_weight=True)
+    norm = held[0], held[1], Facts(kind, "onnx", eps, normalized=-axis)
     if found.norms.setdefault(name, norm) != norm:  # the branches of an If have the same norms
         found.norms[f"{name} ({''.join(node.outputs[:1])})"] = norm
 

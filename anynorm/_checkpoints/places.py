@@ -8,19 +8,20 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from anynorm._checkpoints import keras
 from anynorm._checkpoints.facts import Facts, Found
 from anynorm._checkpoints.families import facts_of_config, facts_of_gguf
 from anynorm._checkpoints.gguf import Header, read_header
-from anynorm._checkpoints.names import norms_among
+from anynorm._checkpoints.names import nameless_among, norms_among
 from anynorm._checkpoints.onnx import read_graph
 from anynorm._checkpoints.stored import Tensor, inside, source
 from anynorm._files.contents import listed
 from anynorm._files.formats.safetensors import open_safetensors
 
 _INDEX = ".safetensors.index.json"
-_SUFFIXES = (".safetensors", ".gguf", ".onnx")
+_SUFFIXES = (".safetensors", ".gguf", ".onnx", *keras.SUFFIXES)
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz")
-_KERAS = (".keras", ".h5", ".hdf5")
+_LEGACY = (".h5", ".hdf5")
 _LARGEST_CONFIG, _LARGEST_INDEX = 1 << 20, 64 << 20  # bytes; the index of the largest models has 10 MB
 
 
@@ -33,7 +34,7 @@ def find_norms(path: Path) -> Found:
         return _in_shards(path)
     if suffix == ".safetensors":
         tensors = _tensors_of(path)
-        return _named(tensors, path, _facts_beside(path))
+        return _named(tensors, path, _facts_beside(path), nameless_among(tensors))
     if suffix == ".gguf":
         return _in_gguf(path)
     if suffix == ".onnx":
@@ -41,9 +42,10 @@ def find_norms(path: Path) -> Found:
     if suffix in _PICKLED:
         do = "save the model as .safetensors, as model.save_pretrained does, and load that"
         raise ValueError(f"{path} may hold pickled objects, which run code when they are loaded: {do}")
-    if suffix in _KERAS:
-        do = "load it with keras, and give the weights of each norm to load_state_dict"
-        raise ValueError(f"{path} is a file of Keras, which load_norms does not read: {do}")
+    if path.name.lower().endswith(keras.SUFFIXES):
+        return keras.read_keras(path)
+    if suffix in _LEGACY:
+        raise ValueError(f"{path} is HDF5 of another kind than .weights.h5: load it with keras, and save it as .keras")
     if not path.exists():
         raise FileNotFoundError(f"{path} is neither a folder nor a file; of a model on a hub, download the files first")
     raise ValueError(f"{path} must be a folder or a file of {', '.join(_SUFFIXES)} or {_INDEX}")
@@ -75,7 +77,8 @@ def _in_shards(index: Path) -> Found:
     for name in wanted:
         if name not in shards[places[name]]:
             raise ValueError(f"{index} is damaged: {places[name]} does not hold {name[:200]}")
-    return _named({name: shards[places[name]][name] for name in wanted}, index, _facts_beside(index), named.left)
+    skipped = {**named.skipped, **nameless_among({name: one for held in shards.values() for name, one in held.items()})}
+    return _named({name: shards[places[name]][name] for name in wanted}, index, _facts_beside(index), skipped)
 
 
 def _tensors_of(path: Path) -> dict[str, Tensor]:
@@ -117,14 +120,14 @@ def _headers(path: Path) -> Iterator[Header]:
 
 
 def _named(
-    tensors: Mapping[str, Tensor], path: Path, facts: Callable[[str], Facts], left: Mapping[str, str] | None = None
+    tensors: Mapping[str, Tensor], path: Path, facts: Callable[[str], Facts], skipped: Mapping[str, str] | None = None
 ) -> Found:
     """Those of the tensors that are parameters of norms, put together."""
     named = norms_among(tensors, path)
     norms = {}
     for norm, (weight, bias) in named.norms.items():
         norms[norm] = tensors[weight], tensors[bias] if bias else None, facts(norm)
-    return Found(norms, {**(left or {}), **named.left})
+    return Found(norms, {**(skipped or {}), **named.skipped})
 
 
 def _facts_beside(path: Path) -> Callable[[str], Facts]:

@@ -11,6 +11,7 @@ import numpy
 
 from anynorm._described import described
 from anynorm._libraries import REAL_DTYPES, Library, UnfitError, dtype_name, library_named, library_of
+from anynorm._numbers import check_lengths
 from anynorm._pytrees import register
 from anynorm._wording import describe, module_of, not_a_real_dtype, not_an_array, sentence
 
@@ -95,6 +96,16 @@ def library_and_dtype(xp: Any, dtype: Any) -> tuple[Library, Any]:
             do = f"pass {'torch' if library.name == 'torch' else 'ml_dtypes'}.bfloat16"
         raise TypeError(sentence("dtype", must, got, do))
     return library, dtype
+
+
+def check_weight_shape(given: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of weight and bias, which ends with that of the normalized axes."""
+    lengths = shape if given is None else check_lengths("weight_shape", given)
+    if lengths[-len(shape) :] != shape:
+        must = f"end with the lengths of the normalized axes, {shape}"
+        do = f"pass (heads, {', '.join(map(str, shape))}) for a weight for each head"
+        raise ValueError(sentence("weight_shape", must, str(lengths), do))
+    return lengths
 
 
 def full(library: Library, shape: tuple[int, ...], value: float, dtype: Any, device: Any) -> Array:

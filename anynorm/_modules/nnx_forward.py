@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import canonicalize_dtype
 
+from anynorm._by_convention import without_offset
 from anynorm._moments import Moments
 from anynorm._norms import moments
 from anynorm._numbers import as_index
@@ -22,27 +23,19 @@ Parameters = tuple[nnx.Param[Any] | None, ...]
 def normalized(
     norm: Any, function: Callable[..., jax.Array], x: jax.Array, parameters: Parameters, mask: jax.Array | None
 ) -> jax.Array:
-    """Convert as Flax does, give parameters the shape that the function wants, call that."""
+    """Convert as Flax does, give parameters the axes that the function wants, call that."""
     x, held, dtype = promoted_by(norm, x, parameters)
     reduced, features = (_axes(name, getattr(norm, name), x) for name in ("reduction_axes", "feature_axes"))
     if any(one is not None for one in held):
         require_features(norm.num_features, x, features)
-    options: dict[str, Any] = {"axis": reduced, "eps": norm.epsilon}
+    options: dict[str, Any] = {"axis": reduced, "eps": norm.epsilon, "convention": without_offset(norm.convention)}
+    options["weight_offset"] = 0.0 if held[0] is None else norm.weight_offset
     if mask is not None or norm.axis_name is not None:
         found = moments(x, axis=reduced) if mask is None else _moments_where(mask, x, reduced)
         merged = norm.axis_name is not None
         options["moments"] = _merged_moments(found, norm.axis_name, norm.axis_index_groups) if merged else found
     shape = [length if axis in features else 1 for axis, length in enumerate(x.shape)]
-    if set(features) <= set(reduced):
-        own, full = ([lengths[axis] for axis in reduced] for lengths in (shape, x.shape))
-        held = [None if one is None else jnp.broadcast_to(one.reshape(own), full) for one in held]
-        return jnp.asarray(function(x, *held, **options), dtype)
-    # The norms take no parameter along an axis that is not normalized. In a wide dtype 16 bits are still rounded once.
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    scale, bias = (None if one is None else one.astype(wide).reshape(shape) for one in (*held, None)[:2])
-    y = function(x.astype(wide), **options)
-    y = y if scale is None else y * scale
-    return jnp.asarray(y if bias is None else y + bias, dtype)
+    return jnp.asarray(function(x, *(None if one is None else one.reshape(shape) for one in held), **options), dtype)
 
 
 def promoted_by(norm: Any, x: Any, parameters: Parameters) -> tuple[jax.Array, list[Any], Any]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from anynorm._arrays import check_array
+from anynorm._lengths import fits
 from anynorm._libraries import dtype_name, library_named, library_of
 from anynorm._modules.loading import IncompatibleKeys, converted, matched, prefixes
 from anynorm._pytrees import register
@@ -71,6 +72,15 @@ class HoldsParameters:
         for name, value in loaded.items():
             setattr(self, name, value)
         return left
+
+    def _require_lengths(self, x: Any, lengths: tuple[int, ...]) -> None:
+        """Raise ValueError unless the last axes of x are as long as the parameters say."""
+        check_array("x", x)
+        shape = tuple(x.shape)
+        if not fits(lengths, shape[-len(lengths) :]):
+            must = f"have shape (..., {', '.join(map(str, lengths))}) for {self!r}"
+            do = f"pass x of {'that length' if len(lengths) == 1 else 'these lengths'} along its last axes"
+            raise ValueError(sentence("x", must, str(shape), do))
 
     def _require_own_library(self, x: Any) -> None:
         """Raise TypeError where x is of another library than the parameters: it is x that was passed, not they."""

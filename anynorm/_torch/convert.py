@@ -43,7 +43,7 @@ class Entry(NamedTuple):
     kind : str
         The name of its class, before anything was swapped.
     note : str
-        Why it was left; of one that was swapped, what there is to know about it, mostly nothing.
+        Why it was skipped; of one that was swapped, what there is to know about it, mostly nothing.
     """
 
     names: tuple[str, ...]
@@ -53,24 +53,25 @@ class Entry(NamedTuple):
 
 @described
 class Report(NamedTuple):
-    """Which norms of a model were swapped, and which were left and why; printed, a table.
+    """Which norms of a model were swapped, and which were skipped and why; printed, a table.
 
     Attributes
     ----------
-    swapped, left : tuple of Entry
+    swapped, skipped : tuple of Entry
         In the order of the model.
     """
 
     swapped: tuple[Entry, ...]
-    left: tuple[Entry, ...]
+    skipped: tuple[Entry, ...]
 
     def __repr__(self) -> str:
-        lines = [f"swapped {len(self.swapped)}, left {len(self.left)}"]
-        written = [(", ".join(name or "(the model)" for name in one.names), one) for one in self.swapped + self.left]
+        lines = [f"swapped {len(self.swapped)}, skipped {len(self.skipped)}"]
+        entries = self.swapped + self.skipped
+        written = [(", ".join(name or "(the model)" for name in one.names), one) for one in entries]
         of_names = max((len(names) for names, _ in written), default=0)
         of_kinds = max((len(one.kind) for _, one in written), default=0)
         for i, (names, one) in enumerate(written):
-            state = "swapped" if i < len(self.swapped) else "left   "
+            state = "swapped" if i < len(self.swapped) else "skipped"
             lines.append(f"  {state}  {names:{of_names}}  {one.kind:{of_kinds}}  {one.note}".rstrip())
         return "\n".join(lines)
 
@@ -92,10 +93,10 @@ def convert(model: Module) -> Report:
     Returns
     -------
     Report
-        With ``swapped`` and ``left``: of each norm its names in the model, its class and, where it was left, why. These
-        are left: subclasses of torch's norms; norms that are parametrized, whose forward was replaced, whose parameters
-        are not plain tensors, or which TorchScript compiled; and classes that are called norms and are not known.
-        Printed, it is a table.
+        With ``swapped`` and ``skipped``: of each norm its names in the model, its class and, where it was skipped, why.
+        These are skipped: subclasses of torch's norms; norms that are parametrized, whose forward was replaced, whose
+        parameters are not plain tensors, or which TorchScript compiled; and classes that are called norms and are not
+        known. Printed, it is a table.
 
     Raises
     ------
@@ -107,13 +108,13 @@ def convert(model: Module) -> Report:
     >>> import torch, anynorm.torch
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8))
     >>> anynorm.torch.convert(model)
-    swapped 1, left 0
+    swapped 1, skipped 0
       swapped  1  LayerNorm
     >>> type(model[1]).__module__
     'anynorm.torch'
     """
 
-    def why_left(module: Module) -> str | None:
+    def why_skipped(module: Module) -> str | None:
         if type(module) in OURS:
             return _why_unfit(module)
         if hugging_face.convention_of(type(module)) and not is_parametrized(module):
@@ -139,14 +140,14 @@ def convert(model: Module) -> Report:
             module.register_parameter("bias", None)
         module.__class__ = OURS[type(module)]
 
-    return _swap_each(model, lambda module: not isinstance(module, tuple(OWN)) and _is_norm(module), why_left, swap)
+    return _swap_each(model, lambda module: not isinstance(module, tuple(OWN)) and _is_norm(module), why_skipped, swap)
 
 
 def revert(model: Module) -> Report:
     """Give each LayerNorm and RMSNorm of anynorm in a model torch.nn's class, in place, as `convert` does.
 
-    Those that `convert` made of Hugging Face's norms are these again. Those that torch.nn cannot compute are left: with
-    a weight_offset or a convention, an RMSNorm with a bias, a ScaleNorm, subclasses.
+    Those that `convert` made of Hugging Face's norms are these again. Those that torch.nn cannot compute are skipped:
+    with a weight_offset, a convention or a weight for each head, an RMSNorm with a bias, a ScaleNorm, subclasses.
     No other thread may run the model meanwhile.
 
     Parameters
@@ -169,13 +170,13 @@ def revert(model: Module) -> Report:
     >>> import torch, anynorm.torch
     >>> model = torch.nn.Sequential(anynorm.torch.LayerNorm(8), anynorm.torch.ScaleNorm(8))
     >>> anynorm.torch.revert(model)
-    swapped 1, left 1
+    swapped 1, skipped 1
       swapped  0  LayerNorm
-      left     1  ScaleNorm  torch.nn has no ScaleNorm
+      skipped  1  ScaleNorm  torch.nn has no ScaleNorm
     """
     back = {ours: theirs for theirs, ours in OURS.items()}
 
-    def why_left(module: Any) -> str | None:
+    def why_skipped(module: Any) -> str | None:
         theirs = back.get(type(module))
         if is_parametrized(module):
             return _PARAMETRIZED
@@ -189,6 +190,8 @@ def revert(model: Module) -> Report:
             return f"torch.nn.{theirs.__name__} has no weight_offset, and its own is {module.weight_offset}"
         if theirs is torch.nn.RMSNorm and module.bias is not None:
             return "torch.nn.RMSNorm has no bias"
+        if module.weight is not None and module.weight.ndim > len(module.normalized_shape):
+            return f"torch.nn.{theirs.__name__} has no weight of shape {tuple(module.weight.shape)}"
         return _why_replaced(module)
 
     def swap(module: Any) -> None:
@@ -200,13 +203,13 @@ def revert(model: Module) -> Report:
         if type(module) is torch.nn.RMSNorm:
             del module.bias
 
-    return _swap_each(model, lambda module: isinstance(module, tuple(OWN)), why_left, swap)
+    return _swap_each(model, lambda module: isinstance(module, tuple(OWN)), why_skipped, swap)
 
 
 def _swap_each(
     model: Module,
     concerns: Callable[[Module], bool],
-    why_left: Callable[[Module], str | None],
+    why_skipped: Callable[[Module], str | None],
     swap: Callable[[Module], None],
 ) -> Report:
     """Swap each module of a model that is concerned, unless there is a reason to leave it."""
@@ -216,18 +219,18 @@ def _swap_each(
     places: dict[Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(module, []).append(name)
-    swapped, left = [], []
+    swapped, skipped = [], []
     for module, names in places.items():
         if not concerns(module):
             continue
         kind = getattr(module, "original_name", type(module).__name__)  # of what TorchScript compiled
-        reason = why_left(module)
+        reason = why_skipped(module)
         if reason is None:
             swap(module)
             swapped.append(Entry(tuple(names), kind, _note(model, module, names)))
         else:
-            left.append(Entry(tuple(names), kind, reason))
-    return Report(tuple(swapped), tuple(left))
+            skipped.append(Entry(tuple(names), kind, reason))
+    return Report(tuple(swapped), tuple(skipped))
 
 
 def _is_norm(module: Module) -> bool:

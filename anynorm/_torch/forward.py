@@ -17,6 +17,7 @@ from anynorm._by_convention import without_offset
 from anynorm._choose import try_fast_paths
 from anynorm._convention import Convention, decoded
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, Rule
+from anynorm._parameters import beside_last
 from anynorm._torch import functions, native
 from anynorm._wording import as_array_of, describe, sentence
 
@@ -54,7 +55,8 @@ def layer_norm(
         return y
     if _is_proxy_or_nested(x):
         return _of_proxy_or_nested(layer_norm, x, shape, weight, bias, eps, offset, by)
-    x, axis, offset = _laid_out(x), _axis_of(shape, x), _offset_beside(offset, weight)
+    axis, offset = _axis_of(shape, x, weight), _offset_beside(offset, weight)
+    x, weight, bias = _laid_out(x), *_for_axes_of(x, shape, weight, bias)
     return functions.layer_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=offset, convention=convention_of(by))
 
 
@@ -72,7 +74,8 @@ def rms_norm(
     if _is_proxy_or_nested(x):
         return _of_proxy_or_nested(rms_norm, x, shape, weight, bias, eps, offset, by)
     eps = _EPS.get(x.dtype, 0.0) if eps is None else eps
-    x, axis, offset = _laid_out(x), _axis_of(shape, x), _offset_beside(offset, weight)
+    axis, offset = _axis_of(shape, x, weight), _offset_beside(offset, weight)
+    x, weight, bias = _laid_out(x), *_for_axes_of(x, shape, weight, bias)
     return functions.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=offset, convention=convention_of(by))
 
 
@@ -81,6 +84,8 @@ def scale_norm(x: Tensor, shape: Shape, scale: Tensor, eps: float, by: str = "")
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         if by:
             raise NotImplementedError("TorchScript has no norms by a convention; use torch.export")
+        if x.shape[-1] != shape[0]:
+            raise ValueError(f"the last axis of the input must have the length {shape[0]}")
         return native.scale_norm(x, [-1], scale, 1.0, eps)
     if _is_proxy_or_nested(x):
         return _of_proxy_or_nested(scale_norm, x, shape, scale, eps, by)
@@ -133,19 +138,34 @@ def _of_proxy_or_nested(norm: Callable[..., Tensor], x: Any, *arguments: Any) ->
         parts = [norm(part, *arguments) for part in x.unbind()]
         return torch.nested.as_nested_tensor(parts, dtype=x.dtype, device=x.device)
     ragged = [axis for axis, length in enumerate(x.shape) if not isinstance(length, int)]
-    if ragged and ragged[0] >= x.ndim - len(arguments[0]):
-        raise ValueError(f"the last axes of the input must have the lengths {arguments[0]}, got shape {tuple(x.shape)}")
+    lengths = _lengths_of(*arguments[:2])
+    if ragged and ragged[0] >= x.ndim - len(lengths):
+        raise ValueError(f"the last axes of the input must have the lengths {lengths}, got shape {tuple(x.shape)}")
     values = norm(x.values(), *arguments)
     jagged_dim = ragged[0] if ragged else 1
     return torch.nested.nested_tensor_from_jagged(values, x.offsets(), x.lengths(), jagged_dim=jagged_dim)
 
 
-def _axis_of(shape: Shape, x: Tensor) -> int | tuple[int, ...]:
-    """The normalized axes of a tensor, whose lengths must be those."""
-    given = x.shape
-    if len(shape) == 1:
-        if given and given[-1] == shape[0]:
+def _axis_of(shape: Shape, x: Tensor, weight: Tensor | None = None) -> int | tuple[int, ...]:
+    """The normalized axes of a tensor, whose last lengths must be those of the norm."""
+    given, lengths = x.shape, _lengths_of(shape, weight)
+    if len(lengths) == 1:
+        if given and given[-1] == lengths[0]:
             return -1
-    elif tuple(given[-len(shape) :]) == tuple(shape):
-        return tuple(range(-len(shape), 0))
-    raise ValueError(f"the last axes of the input must have the lengths {tuple(shape)}, got shape {tuple(given)}")
+    elif tuple(given[-len(lengths) :]) == lengths:
+        return tuple(range(-len(shape), 0)) if len(shape) > 1 else -1
+    raise ValueError(f"the last axes of the input must have the lengths {lengths}, got shape {tuple(given)}")
+
+
+def _lengths_of(shape: Shape, weight: Tensor | None) -> tuple[int, ...]:
+    """The lengths of the last axes that a norm is for: those normalized, or of a weight that has more."""
+    return tuple(weight.shape) if _has_more_axes(weight, shape) else tuple(shape)  # type: ignore[union-attr]
+
+
+def _has_more_axes(parameter: Tensor | None, shape: Shape) -> bool:
+    return parameter is not None and parameter.ndim > len(shape)
+
+
+def _for_axes_of(x: Tensor, shape: Shape, *parameters: Tensor | None) -> list[Tensor | None]:
+    """Weight and bias as they are, or where they have more axes than are normalized with as many as x."""
+    return [beside_last(one, x.ndim) if _has_more_axes(one, shape) else one for one in parameters]

@@ -87,6 +87,9 @@ def layer_norm(
     dtype = _widest(x, weight, bias)
     weight = None if weight is None else weight.to(dtype)
     bias = None if bias is None else bias.to(dtype)
+    if weight is not None and weight.dim() > len(shape):  # a weight for each head
+        y = functional.layer_norm(x.to(dtype), shape, None, None, eps) * weight
+        return (y if bias is None else y + bias).to(x.dtype)
     return functional.layer_norm(x.to(dtype), shape, weight, bias, eps).to(x.dtype)
 
 
@@ -105,7 +108,10 @@ def rms_norm(
     wide = x.to(dtype)
     if eps is None and wide.dtype != x.dtype:
         eps = 2.0**-23  # torch's for each dtype narrower than float64; of float64 it has another
-    y = functional.rms_norm(wide, shape, weight, eps)
+    if weight is not None and weight.dim() > len(shape):
+        y = functional.rms_norm(wide, shape, None, eps) * weight
+    else:
+        y = functional.rms_norm(wide, shape, weight, eps)
     return (y if bias is None else y + bias).to(x.dtype)
 
 

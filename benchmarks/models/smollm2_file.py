@@ -54,7 +54,12 @@ def read(path: Path) -> File:
     from gguf import GGUFReader
     from gguf.quants import dequantize
 
-    reader = GGUFReader(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        reader = GGUFReader(path)
+    except Exception as error:  # of a damaged file any, such as IndexError
+        raise ValueError(f"{path} is not a GGUF file that can be read: {error}") from error
     for name, wanted in (("general.architecture", "llama"), ("tokenizer.ggml.model", "gpt2")):
         if (found := value(reader, name)) != wanted:
             raise ValueError(f"{path} must have {name} = {wanted}, not {found}")

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from anynorm._torch.hugging_face import CONVENTION_OF, convention_of
+from anynorm._models import CONVENTION_OF_CLASS
+from anynorm._torch.hugging_face import convention_of
 
 _NORM = re.compile(r"^class (\w*(?:RMS|Layer)Norm\w*)\(", re.MULTILINE)
 FEATURES, ROWS = 64, 16
@@ -48,19 +49,19 @@ def compare(name: str, module: str) -> str | None:
     with torch.no_grad():
         theirs = norm(x)
         report = convert(norm)
-        if report.left:
-            return report.left[0].note
+        if report.skipped:
+            return report.skipped[0].note
         ours = norm(x)
     if not torch.equal(ours, theirs):
         share = (ours == theirs).double().mean().item()
-        return f"{share:.1%} of its results are those of {CONVENTION_OF[name]}"
+        return f"{share:.1%} of its results are those of {CONVENTION_OF_CLASS[name]}"
     return None
 
 
 def wrong() -> Iterator[tuple[str, str]]:
     """Yield the classes of the table that do not go by their convention, and how."""
     for name, module in defined().items():
-        if name in CONVENTION_OF:
+        if name in CONVENTION_OF_CLASS:
             try:
                 reason = compare(name, module)
             except ImportError as error:  # of a package that only this model needs
@@ -73,8 +74,8 @@ def main() -> None:
     found = defined()
     for name, reason in wrong():
         print(f"{name}: {reason}")
-    print("not in this version:", ", ".join(sorted(CONVENTION_OF.keys() - found)) or "none")
-    print("not in the table:", ", ".join(sorted(found.keys() - CONVENTION_OF.keys())) or "none")
+    print("not in this version:", ", ".join(sorted(CONVENTION_OF_CLASS.keys() - found)) or "none")
+    print("not in the table:", ", ".join(sorted(found.keys() - CONVENTION_OF_CLASS.keys())) or "none")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from torch.nn.utils import parametrize
 import anynorm.torch as norms
 
 
-def left(model):
-    """Convert a model that holds a norm which has to be left, and return why."""
+def skipped(model):
+    """Convert a model that holds a norm which has to be skipped, and return why."""
     report = norms.convert(model)
     assert report.swapped == ()
-    return report.left[0].note
+    return report.skipped[0].note
 
 
 class Subclass(torch.nn.LayerNorm):
@@ -66,10 +66,10 @@ def of_fake_tensors():
 
 
 @pytest.mark.parametrize("why", LEFT)
-def test_what_is_left_and_why(why):
+def test_what_is_skipped_and_why(why):
     model = torch.nn.Sequential(LEFT[why]())
     kind = type(model[0])
-    assert why in left(model)
+    assert why in skipped(model)
     assert type(model[0]) is kind
 
 
@@ -85,18 +85,19 @@ def test_what_is_not_given_back_and_why():
     model = torch.nn.Sequential(
         norms.LayerNorm(8, weight_offset=1.0), norms.RMSNorm(8, bias=True), norms.ScaleNorm(8), MyOwn(8),
         with_attribute("forward", lambda x: x, norms.RMSNorm(8)), norms.RMSNorm(8), torch.nn.GroupNorm(2, 8),
-        parametrized(norms.RMSNorm(8)),
+        parametrized(norms.RMSNorm(8)), norms.LayerNorm(8, weight_shape=(2, 8)),
     )  # fmt: skip
     report = norms.revert(model)
     assert repr(report).splitlines() == [
-        "swapped 1, left 6",
+        "swapped 1, skipped 7",
         "  swapped  5  RMSNorm",
-        "  left     0  LayerNorm            torch.nn.LayerNorm has no weight_offset, and its own is 1.0",
-        "  left     1  RMSNorm              torch.nn.RMSNorm has no bias",
-        "  left     2  ScaleNorm            torch.nn has no ScaleNorm",
-        "  left     3  MyOwn                it is of a subclass of anynorm's class",
-        "  left     4  RMSNorm              its forward has been replaced, as some libraries do",
-        "  left     7  ParametrizedRMSNorm  it is parametrized (torch.nn.utils.parametrize)",
+        "  skipped  0  LayerNorm            torch.nn.LayerNorm has no weight_offset, and its own is 1.0",
+        "  skipped  1  RMSNorm              torch.nn.RMSNorm has no bias",
+        "  skipped  2  ScaleNorm            torch.nn has no ScaleNorm",
+        "  skipped  3  MyOwn                it is of a subclass of anynorm's class",
+        "  skipped  4  RMSNorm              its forward has been replaced, as some libraries do",
+        "  skipped  7  ParametrizedRMSNorm  it is parametrized (torch.nn.utils.parametrize)",
+        "  skipped  8  LayerNorm            torch.nn.LayerNorm has no weight of shape (2, 8)",
     ]
     assert type(model[5]) is torch.nn.RMSNorm
 
