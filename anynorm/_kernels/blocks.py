@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from anynorm._check import Call, Gradient, check
+from anynorm._check import Call, check
 from anynorm._definition.counting import dtype_of_counts
 from anynorm._definition.norms import Rule
 from anynorm._lengths import chunks_like
@@ -55,16 +55,6 @@ def refuses_pieces(call: Call) -> str | None:
     if call.library.name != "dask":
         return f"it takes Dask arrays, and x is an array of {call.library.name}"
     return None
-
-
-def refuses_vjp(gradient: Gradient) -> str | None:
-    """The same of the derivative."""
-    return refuses(gradient.call)
-
-
-def refuses_vjp_pieces(gradient: Gradient) -> str | None:
-    """The same of the derivative of rows that may be cut."""
-    return refuses_pieces(gradient.call)
 
 
 def _refuses_cut_rows(call: Call) -> str | None:

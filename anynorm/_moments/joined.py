@@ -74,10 +74,7 @@ def _require_alike(argument: str, xp: Any, mine: Statistics, theirs: Statistics)
     widths = [digits_of(xp, found) for found in (mine, theirs)]
     if widths[0] != widths[1]:
         own, other = ("float64" if width == 53 else "narrower floats" for width in widths)
-        must, do = (
-            f"be of data as wide as these, from {own}",
-            "call .to(dtype=...) of either",
-        )
+        must, do = f"be of data as wide as these, from {own}", "call .to(dtype=...) of either"
         shape = tuple(theirs.squares.shape)
         raise ValueError(sentence(argument, must, f"shape {shape} from {other}", do))
     if library_of(mine.squares).devices and mine.squares.device != theirs.squares.device:
