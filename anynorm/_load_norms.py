@@ -29,8 +29,8 @@ def load_norms(
     What decides about a norm, in this order:
 
     - which norm it is: ``kind``; the model's architecture, as ``model_type`` in config.json or ``general.architecture``
-      in GGUF; in GGUF also which eps the file has; in ONNX the operator
-    - how it is computed: ``convention``; the architecture; in ONNX the operator's own
+      in GGUF; in GGUF also which eps the file has; in ONNX the operator; in .keras the class of the layer
+    - how it is computed: ``convention``; the architecture; in ONNX the operator's own, in files of Keras its own
     - its eps: ``eps``; what the file or the config.json beside it says, as ``rms_norm_eps`` or ``layer_norm_epsilon``;
       where config.json does not, the default that the architecture has in Hugging Face's transformers
     - weight and bias: the tensors of the norm's name, ``weight``, ``gamma``, ``scale`` or ``g``, and ``bias``, ``beta``
@@ -53,6 +53,8 @@ def load_norms(
         - the .safetensors.index.json of several such files
         - a .gguf file; of a model in several any of them
         - an .onnx file; its data may lie in other files of its folder
+        - a .keras file, or a .weights.h5 file, which says nothing of its layers but their names (package h5py, extra
+          ``files``)
     kind : {"layer_norm", "rms_norm", "scale_norm"}, optional
         Which norm all in the file are.
     convention : Convention or str, optional
@@ -73,9 +75,10 @@ def load_norms(
     Returns
     -------
     mapping from str to LayerNorm, RMSNorm or ScaleNorm
-        By name, without that of the parameter: ``"model.layers.0.input_layernorm"``. Its attribute ``skipped`` is a
-        dict of what is named as a norm or may be one and was not loaded, and why: a BatchNorm, one whose eps is not
-        known, a weight whose name tells nothing. Printed, a line for each sort.
+        By name, without that of the parameter: ``"model.layers.0.input_layernorm"``; in files of Keras by that of the
+        layer, or where two have the same by its path. Its attribute ``skipped`` is a dict of what is named as a norm or
+        may be one and was not loaded, and why: a BatchNorm, one whose eps is not known, a weight whose name tells
+        nothing. Printed, a line for each sort.
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -98,6 +99,19 @@ def test_cohere_by_objects_modules_and_convert():
                 assert torch.equal(module(x), y)
                 anynorm.torch.convert(theirs)
                 assert torch.equal(theirs(x), y)
+
+
+@pytest.mark.parametrize("convention", [None, "cohere", "llama", "onnx"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_each_head_has_the_bits_of_a_norm_of_its_own(dtype, convention):
+    dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    x, weight = (numbers(*shape, HEADS, DIM).astype(dtype) for shape in ((BATCH, TIME), ()))
+    norm = anynorm.LayerNorm(DIM, weight_shape=(HEADS, DIM), bias=False, convention=convention, dtype=dtype)
+    norm.weight = weight
+    y = norm(x)
+    for head in range(HEADS):
+        expected = anynorm.layer_norm(x[:, :, head].copy(), weight[head], convention=convention, eps=norm.eps)
+        assert y[:, :, head].tobytes() == expected.tobytes()
 
 
 def cohere_modules(torch):

@@ -273,3 +273,42 @@ def test_an_encoder_layer_of_torch_calls_them(make):
     expected = layer(x)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm"])
+def test_a_weight_for_each_head(name):
+    options = {"weight_offset": 1.0, "bias": True, "weight_shape": (3, 8)}
+    module = MADE[name](eps=1e-3, **options)
+    assert (module.normalized_shape, module.weight.shape, module.bias.shape) == ((8,), (3, 8), (3, 8))
+    assert (module.weight == 0.0).all()
+    assert (module.bias == 0.0).all()
+    assert "weight_offset=1.0, weight_shape=(3, 8)" in repr(module)
+    filled(module)
+    x, dy = (rows(shape=(5, 2, 3, 8), seed=seed) for seed in (1, 2))
+    wide = [one.detach().double().requires_grad_() for one in (x, module.weight, module.bias)]
+    function = torch.nn.functional.layer_norm if name == "LayerNorm" else torch.nn.functional.rms_norm
+    expected = function(wide[0], (8,), eps=1e-3) * (1.0 + wide[1]) + wide[2]
+    expected.backward(dy.double())
+    for one in (module, copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        given = x.clone().requires_grad_()
+        y = one(given)
+        torch.testing.assert_close(y.double(), expected, rtol=2.0**-21, atol=2.0**-21)
+        y.backward(dy)
+        held = [given.grad, one.weight.grad, one.bias.grad]
+        for got, theirs in zip(held, wide, strict=True):
+            torch.testing.assert_close(got.double(), theirs.grad, rtol=2.0**-18, atol=2.0**-18)
+    with torch.no_grad():
+        y = module(x)
+        nested = torch.nested.as_nested_tensor([x[:2], x[2:]], layout=torch.jagged)
+        assert torch.equal(module(nested).values(), y)
+        assert torch.equal(torch.compile(module, fullgraph=True, backend="eager")(x), y)
+        assert torch.equal(module(x[0, 0]), y[0, 0])
+        for wrong in (x[..., :2, :], x[..., 0], x[0, 0, 0]):
+            with pytest.raises(ValueError, match=r"last axes of the input must have the lengths \(3, 8\)"):
+                module(wrong)
+    with pytest.raises(ValueError, match="weight_shape must end with the lengths of the normalized axes"):
+        MADE[name](weight_shape=(8, 3))
+    assert MADE[name](weight_shape=8).weight.shape == (8,)
+    module.reset_parameters()
+    assert (module.weight == 0.0).all()
+    assert MADE[name](elementwise_affine=False, weight_shape=(3, 8)).weight is None
