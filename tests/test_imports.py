@@ -203,7 +203,7 @@ ORDER = [
     "_arrays", "_overlap", "_libraries", "_libraries.library", "_libraries.cupy_arrays", "_libraries.numpy_arrays",
     "_libraries.torch_tensors", "_libraries.memory", "_definition", "_definition.derivative", "_definition.merging",
     "_definition.missing",
-    "_definition.norms", "_definition.rounding",
+    "_definition.norms", "_definition.rounding", "_definition.corrected",
     "_definition.scaling", "_definition.counting", "_definition.pairs", "_definition.sums",
     "_torch.state", "_torch.pytrees", "_torch",
     "_tasks", "_lengths", "_pytrees", "_numbers", "_processors", "_wording", "_described", "_types",
