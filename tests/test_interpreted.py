@@ -22,7 +22,7 @@ if INTERPRETED:
     pytest.skip("nothing is compiled here to compare with", allow_module_level=True)
 
 from anynorm._kernels.cpu.compiler import machine_code
-from anynorm._kernels.cpu.kernels.float64 import sum_lane_pairs
+from anynorm._kernels.cpu.kernels.pairs import sum_lane_pairs
 from anynorm._kernels.cpu.language import arithmetic, compiled, compiled_memory, flow, memory, tracing
 
 COMPILED = SimpleNamespace(**{**vars(tracing), **vars(compiled), **vars(compiled_memory)})

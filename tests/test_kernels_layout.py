@@ -146,6 +146,21 @@ def test_any_axes_give_the_bits_of_the_last_one(shape, order, norm, dtype):
         assert_bits(np.ascontiguousarray(got).reshape(-1, features), expected)
 
 
+@every_norm
+@pytest.mark.parametrize("neighbours", [1, 2, 3, 4, 5])
+def test_of_few_neighbours_those_along_a_longer_axis_are_taken_side_by_side(neighbours, norm):
+    from anynorm._check import check
+    from anynorm._definition import norms
+    from anynorm._kernels.cpu.launch.layout import lay_out
+
+    rows = rows_of("float64", 3, 40 * neighbours).reshape(40, neighbours, 3)
+    x = rows.transpose(2, 0, 1)[:, ::-1].copy()[:, ::-1]  # against the order of memory, so that no two axes are one
+    layout = lay_out(check(norms.RMS_NORM, x, None, None, 0, 0.0), 8, None, np.empty_like(x), columns=True)
+    assert layout.packed
+    assert layout.units == (40 if neighbours >= 4 else neighbours)  # blocks, of 4 or 5 neighbours or of 40
+    assert_bits(normalize(norm, x, axis=0).transpose(1, 2, 0), normalize(norm, rows))
+
+
 # Each other dtype takes five seconds to compile, from the same lines.
 @pytest.mark.parametrize("dtype", thorough_but("float32", of=ALL))
 @pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])

@@ -54,6 +54,19 @@ def test_units_change_where_the_table_says():
 
 
 @pytest.mark.parametrize("digits", DTYPES)
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+def test_a_unit_is_that_of_the_row_alone(digits, eps):
+    """Where all rows have one unit it is found by the least and the largest, on either side of each bound too."""
+    levels = (*scaling._SMALL[digits], *scaling._ORDINARY_AND_LARGE[digits][:-1])
+    bounds = np.asarray([bound for bound, _ in levels], DTYPES[digits])
+    sizes = np.concatenate([bounds, np.nextafter(bounds, np.asarray(0, DTYPES[digits])), [0.0]]).astype(DTYPES[digits])
+    with np.errstate(all="ignore"):
+        together = scaling.unit_of(np, sizes, digits, 1000, eps)
+        for i in range(len(sizes)):
+            assert scaling.unit_of(np, sizes[[i, i]], digits, 1000, eps).tolist() == [together[i]] * 2
+
+
+@pytest.mark.parametrize("digits", DTYPES)
 @pytest.mark.parametrize("squared", [True, False])
 def test_eps_in_each_unit(digits, squared):
     least = float(np.finfo(DTYPES[digits]).smallest_normal)

@@ -45,7 +45,7 @@ def reduce_present(xp: Any, x: Array, axes: tuple[int, ...], precision: Precisio
     x = present(x - shift)
     low = total(xp, x, axes) / number
     x = present(x - low)
-    squares = total_of_squares(xp, x, axes, size, digits, centred=True)
+    squares = total_of_squares(xp, x, axes, size, digits)
     # All that merging makes is there from the start, so that moments may be carried through a loop of JAX.
     nothing = xp.zeros_like(squares)
     return Statistics(count, shift, low, nothing, squares, nothing, unit, size)

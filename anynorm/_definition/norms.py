@@ -22,11 +22,13 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from anynorm._definition.corrected import lack_of_factor
 from anynorm._definition.counting import divisor
 from anynorm._definition.rounding import rounded
 from anynorm._definition.scaling import (
     LEAST_ENERGY,
     LEAST_LENGTH,
+    are_one,
     eps_in_units,
     exceeds,
     reaches,
@@ -149,7 +151,7 @@ def finish(xp: Any, found: Statistics, rule: Rule, eps: float, precision: Precis
     if unit is None and not is_inside and eps > _LARGE_LENGTH:
         unit, eps = xp.full_like(squares, 2.0**-500), eps * 2.0**-500
     added, least_divisor = eps, (0.0 if is_inside else max(eps, LEAST_LENGTH[digits]))
-    if unit is not None and digits and eps:
+    if unit is not None and digits and eps and not are_one(unit):
         added, least_divisor = eps_in_units(xp, unit, digits, eps, is_inside)
     count = divisor(xp, found.elements, squares)
     energy = squares / count if is_mean else squares
@@ -167,6 +169,11 @@ def finish(xp: Any, found: Statistics, rule: Rule, eps: float, precision: Precis
     if rule.averaged and not is_mean:
         spread = math.sqrt(count) if isinstance(count, int) else xp.sqrt(size * 0.0 + count)
         factor = factor * spread
+    if digits and found.size is not None and isinstance(count, int) and rule.statistics == "wide":
+        of_eps, beside = added if is_inside else 0.0, least_divisor if rule.eps_place == "outside" else 0.0
+        n = count if rule.averaged else 1
+        lack = lack_of_factor(xp, factor, root, squares, n, is_mean, of_eps, beside, digits)
+        factor = factor + precision.constant(lack)
     if rule.centred:
         return Step(found.mean, found.mean_low, factor, unit, size, root, least_divisor, spread)
     # A row that holds Inf is to be NaN; with centring Inf - Inf is.
@@ -251,7 +258,7 @@ def _reduce_in_units(
 
         unit, size = of_rows(xp, in_unit, largest(xp, precision.constant(x), axes))
         x = scaled(x, unit)
-    squares = total(xp, x * x, axes) if precision.short else total_of_squares(xp, x, axes, size, digits, rule.centred)
+    squares = total(xp, x * x, axes) if precision.short else total_of_squares(xp, x, axes, size, digits)
     return Statistics(count, shift, low, None, squares, None, unit, size)
 
 

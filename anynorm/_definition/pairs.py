@@ -83,11 +83,16 @@ def split(a: Array, digits: int) -> Pair:
     if isinstance(a, float):  # Python's arithmetic may have more digits than the dtype
         high = _round(a, digits - (digits + 1) // 2)
         return high, a - high
+    high = upper_half(a, digits)
+    return high, a - high
+
+
+def upper_half(a: Array, digits: int) -> Array:
+    """The first of both, of an array."""
     # The number is not scaled down first and up again: XLA would move the constants out of a product of two halves, and
     # the product that is left underflows.
     boundary = a * 2.0 ** ((digits + 1) // 2)
-    high = (a + boundary) - boundary
-    return high, a - high
+    return (a + boundary) - boundary
 
 
 def renormalize(high: Array, low: Array) -> Pair:

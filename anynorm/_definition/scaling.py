@@ -71,6 +71,12 @@ def reaches(xp: Any, value: Array, bound: float) -> Array:
 def unit_of(xp: Any, magnitude: Array, digits: int, count: int, eps: float, squared: bool = True) -> Array:
     """The unit of rows of ``count`` elements whose largest magnitude is given."""
     levels = _levels(digits, count, eps, squared)
+    if isinstance(magnitude, numpy.ndarray) and magnitude.size:
+        least, most, below = magnitude.min(), magnitude.max(), 0.0
+        for bound, one in levels:  # most often all have the same
+            if below <= least and most < bound:
+                return xp.full_like(magnitude, one)
+            below = bound
     unit: Any = levels[-1][1]
     step = 2.0**-digits
     for bound, one in reversed(levels[:-1]):

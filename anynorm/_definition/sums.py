@@ -9,6 +9,7 @@ from typing import Any
 Array = Any
 
 _ON_NUMPY = ("numpy", "array_api_strict")
+_HALVINGS = 3
 # Where XLA adds one term after the other, blocks of this many are added here, then the sums of blocks, in blocks again:
 # the error grows with the logarithm of the number of terms.
 _BLOCK = 64
@@ -26,22 +27,20 @@ def total(xp: Any, values: Array, axes: tuple[int, ...]) -> Array:
     return values
 
 
-def total_of_squares(
-    xp: Any, values: Array, axes: tuple[int, ...], bound: Array, digits: int, centred: bool = False
-) -> Array:
+def total_of_squares(xp: Any, values: Array, axes: tuple[int, ...], bound: Array, digits: int) -> Array:
     """The sum of squares of numbers up to a bound, with an error of one unit or two.
 
-    NumPy's are added by halves, unless centring has rounded them twice already. Elsewhere the leading bits of each
-    square are as many as can be added without rounding, in whatever order. What remains is too small for an error to
-    matter (Rump, Ogita, Oishi 2008, "Accurate floating-point summation"). A plain sum is off by 10 units and more for
-    rows such as (1, 0, ..., 0), or of one magnitude, where each term rounds the same way.
+    The leading bits of each square are as many as can be added without rounding, in whatever order. What remains is too
+    small for an error to matter (Rump, Ogita, Oishi 2008, "Accurate floating-point summation"). A plain sum is off by
+    10 units and more for rows such as (1, 0, ..., 0), or of one magnitude, where each term rounds the same way. NumPy,
+    which goes through memory at each step, first adds one half to the other a few times.
     """
     squares = values * values
     count = count_along(values, axes)
-    if xp.__name__ in _ON_NUMPY and not (centred and axes == (len(values.shape) - 1,)):
-        for axis in axes:
-            squares = _total_by_halves(xp, squares, axis)
-        return squares
+    if xp.__name__ in _ON_NUMPY:
+        longest = max(axes, key=squares.shape.__getitem__)
+        for _ in range(_HALVINGS):
+            squares = _halved(squares, longest)
     if count <= 2 or count > _LONGEST_EXACT[digits]:
         return total(xp, squares, axes)
     # More than 0 in float64, for torch halves the derivative of a minimum where both are the same.
@@ -128,6 +127,22 @@ def _total_by_halves(xp: Any, values: Array, axis: int) -> Array:
             rest = last if rest is None else rest + last
         values = part(0, length // 2) + part(length // 2, length // 2 * 2)
     return values if rest is None else values + rest
+
+
+def _halved(values: Array, axis: int) -> Array:
+    """The sums of one half and the other of what is along an axis; where it is odd, the last one goes to the first."""
+    length, before = values.shape[axis], (slice(None),) * axis
+    if length < 2:
+        return values
+    near, far, last = (
+        (*before, slice(first, end))
+        for first, end in ((0, length // 2), (length // 2, length // 2 * 2), (length // 2 * 2, length))
+    )
+    sums = values[near] + values[far]
+    if length % 2:
+        first = (*before, slice(0, 1))
+        sums[first] = sums[first] + values[last]
+    return sums
 
 
 def _total_in_blocks(xp: Any, values: Array, axis: int) -> Array:

@@ -204,14 +204,12 @@ def _differentiable_rows() -> Callable[..., _Normalized]:
             # An element may be nothing beside its row, and a weight bring it back; unit * factor may be out of range.
             late = xp.minimum(xp.sqrt(unit), 1.0)  # in this order, or XLA makes a comparison of it
             parts = xp.maximum(unit, 1.0), step.factor * late, late
-            return step.factor, xp.maximum(step.root, step.least_divisor), share, *parts
+            return step.factor, share, *parts
 
         unit: Any = found.unit
-        factor, divisor, share, *parts = of_rows(xp, finished, found.squares, unit, found.size)
+        factor, share, *parts = of_rows(xp, finished, found.squares, unit, found.size)
         if rule.centred:
-            deviations = x * unit - found.mean - found.mean_low
-            # They are rounded twice already, and a quotient is rounded once less than a product.
-            x_hat = deviations / divisor if rule.eps_place == "inside" else deviations * factor
+            x_hat = (x * unit - found.mean - found.mean_low) * factor
         else:
             x_hat = x * parts[0] * parts[1] * parts[2]
         return _Normalized(x_hat, factor, unit, share, tuple(parts))

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from anynorm._kernels.cpu.kernels.float64 import two_sum
-from anynorm._kernels.cpu.kernels.moments import multiply_pairs
+from anynorm._kernels.cpu.kernels.pairs import multiply_pairs, two_sum
 from anynorm._kernels.cpu.kernels.side_by_side.block import real_lanes
 from anynorm._kernels.cpu.kernels.task import GIVEN, GivenTask, Variant
 from anynorm._kernels.cpu.language.arithmetic import is_false, magnitude, root, rounded, smaller, splat, where

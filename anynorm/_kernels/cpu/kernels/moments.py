@@ -6,8 +6,8 @@ lacks, and the unit of the row.
 
 from __future__ import annotations
 
-from anynorm._kernels.cpu.kernels.float64 import PairSum, two_product, two_sum
 from anynorm._kernels.cpu.kernels.float64 import reduce_row as reduce_float64
+from anynorm._kernels.cpu.kernels.pairs import PairSum, multiply_pairs, renormalize, two_sum
 from anynorm._kernels.cpu.kernels.rows import reduce_row
 from anynorm._kernels.cpu.kernels.scatter import numbers_address, row_of
 from anynorm._kernels.cpu.kernels.task import Variant
@@ -17,8 +17,6 @@ from anynorm._kernels.cpu.language.arithmetic import fma, magnitude, number, whe
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, Lanes
 from anynorm._kernels.cpu.language.flow import cell, loop
 from anynorm._kernels.cpu.language.memory import real, store_real
-
-Pair = tuple[Lanes, Lanes]
 
 # Of rows whose unit is 1, or which are constant.
 _LEAST_SQUARES, _MOST_SQUARES = 2.0**-400, 2.0**360
@@ -71,25 +69,13 @@ def paired_moments_of(
     raw_sums, raw_squares = of_sums.high + 0.0, of_squares.high + 0.0
     is_constant = (raw_squares == 0.0) & (raw_sums == 0.0) & (magnitude(shift) > _LEAST_SHIFT)
     is_ordinary = (raw_squares > _LEAST_SQUARES) & (raw_squares < _MOST_SQUARES) | is_constant
-    sums, squares = _renormalize(raw_sums, of_sums.low + 0.0), _renormalize(raw_squares, of_squares.low + 0.0)
+    sums, squares = renormalize(raw_sums, of_sums.low + 0.0), renormalize(raw_squares, of_squares.low + 0.0)
     count = number(task.features)
     share = 1.0 / count
     between = multiply_pairs(sums, (share, fma(0.0 - share, count, number(1)) / count))
     high, low = two_sum(shift, between[0])
-    mean = _renormalize(high, low + between[1])
+    mean = renormalize(high, low + between[1])
     of_shift = multiply_pairs(sums, between)
     high, low = two_sum(squares[0], -of_shift[0])
-    squares = _renormalize(high, low + (squares[1] - of_shift[1]))
+    squares = renormalize(high, low + (squares[1] - of_shift[1]))
     return (*mean, *squares, is_ordinary & (magnitude(shift) < _MOST_SHIFT))
-
-
-def multiply_pairs(a: Pair, b: Pair) -> Pair:
-    """The product of two pairs as a pair."""
-    high, low = two_product(a[0], b[0])
-    return _renormalize(high, low + (a[0] * b[1] + a[1] * b[0]))
-
-
-def _renormalize(high: Lanes, low: Lanes) -> Pair:
-    """The same sum with the high part rounded to nearest."""
-    total = high + low
-    return total, low - (total - high)

@@ -34,7 +34,7 @@ from anynorm._kernels.cpu.language.arithmetic import (
     splat,
     where,
 )
-from anynorm._kernels.cpu.language.dtypes import CHUNK, FINISHED, FLOAT32, FLOAT64, GROUP, LAYER, Dtype, Number
+from anynorm._kernels.cpu.language.dtypes import CHUNK, FINISHED, FLOAT32, FLOAT64, GROUP, LAYER, Dtype, Lanes, Number
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import call_kernel, peek, real, store_real
 
@@ -107,18 +107,23 @@ def count_safe(task: TaskValues, first: int, count: int, begin: int = 0) -> int:
         squares, factor, constant = (
             real(numbers + 8 * k) for numbers in (scratch.squares, scratch.factors, scratch.constants)
         )
-        size = magnitude(factor)
-        near_one = (size > 2.0**-60) & (size < 2.0**60)
-        if task.splits_factors:
-            near_one = (near_one & (magnitude(constant) < 2.0**20)) | (factor == 0.0)
-            safe_row = cell(where(squares < math.inf, near_one, True))  # rows that hold NaN or Inf come out as NaN
-        else:
-            safe_row = cell(near_one & (squares > 2.0**-80) & (squares < 2.0**100))
+        safe_row = cell(is_held(task, squares, factor, constant))
+        if not task.splits_factors:
             for _ in when(squares == 0.0):
                 safe_row[...] = _flatten(task, first + k, 8 * k)
         ended[...] = is_false(safe_row)
         safe[...] = where(safe_row, k + 1, safe)
     return safe
+
+
+def is_held(task: TaskValues, squares: Lanes, factor: Lanes, constant: Lanes) -> bool:
+    """Whether float32 holds a row, or which of rows side by side; of 16 bits none whose squares are 0 is held."""
+    size = magnitude(factor)
+    near_one = (size > 2.0**-60) & (size < 2.0**60)
+    if task.splits_factors:
+        near_one = (near_one & (magnitude(constant) < 2.0**20)) | (factor == 0.0)
+        return where(squares < math.inf, near_one, True)  # rows that hold NaN or Inf come out as NaN
+    return near_one & (squares > 2.0**-80) & (squares < 2.0**100)
 
 
 def is_flat(task: TaskValues, row: Arrays, shift: Number) -> bool:

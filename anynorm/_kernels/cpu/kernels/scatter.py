@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
 from anynorm._kernels.cpu.language.arithmetic import larger, smaller, where
-from anynorm._kernels.cpu.language.dtypes import Address
+from anynorm._kernels.cpu.language.dtypes import FLOAT64, Address
 from anynorm._kernels.cpu.language.flow import cell, loop, when
-from anynorm._kernels.cpu.language.memory import copy, integer
+from anynorm._kernels.cpu.language.memory import copy, integer, load, store_real
 
 X, RESIDUAL, Y, TOTAL = 0, 1, 2, 3
 _ROWS = 8  # that are copied into a tile at a time; fewer would take longer, and more lie in too many lines of a cache
@@ -113,11 +113,16 @@ def _copy(task: TaskValues, which: int, row: int, start: int, count: int, gather
     size, packed = task.itemsize, task.scratch[which]
     for element, step, at, length in _runs(task, which, row, start, count):
         buffer = packed + at * size
-        for i in loop(0, length, 1):
-            if gathering:
-                copy(buffer + i * size, element + i * step, task.dtype)
-            else:
-                copy(element + i * step, buffer + i * size, task.dtype)
+        # What is dense is copied a cache line at a time.
+        dense = where(step == size, length - length % task.lanes, 0)
+        for first, last, lanes in ((0, dense, task.lanes), (dense, length, 1)):
+            for i in loop(first, last, lanes):
+                ends = buffer + i * size, element + i * step
+                target, source = ends if gathering else ends[::-1]
+                if lanes == 1:
+                    copy(target, source, task.dtype)
+                else:
+                    store_real(target, load(source, FLOAT64))
 
 
 def copy_tile(

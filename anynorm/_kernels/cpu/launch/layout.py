@@ -108,8 +108,13 @@ def _planned(
     contiguous = not normalized or (len(normalized) == 1 and _is_contiguous(normalized[0], itemsize, arrays))
     in_columns = tiles and not contiguous and len(normalized) == 1 and free and free[-1].length >= lanes
     if not in_columns or not _is_contiguous(free[-1], itemsize, arrays):
+        block = 0
+        # Of two or three neighbours most lanes would be empty; along the longest axis there may be more.
+        for order in (free, sorted(free, key=lambda axis: axis.length)) if tiles and free else ():
+            if not block:
+                block = _packed_block(order, normalized, contiguous, itemsize, tiles, arrays)
+                free = order if block else free
         table = _table(not contiguous, free, normalized)
-        block = _packed_block(free, normalized, contiguous, itemsize, tiles, arrays) if tiles and free else 0
         if block:
             units = rows // free[-1].length * -(-free[-1].length // block)
             return Layout(table, True, units, False, block, packed=True)

@@ -22,7 +22,7 @@ from anynorm._kernels.cpu.kernels.derivative.steps import (
 from anynorm._kernels.cpu.kernels.factors import find_factors
 from anynorm._kernels.cpu.kernels.scatter import RESIDUAL, TOTAL, X, Y
 from anynorm._kernels.cpu.kernels.side_by_side.block import Numbers
-from anynorm._kernels.cpu.language.arithmetic import as_lanes, fma, number, smaller, splat, sum_lanes, where
+from anynorm._kernels.cpu.language.arithmetic import as_lanes, fma, number, part, smaller, splat, sum_lanes, where
 from anynorm._kernels.cpu.language.dtypes import FLOAT32, FLOAT64, LAYER, Lanes
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import load, peek, store, store_real
@@ -189,27 +189,29 @@ def _take(block: DerivativeBlock, sums: int) -> None:
         _differentiate(block, sums, whole)
 
 
-def _count_left(block: DerivativeBlock) -> float:
-    """How many rows of a block have not been computed."""
-    left = cell(0.0)
-    for column in loop(0, block.columns * 8, 8):
-        left[...] = left + peek(block.left + column, FLOAT64)
-    return left
+def _are_left(block: DerivativeBlock) -> bool:
+    """Whether there are rows of a block that have not been computed."""
+    left = cell(splat(0.0, FLOAT64, FLOAT64.lanes))
+    for column in loop(0, block.columns * 8, 64):
+        left[...] = left + load(block.left + column, FLOAT64)
+    return sum_lanes(left) != 0.0
 
 
 def differentiate_block(block: DerivativeBlock, sums: int) -> None:
     """Write dx of the rows of a block, and add to the sums of features; 0 where there are none."""
     dtype = block.task.dtype
     block.pack()
-    for column in loop(0, block.columns, 1):
-        store_real(block.left + column * 8, where(column < block.rows, 1.0, 0.0))
+    # Behind the last one too, up to what is read at a time.
+    zero, one = splat(0.0, FLOAT64, FLOAT64.lanes), splat(1.0, FLOAT64, FLOAT64.lanes)
+    for column in loop(0, block.columns, FLOAT64.lanes):
+        store_real(block.left + column * 8, part(one, 0, block.rows - column, zero))
     if block.given is not None or dtype is FLOAT64:
         _take(block, sums)
     else:
         _take(block._replace(task=block.task._replace(compute_dtype=FLOAT32)), sums)
-        for _ in when(_count_left(block) != 0.0):
+        for _ in when(_are_left(block)):
             _take(block._replace(is_sparse=True), sums)
     if dtype is FLOAT64:
-        for _ in when(_count_left(block) != 0.0):
+        for _ in when(_are_left(block)):
             differentiate_extreme(block, sums)
     block.unpack()

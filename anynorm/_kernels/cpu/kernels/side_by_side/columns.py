@@ -13,8 +13,16 @@ from anynorm._kernels.cpu.kernels.factors import find_factors
 from anynorm._kernels.cpu.kernels.moments import moments_of
 from anynorm._kernels.cpu.kernels.parameters import are_weights_safe, widen_parameters, widen_short_parameters
 from anynorm._kernels.cpu.kernels.reduce import reduce
-from anynorm._kernels.cpu.kernels.rows import count_safe
-from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Chunk, Numbers, blocks_of, map_feature, tile_of
+from anynorm._kernels.cpu.kernels.rows import count_safe, is_held
+from anynorm._kernels.cpu.kernels.side_by_side.block import (
+    Block,
+    Chunk,
+    Numbers,
+    are_all,
+    blocks_of,
+    map_feature,
+    tile_of,
+)
 from anynorm._kernels.cpu.kernels.side_by_side.float64 import Float64Columns
 from anynorm._kernels.cpu.kernels.side_by_side.given import Given
 from anynorm._kernels.cpu.kernels.side_by_side.sums import SUMS_NBYTES, sum_chunk
@@ -124,13 +132,29 @@ class _Columns:
             else:
                 self._sum_up(block, column)
                 find_factors(task, task.lanes)
-                for k in loop(0, rows if task.compute_dtype is FLOAT32 else 0, 1):
-                    is_safe = count_safe(task, block.row + column, k + 1, k) > k
-                    all_safe[...] = all_safe & is_safe
-                    store_real(self._safe + (column + k) * 8, where(is_safe, 1.0, 0.0))
+                if task.compute_dtype is FLOAT32:
+                    all_safe[...] = all_safe & self._find_safe(block, column, rows)
             for centred in cases(task.rule == LAYER):
                 self._keep_factors(centred, column)
         return all_safe if task.compute_dtype is FLOAT32 else True
+
+    def _find_safe(self, block: Block, column: int, rows: int) -> bool:
+        """Note which of lanes of rows float32 holds, of which so many are rows; whether it holds all of these."""
+        task, scratch, at = self.task, self.task.scratch, self._safe + column * 8
+        zero, one = splat(0.0, FLOAT64, task.lanes), splat(1.0, FLOAT64, task.lanes)
+        squares, factor, constant = (
+            load(numbers, FLOAT64, lanes=task.lanes)
+            for numbers in (scratch.squares, scratch.factors, scratch.constants)
+        )
+        held = is_held(task, squares, factor, constant)
+        store_real(at, where(held, one, zero))
+        all_held = cell(are_all(held, rows))
+        if not task.splits_factors:  # rows without deviations become such as have a factor of 0
+            for _ in when(is_false(are_all(squares != 0.0, rows))):
+                for k in loop(0, rows, 1):
+                    store_real(at + k * 8, where(count_safe(task, block.row + column, k + 1, k) > k, 1.0, 0.0))
+                all_held[...] = are_all(load(at, FLOAT64, lanes=task.lanes) != 0.0, rows)
+        return all_held
 
     def _keep_factors(self, centred: bool, column: int) -> None:
         """Put what rows are multiplied and moved by where `_factors_at` finds it."""

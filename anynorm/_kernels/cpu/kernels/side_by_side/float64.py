@@ -6,18 +6,17 @@ from collections.abc import Callable
 from functools import partial
 
 from anynorm._kernels.cpu.kernels.chunks import chunks_of
-from anynorm._kernels.cpu.kernels.float64 import (
+from anynorm._kernels.cpu.kernels.float64 import prepare_parameters, widen_in_pairs
+from anynorm._kernels.cpu.kernels.moments import paired_moments_of
+from anynorm._kernels.cpu.kernels.pairs import (
     PairFactors,
     PairSum,
     add_elements,
     apply_in_unit,
     apply_pairs,
     find_factors_in_unit,
-    prepare_parameters,
     two_sum,
-    widen_in_pairs,
 )
-from anynorm._kernels.cpu.kernels.moments import paired_moments_of
 from anynorm._kernels.cpu.kernels.side_by_side.block import Block, Chunk, are_all, map_feature
 from anynorm._kernels.cpu.kernels.side_by_side.given import Given
 from anynorm._kernels.cpu.kernels.side_by_side.sums import SUMS_NBYTES, sum_chunk
