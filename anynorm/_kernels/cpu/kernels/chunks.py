@@ -16,6 +16,7 @@ from anynorm._kernels.cpu.kernels.streaming import further, map_chunk, read
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
 from anynorm._kernels.cpu.language.arithmetic import (
     fma,
+    in_order,
     larger,
     number,
     part,
@@ -52,6 +53,11 @@ def elements_of(task: TaskValues, chunk: Arrays, first: int, count: int, dtype: 
     """
     for i in loop(first, count - task.lanes + 1, task.lanes):
         yield read(task, chunk, i, dtype)
+    yield from _last_of(task, chunk, count, dtype, fill)
+
+
+def _last_of(task: TaskValues, chunk: Arrays, count: int, dtype: Dtype, fill: Lanes) -> Iterator[Lanes]:
+    """What is left of a chunk where it does not fill lanes."""
     for _ in loop(0, count % task.lanes, task.lanes):
         start = larger(count - task.lanes, 0)
         yield part(read(task, chunk, start, dtype), count - count % task.lanes - start, count - start, fill)
@@ -82,8 +88,16 @@ class Sums:
         self.squares[...] = fma(value, value, self.squares)
 
     def add_chunk(self, chunk: Arrays, first: int, count: int) -> None:
-        """Add the elements of a chunk from the first on, before which lanes are full."""
-        for value in elements_of(self.task, chunk, first, count, self.task.statistics_dtype, self.near):
+        """Add the elements of a chunk from the first on, before which lanes are full, and end the sums.
+
+        Until then elements come by parity, in which order of lanes none of their sums is another one.
+        """
+        task, dtype = self.task, self.task.statistics_dtype
+        for i in loop(first, count - task.lanes + 1, task.lanes):
+            self.add(read(task, chunk, i, dtype, by_parity=True))
+        for one in self.parts:
+            one[...] = in_order(one, task.dtype)
+        for value in _last_of(task, chunk, count, dtype, self.near):
             self.add(value)
 
     def total(self) -> tuple[Number, Number]:
@@ -211,7 +225,7 @@ def apply_chunk(
     summed = cell(0)
 
     def add(i: int) -> None:
-        sums.add(read(task, beside.chunk, i, task.statistics_dtype))
+        sums.add(read(task, beside.chunk, i, task.statistics_dtype, by_parity=True))
 
     # Each case is a loop of its own, without a branch in it.
     for has_weight, has_bias, streaming in combinations(weight != 0, bias != 0, task.streaming):
