@@ -28,7 +28,7 @@ from anynorm._kernels.cpu.language.arithmetic import (
     sum_lanes,
     where,
 )
-from anynorm._kernels.cpu.language.dtypes import CHUNK, EACH, FLOAT64, LAYER, ONCE, SCALE, Dtype, Lanes, Number
+from anynorm._kernels.cpu.language.dtypes import CHUNK, EACH, FLOAT32, FLOAT64, LAYER, ONCE, SCALE, Dtype, Lanes, Number
 from anynorm._kernels.cpu.language.flow import cell, combinations, loop, when
 from anynorm._kernels.cpu.language.memory import load, peek, real, store_real
 
@@ -212,6 +212,15 @@ class Beside(NamedTuple):
     squares: int
 
 
+def adds_offset(task: TaskValues) -> bool:
+    """Whether weights that are read where they lie get their offset there, as their dtype rounds the sum.
+
+    Float32 rounds it to that as float64 does, of a weight and an offset that it holds. Rows of float32 that are not
+    centred are left out: it is asked beforehand whether their weights are safe.
+    """
+    return task.variant.rounds_weight and task.rule == LAYER and task.compute_dtype is FLOAT32
+
+
 def apply_chunk(
     task: TaskValues, chunk: Arrays, count: int, factors: list[Number],
     parameter_dtype: Dtype, weight: int, bias: int, ahead: int, beside: Beside,
@@ -236,14 +245,24 @@ def apply_chunk(
             )
         )
         given = (weight if has_weight else None, bias if has_bias else None)
+        offset = None
+        if has_weight and adds_offset(task) and parameter_dtype is task.dtype:
+            # Of float32 one loop does both; -0.0 leaves a weight as it is.
+            in_place = where(task.direct, where(task.weight_offset == 0.0, -0.0, task.weight_offset), -0.0)
+            offset = splat(in_place, FLOAT32, task.lanes)
 
-        def compute(i: int, value: Lanes, row: Factors = row, given: tuple[int | None, int | None] = given) -> Lanes:
-            parameters = (
+        def compute(
+            i: int, value: Lanes, row: Factors = row, given: tuple[int | None, int | None] = given,
+            offset: Lanes | None = offset,
+        ) -> Lanes:  # fmt: skip
+            parameters = [
                 None
                 if one is None
                 else load(one + i * parameter_dtype.itemsize, parameter_dtype, task.compute_dtype, task.lanes)
                 for one in given
-            )
+            ]
+            if offset is not None:
+                parameters[0] = rounded(parameters[0] + offset, task.dtype)
             return apply_lanes(task, value, row, *parameters)
 
         summed[...] = map_chunk(task, chunk, count, ahead, streaming, compute, beside.is_there, add)
