@@ -260,6 +260,7 @@ def conventions(dtype):
         for scale in (3.0, 1e30):
             yield f"scale {scale} {name}", anynorm.scale_norm(x, scale, convention=OUTSIDE, **more)
     yield "lengths", anynorm.rms_norm(x, weight, convention="x_transformers")
+    yield "nemotron, few rows", anynorm.layer_norm(x[:3], weight, bias, convention="nemotron")
     if dtype not in ROWS_ONLY:
         columns = np.repeat(x.T, 3, 1)
         yield "columns", anynorm.rms_norm(columns, weight, convention=OUTSIDE, axis=0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from anynorm._kernels.cpu.language import interpreted, interpreted_memory
-from anynorm._kernels.cpu.language.dtypes import BY_CODE, CODES, FLOAT32, FLOAT64, INTERPRETED, Dtype
+from anynorm._kernels.cpu.language.dtypes import BFLOAT16, BY_CODE, CODES, FLOAT32, FLOAT64, INTERPRETED, Dtype
 from tests import kernel_calls, kernel_lines
 
 pytest.importorskip("llvmlite", reason="needs llvmlite, which compiles the kernels")
@@ -105,6 +105,7 @@ def calculate(words):
         lanes = dtype.lanes
         a, b, c = (load(address, dtype, compute_dtype) for address in (x, y, z))
         sum_of_a, sum_of_b, sum_of_c = (sum_of(one, words) for one in (a, b, c))
+        a_by_parity = load(x, dtype, compute_dtype, residual=y, by_parity=True)
         sums = words.cell(splat(0.0, compute_dtype, lanes))
         for turn in words.loop(0, 3, 1):
             sums[...] = sums + words.fma(a, b, splat(words.number(turn), compute_dtype, lanes))
@@ -112,7 +113,7 @@ def calculate(words):
         number = words.fma(sum_of_a, sum_of_b, sum(words.split(sum_of_c)))
         least = where(sum_of_a < sum_of_b, where(nbytes < 40, nbytes, 40), where(nbytes < 40, 40, nbytes))
         for flag in words.cases(sum_of_b > sum_of_c):
-            store(to + 7 * nbytes, dtype, number + (1.0 if flag else 2.0))
+            store(to + 9 * nbytes, dtype, number + (1.0 if flag else 2.0))
         for step, value in enumerate(
             (
                 words.fma(a, b, c),
@@ -122,6 +123,8 @@ def calculate(words):
                 splat(words.peek(x, dtype, y), compute_dtype, lanes) * splat(sum_of_a, compute_dtype, lanes),
                 words.as_lanes(high - words.as_lanes(a, FLOAT64) * low, compute_dtype),
                 sums * splat(words.number(least), compute_dtype, lanes),
+                words.in_order(a_by_parity, dtype) + a,
+                words.rounded(a * b, dtype) - words.rounded(a * c, dtype, to_even=dtype is not BFLOAT16),
             )
         ):
             store(to + step * nbytes, dtype, value)
@@ -153,13 +156,39 @@ def test_words_agree_on_hard_bits(name, compute_name, as_machine_code):
     for start in range(0, count, at_once):
         results = []
         for compute in (as_compiled, plain):
-            to = np.zeros(8 * at_once, x.dtype)
+            to = np.zeros(10 * at_once, x.dtype)
             addresses = [array[start:].ctypes.data for array in (x, y, z)]
             compute(*addresses, to.ctypes.data, nbytes)
             results.append(to)
-        assert [kernel_calls.digest(part) for part in results[0].reshape(8, -1)] == [
-            kernel_calls.digest(part) for part in results[1].reshape(8, -1)
+        assert [kernel_calls.digest(part) for part in results[0].reshape(10, -1)] == [
+            kernel_calls.digest(part) for part in results[1].reshape(10, -1)
         ], start
+
+
+def test_bfloat16_is_the_nearest_number(as_machine_code):
+    """Of float32 on both sides of each middle, and there; a NaN, whatever its bits, stays one."""
+    lanes, halves = BFLOAT16.lanes, np.asarray([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF], np.uint32)
+    bits = (np.arange(1 << 16, dtype=np.uint32)[:, None] << 16 | halves).ravel()
+    x, to, up = bits.view(np.float32), np.zeros(bits.size, np.uint16), np.zeros((2, bits.size), np.float32)
+
+    def narrow(source, one, target, even, larger, count) -> int:
+        unit = COMPILED.splat(COMPILED.peek(one, FLOAT32), FLOAT32, lanes)
+        for i in COMPILED.loop(0, count, lanes):
+            value = COMPILED.load(source + i * 4, FLOAT32, FLOAT32, lanes) * unit  # which makes NaN quiet
+            COMPILED.store(target + i * 2, BFLOAT16, value)
+            COMPILED.store(even + i * 4, FLOAT32, COMPILED.rounded(value, BFLOAT16))
+            COMPILED.store(larger + i * 4, FLOAT32, COMPILED.rounded(value, BFLOAT16, to_even=False))
+        return 0
+
+    as_machine_code(narrow, 6)(*(one.ctypes.data for one in (x, np.ones(1, np.float32), to, *up)), bits.size)
+    # In integers: what lies beyond the largest number becomes infinite, as it is the next number but for its name.
+    is_number, upper, lower = ~np.isnan(x), bits >> 16, bits & 0xFFFF
+    is_up = (lower > 0x8000) | (lower == 0x8000) & (upper % 2 == 1)
+    assert (to == upper + is_up)[is_number].all()
+    assert (up[0].view(np.uint32) == (upper + is_up) << 16)[is_number].all()
+    assert (up[1].view(np.uint32) == (upper + (lower >= 0x8000)) << 16)[is_number].all()
+    assert np.isnan((to.astype(np.uint32) << 16).view(np.float32))[~is_number].all()
+    assert np.isnan(up[0])[~is_number].all()
 
 
 def test_what_a_value_is_cannot_decide_while_compiling():

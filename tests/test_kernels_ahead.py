@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import anynorm
-from anynorm._kernels.cpu.kernels.rows import _MOST_NBYTES
+from anynorm._kernels.cpu.kernels.rows import _FEW_LONG_ROWS, _FEW_ROWS, _LEAST_GROUPS, _MOST_NBYTES
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import CODES, LAYER
 from tests import reference
@@ -17,8 +17,10 @@ pytestmark = needs_llvmlite
 
 NARROW = ("float32", "bfloat16", "float16")
 every_dtype = pytest.mark.parametrize("dtype", thorough_but("float32", "bfloat16", of=NARROW))
-# Groups of 32 rows, of several and of one; the longest rows that may share one, and longer ones.
+# Groups of 32 rows, of several and of one; the longest rows that may share one in the first cache, and longer ones.
 every_length = pytest.mark.parametrize("row_nbytes", [132, 1000, _MOST_NBYTES // 2, _MOST_NBYTES, _MOST_NBYTES + 4])
+# On both sides of the numbers of rows for which parameters are widened, and of one and of two rows in a group.
+SIZES = (_FEW_ROWS - 1, _FEW_ROWS, 2 * _LEAST_GROUPS - 1, 2 * _LEAST_GROUPS, _FEW_LONG_ROWS - 1, _FEW_LONG_ROWS)
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,19 @@ def test_rows_together_have_the_bits_of_each_alone(row_nbytes, dtype):
         apart = np.zeros((len(x), x.shape[1] + 3), x.dtype)[:, :-3]
         apart[...] = x
         assert_bits(norm(apart, *parameters, out=apart), expected)
+
+
+@every_dtype
+def test_long_rows_have_their_bits_however_many_there_are(dtype):
+    """With parameters that are read where they lie, and such as are widened for each group."""
+    x, weight, bias = rows_of(dtype, (_MOST_NBYTES + 128) * (1 if dtype == "float32" else 2))
+    short, wide = x[:, : x.shape[1] // 2 - 100].copy(), np.float32(weight) / 3
+    for rows in (x, short):
+        own, other = weight[: rows.shape[1]], wide[: rows.shape[1]]
+        for norm, parameters in ((anynorm.layer_norm, (own, bias[: rows.shape[1]])), (anynorm.rms_norm, (other,))):
+            expected = one_by_one(norm, rows, *parameters)
+            for count in SIZES:
+                assert_bits(norm(rows[:count], *parameters), expected[:count])
 
 
 @every_dtype

@@ -65,6 +65,20 @@ def test_what_is_rounded_on_the_way(norm, dtype):
 
 
 @pytest.mark.parametrize("dtype", thorough_but("bfloat16", of=NARROW))
+def test_few_rows_add_an_offset_to_weights_where_they_lie(dtype):
+    """One that float32 holds; another one, and of more rows, is added beforehand, with the same bits."""
+    x, weight, bias = numbers((4, 33), dtype, 1), numbers(33, dtype, 2), numbers(33, dtype, 3)
+    weight[:4] = [-1.0, -1.0 + 2.0**-7, 2.0**-13, 2.0**-30]
+    for offset in (1.0, -0.75, 0.1, 0.0):
+        way = Convention(weight_offset=offset, offset="weight")
+        more = forced(anynorm.layer_norm, x, weight, bias, convention=way)
+        for rows in (1, 3):
+            few = forced(anynorm.layer_norm, x[:rows], weight, bias, convention=way)
+            assert few.tobytes() == more[:rows].tobytes()
+        assert_right(few, "layer_norm", x[:3], weight, bias, way, dtype)
+
+
+@pytest.mark.parametrize("dtype", thorough_but("bfloat16", of=NARROW))
 @pytest.mark.parametrize("scale", [3.7, -(2.0**59), 2.0**61, 0.0, 2.0**-59, 2.0**-61])
 def test_a_scale_is_multiplied_by_what_is_rounded(dtype, scale):
     """On both sides of what float32 holds of products; those of float16 beyond its range are infinite."""

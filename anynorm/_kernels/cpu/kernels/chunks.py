@@ -16,6 +16,7 @@ from anynorm._kernels.cpu.kernels.streaming import further, map_chunk, read
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
 from anynorm._kernels.cpu.language.arithmetic import (
     fma,
+    in_order,
     larger,
     number,
     part,
@@ -27,7 +28,7 @@ from anynorm._kernels.cpu.language.arithmetic import (
     sum_lanes,
     where,
 )
-from anynorm._kernels.cpu.language.dtypes import CHUNK, EACH, FLOAT64, LAYER, ONCE, SCALE, Dtype, Lanes, Number
+from anynorm._kernels.cpu.language.dtypes import CHUNK, EACH, FLOAT32, FLOAT64, LAYER, ONCE, SCALE, Dtype, Lanes, Number
 from anynorm._kernels.cpu.language.flow import cell, combinations, loop, when
 from anynorm._kernels.cpu.language.memory import load, peek, real, store_real
 
@@ -52,6 +53,11 @@ def elements_of(task: TaskValues, chunk: Arrays, first: int, count: int, dtype: 
     """
     for i in loop(first, count - task.lanes + 1, task.lanes):
         yield read(task, chunk, i, dtype)
+    yield from _last_of(task, chunk, count, dtype, fill)
+
+
+def _last_of(task: TaskValues, chunk: Arrays, count: int, dtype: Dtype, fill: Lanes) -> Iterator[Lanes]:
+    """What is left of a chunk where it does not fill lanes."""
     for _ in loop(0, count % task.lanes, task.lanes):
         start = larger(count - task.lanes, 0)
         yield part(read(task, chunk, start, dtype), count - count % task.lanes - start, count - start, fill)
@@ -82,8 +88,16 @@ class Sums:
         self.squares[...] = fma(value, value, self.squares)
 
     def add_chunk(self, chunk: Arrays, first: int, count: int) -> None:
-        """Add the elements of a chunk from the first on, before which lanes are full."""
-        for value in elements_of(self.task, chunk, first, count, self.task.statistics_dtype, self.near):
+        """Add the elements of a chunk from the first on, before which lanes are full, and end the sums.
+
+        Until then elements come by parity, in which order of lanes none of their sums is another one.
+        """
+        task, dtype = self.task, self.task.statistics_dtype
+        for i in loop(first, count - task.lanes + 1, task.lanes):
+            self.add(read(task, chunk, i, dtype, by_parity=True))
+        for one in self.parts:
+            one[...] = in_order(one, task.dtype)
+        for value in _last_of(task, chunk, count, dtype, self.near):
             self.add(value)
 
     def total(self) -> tuple[Number, Number]:
@@ -198,6 +212,15 @@ class Beside(NamedTuple):
     squares: int
 
 
+def adds_offset(task: TaskValues) -> bool:
+    """Whether weights that are read where they lie get their offset there, as their dtype rounds the sum.
+
+    Float32 rounds it to that as float64 does, of a weight and an offset that it holds. Rows of float32 that are not
+    centred are left out: it is asked beforehand whether their weights are safe.
+    """
+    return task.variant.rounds_weight and task.rule == LAYER and task.compute_dtype is FLOAT32
+
+
 def apply_chunk(
     task: TaskValues, chunk: Arrays, count: int, factors: list[Number],
     parameter_dtype: Dtype, weight: int, bias: int, ahead: int, beside: Beside,
@@ -211,7 +234,7 @@ def apply_chunk(
     summed = cell(0)
 
     def add(i: int) -> None:
-        sums.add(read(task, beside.chunk, i, task.statistics_dtype))
+        sums.add(read(task, beside.chunk, i, task.statistics_dtype, by_parity=True))
 
     # Each case is a loop of its own, without a branch in it.
     for has_weight, has_bias, streaming in combinations(weight != 0, bias != 0, task.streaming):
@@ -222,14 +245,24 @@ def apply_chunk(
             )
         )
         given = (weight if has_weight else None, bias if has_bias else None)
+        offset = None
+        if has_weight and adds_offset(task) and parameter_dtype is task.dtype:
+            # Of float32 one loop does both; -0.0 leaves a weight as it is.
+            in_place = where(task.direct, where(task.weight_offset == 0.0, -0.0, task.weight_offset), -0.0)
+            offset = splat(in_place, FLOAT32, task.lanes)
 
-        def compute(i: int, value: Lanes, row: Factors = row, given: tuple[int | None, int | None] = given) -> Lanes:
-            parameters = (
+        def compute(
+            i: int, value: Lanes, row: Factors = row, given: tuple[int | None, int | None] = given,
+            offset: Lanes | None = offset,
+        ) -> Lanes:  # fmt: skip
+            parameters = [
                 None
                 if one is None
                 else load(one + i * parameter_dtype.itemsize, parameter_dtype, task.compute_dtype, task.lanes)
                 for one in given
-            )
+            ]
+            if offset is not None:
+                parameters[0] = rounded(parameters[0] + offset, task.dtype)
             return apply_lanes(task, value, row, *parameters)
 
         summed[...] = map_chunk(task, chunk, count, ahead, streaming, compute, beside.is_there, add)

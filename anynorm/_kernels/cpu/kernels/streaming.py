@@ -38,10 +38,11 @@ def further(address: Address, nbytes: int) -> Address:
     return None if address is None else address + nbytes
 
 
-def read(task: TaskValues, chunk: Arrays, i: int, compute_dtype: Dtype) -> Lanes:
+def read(task: TaskValues, chunk: Arrays, i: int, compute_dtype: Dtype, by_parity: bool = False) -> Lanes:
     """Elements of a chunk from the i-th on, with the residual's added to them."""
     offset = i * task.itemsize
-    return load(chunk.x + offset, task.dtype, compute_dtype, residual=further(chunk.residual, offset))
+    residual = further(chunk.residual, offset)
+    return load(chunk.x + offset, task.dtype, compute_dtype, residual=residual, by_parity=by_parity)
 
 
 def map_chunk(

@@ -15,9 +15,9 @@ if TYPE_CHECKING or INTERPRETED:
 else:
     from anynorm._kernels.cpu.language import compiled as words
 
-as_lanes, fma, magnitude, number = words.as_lanes, words.fma, words.magnitude, words.number
-part, root, rounded, splat = words.part, words.root, words.rounded, words.splat
-split, where = words.split, words.where
+as_lanes, fma, in_order, magnitude = words.as_lanes, words.fma, words.in_order, words.magnitude
+number, part, root, rounded = words.number, words.part, words.root, words.rounded
+splat, split, where = words.splat, words.split, words.where
 
 _LEAST_POWER, _MOST_POWER = 2.0**-1022, 2.0**1023
 

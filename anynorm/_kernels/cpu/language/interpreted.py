@@ -153,6 +153,11 @@ def number(a: int) -> Number:
     return numpy.float64(a)
 
 
+def in_order(lanes: Lanes, dtype: Dtype) -> Lanes:
+    """Lanes of elements of a dtype that were loaded by parity, as they lie in memory."""
+    return lanes.reshape(2, -1).T.ravel() if dtype is BFLOAT16 else lanes
+
+
 def split(value: Any) -> tuple[Any, Any]:
     """What float32 holds of float64 when it is cut off, and the rest, with the same sign; of lanes or of numbers."""
     high = with_bits(value, ~((1 << 29) - 1))

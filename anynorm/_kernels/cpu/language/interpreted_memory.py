@@ -69,14 +69,20 @@ def _memory(address: int, dtype: Dtype, count: int) -> numpy.ndarray:
 
 
 def load(
-    address: int, dtype: Dtype, compute_dtype: Dtype = FLOAT64, lanes: int | None = None, residual: Address = None
-) -> Lanes:
-    """Elements from an address in lanes of another dtype; a cache line of them unless told."""
+    address: int, dtype: Dtype, compute_dtype: Dtype = FLOAT64, lanes: int | None = None, residual: Address = None,
+    by_parity: bool = False,
+) -> Lanes:  # fmt: skip
+    """Elements from an address in lanes of another dtype; a cache line of them unless told.
+
+    By parity those of bfloat16 come in another order, first the even ones.
+    """
     raw = _memory(address, dtype, lanes or dtype.lanes)
     if residual is not None:
         sum_in = FLOAT64 if dtype is FLOAT64 else FLOAT32
         others = _memory(residual, dtype, len(raw))
         raw = narrowed(widened(raw, dtype, sum_in) + widened(others, dtype, sum_in), dtype)
+    if by_parity and dtype is BFLOAT16:
+        raw = numpy.concatenate([raw[::2], raw[1::2]])
     return widened(raw, dtype, compute_dtype)
 
 
