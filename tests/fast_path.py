@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 
 import anynorm
-from anynorm import _norms, _residual
+from anynorm import _gradients, _norms, _residual
 
 
 @contextmanager
@@ -20,6 +20,8 @@ def checks():
     with (
         mock.patch.object(_norms, "check", counted(_norms.check)),
         mock.patch.object(_residual, "check", counted(_residual.check)),
+        mock.patch.object(_gradients, "check", counted(_gradients.check)),
+        mock.patch.object(_gradients, "check_gradient", counted(_gradients.check_gradient)),
     ):
         yield seen
 
