@@ -171,6 +171,7 @@ def ten(*shape):
         (anynorm.LayerNorm(4), {"scale": ten(4), "offset": ten(4)}),  # Haiku
         (anynorm.RMSNorm(4), {"gamma": ten(4)}),
         (anynorm.RMSNorm(4), {"scale": ten(4)}),
+        (anynorm.RMSNorm(4), {"g": ten(4)}),  # x-transformers
         (anynorm.ScaleNorm(4), {"g": ten(1)}),
         (anynorm.ScaleNorm(4), {"gamma": ten()}),
         (anynorm.ScaleNorm(4), {"weight": ten(1)}),

@@ -18,9 +18,9 @@ from anynorm._wording import describe, module_of, not_a_real_dtype, not_an_array
 Array = Any
 
 
-# What other libraries call a parameter: Keras (gamma, beta), Flax (scale) and Haiku (scale, offset) among them.
+# What other libraries call a parameter: Keras (gamma, beta), Flax (scale), Haiku (scale, offset), x-transformers (g).
 _OTHER_NAMES = {
-    "weight": ("gamma", "scale"),
+    "weight": ("gamma", "scale", "g"),
     "bias": ("beta", "offset"),
     "scale": ("g", "gamma", "weight"),
 }

@@ -34,10 +34,10 @@ class HoldsParameters:
         Parameters
         ----------
         state : mapping from name to array
-            The names that `state_dict` returns, or what other libraries call them: ``gamma`` and ``scale`` for
+            The names that `state_dict` returns, or what other libraries call them: ``gamma``, ``scale`` and ``g`` for
             ``weight``, ``beta`` and ``offset`` for ``bias``; for the ``scale`` of `ScaleNorm`, which may also be of
-            shape (1,), ``g``, ``gamma`` and ``weight``. So a checkpoint of torch, Flax, Keras or Haiku fits. Values are
-            converted to the dtype and device of the present parameters.
+            shape (1,), ``g``, ``gamma`` and ``weight``. So a checkpoint of torch, Flax, Keras, Haiku or x-transformers
+            fits. Values are converted to the dtype and device of the present parameters.
         strict : bool
             Whether to refuse a state that lacks a parameter or holds another name. If False, these are ignored.
         prefix : str
