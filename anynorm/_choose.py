@@ -22,6 +22,7 @@ from anynorm._kernels import (
 )
 from anynorm._kernels.fast_paths import try_fast_paths as try_fast_paths
 from anynorm._kernels.fast_paths import try_moments as try_moments
+from anynorm._kernels.fast_paths import try_vjp as try_vjp
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient, parts_of
 from anynorm._profiled import is_profiled, with_names

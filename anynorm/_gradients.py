@@ -8,8 +8,8 @@ from typing import Any, overload
 
 from anynorm._by_convention import require_no_moments, resolved
 from anynorm._check import Call, check, check_gradient, require_dense
-from anynorm._choose import choose, choose_vjp, try_fast_paths
-from anynorm._convention import LAYER_NORM_EPS, RMS_NORM_EPS, SCALE_NORM_EPS, Convention
+from anynorm._choose import choose, choose_vjp, try_fast_paths, try_vjp
+from anynorm._convention import LAYER_NORM_EPS, RMS_NORM_EPS, SCALE_NORM_EPS, Convention, DefaultEps
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
 from anynorm._moments import Moments
 from anynorm._moments_gradient import MomentsGradient
@@ -272,26 +272,34 @@ def _vjp(
     portion = 1.0
     if convention is not None:
         rule, eps, weight_offset, portion = resolved(rule, convention, eps, weight_offset, weight is not None)
-    call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments)
-    if portion != 1.0:
-        require_no_moments(moments)
-        return vjp_of_portion(call, portion)
-    if moments is not None:
-        require_dense(x)
-    return _result(call, axis), partial(_pullback, call)
+    elif type(eps) is DefaultEps:
+        eps = float(eps)
+    axis = tuple(axis) if type(axis) is list else axis
+    y, call = None, None
+    if portion == 1.0 and rule.is_plain:
+        y = try_fast_paths(rule, x, None, weight, bias, axis, eps, weight_offset, None, moments)
+    if y is None:
+        call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments)
+        if portion != 1.0:
+            require_no_moments(moments)
+            return vjp_of_portion(call, portion)
+        if moments is not None:
+            require_dense(x)
+        y = choose(call).run(call)
+    return y, partial(_pullback, (rule, x, weight, bias, axis, eps, weight_offset), moments, call)
 
 
-def _result(call: Call, axis: Axis) -> Any:
-    """What a norm returns of a checked call; ``axis`` as it was given."""
-    rule, x, weight, bias, moments = call.rule, call.x, call.weight, call.bias, call.moments
-    y = None
-    if rule.is_plain:
-        y = try_fast_paths(rule, x, None, weight, bias, axis, call.eps, call.weight_offset, None, moments)
-    return choose(call).run(call) if y is None else y
-
-
-def _pullback(call: Call, dy: Any) -> tuple[Any, ...]:
-    """The pullback of a call."""
+def _pullback(
+    given: tuple[Rule, Any, Any, Any, Axis, float, float], moments: Moments | None, call: Call | None, dy: Any
+) -> tuple[Any, ...]:
+    """The pullback of a call, which was not checked where a fast path took it: what it gave is right."""
+    rule, x, weight, bias, axis, eps, weight_offset = given
+    if moments is None:
+        found: tuple[Any, ...] | None = try_vjp(rule.formula, x, weight, bias, axis, eps, weight_offset, dy)
+        if found is not None:
+            return found
+    if call is None:
+        call = check(rule, x, weight, bias, axis, eps, weight_offset=weight_offset, moments=moments)
     gradient = check_gradient(call, dy)
     return choose_vjp(gradient).vjp(gradient)
 

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 import anynorm
-from anynorm import _norms, _residual
+from anynorm import _gradients, _norms, _residual
 
 
 @contextmanager
@@ -18,6 +18,8 @@ def checks():
     with (
         mock.patch.object(_norms, "check", counted(_norms.check)),
         mock.patch.object(_residual, "check", counted(_residual.check)),
+        mock.patch.object(_gradients, "check", counted(_gradients.check)),
+        mock.patch.object(_gradients, "check_gradient", counted(_gradients.check_gradient)),
     ):
         yield seen
 

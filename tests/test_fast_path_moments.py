@@ -9,6 +9,7 @@ import anynorm
 from anynorm._check import check
 from anynorm._choose import choose
 from anynorm._definition.norms import RMS_NORM
+from anynorm._kernels.cpu.fast_path import kept
 from anynorm._moments import arrays_of
 from tests.backends import ALL, as_dtype, needs_llvmlite
 from tests.fast_path import forced, takes_fast_path
@@ -105,22 +106,18 @@ def test_rows_of_float64_of_extreme_magnitude(axis):
 
 
 def test_no_more_plans_than_there_may_be(monkeypatch):
-    from anynorm._kernels.cpu.fast_path import moments
-
-    monkeypatch.setattr(moments, "_plans", {})
-    monkeypatch.setattr(moments, "_MOST_PLANS", 2)
+    kept.table.clear()
+    monkeypatch.setattr(kept, "MOST_KEPT", 2)
     for features, count in ((2, 1), (3, 2), (4, 1)):
         x = numbers((3, features))
         anynorm.moments(x)
-        assert len(moments._plans) == count
+        assert len(kept.table) == count
         assert takes_fast_path(anynorm.moments, x)
 
 
 def test_threads_that_drop_the_plans_of_each_other(monkeypatch):
-    from anynorm._kernels.cpu.fast_path import moments
-
-    monkeypatch.setattr(moments, "_plans", {})
-    monkeypatch.setattr(moments, "_MOST_PLANS", 2)
+    kept.table.clear()
+    monkeypatch.setattr(kept, "MOST_KEPT", 2)
     held = [numbers((columns, 9)).T for columns in range(20, 26)]
     expected, wrong = [bits(forced(anynorm.moments, x)) for x in held], []
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import anynorm
-from anynorm._kernels.cpu.fast_path import own_rows
+from anynorm._kernels.cpu.fast_path import kept
 from tests import reference
 from tests.backends import ALL, as_dtype, needs_llvmlite
 from tests.fast_path import forced, takes_fast_path
@@ -103,12 +103,12 @@ def test_rows_and_weights_that_float32_cannot_hold():
     x, weight, bias = made("heads")
     for change in ((0, 0, 0, 0), (0, 2, 3, 31)):
         for at, value in ((x, 1e30), (weight, 1e30)):
-            own_rows._plans.clear()
-            kept, at[change if at is x else (0, 0, 0, 0)] = at.copy(), value
+            kept.table.clear()
+            before, at[change if at is x else (0, 0, 0, 0)] = at.copy(), value
             expected = forced(anynorm.rms_norm, x, weight, bias)
             for _ in range(3):
                 np.testing.assert_array_equal(anynorm.rms_norm(x, weight, bias), expected)
-            at[...] = kept
+            at[...] = before
             expected = forced(anynorm.rms_norm, x, weight, bias)
             for _ in range(3):
                 np.testing.assert_array_equal(anynorm.rms_norm(x, weight, bias), expected)
@@ -181,7 +181,7 @@ def test_many_plans_and_threads():
         for _ in range(200):
             if not np.array_equal(anynorm.rms_norm(*given), expected):
                 wrong.append(True)
-            own_rows._plans.clear()
+            kept.table.clear()
 
     workers = [threading.Thread(target=work) for _ in range(4)]
     for one in workers:
@@ -189,6 +189,6 @@ def test_many_plans_and_threads():
     for one in workers:
         one.join()
     assert not wrong
-    for i in range(1, own_rows._MOST_PLANS + 3):
+    for i in range(1, kept.MOST_KEPT + 3):
         anynorm.rms_norm(np.ones((i, 16), np.float32), np.ones((i, 16), np.float32))
-        assert len(own_rows._plans) <= own_rows._MOST_PLANS
+        assert len(kept.table) <= kept.MOST_KEPT

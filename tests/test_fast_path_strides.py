@@ -181,7 +181,7 @@ def test_the_program_takes_only_what_lies_as_the_plan_says():
     x, residual, y, total = (laid_out(order, "float32") for order in lie)
     anynorm.add_rms_norm(x, residual, axis=(0, 2), out=(y, total))
     plan = plans.find("numpy", RMS_NORM, x, residual, (0, 2), (y, total))
-    normalize = functions.normalize_arrays()
+    normalize = functions.program_of("numpy")
 
     def run(*arrays, plan=plan):
         return normalize(RMS_NORM, *arrays, None, None, 1e-6, 0.0, plan.address, 0)

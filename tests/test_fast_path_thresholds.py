@@ -27,9 +27,9 @@ def record():
 @contextmanager
 def every_kernel(record, address):
     """Call what lies at an address in place of each kernel."""
-    from anynorm._kernels.cpu.fast_path import plans
+    from anynorm._kernels.cpu.fast_path import kept
 
-    before, held = list(record.kernels), [plan for plan, *_ in plans._plans.values()]
+    before, held = list(record.kernels), [one.structure for key, one in kept.table.items() if key[0] == "plan"]
     of_plans = [(plan.kernel, plan.kernel_in_float64) for plan in held]
     for plan, kernels in zip(held, of_plans, strict=True):
         plan.kernel, plan.kernel_in_float64 = (address if kernel else 0 for kernel in kernels)

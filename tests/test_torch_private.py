@@ -108,7 +108,7 @@ def test_names_in_the_profiler(monkeypatch):
     assert not _profiled.is_profiled()
     monkeypatch.setattr(autograd, "_profiler", _profiled.profiler_of(torch))
     monkeypatch.setattr(fast_paths, "_by_type", {})  # as in a process that has just begun
-    fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, functions.normalize_tensors(), run_from))
+    fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, functions.program_of("torch"), run_from))
     assert_right(anynorm.layer_norm)
     expected = anynorm.layer_norm(*GIVEN)
     for _ in range(6):

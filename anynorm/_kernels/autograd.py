@@ -33,19 +33,19 @@ class Kernels(NamedTuple):
     run: Callable[[Call], Any]
     vjp: Vjp
     surely_takes_vjp: Callable[[Array, Array, Array | None], bool]  # x, dy and dtotal; of others the table is asked
-    # Norm, x, weight, bias, dy, and whether the gradients of weight and bias are wanted -> dx, dweight and dbias; or
-    # None, for `vjp` to take it.
+    # Rule, x, weight, bias, axes, eps, weight_offset, dy, and whether the gradients of weight and bias are wanted ->
+    # dx, dweight and dbias; or None, for `vjp` to take it.
     quick_vjp: Callable[..., tuple[Any, ...] | None] | None
     choose_vjp: ChooseVjp
 
 
-# The kernels, rule, axes, eps and weight_offset.
+# The kernels, the rule without roundings, axes, eps and weight_offset.
 Norm = tuple[Kernels, Rule, tuple[int, ...], float, float]
 
 
 def run(kernels: Kernels, call: Call) -> Any:
     """Return y, or (y, total) where the call has a residual, with what leads back from there."""
-    norm = kernels, call.rule, call.axes, call.eps, call.weight_offset
+    norm = kernels, call.rule.formula, call.axes, call.eps, call.weight_offset
     return _Norm.apply(norm, call.x, call.weight, call.bias, call.residual, call)  # type: ignore[no-untyped-call]
 
 
@@ -66,7 +66,7 @@ def follow(
     That torch follows nothing else is for the caller to see to.
     """
     axes = (axis % x.ndim,) if type(axis) is int else axis
-    norm = kernels, rule, axes, eps, weight_offset
+    norm = kernels, rule.formula, axes, eps, weight_offset
     return _apply(norm, x, weight, bias, residual, (result,))
 
 
@@ -106,9 +106,9 @@ class _Norm(torch.autograd.Function):
         needs = ctx.needs_input_grad
         parameters, found = needs[2] or needs[3], None
         is_usual = forced is None and _is_usual()
-        quick_vjp = norm[0].quick_vjp
-        if is_usual and dtotal is None and quick_vjp is not None:
-            found = quick_vjp(norm, x, weight, bias, dy, parameters)
+        kernels, rule, axes, eps, weight_offset = norm
+        if is_usual and dtotal is None and kernels.quick_vjp is not None and not dy.is_neg():
+            found = kernels.quick_vjp(rule, x, weight, bias, axes, eps, weight_offset, dy, parameters)
         if found is None:
             weight = scale if weight is None else weight
             found = _vjp(norm, x, weight, bias, dy, dtotal, parameters, is_usual, forced)
@@ -144,7 +144,7 @@ def _vjp(
             require_memory(name, one)
     library = library_of(x)
     precision = library.precision(x)
-    call = Call(rule.formula, library, precision, x, axes, eps, weight, bias, weight_offset, None, None, None)
+    call = Call(rule, library, precision, x, axes, eps, weight, bias, weight_offset, None, None, None)
     gradient = Gradient(call, dy, dtotal, parameters)
     if is_usual and call.rule.is_plain and kernels.surely_takes_vjp(x, dy, dtotal):
         return kernels.vjp(gradient)

@@ -14,10 +14,13 @@ import numpy
 from anynorm._forced import is_forced
 
 # rule, x, residual, weight, bias, axis, eps, weight_offset, out, moments; the last axis is always -1, and several axes
-# are a tuple, ascending and none negative.
-FastPath = Callable[..., Any]
+# are a tuple, ascending and none negative. A tuple with names would take longer to make than all of it is looked at.
+Given = tuple[Any, Any, Any, Any, Any, Any, Any, Any, Any, Any]
+FastPath = Callable[[Given], Any]
 
 _by_type: dict[type, tuple[FastPath, ...]] = {}
+# rule, x, weight, bias, axes, eps, weight_offset, dy -> dx, dweight and dbias, or None
+_vjps_by_type: dict[type, Callable[..., Any]] = {}
 _moments_by_type: dict[type, Callable[..., Any]] = {}  # x, axis -> Moments, or None; the axis is as above
 
 
@@ -55,7 +58,7 @@ def try_fast_paths(
         axes = -1 if type(axis) is int and axis == -1 else _axes(axis, x)
         if axes is None:
             return None
-        result = fast_path(rule, x, residual, weight, bias, axes, eps, weight_offset, out, moments)
+        result = fast_path((rule, x, residual, weight, bias, axes, eps, weight_offset, out, moments))
         if result is not None:
             return result
     return None
@@ -73,6 +76,22 @@ def try_moments(x: Any, axis: Any) -> Any:
         return None
     axes = -1 if type(axis) is int and axis == -1 else _axes(axis, x)
     return None if axes is None else fast_path(x, axes)
+
+
+def add_vjp(kind: type, fast_path: Callable[..., Any]) -> None:
+    """Let derivatives of calls with an x of this type try a fast path from now on."""
+    _vjps_by_type[kind] = fast_path
+
+
+def try_vjp(rule: Any, x: Any, weight: Any, bias: Any, axis: Any, eps: Any, weight_offset: Any, dy: Any) -> Any:
+    """dx, dweight and dbias, by a dy that is not checked; None where no kernel has a fast path for them."""
+    fast_path = _vjps_by_type.get(type(x))
+    if fast_path is None or is_forced():
+        return None
+    axes = _axes(axis, x)
+    if type(axes) is int:
+        axes = (axes % x.ndim,)
+    return fast_path(rule, x, weight, bias, axes, eps, weight_offset, dy)
 
 
 def _axes(axis: Any, x: Any) -> int | tuple[int, ...] | None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from anynorm._check import Call
 from anynorm._kernels.cuda.launch import SLOT_NBYTES
 from anynorm._kernels.cuda.task import Task
-from anynorm._kernels.fast_paths import FastPath, add, remove
+from anynorm._kernels.fast_paths import FastPath, Given, add, remove
 from anynorm._libraries import Memory
 from anynorm._libraries.torch_tensors import LOW_ADDRESS
 from anynorm._profiled import profiler_of
@@ -39,7 +39,7 @@ class _Repeat(NamedTuple):
     """How calls on the arrays of one library are repeated."""
 
     ask: Callable[..., Asked]
-    run: Callable[..., Array | None]
+    run: FastPath
 
 
 class _Plan(NamedTuple):
@@ -148,23 +148,13 @@ def _run_by(
     ask: Callable[..., Asked],
     empty: Callable[[Array, bool], Array],
     memory: type[Memory],
-) -> Callable[..., Array | None]:
+) -> FastPath:
     """What repeats calls, by what differs between libraries: the question, a new result, and the memory."""
     plans, address, stream, written = _plans, memory.address, memory.current_stream(), memory.written
 
-    def run(
-        rule: Any,
-        x: Array,
-        residual: Array | None,
-        weight: Any,
-        bias: Array | None,
-        axis: int,
-        eps: float,
-        offset: float,
-        out: Array | None,
-        moments: Any,
-    ) -> Array | None:
+    def run(given: Given) -> Array | None:
         """Normalize x as a call of the same kind was; None where there was none."""
+        rule, x, residual, weight, bias, axis, eps, offset, out, moments = given
         if residual is not None or axis != -1 or moments is not None:
             return None
         asked = ask(rule.name, x, weight, bias, eps, offset, out)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 
 from anynorm._definition.norms import LAYER_NORM, RMS_NORM, SCALE_NORM, Rule
+from anynorm._forks import unforked
 from anynorm._kernels.cpu.fast_path.record import BEGIN, FUNCTIONS, Record
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._threads import get_threads
@@ -20,8 +21,7 @@ _METH_FASTCALL = 0x80
 # Such work takes 4 (float32).
 _FEW_ELEMENTS = 1 << 13
 
-# Of the program: rule, x, residual, y, total, weight, bias, eps, weight_offset -> y, or (y, total), as `program` says.
-Normalize = Callable[..., Any]
+Program = Callable[..., Any]  # what it takes and returns `program` says
 
 
 class _Method(ctypes.Structure):
@@ -61,7 +61,7 @@ def _trace(name: str, kind: str) -> Any:
     from anynorm._kernels.cpu.language.tracing import trace
 
     look = getattr(views, f"look_at_{kind}")
-    return trace(name, partial(program.normalize, look, f"empty_like_{kind}"), 3)
+    return trace(name, partial(program.fast_path, look, f"empty_like_{kind}"), 3)
 
 
 _keepalive: list[Any] = []  # what there are addresses of in the record
@@ -69,8 +69,9 @@ _keepalive: list[Any] = []  # what there are addresses of in the record
 
 def write(name: str, thing: Any) -> None:
     """Put the address of an object into the record, which is then never freed."""
-    _keepalive.append(thing)
-    setattr(record(), name, id(thing))
+    if getattr(record(), name) != id(thing):
+        _keepalive.append(thing)
+        setattr(record(), name, id(thing))
 
 
 @cache
@@ -116,17 +117,14 @@ def _is_alone(_: None) -> bool:
 
 
 @cache
-def normalize_arrays() -> Normalize:
-    """The function of the program for NumPy arrays."""
-    return _builtin("array")
+def program_of(library: str) -> Any:
+    """The program for the arrays of a library; None where torch does not tell by DLPack what a tensor is."""
+    with unforked:
+        if library == "numpy":
+            return _builtin("array")
+        import torch
 
-
-@cache
-def normalize_tensors() -> Normalize | None:
-    """The same for torch tensors; None where torch does not tell by DLPack what a tensor is."""
-    import torch
-
-    return _builtin("tensor") if write_torch(torch) else None
+        return _builtin("tensor") if write_torch(torch) else None
 
 
 def is_served() -> bool:
@@ -162,7 +160,7 @@ def _pointer_in(capsule: Any, name: bytes) -> int:
     return int(kind(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, name))
 
 
-def _builtin(kind: str) -> Normalize:
+def _builtin(kind: str) -> Program:
     """A builtin function of Python. Called through ctypes it would take several times as long."""
     from anynorm._kernels.cpu.compiler.machine_code import load
 
@@ -172,7 +170,7 @@ def _builtin(kind: str) -> Normalize:
     begin(0, ctypes.addressof(record()), BEGIN)
     method = _never_freed(_Method(name.encode(), address, _METH_FASTCALL, None))
     make_builtin = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-    made: Normalize = make_builtin(("PyCFunction_NewEx", ctypes.pythonapi))(ctypes.addressof(method), None, None)
+    made: Program = make_builtin(("PyCFunction_NewEx", ctypes.pythonapi))(ctypes.addressof(method), None, None)
     return made
 
 

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from ctypes import addressof
+import math
 from typing import Any, NamedTuple
 
 import numpy
 
 from anynorm._check import Call
+from anynorm._kernels.cpu.fast_path.functions import program_of
+from anynorm._kernels.cpu.fast_path.kept import Kept, keep, known, table
 from anynorm._kernels.cpu.kernels.task import Task
 from anynorm._kernels.cpu.launch.layout import Layout
-from anynorm._libraries.numpy_arrays import NumPy
 from anynorm._moments import Moments, may_keep, of_arrays
 
 Array = Any
 
-_MOST_PLANS = 1000
 
-
-class _Plan(NamedTuple):
+class _Reduction(NamedTuple):
     """What moments of arrays that lie alike have in common."""
 
-    run: Callable[[int, int, int], int]  # the kernel: the address of a task, first, last
-    task: Task  # without addresses of arrays; each call copies it
-    units: int
+    known: Kept
     shape: tuple[int, ...]  # of the numbers
     features: int
-    layout: Layout | None  # which the task has an address of
-
-
-_plans: dict[tuple[Any, ...], _Plan] = {}
 
 
 def quick_moments(x: Array, axis: int | tuple[int, ...]) -> Moments | None:
@@ -39,24 +31,21 @@ def quick_moments(x: Array, axis: int | tuple[int, ...]) -> Moments | None:
         if not -x.ndim <= axis < x.ndim:
             return None
         axis = (axis % x.ndim,)
-    plan = _plans.get((axis, x.shape, x.strides, x.dtype))
-    if plan is None:
+    kept: _Reduction | None = table.get(("moments", axis, x.shape, x.strides, x.dtype))
+    if kept is None:
         return None
-    numbers, task = numpy.empty(plan.shape), Task.from_buffer_copy(plan.task)
-    task.x, task.numbers = NumPy.address(x), NumPy.address(numbers)
-    plan.run(addressof(task), 0, plan.units)
-    return moments_of_numbers(numbers, plan.features)
+    numbers, program = numpy.empty(kept.shape), program_of("numpy")
+    if program(kept.known.address, 0, 0, 0.0, 1.0, x, None, None, None, numbers, None, None, None) is None:
+        return None
+    return moments_of_numbers(numbers, kept.features)
 
 
-def keep(call: Call, run: Callable[[int, int, int], int], task: Task, layout: Layout | None, numbers: Array) -> None:
+def keep_moments(call: Call, kernel: int, task: Task, layout: Layout | None, numbers: Array) -> None:
     """Keep what later calls like this one need."""
-    held = Task.from_buffer_copy(task)
-    held.x = held.numbers = 0
-    units = task.rows if layout is None else layout.units
-    if len(_plans) >= _MOST_PLANS:
-        _plans.clear()  # a call that goes by one of them holds it
-    key = call.axes, call.x.shape, call.x.strides, call.x.dtype
-    _plans[key] = _Plan(run, held, units, numbers.shape, int(task.features), layout)
+    units, size = task.rows if layout is None else layout.units, math.prod(call.x.shape)
+    kept = known(kernel, 0, units, size, task, None, layout, y="numbers")
+    key = "moments", call.axes, call.x.shape, call.x.strides, call.x.dtype
+    keep(key, _Reduction(kept, numbers.shape, int(task.features)))
 
 
 def moments_of_numbers(numbers: Array, count: int) -> Moments:

@@ -7,12 +7,16 @@ from typing import Any
 
 import numpy
 
-from anynorm._check import Call
+from anynorm._check import Call, Gradient
 from anynorm._forks import unforked
 from anynorm._kernels import fast_paths
-from anynorm._kernels.cpu.fast_path import moments, own_rows
+from anynorm._kernels.cpu.compiler.entries import Kernel
+from anynorm._kernels.cpu.fast_path import functions
 from anynorm._kernels.cpu.fast_path.arrays import fast_path_of_arrays
-from anynorm._kernels.cpu.fast_path.plans import keep
+from anynorm._kernels.cpu.fast_path.derivative import keep_derivative, quick_vjp_by
+from anynorm._kernels.cpu.fast_path.moments import keep_moments, quick_moments
+from anynorm._kernels.cpu.fast_path.own_rows import keep_own_rows
+from anynorm._kernels.cpu.fast_path.plans import keep_plan
 from anynorm._kernels.cpu.fast_path.record import place_of
 from anynorm._kernels.cpu.fast_path.tensors import fast_path_of_tensors
 from anynorm._kernels.cpu.kernels.task import Task, Variant
@@ -20,6 +24,7 @@ from anynorm._kernels.cpu.launch.layout import Layout
 from anynorm._kernels.cpu.launch.machine import LEAST_HUGE_NBYTES, last_cache_nbytes
 from anynorm._kernels.cpu.threads import crew
 from anynorm._libraries import dtype_name
+from anynorm._libraries.numpy_arrays import NumPy
 
 _offered: set[tuple[str, int, Variant, bool]] = set()  # by the address of a rule, which is kept in the record
 _served: set[str] = set()  # libraries
@@ -43,12 +48,10 @@ def offer(
     if not address or call.x.nbytes > most_nbytes:
         return
     if layout is not None or len(call.axes) > 1 or numbers is not None:
-        keep(call, variant, address, layout, layout_address, results, numbers)
+        keep_plan(call, variant, address, layout, layout_address, results, numbers)
     if (library, id(call.rule), variant, numbers is None) in _offered:
         return
     with unforked:
-        from anynorm._kernels.cpu.fast_path import functions
-
         if not functions.is_served():
             return
         rule = functions.place_of_rule(call.rule, variant)
@@ -69,52 +72,66 @@ def _serve(library: str, resume: Callable[[Call, int], Any]) -> None:
     """Let calls with arrays of a library try the fast path."""
     if library in _served:
         return
-    from anynorm._kernels.cpu.fast_path import functions
-
     _served.add(library)
+    program = functions.program_of(library)
     if library == "numpy":
-        fast_paths.add(numpy.ndarray, fast_path_of_arrays(functions.normalize_arrays(), resume))
+        fast_paths.add(numpy.ndarray, fast_path_of_arrays(program, resume))
         return
     import torch
 
-    normalize = functions.normalize_tensors()
-    if normalize is not None:
-        fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, normalize, resume))
+    if program is not None:
+        fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, program, resume))
 
 
 def offer_own_rows(call: Call, resume: Callable[[Call, int], Any], kernel: int, *plan: Any) -> None:
     """The same for calls whose weight or bias differs from row to row, where threads do not share them.
 
-    ``plan`` is what `own_rows.keep` keeps.
+    ``plan`` is what `keep_own_rows` keeps.
     """
     if not kernel or call.weight_offset or call.x.nbytes >= crew.LEAST_SHARED_NBYTES:
         return
     with unforked:
-        from anynorm._kernels.cpu.fast_path import functions
-
         if not functions.is_served():
             return
         _serve(call.library.name, resume)
         if call.library.name == "numpy":
             _write_bfloat16(call.x, call.weight, call.bias)
-        own_rows.keep(call, kernel, *plan)
+        keep_own_rows(call, kernel, *plan)
 
 
 def _write_bfloat16(*arrays: Any) -> None:
     """Let the program know the dtype, where one of the arrays has it."""
-    from anynorm._kernels.cpu.fast_path import functions
-
     for one in arrays:
         if one is not None and dtype_name(one.dtype) == "bfloat16":
             functions.write("bfloat16", numpy.dtype(one.dtype.type))
             return
 
 
-def offer_moments(
-    call: Call, run: Callable[[int, int, int], int], task: Task, layout: Layout | None, numbers: Any
-) -> None:
+def offer_moments(call: Call, kernel: int, task: Task, layout: Layout | None, numbers: Any) -> None:
     """Let calls of `moments` with a small NumPy array like this one go to a kernel from now on."""
     is_public = call.rule.centred  # pieces of rows of the other norms are reduced to moments without a mean
-    if is_public and call.library.name == "numpy" and call.x.nbytes < crew.LEAST_SHARED_NBYTES:
-        moments.keep(call, run, task, layout, numbers)
-        fast_paths.add_moments(numpy.ndarray, moments.quick_moments)
+    if not is_public or call.library.name != "numpy" or call.x.nbytes >= crew.LEAST_SHARED_NBYTES or not kernel:
+        return
+    if functions.is_served():
+        _write_bfloat16(call.x)
+        keep_moments(call, kernel, task, layout, numbers)
+        fast_paths.add_moments(numpy.ndarray, quick_moments)
+
+
+_quick_vjp = quick_vjp_by("numpy", NumPy, NumPy.empty_like)
+
+
+def offer_derivative(
+    gradient: Gradient, compute: Kernel, task: Task, portions: int, length: int, dweight: Any, keepalive: Any
+) -> None:
+    """The same for derivatives like this one, for those of tensors where torch's autograd asks."""
+    call, is_array = gradient.call, gradient.call.library.name == "numpy"
+    parameters = [one for one in (call.weight, call.bias) if one is not None and type(one) is not float]
+    are_read_as_they_are = all(map(call.library.memory.is_contiguous, parameters))
+    if not compute.address or not are_read_as_they_are or gradient.dtotal is not None or not functions.is_served():
+        return
+    if is_array:
+        _write_bfloat16(call.x, *parameters)
+        fast_paths.add_vjp(numpy.ndarray, _quick_vjp)
+    if is_array or call.rule.averaged:  # a scale in a tensor may lie anywhere
+        keep_derivative(gradient, compute, task, portions, length, dweight, keepalive)

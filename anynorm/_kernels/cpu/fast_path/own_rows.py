@@ -7,14 +7,14 @@ of 128 float32 numbers takes 3.4 us, and by check, choose and run 46 (EPYC 9005)
 
 from __future__ import annotations
 
-import ctypes
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
 from anynorm._check import Call
-from anynorm._kernels.cpu.fast_path.plans import STRIDES
+from anynorm._kernels.cpu.fast_path.kept import STRIDES, Kept, Key, Library, keep, kind_of, known, table
 from anynorm._kernels.cpu.kernels.task import Task
 
 if TYPE_CHECKING:
@@ -23,93 +23,68 @@ if TYPE_CHECKING:
 Array = Any
 
 MOST_GROUPS = 256  # for each of which the program has memory on the stack
-_MOST_PLANS = 1000
-_WORD = ctypes.c_int64
 _ASTYPE: dict[str, Callable[[Array, Any], Array]] = {
     "numpy": numpy.ndarray.astype,
     "torch": lambda tensor, dtype: tensor.to(dtype),
 }
 
 
-class Known(ctypes.Structure):
-    """What calls with arrays that lie alike have in common, as the program reads it."""
+class OwnRows(NamedTuple):
+    """A known task, and what its parameters are widened to first; None where they are read as they are, or missing."""
 
-    _fields_ = (
-        ("kernel", _WORD),
-        ("units", _WORD),  # rows, or groups
-        ("task", _WORD),  # the address of one without addresses of arrays, which each call copies
-        ("groups", _WORD),  # of a GroupTask likewise, for groups of rows, of which ``task`` is that of the first; or 0
-        ("weight", _WORD),  # where in the task its address goes; likewise:
-        ("bias", _WORD),
-    )
-
-
-class Plan(NamedTuple):
-    """The same, and what it has addresses of."""
-
-    known: Known
-    address: int
-    weight_dtype: Any  # that it is widened to first; None where it is read as it is, or there is none
+    known: Kept
+    weight_dtype: Any
     bias_dtype: Any
-    keepalive: Any
 
 
-_plans: dict[tuple[Any, ...], Plan] = {}  # by all that they depend on
-
-
-def _key(
-    library: str, rule: Any, axes: Any, x: Array, others: tuple[Array | None, ...], out: Any
-) -> tuple[Any, ...]:  # fmt: skip
+def _key(library: str, rule: Any, axes: Any, x: Array, others: tuple[Array | None, ...], out: Any) -> Key:
     strides = STRIDES[library]
-    of_others = [None if one is None else (one.shape, strides(one), one.dtype) for one in others]
-    of_out = None if out is None else tuple([strides(one) for one in out])
-    return (rule, axes, x.shape, strides(x), x.dtype, of_out, *of_others)
+    of_others = [kind_of(strides, one) for one in others]
+    of_out = None if out is None else tuple([kind_of(strides, one) for one in out])
+    return ("own rows", rule, axes, x.shape, strides(x), x.dtype, of_out, *of_others)
 
 
-def find(
-    library: str, rule: Any, x: Array, residual: Any, weight: Any, bias: Any, axis: int | tuple[int, ...], out: Any
-) -> Plan | None:
-    """The plan for a call; None where there is none. ``out`` are given results, or None.
-
-    It must be held until the program has returned: another thread may drop all plans meanwhile.
-    """
+def run(
+    library: Library, rule: Any, x: Array, residual: Any, weight: Any, bias: Any,
+    axis: int | tuple[int, ...], eps: float, results: Any,
+) -> Any:  # fmt: skip
+    """Return y, or (y, total); None where no such call was made before. ``results`` are given ones, or None."""
     try:
         ndim = x.ndim
         if not rule.averaged or ((weight is None or weight.ndim != ndim) and (bias is None or bias.ndim != ndim)):
             return None
         axes = (axis % ndim,) if type(axis) is int else axis
-        return _plans.get(_key(library, rule, axes, x, (residual, weight, bias), out))
+        own: OwnRows | None = table.get(_key(library.name, rule, axes, x, (residual, weight, bias), results))
     except (AttributeError, TypeError, RuntimeError, ZeroDivisionError):  # no arrays; the checks will tell
         return None
+    if own is None:
+        return None
+    weight, bias = _widened(library.name, own, weight, bias)
+    if results is None:
+        results = (library.empty_like(x),) if residual is None else (library.empty_like(x), library.empty_like(x))
+    y, total = (*results, None)[:2]
+    is_done = library.program(own.known.address, 0, 0, eps, 1.0, x, residual, weight, bias, y, total, None, None)
+    return None if is_done is None else y if residual is None else results
 
 
-def widened(library: str, plan: Plan, weight: Array, bias: Array) -> tuple[Array, Array]:
+def _widened(library: str, own: OwnRows, weight: Array, bias: Array) -> tuple[Array, Array]:
     """The parameters as the kernel reads them."""
     astype = _ASTYPE[library]
-    if plan.weight_dtype is not None:
-        weight = astype(weight, plan.weight_dtype)
-    if plan.bias_dtype is not None:
-        bias = astype(bias, plan.bias_dtype)
+    if own.weight_dtype is not None:
+        weight = astype(weight, own.weight_dtype)
+    if own.bias_dtype is not None:
+        bias = astype(bias, own.bias_dtype)
     return weight, bias
 
 
-def keep(
+def keep_own_rows(
     call: Call, kernel: int, units: int, task: Task, groups: GroupTask | None, names: tuple[str, str],
     dtypes: tuple[Any, Any], keepalive: Any,
 ) -> None:  # fmt: skip
     """Keep what later calls like this one need; ``names`` are the fields of the task for weight and bias."""
     if units > MOST_GROUPS and groups is not None:
         return
-    task = Task.from_buffer_copy(task)
-    # Nor is there a kernel for what float32 cannot hold, which would read parameters that were made for that call.
-    for name in ("x", "residual", "y", "total", "weight", "bias", "wide_weight", "wide_bias", "float64_kernel"):
-        setattr(task, name, 0)
-    of_groups = 0
-    if groups is not None:
-        groups = type(groups).from_buffer_copy(groups)
-        of_groups = ctypes.addressof(groups)
-    known = Known(kernel, units, ctypes.addressof(task), of_groups, *[getattr(Task, name).offset for name in names])
-    if len(_plans) >= _MOST_PLANS:
-        _plans.clear()
+    weight, bias = names
+    kept = known(kernel, 0, units, math.prod(call.x.shape), task, groups, keepalive, weight=weight, bias=bias)
     key = _key(call.library.name, call.rule, call.axes, call.x, (call.residual, call.weight, call.bias), call.out)
-    _plans[key] = Plan(known, ctypes.addressof(known), *dtypes, (task, groups, keepalive))
+    keep(key, OwnRows(kept, *dtypes))

@@ -5,22 +5,17 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from anynorm._check import Call
+from anynorm._kernels.cpu.fast_path.kept import STRIDES, Kept, Key, keep, table
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.launch.layout import Layout
 
 MOST_AXES = 8
-_MOST_PLANS = 1000
 _WORD = ctypes.c_int64
 
 Array = Any
-# The strides of an array, as quickly as its library tells them.
-STRIDES: dict[str, Callable[[Array], Any]] = {
-    "numpy": lambda array: array.strides,
-    "torch": lambda tensor: tensor.stride(),
-}
 
 
 class Plan(ctypes.Structure):
@@ -44,17 +39,6 @@ class Plan(ctypes.Structure):
     )
 
 
-class Kept(NamedTuple):
-    """A plan, its address, and the layout that it has an address of."""
-
-    plan: Plan
-    address: int
-    layout: Layout | None
-
-
-_plans: dict[tuple[Any, ...], Kept] = {}
-
-
 def find(
     library: str, rule: Any, x: Array, residual: Array, axis: int | tuple[int, ...], out: Any, numbers: Any = None
 ) -> Kept | None:
@@ -69,17 +53,19 @@ def find(
             return None
         axis = (axis % ndim,)
     try:
-        return _plans.get(_key(STRIDES[library], rule, x, residual, axis, out, numbers))
+        kept: Kept | None = table.get(_key(STRIDES[library], rule, x, residual, axis, out, numbers))
     except (AttributeError, TypeError, RuntimeError):  # no array, or none with strides; the checks will tell
         return None
+    return kept
 
 
 def _key(
     strides: Callable[[Array], Any], rule: Any, x: Array, residual: Array | None, axes: Any, out: Any, numbers: Any
-) -> tuple[Any, ...]:
+) -> Key:
     of_residual = None if residual is None else strides(residual)
     of_out = None if out is None else tuple([strides(one) for one in out])
     return (
+        "plan",
         rule,
         axes,
         x.shape,
@@ -91,7 +77,7 @@ def _key(
     )
 
 
-def finished_key(rule: Any, weight: Any, eps: Any, x: Array) -> tuple[Any, ...] | None:
+def finished_key(rule: Any, weight: Any, eps: Any, x: Array) -> Key | None:
     """By what numbers that given moments have become are kept; None where they are not.
 
     A scale of -0.0 is the same key as one of 0.0.
@@ -102,7 +88,7 @@ def finished_key(rule: Any, weight: Any, eps: Any, x: Array) -> tuple[Any, ...] 
     return (rule, eps, scale, x.dtype) if type(scale) is float and scale else None
 
 
-def keep(
+def keep_plan(
     call: Call,
     variant: Variant,
     address: int,
@@ -117,7 +103,7 @@ def keep(
     """
     memory, shape = call.library.memory, tuple(call.x.shape)
     key = _key(STRIDES[call.library.name], call.rule, call.x, call.residual, call.axes, call.out, numbers)
-    kept = _plans.get(key)
+    kept = table.get(key)
     if kept is None:
         if len(shape) > MOST_AXES:
             return
@@ -133,11 +119,9 @@ def keep(
         if layout is not None:
             plan.units, plan.block, plan.head, plan.packed = layout.units, layout.block, layout.head, layout.packed
         kept = Kept(plan, ctypes.addressof(plan), layout)
-        if len(_plans) >= _MOST_PLANS:
-            _plans.clear()
-        _plans[key] = kept
+        keep(key, kept)
     # Given numbers are always applied in float64, so there is one kernel.
     if variant.in_float64 or numbers is not None:
-        kept.plan.kernel_in_float64 = address
+        kept.structure.kernel_in_float64 = address
     if not variant.in_float64 or numbers is not None:
-        kept.plan.kernel = address
+        kept.structure.kernel = address

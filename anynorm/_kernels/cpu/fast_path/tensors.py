@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from anynorm._kernels.cpu.fast_path import own_rows
-from anynorm._kernels.cpu.fast_path.plans import find
-from anynorm._kernels.cpu.fast_path.results import Resume, results_of, write_by
-from anynorm._kernels.fast_paths import FastPath
+from anynorm._kernels.cpu.fast_path.kept import Library
+from anynorm._kernels.cpu.fast_path.results import Resume, results_of, run_by
+from anynorm._kernels.fast_paths import FastPath, Given
 from anynorm._profiled import profiler_of
 from anynorm._torch.state import forward_level, modes_question, tracing_question, transforms_question
 
@@ -25,45 +24,25 @@ def follow_by(follow: Follow) -> None:
     _follow = follow
 
 
-def fast_path_of_tensors(torch: Any, normalize: Callable[..., Any], resume: Resume) -> FastPath:
-    """The fast path by a function of the program."""
-    write = _write_by(torch, normalize, resume)
+def fast_path_of_tensors(torch: Any, program: Callable[..., Any], resume: Resume) -> FastPath:
+    """The fast path by the program."""
+    run = run_by(Library("torch", program, torch.empty_like), resume, lambda given: None)
+    write = _write_by(torch, run)
     is_compiling, is_granted, levels = torch.compiler.is_dynamo_compiling, torch.is_grad_enabled, forward_level(torch)
     is_transformed, count_modes, is_tracing = transforms_question(torch), modes_question(torch), tracing_question(torch)
     profiler = profiler_of(torch)
 
-    def fast_path(
-        rule: Any,
-        x: Array,
-        residual: Array | None,
-        weight: Any,
-        bias: Array | None,
-        axis: int | tuple[int, ...],
-        eps: float,
-        offset: float,
-        out: Any,
-        moments: Any,
-    ) -> Any:
+    def fast_path(given: Given) -> Any:
         # First, for no other question can be asked while a graph is being traced. What follows torch operation by
         # operation would not see what a kernel does.
         if is_compiling() or levels._current_level >= 0 or count_modes() or is_transformed() or is_tracing():
             return None
+        rule, x, residual, weight, bias, axis, eps, offset, out, moments = given
         if moments is not None or profiler._is_profiler_enabled:  # the slow path sees to the name
             return None
         if out is not None:
-            return write(rule, x, residual, weight, bias, axis, eps, offset, out)
-        found = None
-        if axis == -1:
-            found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, 0, 0)
-        if found is None and type(offset) is float and offset == 0.0:
-            own = own_rows.find("torch", rule, x, residual, weight, bias, axis, None)
-            if own is not None:
-                of_rows = own_rows.widened("torch", own, weight, bias)
-                found = normalize(x, residual, None, None, *of_rows, eps, own.address)
-        if found is None:
-            plan = find("torch", rule, x, residual, axis, None)
-            if plan is not None:
-                found = normalize(rule, x, residual, None, None, weight, bias, eps, offset, plan.address, 0)
+            return write(given)
+        found = run(given)
         if found is None or x.is_neg():
             return None
         # All are known to be tensors by now. One that is negated holds other numbers than it shows.
@@ -89,26 +68,13 @@ def fast_path_of_tensors(torch: Any, normalize: Callable[..., Any], resume: Resu
     return fast_path
 
 
-def _write_by(torch: Any, normalize: Callable[..., Any], resume: Resume) -> Callable[..., Any]:
+def _write_by(torch: Any, run: FastPath) -> FastPath:
     """What writes to given results, which nothing may do before it is known that no gradient is wanted."""
-    write, is_granted, kinds = (
-        write_by("torch", normalize, resume),
-        torch.is_grad_enabled,
-        (torch.Tensor, torch.nn.Parameter),
-    )
+    is_granted, kinds = torch.is_grad_enabled, (torch.Tensor, torch.nn.Parameter)
     increment_version = torch.autograd.graph.increment_version
 
-    def write_unfollowed(
-        rule: Any,
-        x: Array,
-        residual: Array | None,
-        weight: Any,
-        bias: Array | None,
-        axis: int | tuple[int, ...],
-        eps: float,
-        offset: float,
-        out: Any,
-    ) -> Any:
+    def write_unfollowed(given: Given) -> Any:
+        _, x, residual, weight, bias, _, _, _, out, _ = given
         results, is_followed = results_of(residual, out), is_granted()
         if results is None:
             return None
@@ -120,7 +86,7 @@ def _write_by(torch: Any, normalize: Callable[..., Any], resume: Resume) -> Call
         for one in results:
             if type(one) not in kinds or one.is_neg() or one.requires_grad:
                 return None
-        found = write(rule, x, residual, weight, bias, axis, eps, offset, out)
+        found = run(given)
         if found is not None:
             for one in results:
                 increment_version(one)

@@ -6,6 +6,7 @@ nanoseconds, where Python would take a microsecond to ask about three arrays.
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 from anynorm._kernels.cpu.fast_path.record import Record
@@ -34,24 +35,27 @@ _ONE_LANE = 1 << 16
 
 
 class Fields:
-    """The record, whose fields are read as attributes."""
+    """A structure, the record unless told, whose fields are read as attributes."""
 
-    def __init__(self, address: Any) -> None:
-        self.address = address
+    def __init__(self, address: Any, kind: type[ctypes.Structure] = Record) -> None:
+        self.address, self.kind = address, kind
 
     def __getattr__(self, name: str) -> Any:
-        return word(self.address + getattr(Record, name).offset, 64)
+        return word(self.address + getattr(self.kind, name).offset, 64)
 
     def at(self, name: str, place: Any) -> Any:
         """One of a field that is several."""
-        return word(self.address + getattr(Record, name).offset + 8 * place, 64)
+        return word(self.address + getattr(self.kind, name).offset + 8 * place, 64)
 
 
 class View:
-    """What was seen of an array, in memory; nothing yet."""
+    """What was seen of an array, in memory."""
 
     def __init__(self, address: Any) -> None:
         self.at = address
+
+    def clear(self) -> None:
+        """Note that nothing was seen yet."""
         for place in (_BUF, _OBJ, _CODE, _AXES):
             store_integer(self.at + place, 0)
 
@@ -101,11 +105,11 @@ def is_of(record: Fields, thing: Any, kind: Any) -> Any:
     return found == kind
 
 
-def look_at_array(record: Fields, view: View, array: Any, require: Require, writable: bool = False) -> None:
+def look_at_array(record: Fields, view: View, array: Any, require: Require, writable: Any = False) -> None:
     """See an ndarray, or a map of a file, of a dtype that there are kernels for."""
     require(is_of(record, array, record.ndarray) | is_of(record, array, record.memmap))
-    access, code = _STRIDED | _WRITABLE * writable, cell(_UNKNOWN)
-    for is_nameless in cases(fails(record.PyObject_GetBuffer, array, view.at, access | _FORMATTED)):
+    access, code = _STRIDED + where(writable, _WRITABLE, 0), cell(_UNKNOWN)
+    for is_nameless in cases(fails(record.PyObject_GetBuffer, array, view.at, access + _FORMATTED)):
         if not is_nameless:
             letter = word(word(view.at + _FORMAT, 64), 16)  # and the 0 behind it
             for name, number in _FORMATS.items():
@@ -130,7 +134,7 @@ def look_at_array(record: Fields, view: View, array: Any, require: Require, writ
     view.measure()
 
 
-def look_at_tensor(record: Fields, view: View, tensor: Any, require: Require, writable: bool = False) -> None:
+def look_at_tensor(record: Fields, view: View, tensor: Any, require: Require, writable: Any = False) -> None:
     """See a tensor of one of torch's own types on the CPU; its memory is not lent, but the caller's."""
     kind = call(record.PyObject_Type, tensor)
     call(record.Py_DecRef, kind)

@@ -5,15 +5,20 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import Any
 
+import torch
+
 from anynorm._check import Call, Gradient
 from anynorm._kernels import autograd
 from anynorm._kernels.cpu import has_groups
+from anynorm._kernels.cpu.fast_path.derivative import quick_vjp_by
 from anynorm._kernels.cpu.fast_path.tensors import follow_by
 from anynorm._kernels.cpu.launch import groups, groups_vjp, norm
-from anynorm._kernels.cpu.launch.quick_vjp import quick_vjp
 from anynorm._kernels.cpu.launch.vjp import vjp as vjp_of_rows
+from anynorm._libraries.torch_tensors import Torch
 
 Array = Any
+
+quick_vjp = quick_vjp_by("torch", Torch, torch.empty_like)
 
 
 def run(call: Call, choose_vjp: autograd.ChooseVjp) -> Any:

@@ -45,8 +45,7 @@ def run_moments(call: Call) -> Moments:
     task, keepalive = task_of(call, None, None, None, layout, numbers=numbers)
     compiled = _launch("moments", call, layout, task, keepalive)
     moments = moments_of_numbers(numbers, features_of(call))
-    if compiled.address:
-        offer_moments(call, compiled.function, task, layout, numbers)
+    offer_moments(call, compiled.address, task, layout, numbers)
     if call.library.name == "numpy":
         return moments
     import torch

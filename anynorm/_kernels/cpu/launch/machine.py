@@ -1,4 +1,4 @@
-"""What the machine has: the size of its last cache, and memory for large results in huge pages."""
+"""What the machine has: the size of its last cache; memory for large results in huge pages, and for scratch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ import sys
 from functools import cache
 from typing import Any
 
+import numpy
+
 from anynorm._forks import unforked
+from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES
 from anynorm._libraries import Memory
+from anynorm._libraries.numpy_arrays import NumPy
 
 Array = Any
 
 LEAST_HUGE_NBYTES = 4 << 20
 _HUGE_PAGE_NBYTES = 2 << 20
 _MADV_HUGEPAGE = 14
+# Scratch of a call that is kept for another one, no more of it than calls were made at once. Taken anew each time, it
+# would be what has the C library give freed results back to the system, whose pages then come one by one again.
+_MOST_KEPT_NBYTES = 2 << 20
+_LEAST_SCRATCH = 4096
+_spare: list[tuple[numpy.ndarray, int]] = []
 
 
 def empty_like(memory: type[Memory], array: Array) -> Array:
@@ -63,3 +72,22 @@ def last_cache_nbytes() -> int:
         if digits.isdecimal():
             return int(digits) << 10
     return 32 << 20
+
+
+def take_scratch(length: int) -> tuple[numpy.ndarray, int]:
+    """Memory for so many float64 numbers, and its address: what a call has given back, if that is as long."""
+    try:
+        spare = _spare.pop()
+        if len(spare[0]) >= length + CACHE_LINE_NBYTES // 8:
+            return spare
+    except IndexError:
+        pass
+    scratch = numpy.empty(max(length, _LEAST_SCRATCH) + CACHE_LINE_NBYTES // 8)
+    address = NumPy.address(scratch)
+    return scratch, address + -address % CACHE_LINE_NBYTES
+
+
+def give_back_scratch(scratch: numpy.ndarray, address: int) -> None:
+    """Keep scratch for another call."""
+    if scratch.nbytes <= _MOST_KEPT_NBYTES:
+        _spare.append((scratch, address))

@@ -7,14 +7,16 @@ from typing import Any
 import numpy
 
 from anynorm._check import Gradient
-from anynorm._kernels.cpu.compiler.entries import Kernel, kernel
-from anynorm._kernels.cpu.kernels.task import Task, Variant
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, RULES, TILES
+from anynorm._kernels.cpu.compiler.entries import kernel
+from anynorm._kernels.cpu.fast_path.derivative import run_portions
+from anynorm._kernels.cpu.fast_path.offers import offer_derivative
+from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.language.dtypes import RULES, TILES
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
+from anynorm._kernels.cpu.launch.machine import give_back_scratch as give_back_scratch
+from anynorm._kernels.cpu.launch.machine import take_scratch as take_scratch
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
-from anynorm._kernels.cpu.threads import crew
-from anynorm._libraries.numpy_arrays import NumPy
 
 Array = Any
 
@@ -22,11 +24,6 @@ Array = Any
 # and so do the bits of the whole sum. 16 sums of 8192 features take 2 MB.
 _LEAST_PORTION = 64
 _MOST_PORTIONS = 16
-# Scratch of a call that is kept for another one, no more of it than calls were made at once. Taken anew each time, it
-# would be what has the C library give freed results back to the system, whose pages then come one by one again.
-_MOST_KEPT_NBYTES = 2 << 20
-_LEAST_SCRATCH = 4096
-_spare: list[tuple[numpy.ndarray, int]] = []
 
 
 def vjp(gradient: Gradient) -> tuple[Any, ...]:
@@ -70,17 +67,9 @@ def differentiate(
     )
     run_portions(compute, task, portions, call.x.nbytes, (gradient, keepalive, scratch))
     give_back_scratch(scratch, task.work)
+    if numbers is None:
+        offer_derivative(gradient, compute, task, portions, length, dweight, layout)
     return dweight, dbias
-
-
-def run_portions(compute: Kernel, task: Task, portions: int, nbytes: int, keepalive: Any) -> None:
-    """Run the kernel of a derivative on all portions, in several threads where that pays for so many bytes of x."""
-    if portions == 1 or nbytes < crew.LEAST_SHARED_NBYTES:
-        compute.run(task, -1, portions + 1)
-    else:
-        compute.run(task, -1, 0)
-        crew.launch(compute, task, portions, nbytes, keepalive)
-        compute.run(task, portions, portions + 1)
 
 
 def portions_of(rows: int, least: int = _LEAST_PORTION) -> tuple[int, int]:
@@ -92,22 +81,3 @@ def portions_of(rows: int, least: int = _LEAST_PORTION) -> tuple[int, int]:
 def scratch_length(features: int, portions: int, has_sums: bool) -> int:
     """How much memory the kernel works in, in numbers of 8 bytes: the weights, and the sums of each portion."""
     return 2 * features * (1 + portions * has_sums)
-
-
-def take_scratch(length: int) -> tuple[numpy.ndarray, int]:
-    """Memory for so many float64 numbers, and its address: what a call has given back, if that is as long."""
-    try:
-        spare = _spare.pop()
-        if len(spare[0]) >= length + CACHE_LINE_NBYTES // 8:
-            return spare
-    except IndexError:
-        pass
-    scratch = numpy.empty(max(length, _LEAST_SCRATCH) + CACHE_LINE_NBYTES // 8)
-    address = NumPy.address(scratch)
-    return scratch, address + -address % CACHE_LINE_NBYTES
-
-
-def give_back_scratch(scratch: numpy.ndarray, address: int) -> None:
-    """Keep scratch for another call."""
-    if scratch.nbytes <= _MOST_KEPT_NBYTES:
-        _spare.append((scratch, address))
