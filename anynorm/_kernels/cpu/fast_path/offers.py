@@ -73,14 +73,33 @@ def _serve(library: str, resume: Callable[[Call, int], Any]) -> None:
     if library in _served:
         return
     _served.add(library)
-    program = functions.program_of(library)
     if library == "numpy":
-        fast_paths.add(numpy.ndarray, fast_path_of_arrays(program, resume))
+        _add(numpy.ndarray, lambda: fast_path_of_arrays(functions.program_of("numpy"), resume))
         return
     import torch
 
-    if program is not None:
-        fast_paths.add(torch.Tensor, fast_path_of_tensors(torch, program, resume))
+    def make() -> fast_paths.FastPath | None:
+        program = functions.program_of("torch")
+        return None if program is None else fast_path_of_tensors(torch, program, resume)
+
+    _add(torch.Tensor, make)
+
+
+def _add(kind: type, make: Callable[[], fast_paths.FastPath | None]) -> None:
+    """Let calls with an x of this type try a fast path that is made when the first one does.
+
+    That compiles the program, for which a process that makes one call alone shall not wait.
+    """
+
+    def begin(given: fast_paths.Given) -> Any:
+        with unforked:
+            fast_path = make()
+            if fast_path is not None:
+                fast_paths.add(kind, fast_path)
+            fast_paths.remove(kind, begin)
+        return None if fast_path is None else fast_path(given)
+
+    fast_paths.add(kind, begin)
 
 
 def offer_own_rows(call: Call, resume: Callable[[Call, int], Any], kernel: int, *plan: Any) -> None:
