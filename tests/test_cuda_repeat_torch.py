@@ -80,6 +80,10 @@ def test_what_torch_follows_goes_the_full_way(ask):
     assert ask(x) is not None
 
 
+def again(*given):
+    return repeat._by_library["torch"].run(given)
+
+
 @needs_compiler
 def test_tensors_are_normalized_as_before(monkeypatch):
     with emulation(), mock.patch.dict(repeat._by_library, clear=True), torch.no_grad():
@@ -88,7 +92,6 @@ def test_tensors_are_normalized_as_before(monkeypatch):
         for out in (None, torch.zeros(4, 8)):
             first = run.run(check(LAYER_NORM, x, weight, None, -1, 1e-5, out=out)).clone()
             given = weight, None, -1, 1e-5, 0.0, out, None
-            again = repeat._by_library["torch"].run
             version = None if out is None else out._version
             assert not torch.equal(again(LAYER_NORM, other, None, *given), first)
             y = again(LAYER_NORM, x, None, *given)
@@ -116,7 +119,7 @@ def test_tensors_on_the_cpu_are_no_matter_of_cuda(ask):
     fast_paths.add(torch.Tensor, fast_path)
     try:
         assert torch.equal(anynorm.layer_norm(x), expected)
-        assert fast_path(LAYER_NORM, x, None, None, None, -1, 1e-5, 0.0, None, None) is None
+        assert fast_path((LAYER_NORM, x, None, None, None, -1, 1e-5, 0.0, None, None)) is None
         traced = torch.compile(anynorm.layer_norm, fullgraph=True, backend="eager")(x)
     finally:
         fast_paths.remove(torch.Tensor, fast_path)

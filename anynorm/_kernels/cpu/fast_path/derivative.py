@@ -51,7 +51,7 @@ def quick_vjp_by(
             kept: _Derivative | None = table.get(key)
         except (AttributeError, TypeError, RuntimeError):  # no arrays, or none with strides; the checks will tell
             return None
-        program = program_of(library)
+        program = None if kept is None else program_of(library)
         if kept is None or program is None:
             return None
         scale, dweight, dbias = 1.0, None, None
@@ -85,10 +85,12 @@ def keep_derivative(
     """Keep what later ones like this one need."""
     call, dy, _, parameters = gradient
     strides, like_scale = STRIDES[call.library.name], None
+    key = _key(strides, call.rule, call.axes, call.weight_offset, parameters, call.x, dy, call.weight, call.bias)
+    if key in table:  # the slow path was asked for
+        return
     if type(call.weight) is float and dweight is not None:
         like_scale = call.library.memory.empty_like(dweight)
     kept = known(compute.address, -1, portions + 1, math.prod(call.x.shape), task, None, keepalive)
-    key = _key(strides, call.rule, call.axes, call.weight_offset, parameters, call.x, dy, call.weight, call.bias)
     keep(key, _Derivative(kept, compute, portions, length, call.x.nbytes, like_scale))
 
 

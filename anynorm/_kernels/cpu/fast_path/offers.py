@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy
@@ -86,10 +87,11 @@ def _serve(library: str, resume: Callable[[Call, int], Any]) -> None:
 
 
 def _add(kind: type, make: Callable[[], fast_paths.FastPath | None]) -> None:
-    """Let calls with an x of this type try a fast path that is made when the first one does.
+    """Let calls with an x of this type try a fast path that is made, once, when the first one does.
 
     That compiles the program, for which a process that makes one call alone shall not wait.
     """
+    make = cache(make)
 
     def begin(given: fast_paths.Given) -> Any:
         with unforked:

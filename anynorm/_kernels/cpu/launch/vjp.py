@@ -8,7 +8,7 @@ import numpy
 
 from anynorm._check import Gradient
 from anynorm._kernels.cpu.compiler.entries import kernel
-from anynorm._kernels.cpu.fast_path.derivative import run_portions
+from anynorm._kernels.cpu.fast_path.derivative import run_portions as run_portions
 from anynorm._kernels.cpu.fast_path.offers import offer_derivative
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import RULES, TILES
