@@ -116,6 +116,8 @@ def scattered(dtype):
     x, weight = numbers((3, 4, 5, 6), dtype, 1), numbers((4, 6), dtype, 2)
     yield "two axes", anynorm.layer_norm(x, weight, axis=(1, 3))
     yield "two axes, in place", in_place(anynorm.rms_norm, x, weight, axis=(1, 3))
+    wide = numbers((3, 2, 90), dtype, 1)  # parts of a row that lie one after the other
+    yield "with gaps", anynorm.rms_norm(wide[..., :70], axis=(1, 2), out=np.zeros_like(wide)[..., :70])
 
 
 def columns(dtype):

@@ -1,6 +1,7 @@
 """Portions of all rows: the gradients of the parameters are the sums of each portion, which are added up in the end.
 
-What makes a portion depends on the shape alone, and so do the bits of those sums.
+What makes a portion depends on the shape and the layout, and so do the bits of those sums: row after row, the rows of a
+portion are added one to the other, side by side those in a lane, and then the lanes.
 """
 
 from __future__ import annotations
