@@ -135,12 +135,12 @@ def _halved(values: Array, axis: int) -> Array:
     if length < 2:
         return values
     near, far, last = (
-        (*before, slice(first, end))
+        (*before, slice(first, end), ...)
         for first, end in ((0, length // 2), (length // 2, length // 2 * 2), (length // 2 * 2, length))
     )
     sums = values[near] + values[far]
     if length % 2:
-        first = (*before, slice(0, 1))
+        first = (*before, slice(0, 1), ...)
         sums[first] = sums[first] + values[last]
     return sums
 
