@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import anynorm
-from anynorm._kernels.cpu.kernels.rows import _FEW_LONG_ROWS, _FEW_ROWS, _LEAST_GROUPS, _MOST_NBYTES
+from anynorm._kernels.cpu.kernels.parameters import _FEW_LONG_ROWS, _FEW_ROWS
+from anynorm._kernels.cpu.kernels.rows import _LEAST_GROUPS, _MOST_NBYTES
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import CODES, LAYER
 from tests import reference

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anynorm._kernels.cpu.kernels.chunks import chunks_of, parts_of
+from anynorm._kernels.cpu.kernels.chunks import adds_offset, chunks_of, parts_of
 from anynorm._kernels.cpu.kernels.values import TaskValues
 from anynorm._kernels.cpu.language.arithmetic import magnitude, rounded, splat, sum_lanes, where
 from anynorm._kernels.cpu.language.dtypes import BY_CODE, CHUNK, FLOAT32, FLOAT64, LAYER, ONCE, SCALE, Dtype, Number
@@ -10,7 +10,25 @@ from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import load, store
 
 _STEP = 8  # parameters that are widened at a time
+# Below so many rows it does not pay to widen parameters of 16 bits beforehand; and where they are more than a chunk. It
+# never does for a row that is alone in its group.
+_FEW_ROWS, _FEW_LONG_ROWS = 4, 32
 _LARGE = 2.0**60  # up to this, and from its reciprocal on, products keep the range of float32
+
+
+def pays_to_read_directly(task: TaskValues, rows: int, is_alone: bool) -> bool:
+    """Whether parameters are read where they lie: that is faster, and lanes do not reach behind them.
+
+    ``is_alone`` says that a row makes up a group.
+    """
+    of_its_dtype = task.weight_offset == 0.0
+    if adds_offset(task):
+        of_its_dtype = of_its_dtype | (rounded(task.weight_offset, FLOAT32) == task.weight_offset) & (rows < _FEW_ROWS)
+    for parameter, code in ((task.weight, task.weight_code), (task.bias, task.bias_code)):
+        of_its_dtype = of_its_dtype & ((parameter == 0) | (code == task.dtype.code))
+    few = where(task.features > CHUNK, _FEW_LONG_ROWS, _FEW_ROWS)
+    pays = task.dtype is FLOAT32 or (rows < few) | is_alone
+    return of_its_dtype & pays & (task.features >= task.lanes)
 
 
 def widen_parameters(task: TaskValues, start: int, count: int, weight_offset: Number) -> None:

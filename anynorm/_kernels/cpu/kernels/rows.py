@@ -11,14 +11,18 @@ import math
 from anynorm._kernels.cpu.kernels.chunks import (
     Beside,
     Sums,
-    adds_offset,
     apply_chunk,
     chunks_of,
     is_flat_chunk,
     mean_of_first,
 )
 from anynorm._kernels.cpu.kernels.factors import find_factors
-from anynorm._kernels.cpu.kernels.parameters import are_weights_safe, widen_parameters, widen_short_parameters
+from anynorm._kernels.cpu.kernels.parameters import (
+    are_weights_safe,
+    pays_to_read_directly,
+    widen_parameters,
+    widen_short_parameters,
+)
 from anynorm._kernels.cpu.kernels.reduce import is_far, reduce
 from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, numbers_address, row_address, row_of, scatter
 from anynorm._kernels.cpu.kernels.streaming import further, writing
@@ -48,9 +52,6 @@ _MOST_NBYTES = 8 << 10
 # where results are streamed: 2048 x 4096 of float32 0.144 and 0.191 (EPYC 9005, one core).
 _MOST_LONG_NBYTES = 128 << 10
 _LEAST_GROUPS = 8  # the first of which is reduced on its own
-# Below so many rows it does not pay to widen parameters of 16 bits beforehand; and where they are more than a chunk. It
-# never does where one row is longer than a group of 8 KB.
-_FEW_ROWS, _FEW_LONG_ROWS = 4, 32
 # To fetch what will be read next gains where it comes from afar, and elsewhere takes room in the first cache: rms_norm
 # of float32 without and with it, ns an element, 2 MB 0.29 and 0.34, 8 MB 0.58 and 0.49, 12 MB 0.81, 0.56 (EPYC 7003).
 _LEAST_FETCHED_NBYTES = 4 << 20
@@ -260,12 +261,12 @@ def _apply_row(
 
 def _rows_of_group(task: TaskValues, rows: int) -> int:
     """How many of so many rows go through each step together."""
-    nbytes = task.features * task.itemsize
+    nbytes, are_near = task.features * task.itemsize, is_false(is_gathered(task))  # others fill more of a cache
     step, most = _MOST_NBYTES // nbytes, _MOST_LONG_NBYTES // nbytes
     if task.dtype is FLOAT32:
-        is_long = (nbytes > _MOST_NBYTES) & is_false(task.streaming)
+        is_long = (nbytes > _MOST_NBYTES) & is_false(task.streaming) & are_near
         step = where(is_long, smaller(most, rows // _LEAST_GROUPS), step)
-    step = where(task.widened & (task.features >= CHUNK + task.lanes), most, step)
+    step = where(task.widened & (task.features >= CHUNK + task.lanes) & are_near, most, step)
     return larger(1, smaller(GROUP, step))
 
 
@@ -305,21 +306,12 @@ def normalize_rows(variant: Variant, address: int, first: int, last: int) -> int
     task = load_task(address, variant)
     rows = word(address, "rows")
     # Rows that are taken up again in float64 come as they were, with parameters in their own dtype.
-    direct = _pays_to_read_directly(task, rows) if task.compute_dtype is FLOAT32 else False
-    fetching = rows * task.features * task.itemsize >= _LEAST_FETCHED_NBYTES
+    nbytes = task.features * task.itemsize
+    # Chunks of several rows in turn would leave parts of cache lines, which cannot be streamed.
+    is_alone = (nbytes > _MOST_NBYTES) | (task.streaming & (task.features > CHUNK))
+    direct = pays_to_read_directly(task, rows, is_alone) if task.compute_dtype is FLOAT32 else False
+    fetching = rows * nbytes >= _LEAST_FETCHED_NBYTES
     task = task._replace(direct=direct, widened=where(direct, False, task.widened), fetching=fetching)
     if variant.has_turns:
         task = with_turns(task, address)
     return normalize_all(task, first, last)
-
-
-def _pays_to_read_directly(task: TaskValues, rows: int) -> bool:
-    """Whether parameters are read where they lie: that is faster, and lanes do not reach behind them."""
-    of_its_dtype = task.weight_offset == 0.0
-    if adds_offset(task):
-        of_its_dtype = of_its_dtype | (rounded(task.weight_offset, FLOAT32) == task.weight_offset) & (rows < _FEW_ROWS)
-    for parameter, code in ((task.weight, task.weight_code), (task.bias, task.bias_code)):
-        of_its_dtype = of_its_dtype & ((parameter == 0) | (code == task.dtype.code))
-    few = where(task.features > CHUNK, _FEW_LONG_ROWS, _FEW_ROWS)
-    pays = task.dtype is FLOAT32 or (rows < few) | (task.features * task.itemsize > _MOST_NBYTES)
-    return of_its_dtype & pays & (task.features >= task.lanes)
