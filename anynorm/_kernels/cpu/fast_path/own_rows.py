@@ -16,6 +16,8 @@ import numpy
 from anynorm._check import Call
 from anynorm._kernels.cpu.fast_path.plans import STRIDES
 from anynorm._kernels.cpu.kernels.task import Task
+from anynorm._kernels.cpu.threads import crew
+from anynorm._threads import get_threads
 
 if TYPE_CHECKING:
     from anynorm._kernels.cpu.kernels.group_task import GroupTask
@@ -78,7 +80,9 @@ def find(
         if not rule.averaged or ((weight is None or weight.ndim != ndim) and (bias is None or bias.ndim != ndim)):
             return None
         axes = (axis % ndim,) if type(axis) is int else axis
-        return _plans.get(_key(library, rule, axes, x, (residual, weight, bias), out))
+        plan = _plans.get(_key(library, rule, axes, x, (residual, weight, bias), out))
+        is_alone = plan is None or x.nbytes < crew.LEAST_SHARED_NBYTES or get_threads() == 1
+        return plan if is_alone else None
     except (AttributeError, TypeError, RuntimeError, ZeroDivisionError):  # no arrays; the checks will tell
         return None
 
