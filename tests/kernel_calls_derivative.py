@@ -14,7 +14,7 @@ VJPS = {"layer": anynorm.layer_norm_vjp, "rms": anynorm.rms_norm_vjp}
 
 def streamed_pullback(pullback, dy, at):
     """The same of a derivative."""
-    from anynorm._kernels.cpu.launch import tasks, vjp
+    from anynorm._kernels.cpu.launch import groups_vjp, tasks, vjp
 
     def new(memory, array):
         return placed(array.shape, array.dtype.name, at)
@@ -22,6 +22,7 @@ def streamed_pullback(pullback, dy, at):
     with (
         mock.patch.object(tasks, "last_cache_nbytes", return_value=1),
         mock.patch.object(vjp, "empty_like", side_effect=new),
+        mock.patch.object(groups_vjp, "empty_like", side_effect=new),
     ):
         return pullback(dy)
 
@@ -124,6 +125,9 @@ def broadcast(dtype):
         ("one bias", (34, 2, 33), (1, 2, 33), (33,)),
         ("samples and heads", (2, 3, 2, 33), (2, 1, 2, 33), (2, 1, 1, 33)),
         ("short", (2, 3, 3), (2, 1, 3), None),
+        ("samples", (2, 3, 33), (2, 1, 33), (2, 1, 33)),
+        ("rows", (3, 33), (3, 33), (3, 33)),
+        ("numbers", (5, 33), (5, 1), (1, 1)),
     ):
         x, dy, weight, bias = (
             None if one is None else numbers(one, dtype, i) for i, one in enumerate((shape, shape, of_weight, of_bias))
@@ -135,6 +139,13 @@ def broadcast(dtype):
             yield f"{rule} {name}, gradients", tuple(one for one in gradients if one is not None)
     weight = numbers((1, 2, 33), dtype, 1)
     x = np.repeat(extreme_rows(33, dtype)[:, None], 2, axis=1)
+    dy, other = numbers(x.shape, dtype, 3), numbers((1, 2, 33), OTHER[dtype], 4)
     yield "extreme", anynorm.layer_norm(np.concatenate([x] * 3), weight)
+    yield "extreme gradients", anynorm.layer_norm_vjp(x, other, weight, weight_offset=1.0)[1](dy)
+    for at in (0, 1):
+        yield f"gradients streamed to {at}", streamed_pullback(anynorm.rms_norm_vjp(dy, weight)[1], dy, at)[:2]
+    yield "extreme gradients of a bias", anynorm.rms_norm_vjp(x, None, weight)[1](dy)[::2]
+    yield "extreme gradients of rows", anynorm.rms_norm_vjp(x, dy, dy)[1](dy)
+    yield "extreme gradients of numbers", anynorm.layer_norm_vjp(x, dy[..., :1], weight[..., :1])[1](dy)
     weight[0, 1, 7] = LARGEST[dtype]
     yield "extreme weight", anynorm.rms_norm(numbers((17, 2, 33), dtype, 2), weight)

@@ -33,6 +33,9 @@ CASES = {
     "one number": ((3, 5), (1, 1), (1, 1), -1),
     "x of one axis": ((5,), (5,), (1,), -1),
     "all axes": ((2, 5), (1, 5), (2, 1), (0, 1)),
+    "heads as long as kernels take them in turns": ((2, 2, 16), (1, 2, 16), (1, 2, 16), -1),
+    "rows of their own": ((3, 16), (3, 16), (3, 16), -1),
+    "a number for rows": ((3, 4, 4), (3, 1, 1), (1, 1, 1), (1, 2)),
 }
 
 

@@ -156,20 +156,27 @@ def test_what_is_unlike_takes_the_slow_path():
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "is_known"),
+    ("shape", "dtype", "threads", "is_known"),
     [
-        ((127, 8, 128), "float32", True),
-        ((128, 8, 128), "float32", False),  # 512 KB and more are shared among threads
-        ((2, 256, 2), "float64", True),
-        ((2, 257, 2), "float64", False),  # more groups than the program has memory for
+        ((127, 8, 128), "float32", 2, True),
+        ((128, 8, 128), "float32", 2, False),  # 512 KB and more are shared among threads
+        ((128, 8, 128), "float32", 1, True),
+        ((1023, 8, 128), "float32", 1, True),
+        ((1024, 8, 128), "float32", 1, False),  # results of 4 MB are made in huge pages
+        ((2, 256, 2), "float64", 2, True),
+        ((2, 257, 2), "float64", 2, False),  # more groups than the program has memory for
     ],
 )
-def test_which_sizes_take_it(shape, dtype, is_known):
+def test_which_sizes_take_it(shape, dtype, threads, is_known):
     x, weight = numbers(shape, dtype), numbers((1, *shape[1:]), dtype, 1)
     expected = forced(anynorm.rms_norm, x, weight)
-    anynorm.rms_norm(x, weight)
-    assert takes_fast_path(anynorm.rms_norm, x, weight) == is_known
-    np.testing.assert_array_equal(anynorm.rms_norm(x, weight), expected)
+    try:
+        anynorm.set_threads(threads)
+        anynorm.rms_norm(x, weight)
+        assert takes_fast_path(anynorm.rms_norm, x, weight) == is_known
+        np.testing.assert_array_equal(anynorm.rms_norm(x, weight), expected)
+    finally:
+        anynorm.set_threads(None)
 
 
 def test_many_plans_and_threads():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from anynorm._forks import unforked
 from anynorm._kernels.cpu.kernels.task import Variant
-from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED, LAYER, RULES, SCALE
+from anynorm._kernels.cpu.language.dtypes import CODES, INTERPRETED, LAYER, NUMBERS, OF_ROW, OF_TURN, RULES, SCALE
 
 # The module in `kernels`, and the function in it.
 _NAMES = {
@@ -26,6 +26,7 @@ _NAMES = {
     "given_columns": ("side_by_side.columns", "apply_columns"),
     "derivative": ("derivative.rows", "differentiate_rows"),
     "derivative_columns": ("derivative.columns", "differentiate_columns"),
+    "derivative_turns": ("derivative.turns", "differentiate_turns"),
     "groups": ("groups", "normalize_groups"),
     "derivative_groups": ("groups", "differentiate_groups"),
 }
@@ -73,8 +74,16 @@ def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
             widths = (True,) if in_float64 else (False, True)
             names = ["float64" if in_float64 else "rows", *(["columns"] * has_layout)]
             yield from ((name, one._replace(in_float64=width)) for name, width in product(names, widths))
-            if rule != SCALE and not has_layout and not in_float64:
-                yield from (("rows", one._replace(in_float64=width, has_turns=True)) for width in widths)
+            if rule != SCALE and not has_layout:
+                ways = (OF_TURN,) if in_float64 else (OF_TURN, NUMBERS)
+                yield from (
+                    (names[0], one._replace(in_float64=width, parameters=which))
+                    for width, which in product(widths, ways)
+                )
+            if rule != SCALE and not has_layout:
+                yield "derivative_turns", one._replace(in_float64=True)
+                which = (OF_ROW,) if in_float64 else (OF_ROW, NUMBERS)
+                yield from (("derivative", one._replace(in_float64=True, parameters=one_of)) for one_of in which)
             names = ["derivative", *(["derivative_columns"] * has_layout)]
             yield from (
                 (name, one._replace(in_float64=True, has_numbers=given))

@@ -43,9 +43,7 @@ def offer(
 ) -> None:
     """Let small calls like this one go to the kernel at an address from now on; that is 0 where it is interpreted."""
     library = call.library.name
-    # Results of larger arrays are made in huge pages, or stored past the caches. float32 of 512 x 768, one thread: 105
-    # us by the slow path, 68 by this one (EPYC 9005).
-    most_nbytes = min(LEAST_HUGE_NBYTES, -(-last_cache_nbytes() // 4)) - 1
+    most_nbytes = _most_nbytes()
     if not address or call.x.nbytes > most_nbytes:
         return
     if layout is not None or len(call.axes) > 1 or numbers is not None:
@@ -67,6 +65,12 @@ def offer(
         if library == "numpy":
             _write_bfloat16(call.x)
         _serve(library, resume)
+
+
+def _most_nbytes() -> int:
+    """Results of larger arrays are made in huge pages, or stored past the caches."""
+    # float32 of 512 x 768, one thread: 105 us by the slow path, 68 by this one (EPYC 9005).
+    return min(LEAST_HUGE_NBYTES, -(-last_cache_nbytes() // 4)) - 1
 
 
 def _serve(library: str, resume: Callable[[Call, int], Any]) -> None:
@@ -105,11 +109,11 @@ def _add(kind: type, make: Callable[[], fast_paths.FastPath | None]) -> None:
 
 
 def offer_own_rows(call: Call, resume: Callable[[Call, int], Any], kernel: int, *plan: Any) -> None:
-    """The same for calls whose weight or bias differs from row to row, where threads do not share them.
+    """The same for calls whose weight or bias differs from row to row.
 
     ``plan`` is what `keep_own_rows` keeps.
     """
-    if not kernel or call.weight_offset or call.x.nbytes >= crew.LEAST_SHARED_NBYTES:
+    if not kernel or call.weight_offset or call.x.nbytes > _most_nbytes():
         return
     with unforked:
         if not functions.is_served():

@@ -16,6 +16,8 @@ import numpy
 from anynorm._check import Call
 from anynorm._kernels.cpu.fast_path.kept import STRIDES, Kept, Key, Library, keep, kind_of, known, table
 from anynorm._kernels.cpu.kernels.task import Task
+from anynorm._kernels.cpu.threads import crew
+from anynorm._threads import get_threads
 
 if TYPE_CHECKING:
     from anynorm._kernels.cpu.kernels.group_task import GroupTask
@@ -57,7 +59,7 @@ def run(
         own: OwnRows | None = table.get(_key(library.name, rule, axes, x, (residual, weight, bias), results))
     except (AttributeError, TypeError, RuntimeError, ZeroDivisionError):  # no arrays; the checks will tell
         return None
-    if own is None:
+    if own is None or (x.nbytes >= crew.LEAST_SHARED_NBYTES and get_threads() > 1):
         return None
     weight, bias = _widened(library.name, own, weight, bias)
     if results is None:

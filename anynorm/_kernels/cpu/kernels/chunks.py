@@ -9,7 +9,7 @@ so that the bits of a row do not depend on it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from anynorm._kernels.cpu.kernels.scatter import gather
 from anynorm._kernels.cpu.kernels.streaming import further, map_chunk, read
@@ -28,7 +28,19 @@ from anynorm._kernels.cpu.language.arithmetic import (
     sum_lanes,
     where,
 )
-from anynorm._kernels.cpu.language.dtypes import CHUNK, EACH, FLOAT32, FLOAT64, LAYER, ONCE, SCALE, Dtype, Lanes, Number
+from anynorm._kernels.cpu.language.dtypes import (
+    CHUNK,
+    EACH,
+    FLOAT32,
+    FLOAT64,
+    LAYER,
+    NUMBERS,
+    ONCE,
+    SCALE,
+    Dtype,
+    Lanes,
+    Number,
+)
 from anynorm._kernels.cpu.language.flow import cell, combinations, loop, when
 from anynorm._kernels.cpu.language.memory import load, peek, real, store_real
 
@@ -244,7 +256,8 @@ def apply_chunk(
                 for one in factors_of(task, centred, *factors)
             )
         )
-        given = (weight if has_weight else None, bias if has_bias else None)
+        given = [weight if has_weight else None, bias if has_bias else None]
+        numbers = _numbers(task, given, parameter_dtype) if task.variant.parameters == NUMBERS else None
         offset = None
         if has_weight and adds_offset(task) and parameter_dtype is task.dtype:
             # Of float32 one loop does both; -0.0 leaves a weight as it is.
@@ -252,24 +265,29 @@ def apply_chunk(
             offset = splat(in_place, FLOAT32, task.lanes)
 
         def compute(
-            i: int, value: Lanes, row: Factors = row, given: tuple[int | None, int | None] = given,
+            i: int, value: Lanes, row: Factors = row, given: Any = given, numbers: Any = numbers,
             offset: Lanes | None = offset,
         ) -> Lanes:  # fmt: skip
-            parameters = [
+            weight, bias = numbers or [
                 None
                 if one is None
                 else load(one + i * parameter_dtype.itemsize, parameter_dtype, task.compute_dtype, task.lanes)
                 for one in given
             ]
             if offset is not None:
-                parameters[0] = rounded(parameters[0] + offset, task.dtype)
-            return apply_lanes(task, value, row, *parameters)
+                weight = rounded(weight + offset, task.dtype)
+            return apply_lanes(task, value, row, weight, bias)
 
         summed[...] = map_chunk(task, chunk, count, ahead, streaming, compute, beside.is_there, add)
     for _ in when(beside.is_there):
         sums.add_chunk(beside.chunk, summed, count)
         for address, more in zip((beside.sums, beside.squares), sums.total(), strict=True):
             store_real(address, real(address) + more)
+
+
+def _numbers(task: TaskValues, addresses: list[int | None], dtype: Dtype) -> list[Lanes | None]:
+    """The number that lies at each address, in lanes."""
+    return [None if one is None else splat(peek(one, dtype), task.compute_dtype, task.lanes) for one in addresses]
 
 
 def is_flat_chunk(task: TaskValues, chunk: Arrays, count: int, shift: Number) -> bool:

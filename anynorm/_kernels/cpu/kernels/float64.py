@@ -20,6 +20,7 @@ from anynorm._kernels.cpu.kernels.parameters import are_near_one, widen_paramete
 from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, numbers_address, row_address, row_of, scatter
 from anynorm._kernels.cpu.kernels.streaming import map_chunk, writing
 from anynorm._kernels.cpu.kernels.task import Variant
+from anynorm._kernels.cpu.kernels.turns import of_turn
 from anynorm._kernels.cpu.kernels.units import find_in_units, multiplier, size_of, unit_of
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task
 from anynorm._kernels.cpu.language.arithmetic import (
@@ -27,6 +28,7 @@ from anynorm._kernels.cpu.language.arithmetic import (
     larger,
     number,
     power_of_two,
+    smaller,
     splat,
     where,
 )
@@ -79,7 +81,7 @@ def prepare_parameters(task: TaskValues) -> bool:
     """Widen parameters that take no more than a chunk; whether products with the weights and factors are in range."""
     safe = cell(True)
     for _ in when(task.widened):
-        for i in loop(0, CHUNK + _LANES, _LANES):
+        for i in loop(0, smaller(task.features, CHUNK) + _LANES, _LANES):
             store_real(task.scratch.weights + i * 8, splat(1.0, FLOAT64, _LANES))
             # 0.0 would turn a result of -0.0 into 0.0.
             store_real(task.scratch.biases + i * 8, splat(-0.0, FLOAT64, _LANES))
@@ -154,10 +156,15 @@ def normalize_all(task: TaskValues, first: int, last: int, given: bool = False) 
     """Normalize rows, by given factors or by their own; return the last."""
     # Chunks in buffers are copied from there.
     task = task._replace(streaming=task.streaming & is_false(is_gathered(task)))
-    safe_weights = prepare_parameters(task)
+    safe_weights, taken, of_row = cell(prepare_parameters(task)), cell(-1), task
     with writing(task):
         for row in loop(first, last, 1):
-            _normalize_row(task, row, given, safe_weights)
+            if task.takes_turns:
+                turn, of_row = of_turn(task, row)
+                for _ in when(is_false(turn == taken)):
+                    safe_weights[...] = prepare_parameters(of_row)
+                taken[...] = turn
+            _normalize_row(of_row, row, given, safe_weights)
     return last
 
 

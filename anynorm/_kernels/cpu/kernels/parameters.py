@@ -13,6 +13,7 @@ _STEP = 8  # parameters that are widened at a time
 # Below so many rows it does not pay to widen parameters of 16 bits beforehand; and where they are more than a chunk. It
 # never does for a row that is alone in its group.
 _FEW_ROWS, _FEW_LONG_ROWS = 4, 32
+_CHECKED = 32  # that are compared at a time: of fewer, each step would wait for the one before
 _LARGE = 2.0**60  # up to this, and from its reciprocal on, products keep the range of float32
 
 
@@ -41,10 +42,15 @@ def widen_parameters(task: TaskValues, start: int, count: int, weight_offset: Nu
         address, code = where(is_weight, task.weight, task.bias), where(is_weight, task.weight_code, task.bias_code)
         offset = where(is_weight, where(weight_offset == 0.0, -0.0, weight_offset), -0.0)
         for _ in when(address != 0):
-            itemsize = where(code < 2, 2, 4 * (code - 1))
             target = where(is_weight, task.scratch.weights, task.scratch.biases)
-            source = address + start * itemsize
+            source = address + start * itemsize_of(code)
             widen_chunk(code, task.compute_dtype, source, count, offset, target, task.variant.rounds_weight)
+
+
+def itemsize_of(code: int) -> int:
+    """That of a dtype that is known by its code."""
+    itemsize: int = where(code < 2, 2, 4 * (code - 1))
+    return itemsize
 
 
 def widen_short_parameters(task: TaskValues) -> None:
@@ -103,12 +109,12 @@ def are_weights_safe(task: TaskValues) -> bool:
 
 def are_near_one(dtype: Dtype, address: int, count: int, most: float) -> bool:
     """Whether numbers are all 0 or within 1 / most and most, so that products with them keep the range of a dtype."""
-    outside = cell(0.0)
-    for lanes, first, last in parts_of(count, _STEP):
-        zero, one = splat(0.0, dtype, lanes), splat(1.0, dtype, lanes)
+    outside, compute_dtype = cell(0.0), FLOAT64 if dtype is FLOAT64 else FLOAT32
+    for lanes, first, last in parts_of(count, _CHECKED):
+        zero, one = splat(0.0, compute_dtype, lanes), splat(1.0, compute_dtype, lanes)
         found = cell(zero)
         for i in loop(first, last, lanes):
-            size = magnitude(load(address + i * dtype.itemsize, dtype, dtype, lanes))
+            size = magnitude(load(address + i * dtype.itemsize, dtype, compute_dtype, lanes))
             near = (size < most) & ((size >= 1.0 / most) | (size == 0.0))
             found[...] = found + where(near, zero, one)
         outside[...] = outside + sum_lanes(found)

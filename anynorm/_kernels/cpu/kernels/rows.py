@@ -27,7 +27,7 @@ from anynorm._kernels.cpu.kernels.reduce import is_far, reduce
 from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, numbers_address, row_address, row_of, scatter
 from anynorm._kernels.cpu.kernels.streaming import further, writing
 from anynorm._kernels.cpu.kernels.task import Variant
-from anynorm._kernels.cpu.kernels.turns import Turns, are_turns_safe, with_turns
+from anynorm._kernels.cpu.kernels.turns import Turns, are_turns_safe, is_turn_safe, with_turns
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task, word
 from anynorm._kernels.cpu.language.arithmetic import (
     is_false,
@@ -121,6 +121,8 @@ def count_safe(task: TaskValues, first: int, count: int, begin: int = 0) -> int:
         if not task.splits_factors:
             for _ in when(squares == 0.0):
                 safe_row[...] = _flatten(task, first + k, 8 * k)
+        if task.takes_turns:
+            safe_row[...] = safe_row & is_turn_safe(task, first + k)
         ended[...] = is_false(safe_row)
         safe[...] = where(safe_row, k + 1, safe)
     return safe
@@ -226,10 +228,10 @@ def _apply_rows(task: TaskValues, first: int, begin: int, end: int, behind: int,
                 where(one == 0, 0, where(direct, one + start * parameter_dtype.itemsize, widened))
                 for one, widened in ((task.weight, task.scratch.weights), (task.bias, task.scratch.biases))
             )
-            turns = Turns(task, first + begin) if task.turns else None
+            turns = Turns(task, first + begin) if task.takes_turns else None
             for k in loop(begin, end, 1):
                 beside = _beside(task, behind + k, start, 8 * k, False if following is None else k < following)
-                of_weight, of_bias = turns.parameters(start) if turns else (weight, bias)
+                of_weight, of_bias = turns.parameters(start, parameter_dtype) if turns else (weight, bias)
                 fetched = behind + k + (0 if following is None else following)
                 _apply_row(task, first + k, start, length, 8 * k, parameter_dtype, of_weight, of_bias, fetched, beside)
                 if turns:
@@ -275,7 +277,7 @@ def normalize_all(task: TaskValues, first: int, last: int, given: bool = False) 
     following, ended, is_reduced = cell(-1), cell(False), cell(False)
     # What is gathered is written to a buffer first, also where blocks of columns are streamed and one is taken up here.
     task = task._replace(streaming=task.streaming & is_false(is_gathered(task)))
-    for _ in when(are_turns_safe(task) if task.turns else are_weights_safe(task)):
+    for _ in when(are_turns_safe(task) if task.takes_turns else are_weights_safe(task)):
         widen_short_parameters(task)
         step = _rows_of_group(task, last - first)
         # A group is reduced while another one is applied, so that sums do not wait for each other, nor reading for
@@ -312,6 +314,6 @@ def normalize_rows(variant: Variant, address: int, first: int, last: int) -> int
     direct = pays_to_read_directly(task, rows, is_alone) if task.compute_dtype is FLOAT32 else False
     fetching = rows * nbytes >= _LEAST_FETCHED_NBYTES
     task = task._replace(direct=direct, widened=where(direct, False, task.widened), fetching=fetching)
-    if variant.has_turns:
+    if task.takes_turns:
         task = with_turns(task, address)
     return normalize_all(task, first, last)

@@ -11,6 +11,7 @@ from anynorm._kernels.cpu.language.dtypes import (
     FLOAT32,
     FLOAT64,
     FLOOR,
+    FOR_ALL,
     INSIDE,
     ONCE,
     OUTSIDE,
@@ -44,9 +45,10 @@ class Task(ctypes.Structure):
         ("bias_code", _WORD),
         # Of rows that take turns with some weights and biases, see turns.py:
         ("turns", _WORD),
-        ("repeat", _WORD),  # rows, one after the other, with the same
+        ("repeat", _WORD),  # rows, one after the other, of one turn
         ("weight_step", _WORD),  # elements from turn to turn, 0 where all have one
         ("bias_step", _WORD),
+        ("direct", _WORD),  # whether they are of x's dtype
         ("wide_weight", _WORD),  # in float64
         ("wide_bias", _WORD),
         ("streaming", _WORD),  # past the caches
@@ -101,6 +103,14 @@ def needs_float64(rule: Any, code: Any, weight_code: Any, bias_code: Any, weight
     return (code == FLOAT32.code) & (rule != SCALE) & are_wider
 
 
+def are_few_rounds(rounds: Any) -> Any:
+    """Whether rows that take turns do so seldom enough that those of one turn are differentiated in one go.
+
+    It is asked in Python, and in the kernel.
+    """
+    return rounds <= 8
+
+
 class Variant(NamedTuple):
     """What is fixed when a kernel is compiled."""
 
@@ -110,7 +120,7 @@ class Variant(NamedTuple):
     has_residual: bool = False  # a residual and a total; to the derivative a dtotal
     has_layout: bool = False
     has_numbers: bool = False  # the derivative: moments are given
-    has_turns: bool = False  # rows take turns with some weights
+    parameters: int = FOR_ALL  # which weight and bias a row has, see turns.py
     # What a convention says:
     place: int = INSIDE  # where eps stands, see `eps_place`
     rounding: int = ONCE

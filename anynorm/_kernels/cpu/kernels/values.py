@@ -10,6 +10,7 @@ from anynorm._kernels.cpu.language.dtypes import (
     CHUNK,
     FLOAT32,
     FLOAT64,
+    FOR_ALL,
     GROUP,
     Address,
     Dtype,
@@ -83,13 +84,19 @@ class TaskValues(NamedTuple):
     address: int  # of the Task
     float64_kernel: int  # for what float32 cannot hold; 0: there is none
     narrow: int  # where that lies which float32 has found of a block; 0: nothing
-    variant: Variant  # for what a convention says
-    turns: bool = False  # whether each row has the parameters of its turn, see turns.py
+    variant: Variant  # for what a convention says, and which parameters a row has
+    narrow_weight: int = 0  # the weights in float32, of a derivative; in `weight` they are in float64
+    ahead: int | None = None  # how far behind x and dy what is read next lies, of a derivative; None: it is not fetched
 
     @property
     def has_lows(self) -> bool:
         """Whether weight + weight_offset is a pair of float64."""
         return False if self.variant.rounds_weight else self.weight_offset != 0.0
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether rows take turns with some weights and biases, see turns.py."""
+        return self.variant.parameters != FOR_ALL
 
     @property
     def lanes(self) -> int:

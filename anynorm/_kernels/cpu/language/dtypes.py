@@ -50,4 +50,6 @@ RULES = {"layer_norm": LAYER, "rms_norm": RMS, "scale_norm": SCALE}
 INSIDE, OUTSIDE, FLOOR = 0, 1, 2
 PLACES = {"inside": INSIDE, "outside": OUTSIDE, "floor": FLOOR}
 ONCE, NORMALIZED, EACH = 0, 1, 2
+# Which weight and bias a row has: those of all rows, those of its turn, a number of each, or its own, in x's dtype.
+FOR_ALL, OF_TURN, NUMBERS, OF_ROW = 0, 1, 2, 3
 ROUNDINGS = {"once": ONCE, "normalized": NORMALIZED, "each": EACH}

@@ -157,7 +157,7 @@ def run(call: Call) -> Any:
     else:
         outs = call.out
     asked, call = call, call._replace(out=outs)
-    plan = turns.plan_for(call)
+    plan = turns.plan_for(call, call.residual, *outs)
     if plan is None or not turns.run(call, plan, asked):
         for at in parts_of(call, repeated_nbytes(call)):
             _run_part(part_of(call, at) if at else call, None if at else asked)

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, parts_of
+from anynorm._kernels.cpu.kernels.derivative.steps import Columns
 from anynorm._kernels.cpu.kernels.factors import find_factors
 from anynorm._kernels.cpu.kernels.scatter import RESIDUAL, TOTAL, X, Y, gather, numbers_address, row_of, scatter
 from anynorm._kernels.cpu.kernels.units import in_unit, larger_of, largest, length_of_eps, product
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
 from anynorm._kernels.cpu.language.arithmetic import fma, magnitude, number, power_of_two, splat, sum_lanes, where
-from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, LAYER, SCALE, Lanes, Number
+from anynorm._kernels.cpu.language.dtypes import FINISHED, FLOAT64, LAYER, OF_ROW, SCALE, Lanes, Number
 from anynorm._kernels.cpu.language.flow import cell, loop, when
 from anynorm._kernels.cpu.language.memory import load, peek, real, store_real
 
@@ -105,14 +106,14 @@ def _totals(task: TaskValues, row: Arrays, terms: Callable[[_Elements], tuple[La
     return [one + 0.0 for one in found]
 
 
-def differentiate_row(task: TaskValues, row: int, sums: int, given: bool) -> None:
-    """Write dx of a row, and add its shares to the sums of its columns; 0 where there are none."""
+def differentiate_row(task: TaskValues, row: int, columns: Columns, given: bool) -> None:
+    """Write dx of a row, and what it adds to the gradients."""
     addresses = row_of(task, row)
     size, deviation, of_dy, of_weight = _sizes(task, addresses)
     g = _Gradient(divisor(of_dy), divisor(of_weight))
     if given:
         hat, factors = _given_hat(task, row)
-        _differentiate_given(task, addresses, numbers_address(task, row, FINISHED), hat, g, sums, factors)
+        _differentiate_given(task, addresses, numbers_address(task, row, FINISHED), hat, g, columns, factors)
         return
     if task.rule == LAYER:
         # A row without deviations has the unit of eps alone, by the root of which it is divided.
@@ -129,7 +130,7 @@ def differentiate_row(task: TaskValues, row: int, sums: int, given: bool) -> Non
     middle = gradients / number(task.features) if task.rule == LAYER else 0.0
     for at in _elements(task, addresses, is_writing=True):
         x_hat = hat.of(at.x)
-        _write(task, at, x_hat, product(g.of(at) - middle - x_hat * across, [hat.factor, unit, *g]), sums)
+        _write(task, at, x_hat, product(g.of(at) - middle - x_hat * across, [hat.factor, unit, *g]), columns)
 
 
 def divisor(size: Number) -> Number:
@@ -176,7 +177,7 @@ def _given_hat(task: TaskValues, row: int) -> tuple[_Hat, list[Number]]:
 
 
 def _differentiate_given(
-    task: TaskValues, row: Arrays, numbers: int, hat: _Hat, g: _Gradient, sums: int, factors: list[Number]
+    task: TaskValues, row: Arrays, numbers: int, hat: _Hat, g: _Gradient, columns: Columns, factors: list[Number]
 ) -> None:
     size = cell(0.0)
     for at in _elements(task, row):
@@ -186,7 +187,7 @@ def _differentiate_given(
     store_real(numbers, product(gradients, [*g]))
     store_real(numbers + 8, product(along, [*g, power]))
     for at in _elements(task, row, is_writing=True):
-        _write(task, at, hat.of(at.x), product(g.of(at), [*factors, *g]), sums)
+        _write(task, at, hat.of(at.x), product(g.of(at), [*factors, *g]), columns)
 
 
 def _sums(task: TaskValues, row: Arrays, hat: _Hat, g_of: _Gradient, power: Number) -> tuple[Number, Number]:
@@ -200,11 +201,12 @@ def _sums(task: TaskValues, row: Arrays, hat: _Hat, g_of: _Gradient, power: Numb
     return gradients, along
 
 
-def _write(task: TaskValues, at: _Elements, x_hat: Lanes, dx: Lanes, sums: int) -> None:
+def _write(task: TaskValues, at: _Elements, x_hat: Lanes, dx: Lanes, columns: Columns) -> None:
     """Store dx, and add to the sums of the columns."""
     store_real(at.dx, dx if at.dtotal is None else dx + at.dtotal)
-    for _ in when(sums != 0):
-        of_weight, of_bias = sums + at.feature * 8, sums + (task.features + at.feature) * 8
-        lanes = len(dx)
-        store_real(of_weight, fma(at.dy, x_hat, load(of_weight, FLOAT64, lanes=lanes)))
-        store_real(of_bias, load(of_bias, FLOAT64, lanes=lanes) + at.dy)
+    for address, share in ((columns.of_weight, x_hat), (columns.of_bias, splat(1.0, FLOAT64, len(dx)))):
+        for _ in when(address != 0):
+            place = address + at.feature * 8
+            zero = splat(0.0, FLOAT64, len(dx))
+            own = task.variant.parameters == OF_ROW
+            store_real(place, fma(at.dy, share, zero if own else load(place, FLOAT64, lanes=len(dx))))

@@ -7,22 +7,35 @@ from collections.abc import Callable
 from anynorm._kernels.cpu.kernels.chunks import chunks_of, mean_of_first, parts_of
 from anynorm._kernels.cpu.kernels.derivative.steps import (
     FOLD,
+    NUMBERS32,
     RANGE64,
+    Columns,
     Group,
     add_to_sums,
     dx_of,
     lanes_in,
     lies_within,
+    load_weights,
     parts_of_dx,
-    weights_of,
 )
 from anynorm._kernels.cpu.kernels.rows import is_flat
 from anynorm._kernels.cpu.kernels.scatter import RESIDUAL, X, gather, numbers_address, row_address, row_of
+from anynorm._kernels.cpu.kernels.turns import place_of_weight
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues
 from anynorm._kernels.cpu.language.arithmetic import as_lanes, fma, number, smaller, splat, sum_lanes, where
-from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, FINISHED, FLOAT32, FLOAT64, LAYER, Lanes, Number
+from anynorm._kernels.cpu.language.dtypes import (
+    CACHE_LINE_NBYTES,
+    FINISHED,
+    FLOAT32,
+    FLOAT64,
+    LAYER,
+    NUMBERS,
+    OF_ROW,
+    Lanes,
+    Number,
+)
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
-from anynorm._kernels.cpu.language.memory import integer, load, peek, real, store, store_real, stream
+from anynorm._kernels.cpu.language.memory import integer, load, peek, prefetch, real, store, store_real, stream
 
 
 def find_shift(task: TaskValues, row: int, offset: int) -> None:
@@ -39,9 +52,12 @@ def find_shift(task: TaskValues, row: int, offset: int) -> None:
 def reduce_row(task: TaskValues, group: Group, row: int, offset: int) -> None:
     """Leave the sums of a row in scratch and group, about the shift that is there."""
     of_row, dtype, shift = row_of(task, row), task.compute_dtype, real(task.scratch.shifts + offset)
-    found = [cell(0.0) for _ in range(5)]
+    scratch, is_number = task.scratch, task.variant.parameters == NUMBERS
+    found = [cell(0.0) for _ in range(7 if is_number else 5)]
+    if is_number:
+        store_real(group.weights + offset, real(task.weight + place_of_weight(task.address, row) * 8))
     for start, count in chunks_of(task):
-        chunk, weights = gather(task, of_row, start, count), weights_of(task, dtype) + start * dtype.itemsize
+        chunk = gather(task, of_row, start, count)
         for lanes, first, last in parts_of(count, lanes_in(dtype)):
             near, step = splat(shift, dtype, lanes), FOLD * lanes if dtype is FLOAT32 else count + 1
             for turn in loop(first, last, step):
@@ -50,13 +66,22 @@ def reduce_row(task: TaskValues, group: Group, row: int, offset: int) -> None:
                     x, dy = (
                         load(one + i * task.itemsize, task.dtype, dtype, lanes) for one in (chunk.x, chunk.residual)
                     )
-                    add_to_sums(sums, x - near, dy * load(weights + i * dtype.itemsize, dtype, dtype, lanes))
+                    if is_number:
+                        weight = splat(real(group.weights + offset), dtype, lanes)
+                        sums[5][...] = sums[5] + dy
+                        sums[6][...] = fma(dy, x - near, sums[6])
+                    else:
+                        weight = load_weights(task, dtype, start + i, lanes)
+                    if task.ahead is not None:
+                        prefetch(chunk.x + task.ahead + i * task.itemsize)
+                        prefetch(chunk.residual + task.ahead + i * task.itemsize)
+                    add_to_sums(sums[:5], x - near, dy * weight)
                 for one, in_lanes in zip(found, sums, strict=True):
                     one[...] = one + sum_lanes(in_lanes)
     # `find_factors` takes what is not centred as if it were centred already.
     found[0] = where(task.rule == LAYER, found[0], 0.0)
-    scratch = task.scratch
-    addresses = (scratch.sums, scratch.squares, group.gradients, group.products, group.energies)
+    addresses = [scratch.sums, scratch.squares, group.gradients, group.products, group.energies]
+    addresses += [group.of_biases, group.of_weights] if is_number else []
     for numbers, value in zip(addresses, found, strict=True):
         store_real(numbers + offset, value)
 
@@ -95,6 +120,8 @@ def prepare_row(task: TaskValues, group: Group, row: int, offset: int, to: int, 
     of_row, along, *held = parts_of_dx(task, shift, sums, squares, factor, constant, gradients, products, energy)
     for numbers, value in zip(group.of_dx, of_row, strict=True):
         store(numbers + to, task.compute_dtype, value)
+    if task.variant.parameters == NUMBERS:
+        held[1] = held[1] & _write_sums(task, group, row, offset, to, factor, constant)
     if task.compute_dtype is FLOAT32:
         return held[0] & held[1]
     at, safe = numbers_address(task, row, FINISHED), cell(True)
@@ -107,6 +134,20 @@ def prepare_row(task: TaskValues, group: Group, row: int, offset: int, to: int, 
             store_real(at, gradients)
             store_real(at + 8, along)
     return safe
+
+
+def _write_sums(
+    task: TaskValues, group: Group, row: int, offset: int, to: int, factor: Number, constant: Number
+) -> bool:  # fmt: skip
+    """Write what a row has of the gradients of weight and bias, where these are a number; whether float32 holds it."""
+    weight, of_weight, of_bias = (
+        real(numbers + offset) for numbers in (group.weights, group.of_weights, group.of_biases)
+    )
+    store(group.weights + to, task.compute_dtype, weight)
+    of_shift = of_bias * constant if task.rule == LAYER else 0.0
+    store_real(task.numbers + row * 16, fma(of_weight, factor, of_shift))
+    store_real(task.numbers + row * 16 + 8, of_bias)
+    return lies_within(weight, NUMBERS32)
 
 
 def _is_held(
@@ -134,31 +175,34 @@ def _has_no_gradient(task: TaskValues, row: int) -> bool:
 
 
 def differentiate_chunk(
-    task: TaskValues, group: Group, sums: int, rows: int, start: int, count: int, given: bool
+    task: TaskValues, group: Group, columns: Columns, rows: int, start: int, count: int, given: bool
 ) -> None:
-    """Write a chunk of dx, of each row in the group, and add to the sums of its columns; 0 where there are none.
+    """Write a chunk of dx, of each row in the group, and what it adds to the gradients.
 
     Where dx is streamed, all rows begin at the same place in a cache line, and all lines but those at their ends are.
     """
-    dtype = task.compute_dtype
+    dtype, own = task.compute_dtype, task.variant.parameters == OF_ROW
     within = integer(group.dx) % CACHE_LINE_NBYTES
     head = where(task.streaming & (within != 0), (CACHE_LINE_NBYTES - within) // task.itemsize, 0)
     # Twice the lanes halve what is read of the group: float32 64 x 768 9.5 and 8.7 us (EPYC 9005, one core).
     widths = (2 * lanes_in(dtype), lanes_in(dtype))
     for centred in cases(task.rule == LAYER):
-        for has_weight in cases(sums != 0):
+        for has_weight in cases(columns.of_weight != 0):
             # Where the bias's gradient alone is wanted, that of the weight is formed with it.
-            for has_bias in (has_weight,) if centred else cases(task.bias != 0) if has_weight else (False,):
+            wants_bias = has_weight if centred and not own else task.bias != 0 if has_weight else False
+            for has_bias in cases(wants_bias):
 
                 def differentiate(
                     first: int, last: int, lanes: int, put: Callable[..., None] = store,
                     centred: bool = centred, has_weight: bool = has_weight, has_bias: bool = has_bias,
                 ) -> None:  # fmt: skip
                     for i in loop(first, last, lanes):
-                        of_weight, of_bias = sums + (start + i) * 8, sums + (task.features + start + i) * 8
-                        columns = [of_weight] * has_weight + [of_bias] * has_bias
-                        weight = load(weights_of(task, dtype) + (start + i) * dtype.itemsize, dtype, dtype, lanes)
-                        _differentiate_elements(task, group, columns, rows, i, weight, centred, given, put)
+                        at = [one + (start + i) * (task.itemsize if own else 8) for one in columns]
+                        wanted = at[:1] * has_weight + at[1:] * has_bias
+                        weight = None
+                        if task.variant.parameters != NUMBERS:
+                            weight = load_weights(task, dtype, start + i, lanes)
+                        _differentiate_elements(task, group, wanted, rows, i, lanes, weight, centred, given, put)
 
                 reached = head
                 for lanes in widths:
@@ -171,11 +215,14 @@ def differentiate_chunk(
 
 
 def _differentiate_elements(
-    task: TaskValues, group: Group, sums: list[int], rows: int, i: int, weight: Lanes, centred: bool, given: bool,
-    put: Callable[..., None],
+    task: TaskValues, group: Group, sums: list[int], rows: int, i: int, lanes: int, weight: Lanes | None,
+    centred: bool, given: bool, put: Callable[..., None],
 ) -> None:  # fmt: skip
-    """The i-th elements of a chunk, row after row, with the sums of their columns in registers."""
-    dtype, lanes, offset = task.compute_dtype, len(weight), i * task.itemsize
+    """The i-th elements of a chunk, row after row, with the sums of their columns in registers.
+
+    The weight is None where each row has a number of its own.
+    """
+    dtype, offset = task.compute_dtype, i * task.itemsize
     columns = [cell(splat(0.0, dtype, lanes)) for _ in sums]
     for k in loop(0, rows * 8, 8):
 
@@ -186,11 +233,15 @@ def _differentiate_elements(
             return load(integer(addresses + k) + offset, task.dtype, dtype, lanes)
 
         x, dy = elements(group.x), elements(group.dy)
-        x_hat, dx = dx_of(x, dy, weight, [of_row(numbers) for numbers in group.of_dx], centred, given)
+        of_weight = of_row(group.weights) if weight is None else weight
+        x_hat, dx = dx_of(x, dy, of_weight, [of_row(numbers) for numbers in group.of_dx], centred, given)
         for column, share in zip(columns, (x_hat, None), strict=False):
             column[...] = column + dy if share is None else fma(dy, share, column)
         if task.arrays.total is not None:
             dx = dx + elements(group.dtotal)
         put(integer(group.dx + k) + offset, task.dtype, dx)
     for address, column in zip(sums, columns, strict=True):
+        if task.variant.parameters == OF_ROW:
+            store(address, task.dtype, column)
+            continue
         store_real(address, load(address, FLOAT64, lanes=lanes) + as_lanes(column, FLOAT64))

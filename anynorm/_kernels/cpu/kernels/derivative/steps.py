@@ -19,13 +19,16 @@ from typing import Any, NamedTuple
 from anynorm._kernels.cpu.kernels.reduce import is_far
 from anynorm._kernels.cpu.kernels.values import TaskValues
 from anynorm._kernels.cpu.language.arithmetic import fma, magnitude, number, where
-from anynorm._kernels.cpu.language.dtypes import FLOAT32, FLOAT64, GROUP, LAYER, SCALE, Dtype, Lanes
+from anynorm._kernels.cpu.language.dtypes import FLOAT32, FLOAT64, GROUP, LAYER, OF_ROW, SCALE, Dtype, Lanes
+from anynorm._kernels.cpu.language.memory import load
 
 # Steps of float32 after which sums go on in float64.
 FOLD = 8
 # Where squares of float64 neither overflow nor lose bits, and those of float32 with all that is made of them.
 RANGE64, _RANGE32 = (2.0**-500, 2.0**500), (2.0**-80, 2.0**100)
 _FACTORS32 = 2.0**-60, 2.0**60
+# Of the weight of a row that is one number: its gradient is formed of dy alone, whose range is that of g then.
+NUMBERS32 = 2.0**-20, 2.0**20
 # The part of the energy of g that is to be left in dx for float32.
 _LEFT = 0.25
 
@@ -44,6 +47,10 @@ class Group(NamedTuple):
     constants: int
     middles: int  # -factor * mean(g)
     alongs: int  # -factor * mean(g * x_hat)
+    # Of rows that have one number of weight and bias each:
+    weights: int  # that of the weight
+    of_weights: int  # the sum of dy * (x - shift)
+    of_biases: int  # the sum of dy
     row: int  # its number; addresses of a chunk of it:
     x: int
     dy: int
@@ -55,10 +62,29 @@ class Group(NamedTuple):
         """Where that lies what `dx_of` is made of."""
         return self.shifts, self.factors, self.constants, self.middles, self.alongs
 
+    def from_row(self, k: int) -> Group:
+        """The same from one of the rows on."""
+        return Group(*(one + 8 * k for one in self))
+
     @classmethod
     def at(cls, address: int, rows: int = GROUP) -> Group:
         """Divide up memory, which is GROUP_NBYTES unless there are more rows."""
         return cls(*(address + i * rows * 8 for i in range(len(cls._fields))))
+
+
+class Columns(NamedTuple):
+    """Where the gradients of weight and bias go, from the first feature on; 0 where there is none.
+
+    They are sums of float64 that are added to; where each row has its own, elements of x's dtype that are written.
+    """
+
+    of_weight: int
+    of_bias: int
+
+    @classmethod
+    def at(cls, sums: int, features: int) -> Columns:
+        """Those of so many features, at an address or nowhere; it depends on the task whether there is a bias."""
+        return cls(sums, where(sums == 0, 0, sums + features * 8))
 
 
 GROUP_NBYTES = len(Group._fields) * GROUP * 8
@@ -70,8 +96,15 @@ def lanes_in(compute_dtype: Dtype) -> int:
 
 
 def weights_of(task: TaskValues, compute_dtype: Dtype) -> int:
-    """Where the weights lie, which are in float64 first and then in float32."""
-    return task.weight if compute_dtype is FLOAT64 else task.weight + task.features * 8
+    """Where the weights lie."""
+    return task.weight if compute_dtype is FLOAT64 else task.narrow_weight
+
+
+def load_weights(task: TaskValues, compute_dtype: Dtype, feature: int, lanes: int) -> Lanes:
+    """The weights of features from one on, in lanes."""
+    if task.variant.parameters == OF_ROW:
+        return load(task.weight + feature * task.itemsize, task.dtype, compute_dtype, lanes)
+    return load(weights_of(task, compute_dtype) + feature * compute_dtype.itemsize, compute_dtype, compute_dtype, lanes)
 
 
 def add_to_sums(of_row: list[Any], d: Lanes, g: Lanes) -> None:
