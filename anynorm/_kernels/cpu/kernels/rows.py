@@ -6,17 +6,15 @@ is reduced, and what is read after that is fetched, so that reading and writing 
 
 from __future__ import annotations
 
-import math
-
 from anynorm._kernels.cpu.kernels.chunks import (
     Beside,
     Sums,
     apply_chunk,
     chunks_of,
-    is_flat_chunk,
     mean_of_first,
 )
 from anynorm._kernels.cpu.kernels.factors import find_factors
+from anynorm._kernels.cpu.kernels.held import count_safe
 from anynorm._kernels.cpu.kernels.parameters import (
     are_weights_safe,
     pays_to_read_directly,
@@ -27,19 +25,18 @@ from anynorm._kernels.cpu.kernels.reduce import is_far, reduce
 from anynorm._kernels.cpu.kernels.scatter import X, gather, is_gathered, numbers_address, row_address, row_of, scatter
 from anynorm._kernels.cpu.kernels.streaming import further, writing
 from anynorm._kernels.cpu.kernels.task import Variant
-from anynorm._kernels.cpu.kernels.turns import Turns, are_turns_safe, is_turn_safe, with_turns
+from anynorm._kernels.cpu.kernels.turns import Turns, are_turns_safe, with_turns
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues, load_task, word
 from anynorm._kernels.cpu.language.arithmetic import (
     is_false,
     larger,
-    magnitude,
     number,
     rounded,
     smaller,
     splat,
     where,
 )
-from anynorm._kernels.cpu.language.dtypes import CHUNK, FINISHED, FLOAT32, FLOAT64, GROUP, LAYER, Dtype, Lanes, Number
+from anynorm._kernels.cpu.language.dtypes import CHUNK, FINISHED, FLOAT32, FLOAT64, GROUP, LAYER, Dtype, Number
 from anynorm._kernels.cpu.language.flow import cases, cell, loop, when
 from anynorm._kernels.cpu.language.memory import call_kernel, peek, real, store_real
 
@@ -103,55 +100,6 @@ def take_given(task: TaskValues, row: int, offset: int) -> None:
     at = numbers_address(task, row, FINISHED)
     for i, numbers in enumerate((task.scratch.shifts, task.scratch.factors, task.scratch.constants)):
         store_real(numbers + offset, real(at + 8 * i))
-
-
-def count_safe(task: TaskValues, first: int, count: int, begin: int = 0) -> int:
-    """How many rows of a group there are, from one on, before the first on which float32 would leave its range.
-
-    ``first`` is the first row of the group, and ``begin`` how many of its rows are known.
-    """
-    if task.compute_dtype is FLOAT64:
-        return count
-    scratch, safe, ended = task.scratch, cell(begin), cell(False)
-    for k in loop(begin, count, 1, ended):
-        squares, factor, constant = (
-            real(numbers + 8 * k) for numbers in (scratch.squares, scratch.factors, scratch.constants)
-        )
-        safe_row = cell(is_held(task, squares, factor, constant))
-        if not task.splits_factors:
-            for _ in when(squares == 0.0):
-                safe_row[...] = _flatten(task, first + k, 8 * k)
-        if task.takes_turns:
-            safe_row[...] = safe_row & is_turn_safe(task, first + k)
-        ended[...] = is_false(safe_row)
-        safe[...] = where(safe_row, k + 1, safe)
-    return safe
-
-
-def is_held(task: TaskValues, squares: Lanes, factor: Lanes, constant: Lanes) -> bool:
-    """Whether float32 holds a row, or which of rows side by side; of 16 bits none whose squares are 0 is held."""
-    size = magnitude(factor)
-    near_one = (size > 2.0**-60) & (size < 2.0**60)
-    if task.splits_factors:
-        near_one = (near_one & (magnitude(constant) < 2.0**20)) | (factor == 0.0)
-        return where(squares < math.inf, near_one, True)  # rows that hold NaN or Inf come out as NaN
-    return near_one & (squares > 2.0**-80) & (squares < 2.0**100)
-
-
-def is_flat(task: TaskValues, row: Arrays, shift: Number) -> bool:
-    """Whether a row has no deviations at all, rather than such as have squares of 0."""
-    flat = cell(True)
-    for start, count in chunks_of(task):
-        flat[...] = flat & is_flat_chunk(task, gather(task, row, start, count), count, shift)
-    return flat
-
-
-def _flatten(task: TaskValues, row: int, offset: int) -> bool:
-    """Whether a row is flat; it becomes one of zeros then."""
-    flat = is_flat(task, row_of(task, row), real(task.scratch.shifts + offset))
-    for numbers in (task.scratch.factors, task.scratch.constants):
-        store_real(numbers + offset, where(flat, 0.0, real(numbers + offset)))
-    return flat
 
 
 def _reduce_group(task: TaskValues, first: int, count: int, is_reduced: bool) -> None:

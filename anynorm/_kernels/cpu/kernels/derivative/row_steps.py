@@ -18,7 +18,7 @@ from anynorm._kernels.cpu.kernels.derivative.steps import (
     load_weights,
     parts_of_dx,
 )
-from anynorm._kernels.cpu.kernels.rows import is_flat
+from anynorm._kernels.cpu.kernels.held import is_flat
 from anynorm._kernels.cpu.kernels.scatter import RESIDUAL, X, gather, numbers_address, row_address, row_of
 from anynorm._kernels.cpu.kernels.turns import place_of_weight
 from anynorm._kernels.cpu.kernels.values import Arrays, TaskValues

@@ -10,10 +10,10 @@ from functools import partial
 
 from anynorm._kernels.cpu.kernels.chunks import Factors, Sums, apply_lanes, chunks_of, factors_of
 from anynorm._kernels.cpu.kernels.factors import find_factors
+from anynorm._kernels.cpu.kernels.held import count_safe, is_held
 from anynorm._kernels.cpu.kernels.moments import moments_of
 from anynorm._kernels.cpu.kernels.parameters import are_weights_safe, widen_parameters, widen_short_parameters
 from anynorm._kernels.cpu.kernels.reduce import reduce
-from anynorm._kernels.cpu.kernels.rows import count_safe, is_held
 from anynorm._kernels.cpu.kernels.side_by_side.block import (
     Block,
     Chunk,
