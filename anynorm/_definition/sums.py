@@ -37,7 +37,7 @@ def total_of_squares(xp: Any, values: Array, axes: tuple[int, ...], bound: Array
     """
     squares = values * values
     count = count_along(values, axes)
-    if xp.__name__ in _ON_NUMPY:
+    if xp.__name__ in _ON_NUMPY and hasattr(squares, "__setitem__"):  # which not all that wraps NumPy's arrays has
         longest = max(axes, key=squares.shape.__getitem__)
         for _ in range(_HALVINGS):
             squares = _halved(squares, longest)

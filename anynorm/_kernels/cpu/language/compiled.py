@@ -89,7 +89,8 @@ def _to_bfloat16(value: Any) -> Any:
     """Float32 rounded to nearest even: the upper half of each number, or the next one if the lower half is beyond 1/2.
 
     In integers, as the instruction for it takes subnormal numbers for zeros; and in those of 16 bits, of which a
-    register holds twice as many as of float32. NaN, quiet as it comes of arithmetic, keeps its upper half.
+    register holds twice as many as of float32. NaN, quiet as it comes of arithmetic, is always the same one: its sign
+    depends on the instructions that it came through.
     """
     write, length = builder(), value.type.count
     halves = write.bitcast(value, vector(INT16, 2 * length))
@@ -98,15 +99,12 @@ def _to_bfloat16(value: Any) -> Any:
         write.shuffle_vector(halves, halves, ir.Constant(vector(INT32, length), list(range(one, 2 * length, 2))))
         for one in (first, 1 - first)
     )
-    one, middle, largest = (_in_register(INT16, bits, length) for bits in (1, 0x8000, 0x7FFF))
-    following = write.add(upper, one)
+    one, middle, largest, nan = (_in_register(INT16, bits, length) for bits in (1, 0x8000, 0x7FFF, 0x7FC0))
     # The middle counts as beyond 1/2 where the upper half is odd.
     below = write.or_(lower, write.and_(upper, one))
     is_beyond = write.icmp_unsigned(">", below, middle)
-    # What follows a NaN of all bits is a zero.
-    size = write.and_(following, largest)
-    goes_on = write.and_(is_beyond, write.icmp_unsigned("!=", size, constant(INT16, 0, length)))
-    return write.select(goes_on, following, upper)
+    is_nan = write.icmp_unsigned(">=", write.and_(upper, largest), nan)
+    return write.select(is_nan, nan, write.select(is_beyond, write.add(upper, one), upper))
 
 
 def _in_register(element: ir.IntType, bits: int, length: int) -> Any:
