@@ -92,6 +92,9 @@ class LayerNorm(nnx.LayerNorm):
     Array([[-1.225,  0.   ,  1.225]], dtype=float32)
     """
 
+    convention: Convention | None
+    weight_offset: float
+
     def __init__(
         self,
         num_features: int,
@@ -160,6 +163,9 @@ class RMSNorm(nnx.RMSNorm):
     >>> anynorm.nnx.RMSNorm(2, rngs=nnx.Rngs(0))(jnp.asarray([[1.0, 7.0]]))
     Array([[0.2, 1.4]], dtype=float32)
     """
+
+    convention: Convention | None
+    weight_offset: float
 
     def __init__(
         self,
