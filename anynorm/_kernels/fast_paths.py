@@ -106,6 +106,6 @@ def _axes(axis: Any, x: Any) -> int | tuple[int, ...] | None:
         (axis,) = axis
     if isinstance(axis, numpy.integer) and not isinstance(axis, numpy.timedelta64):
         axis = int(axis)
-    if type(axis) is not int:
+    if type(axis) is not int or not -x.ndim <= axis < x.ndim:
         return None
     return -1 if axis == x.ndim - 1 else axis
