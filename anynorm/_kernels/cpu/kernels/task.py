@@ -48,7 +48,7 @@ class Task(ctypes.Structure):
         ("repeat", _WORD),  # rows, one after the other, of one turn
         ("weight_step", _WORD),  # elements from turn to turn, 0 where all have one
         ("bias_step", _WORD),
-        ("direct", _WORD),  # whether they are of x's dtype
+        ("direct", _WORD),  # whether they are read where the caller has them; of float32 and narrower x in x's dtype
         ("wide_weight", _WORD),  # in float64
         ("wide_bias", _WORD),
         ("streaming", _WORD),  # past the caches
@@ -62,12 +62,11 @@ class Task(ctypes.Structure):
         ("dbias", _WORD),
         ("dbias_code", _WORD),
         ("portion", _WORD),  # rows, or blocks of them, whose shares of those are added up in one go
-        ("work", _WORD),  # scratch of a derivative, see derivative/rows.py
-        ("numbers", _WORD),  # float64 numbers of each row: what moments are made of, or what rows are applied with
-        (
-            "given",
-            _WORD,
-        ),  # a GivenTask, of which rows side by side form these; they are at 0 then
+        ("work", _WORD),  # scratch of a derivative, see derivative/rows.py and turns.py
+        # Float64 numbers of each row: what moments are made of, what rows are applied with, or the gradients of a weight
+        # and a bias that are a number.
+        ("numbers", _WORD),
+        ("given", _WORD),  # a GivenTask, of which rows side by side form these; they are at 0 then
     )
 
 

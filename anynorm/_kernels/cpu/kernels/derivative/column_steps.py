@@ -41,7 +41,7 @@ def _mean_of_first(block: DerivativeBlock, column: int) -> Lanes:
 
 
 def _find_shifts(block: DerivativeBlock) -> None:
-    """Numbers near the means of rows, as `row_steps.reduce_row` has them."""
+    """Numbers near the means of rows, as `row_steps.find_shift` has them."""
     task = block.task
     shifts, sums = task.scratch.shifts, task.scratch.sums
     for at, column in block.slots():
