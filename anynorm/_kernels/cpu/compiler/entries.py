@@ -75,15 +75,15 @@ def variants(dtype: str) -> Iterator[tuple[str, Variant]]:
             names = ["float64" if in_float64 else "rows", *(["columns"] * has_layout)]
             yield from ((name, one._replace(in_float64=width)) for name, width in product(names, widths))
             if rule != SCALE and not has_layout:
-                ways = (OF_TURN,) if in_float64 else (OF_TURN, NUMBERS)
+                numbers = () if in_float64 else (NUMBERS,)
                 yield from (
                     (names[0], one._replace(in_float64=width, parameters=which))
-                    for width, which in product(widths, ways)
+                    for width, which in product(widths, (OF_TURN, *numbers))
                 )
-            if rule != SCALE and not has_layout:
                 yield "derivative_turns", one._replace(in_float64=True)
-                which = (OF_ROW,) if in_float64 else (OF_ROW, NUMBERS)
-                yield from (("derivative", one._replace(in_float64=True, parameters=one_of)) for one_of in which)
+                yield from (
+                    ("derivative", one._replace(in_float64=True, parameters=which)) for which in (OF_ROW, *numbers)
+                )
             names = ["derivative", *(["derivative_columns"] * has_layout)]
             yield from (
                 (name, one._replace(in_float64=True, has_numbers=given))
