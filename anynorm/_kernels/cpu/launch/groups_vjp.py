@@ -15,7 +15,6 @@ from anynorm._kernels.cpu.kernels.group_task import OF_GROUP
 from anynorm._kernels.cpu.kernels.task import Task, Variant
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, RULES, TILES
 from anynorm._kernels.cpu.launch import turns, turns_vjp
-from anynorm._kernels.cpu.launch import vjp as of_calls
 from anynorm._kernels.cpu.launch.groups import (
     VARIANT,
     Groups,
@@ -27,8 +26,9 @@ from anynorm._kernels.cpu.launch.groups import (
     task_of_groups,
 )
 from anynorm._kernels.cpu.launch.layout import lay_out
-from anynorm._kernels.cpu.launch.machine import empty_like
+from anynorm._kernels.cpu.launch.machine import empty_like, give_back_scratch, take_scratch
 from anynorm._kernels.cpu.launch.tasks import dtype_of, features_of, task_of
+from anynorm._kernels.cpu.launch.vjp import portions_of, scratch_length
 from anynorm._kernels.cpu.threads import crew
 from anynorm._libraries.numpy_arrays import NumPy
 from anynorm._threads import get_threads
@@ -95,9 +95,9 @@ def _differentiate(gradient: Gradient, groups: Groups, dx: Array, sums: list[num
     of_dy, of_dx, of_dtotal = (groups.part_of(array, 0) for array in (dy, dx, dtotal))
     layout = lay_out(one, dtype.itemsize, of_dy, of_dx, of_dtotal, columns=True, tiles=TILES)
     task, of_task = task_of(one, of_dy, of_dx, of_dtotal, layout)
-    name, (task.portion, portions) = "derivative", of_calls.portions_of(task.rows)
+    name, (task.portion, portions) = "derivative", portions_of(task.rows)
     if layout is not None and layout.in_columns:
-        name, (task.portion, portions) = "derivative_columns", of_calls.portions_of(layout.units, 1)
+        name, (task.portion, portions) = "derivative_columns", portions_of(layout.units, 1)
     for place, found in zip(("dweight", "dbias"), sums, strict=True):
         if found is not None:
             setattr(task, place, NumPy.address(found))
@@ -105,17 +105,17 @@ def _differentiate(gradient: Gradient, groups: Groups, dx: Array, sums: list[num
     variant = Variant(RULES[call.rule.name], dtype.code, True, dtotal is not None, layout is not None)
     strides = [None if one is None else list(one.strides[: len(groups.axes)]) for one in sums]
     of_groups, table = task_of_groups(call, groups, kernel(name, variant), task, (dy, dx, dtotal), strides)
-    length = of_calls.scratch_length(task.features, portions, has_sums=any(one is not None for one in sums))
+    length = scratch_length(task.features, portions, has_sums=any(one is not None for one in sums))
     is_shared = pays_to_share(call, groups)
     of_groups.shares = shares = min(groups.number, get_threads()) if is_shared else 1
-    scratch, of_groups.work = of_calls.take_scratch(shares * length)
+    scratch, of_groups.work = take_scratch(shares * length)
     of_groups.work_nbytes, of_groups.first, of_groups.last = 8 * length, -1, portions + 1
     kept = gradient, of_task, task, table, scratch, sums
     if is_shared:
         crew.launch(kernel("derivative_groups", VARIANT), of_groups, shares, call.x.nbytes, kept)
     else:
         _differentiate_one_by_one(kernel(name, variant), task, groups, table, portions, of_groups.work, kept)
-    of_calls.give_back_scratch(scratch, of_groups.work)
+    give_back_scratch(scratch, of_groups.work)
 
 
 def _differentiate_one_by_one(

@@ -8,11 +8,13 @@ import numpy
 
 from anynorm._check import Call, Gradient
 from anynorm._kernels.cpu.compiler.entries import kernel
+from anynorm._kernels.cpu.fast_path.derivative import run_portions
 from anynorm._kernels.cpu.kernels.task import Task, Variant, are_few_rounds
 from anynorm._kernels.cpu.language.dtypes import FLOAT64, FOR_ALL, NUMBERS, OF_ROW, RULES
-from anynorm._kernels.cpu.launch import vjp as of_calls
+from anynorm._kernels.cpu.launch.machine import give_back_scratch, take_scratch
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
 from anynorm._kernels.cpu.launch.turns import Plan
+from anynorm._kernels.cpu.launch.vjp import portions_of, scratch_length
 from anynorm._libraries.numpy_arrays import NumPy
 
 Array = Any
@@ -45,7 +47,7 @@ def _by_rows(gradient: Gradient, task: Task, keepalive: Any) -> tuple[Array | No
         memory.empty_gradient(one, call.x) if gradient.parameters else None for one in (call.weight, call.bias)
     )
     task.dweight, task.dbias = (0 if one is None else memory.address(one) for one in (dweight, dbias))
-    task.portion, portions = of_calls.portions_of(task.rows)
+    task.portion, portions = portions_of(task.rows)
     _run("derivative", gradient, task, portions, 0, (keepalive, dweight, dbias), OF_ROW)
     return dweight, dbias
 
@@ -65,9 +67,9 @@ def _by_turns(gradient: Gradient, task: Task, keepalive: Any) -> tuple[Array | N
     rounds = task.rows // (task.turns * task.repeat)
     few = are_few_rounds(rounds)
     if few:
-        task.portion, portions = of_calls.portions_of(task.turns, 1)
+        task.portion, portions = portions_of(task.turns, 1)
     else:
-        task.portion = -(-of_calls.portions_of(rounds * task.repeat)[0] // task.repeat)
+        task.portion = -(-portions_of(rounds * task.repeat)[0] // task.repeat)
         portions = -(-rounds // task.portion)
     of_weights = task.turns if task.weight_step else 1
     length = task.features * (portions * (2 * (1 if few else task.turns) + 1) + of_weights)
@@ -85,8 +87,8 @@ def _by_numbers(gradient: Gradient, task: Task, keepalive: Any) -> tuple[Array |
     free = tuple(call.x.shape[: call.axes[0]])
     numbers = numpy.empty((*free, 2))
     task.numbers = NumPy.address(numbers)
-    task.portion, portions = of_calls.portions_of(task.rows)
-    length = of_calls.scratch_length(task.turns, 1, has_sums=False)
+    task.portion, portions = portions_of(task.rows)
+    length = scratch_length(task.turns, 1, has_sums=False)
     _run("derivative", gradient, task, portions, length, (keepalive, numbers), NUMBERS)
     given: list[Any] = [one if gradient.parameters else None for one in (call.weight, call.bias)]
     dweight, dbias = (
@@ -112,6 +114,6 @@ def _run(
 ) -> None:
     call, dtype = gradient.call, dtype_of(gradient.call.x.dtype)
     variant = Variant(RULES[call.rule.name], dtype.code, True, gradient.dtotal is not None, parameters=parameters)
-    scratch, task.work = of_calls.take_scratch(length)
-    of_calls.run_portions(kernel(name, variant), task, portions, call.x.nbytes, (gradient, keepalive, scratch))
-    of_calls.give_back_scratch(scratch, task.work)
+    scratch, task.work = take_scratch(length)
+    run_portions(kernel(name, variant), task, portions, call.x.nbytes, (gradient, keepalive, scratch))
+    give_back_scratch(scratch, task.work)

@@ -8,14 +8,12 @@ import numpy
 
 from anynorm._check import Gradient
 from anynorm._kernels.cpu.compiler.entries import kernel
-from anynorm._kernels.cpu.fast_path.derivative import run_portions as run_portions
+from anynorm._kernels.cpu.fast_path.derivative import run_portions
 from anynorm._kernels.cpu.fast_path.offers import offer_derivative
 from anynorm._kernels.cpu.kernels.task import Variant
 from anynorm._kernels.cpu.language.dtypes import RULES, TILES
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
-from anynorm._kernels.cpu.launch.machine import empty_like
-from anynorm._kernels.cpu.launch.machine import give_back_scratch as give_back_scratch
-from anynorm._kernels.cpu.launch.machine import take_scratch as take_scratch
+from anynorm._kernels.cpu.launch.machine import empty_like, give_back_scratch, take_scratch
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
 
 Array = Any
