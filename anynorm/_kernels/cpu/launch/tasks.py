@@ -32,6 +32,12 @@ def features_of(call: Call) -> int:
     return int(shape[axes[0]] if len(axes) == 1 else math.prod([shape[axis] for axis in axes]))
 
 
+def results_of(call: Call) -> tuple[Array, Array | None]:
+    """Where a call that has been given results writes y, and x with the residual added."""
+    y, total = (*(call.out or ()), None)[:2]
+    return y, total
+
+
 def pays_to_stream(nbytes: int) -> bool:
     """Whether a result of so many bytes, as many as x has, is better stored past the caches."""
     # It pays where x and y fill half of the last cache together: it saves reading what is overwritten. ns an element of
