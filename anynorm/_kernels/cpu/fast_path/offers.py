@@ -128,7 +128,8 @@ def _write_bfloat16(*arrays: Any) -> None:
     """Let the program know the dtype, where one of the arrays has it."""
     for one in arrays:
         if one is not None and dtype_name(one.dtype) == "bfloat16":
-            functions.write("bfloat16", numpy.dtype(one.dtype.type))
+            with unforked:  # threads that make the first record at once would have one each
+                functions.write("bfloat16", numpy.dtype(one.dtype.type))
             return
 
 
