@@ -57,11 +57,11 @@ def run(
             return None
         axes = (axis % ndim,) if type(axis) is int else axis
         own: OwnRows | None = table.get(_key(library.name, rule, axes, x, (residual, weight, bias), results))
+        if own is None or (x.nbytes >= crew.LEAST_SHARED_NBYTES and get_threads() > 1):
+            return None
+        weight, bias = _widened(library.name, own, weight, bias)
     except (AttributeError, TypeError, RuntimeError, ZeroDivisionError):  # no arrays; the checks will tell
         return None
-    if own is None or (x.nbytes >= crew.LEAST_SHARED_NBYTES and get_threads() > 1):
-        return None
-    weight, bias = _widened(library.name, own, weight, bias)
     if results is None:
         results = (library.empty_like(x),) if residual is None else (library.empty_like(x), library.empty_like(x))
     y, total = (*results, None)[:2]
