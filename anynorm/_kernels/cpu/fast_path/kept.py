@@ -22,6 +22,8 @@ _WORD = ctypes.c_int64
 
 # The arrays of a known task: those that are read, and those that are written.
 READ, WRITTEN = ("x", "residual", "weight", "bias"), ("y", "total", "dweight", "dbias")
+# Arguments of a call whose task is known: its address, those of scratch and of a Task, eps, scale, and the arrays.
+OF_KNOWN = 5 + len(READ + WRITTEN)
 # The strides of an array, as quickly as its library tells them.
 STRIDES: dict[str, Callable[[Array], Any]] = {
     "numpy": attrgetter("strides"),

@@ -26,9 +26,9 @@ from anynorm._kernels.cpu.fast_path.arguments import (
     see_result,
     see_weight,
 )
-from anynorm._kernels.cpu.fast_path.kept import READ, Known
+from anynorm._kernels.cpu.fast_path.kept import OF_KNOWN, READ, Known
 from anynorm._kernels.cpu.fast_path.own_rows import MOST_GROUPS
-from anynorm._kernels.cpu.fast_path.record import BEGIN, OF_KNOWN, place_of
+from anynorm._kernels.cpu.fast_path.record import BEGIN, place_of
 from anynorm._kernels.cpu.fast_path.views import Fields
 from anynorm._kernels.cpu.kernels.group_task import GroupTask
 from anynorm._kernels.cpu.kernels.task import Task, needs_float64

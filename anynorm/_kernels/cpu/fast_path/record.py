@@ -23,7 +23,6 @@ OBJECTS = (
     "bfloat16",  # a dtype of NumPy's, once an x has had it
     "Tensor", "Parameter", "empty_like_tensor",  # torch, once it is known
 )  # fmt: skip
-OF_KNOWN = 13  # arguments of a call whose task is known
 BEGIN = -1  # in place of a number of arguments: a call of the program that gives it the record
 MOST_RULES = 32
 
