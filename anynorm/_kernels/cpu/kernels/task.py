@@ -63,8 +63,8 @@ class Task(ctypes.Structure):
         ("dbias_code", _WORD),
         ("portion", _WORD),  # rows, or blocks of them, whose shares of those are added up in one go
         ("work", _WORD),  # scratch of a derivative, see derivative/rows.py and turns.py
-        # Float64 numbers of each row: what moments are made of, what rows are applied with, or the gradients of a weight
-        # and a bias that are a number.
+        # Float64 numbers of each row: what moments are made of, what rows are applied with, or the gradients of its
+        # weight and bias, where each is a number.
         ("numbers", _WORD),
         ("given", _WORD),  # a GivenTask, of which rows side by side form these; they are at 0 then
     )

@@ -23,7 +23,7 @@ from anynorm._kernels.cpu.language.dtypes import CACHE_LINE_NBYTES, LAYER
 from anynorm._kernels.cpu.launch import norm, turns
 from anynorm._kernels.cpu.launch.layout import lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
-from anynorm._kernels.cpu.launch.tasks import dtype_of, features_of, may_stream, results_of, task_of
+from anynorm._kernels.cpu.launch.tasks import dtype_of, features_of, may_stream, task_of, y_and_total_of
 from anynorm._kernels.cpu.threads import crew
 from anynorm._libraries.numpy_arrays import NumPy
 from anynorm._parameters import part_for
@@ -184,7 +184,7 @@ def pays_to_share(call: Call, groups: Groups) -> bool:
 def _run_all(call: Call, groups: Groups, asked: Call | None) -> None:
     """All groups, by one kernel; ``asked`` is the call as it was made, if this is the whole of it."""
     one, dtype = groups.call_of(call, 0), dtype_of(call.x.dtype)
-    y, total = results_of(one)
+    y, total = y_and_total_of(one)
     of_y = groups.strides_of(call, call.out[0] if call.out else None)
     streaming = (
         may_stream(call, y, total)
@@ -199,7 +199,7 @@ def _run_all(call: Call, groups: Groups, asked: Call | None) -> None:
         task.rows = math.prod(call.x.shape) // task.features
     compute = kernel(name, variant)
     reached = numpy.zeros(groups.number, numpy.int64)
-    of_groups, table = task_of_groups(call, groups, compute, task, (call.residual, *results_of(call)))
+    of_groups, table = task_of_groups(call, groups, compute, task, (call.residual, *y_and_total_of(call)))
     of_groups.last, of_groups.reached = units, NumPy.address(reached)
     whole = kernel("groups", VARIANT)
 

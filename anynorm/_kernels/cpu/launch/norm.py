@@ -14,7 +14,7 @@ from anynorm._kernels.cpu.kernels.task import Task, Variant, needs_float64
 from anynorm._kernels.cpu.language.dtypes import FLOAT64
 from anynorm._kernels.cpu.launch.layout import Layout, lay_out
 from anynorm._kernels.cpu.launch.machine import empty_like
-from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, results_of, task_of
+from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of, y_and_total_of
 from anynorm._kernels.cpu.threads.crew import launch
 
 # Where the kernels lie that take what another one cannot hold, by the name and the variant of that one; they are found
@@ -34,7 +34,7 @@ def run_from(call: Call, first: int) -> Any:
         y = empty_like(memory, x)
         total = None if residual is None else empty_like(memory, x)
     else:
-        y, total = results_of(call)
+        y, total = y_and_total_of(call)
     streaming = may_stream(call, y, total)
     layout = lay_out(call, dtype.itemsize, residual, y, total, streaming=streaming, columns=True)
     task, keepalive = task_of(call, residual, y, total, layout, streaming=streaming)

@@ -32,7 +32,7 @@ def features_of(call: Call) -> int:
     return int(shape[axes[0]] if len(axes) == 1 else math.prod([shape[axis] for axis in axes]))
 
 
-def results_of(call: Call) -> tuple[Array, Array | None]:
+def y_and_total_of(call: Call) -> tuple[Array, Array | None]:
     """Where a call that has been given results writes y, and x with the residual added."""
     y, total = (*(call.out or ()), None)[:2]
     return y, total

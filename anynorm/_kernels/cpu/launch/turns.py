@@ -17,7 +17,7 @@ from anynorm._kernels.cpu.kernels.task import Task, Variant, needs_float64
 from anynorm._kernels.cpu.language.dtypes import FLOAT32, FLOAT64, NUMBERS, OF_TURN, RULES, Dtype
 from anynorm._kernels.cpu.launch.layout import are_short
 from anynorm._kernels.cpu.launch.norm import run_from
-from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, results_of, task_of
+from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of, y_and_total_of
 from anynorm._kernels.cpu.threads import crew
 
 Array = Any
@@ -78,7 +78,7 @@ def run(call: Call, plan: Plan, asked: Call) -> bool:
 
     ``asked`` is the same call as it was made.
     """
-    y, total = results_of(call)
+    y, total = y_and_total_of(call)
     without = call._replace(weight=None, bias=None)
     task, keepalive = task_of(without, call.residual, y, total, None, streaming=may_stream(call, y, total))
     task.turns, task.repeat, task.weight_step, task.bias_step = plan[:4]
