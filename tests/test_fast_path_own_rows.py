@@ -199,3 +199,12 @@ def test_many_plans_and_threads():
     for i in range(1, kept.MOST_KEPT + 3):
         anynorm.rms_norm(np.ones((i, 16), np.float32), np.ones((i, 16), np.float32))
         assert len(kept.table) <= kept.MOST_KEPT
+
+
+def test_an_axis_that_x_does_not_have_is_refused_after_such_a_call():
+    x, weight = numbers((1, 3, 4, 32)), numbers((1, 1, 4, 32))
+    for _ in range(2):
+        anynorm.rms_norm(x, weight, axis=3)
+    for axis in (4, 7, -5):
+        with pytest.raises(ValueError, match="axis"):
+            anynorm.rms_norm(x, weight, axis=axis)
