@@ -11,7 +11,7 @@ from anynorm._kernels.cpu.language.memory import load, store
 
 _STEP = 8  # parameters that are widened at a time
 # Below so many rows it does not pay to widen parameters of 16 bits beforehand; and where they are more than a chunk. It
-# never does for a row that is alone in its group.
+# never does for a row that is alone in its group, or streamed with a few.
 _FEW_ROWS, _FEW_LONG_ROWS = 4, 32
 _CHECKED = 32  # that are compared at a time: of fewer, each step would wait for the one before
 _LARGE = 2.0**60  # up to this, and from its reciprocal on, products keep the range of float32
@@ -20,7 +20,7 @@ _LARGE = 2.0**60  # up to this, and from its reciprocal on, products keep the ra
 def pays_to_read_directly(task: TaskValues, rows: int, is_alone: bool) -> bool:
     """Whether parameters are read where they lie: that is faster, and lanes do not reach behind them.
 
-    ``is_alone`` says that a row makes up a group.
+    ``is_alone`` says that a group is one row, or a few that are streamed.
     """
     of_its_dtype = task.weight_offset == 0.0
     if adds_offset(task):
