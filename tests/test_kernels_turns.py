@@ -148,6 +148,18 @@ def test_gradients_that_are_not_of_the_dtype_of_x():
         np.testing.assert_array_equal(dbias, dy)
 
 
+def test_a_gradient_is_rounded_once():
+    """By way of float32, as torch casts to float16, this sum would become the middle of two numbers, and 1."""
+    import torch
+
+    dy = np.zeros((20, 33), np.float16)
+    dy[:3, 0] = 1.0, 2.0**-11, 2.0**-24
+    x, weight, bias = numbers(dy.shape, "float16", 1), numbers((20, 1), "float16", 2), numbers((1, 1), "float16", 3)
+    for make in (np.asarray, torch.from_numpy):
+        _, _, dbias = vjp("layer_norm", *map(make, (x, weight, bias, dy)))
+        assert np.asarray(dbias) == 1.0 + 2.0**-10
+
+
 @pytest.mark.parametrize(
     ("shape", "of_weight", "axis", "dtype", "expected"),
     [

@@ -225,6 +225,15 @@ def test_groups_that_hold_themselves_are_read_once(tmp_path):
     assert len(anynorm.load_norms(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("byte", [b"\xff", b"\xed\xb2\x80"], ids=["of no text", "of half a pair"])
+def test_a_name_that_is_no_text(byte, tmp_path):
+    path = tmp_path / "x.weights.h5"
+    whole = in_hdf5({"layers/layer_normalization": pair()})
+    assert b"layer_normalization" in whole
+    path.write_bytes(whole.replace(b"layer_normalization", byte + b"layer_normalization"[len(byte) :]))
+    refused(path, "is damaged")
+
+
 def test_groups_in_groups(tmp_path):
     one_norm(lambda root: root.create_group("a/" * 70))(tmp_path / "x.keras")
     refused(tmp_path / "x.keras", "groups in groups in groups")

@@ -214,7 +214,7 @@ def _opened(file: IO[bytes], path: Path, begin: int, size: int) -> Iterator[Any]
     try:
         with h5py.File(_Part(file, begin, size), "r") as root:
             yield root
-    except (OSError, RuntimeError, KeyError, TypeError) as error:  # as h5py says what HDF5 finds wrong
+    except (OSError, RuntimeError, KeyError, TypeError, UnicodeError) as error:  # as h5py says what HDF5 finds wrong
         raise ValueError(f"{path} is damaged: {error}") from None
 
 
@@ -237,6 +237,8 @@ def _variables(file: IO[bytes], path: Path, begin: int, size: int) -> Iterator[V
                 raise ValueError(f"{path} is damaged: it has too many groups, or groups in groups in groups")
             held, groups = {}, []
             for name in group:
+                if isinstance(name, bytes) or not name.isprintable():  # as h5py has names that are no text
+                    raise ValueError(f"{path} is damaged: the name {name!r} in it is no text")
                 if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                     raise ValueError(f"{path} has a link at {at}/{name}, which may lead elsewhere and is not followed")
                 one = group[name]

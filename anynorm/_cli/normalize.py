@@ -70,7 +70,7 @@ def _pairs(parsed: argparse.Namespace) -> Pairs:
         file = sources[0] if sources else "FILE"
         raise ValueError(f"--moments takes a file of statistics to apply; anynorm show {file} shows those of a file")
     if parsed.norm is None:
-        raise ValueError(f"--norm is missing; it is one of {', '.join(NORMS)}")
+        raise ValueError(f"--norm is missing; it is one of {', '.join(NORMS)}, l2")
     if parsed.in_place:
         if len(sources) > 1 or target is not None or sources == ["-"]:
             raise ValueError("--in-place takes one file and writes no other; leave OUT out")

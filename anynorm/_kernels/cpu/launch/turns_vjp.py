@@ -15,6 +15,7 @@ from anynorm._kernels.cpu.launch.machine import give_back_scratch, take_scratch
 from anynorm._kernels.cpu.launch.tasks import dtype_of, may_stream, task_of
 from anynorm._kernels.cpu.launch.turns import Plan
 from anynorm._kernels.cpu.launch.vjp import portions_of, scratch_length
+from anynorm._libraries import dtype_name
 from anynorm._libraries.numpy_arrays import NumPy
 
 Array = Any
@@ -106,6 +107,8 @@ def rounded(call: Call, sums: numpy.ndarray, parameter: Array) -> Array:
     with numpy.errstate(all="ignore"):
         if library.name == "numpy":
             return sums.astype(parameter.dtype)
+        if dtype_name(parameter.dtype) == "float16":  # torch would round to float32 before
+            sums = sums.astype(numpy.float16)
         return library.namespace.astype(library.namespace.asarray(sums), parameter.dtype, copy=False)
 
 
