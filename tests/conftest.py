@@ -107,6 +107,18 @@ def cpu_kernels():
 
 
 @pytest.fixture
+def no_helpers():
+    """No thread helps before a test, and none that it has called after it."""
+    from tests.crews import assert_helpers
+
+    anynorm.set_threads(None)
+    gc.collect()
+    assert_helpers(0)
+    yield
+    anynorm.set_threads(None)
+
+
+@pytest.fixture
 def folder(tmp_path, monkeypatch):
     """An empty folder to work in."""
     monkeypatch.chdir(tmp_path)

@@ -24,9 +24,8 @@ from tests.crews import (
     never,
     share,
 )
-from tests.test_kernels_crew_tasks import _apart  # noqa: F401  a fixture
 
-pytestmark = needs_crew
+pytestmark = [needs_crew, pytest.mark.usefixtures("no_helpers")]
 
 
 def test_no_call_waits_for_a_helper_that_does_not_come(monkeypatch):

@@ -16,7 +16,6 @@ from tests.crews import (
     ROWS,
     UNITS,
     Task,
-    assert_helpers,
     crew_of,
     helpers_alive,
     kernel_of,
@@ -25,16 +24,7 @@ from tests.crews import (
     share,
 )
 
-pytestmark = needs_crew
-
-
-@pytest.fixture(autouse=True)
-def _apart():
-    _threads.set_threads(None)
-    gc.collect()
-    assert_helpers(0)
-    yield
-    _threads.set_threads(None)
+pytestmark = [needs_crew, pytest.mark.usefixtures("no_helpers")]
 
 
 @pytest.fixture(params=[0, SPIN_NANOSECONDS, 10**12], ids=["sleep at once", "spin", "never sleep"])

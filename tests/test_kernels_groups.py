@@ -10,6 +10,7 @@ import pytest
 import anynorm
 from anynorm._kernels.cpu.launch import groups, turns
 from tests.backends import ALL, as_dtype, needs_llvmlite, thorough_but
+from tests.fast_path import shared_from
 from tests.kernel_rows import LARGEST, extreme_rows, numbers
 
 pytestmark = needs_llvmlite
@@ -129,7 +130,7 @@ def test_tensors_and_threads(name):
     try:
         anynorm.set_threads(3)
         for least in (1, x.nbytes):
-            with mock.patch("anynorm._kernels.cpu.threads.crew.LEAST_SHARED_NBYTES", least):
+            with shared_from(least):
                 np.testing.assert_array_equal(anynorm.layer_norm(x, weight, bias, axis=axis), expected)
     finally:
         anynorm.set_threads(None)
@@ -168,7 +169,7 @@ def test_gradients_by_rows(name):
         np.testing.assert_array_equal(row, dx[at])
     try:
         anynorm.set_threads(3)
-        with mock.patch("anynorm._kernels.cpu.threads.crew.LEAST_SHARED_NBYTES", 1):
+        with shared_from(1):
             shared = anynorm.rms_norm_vjp(x, weight, bias, axis=axis)[1](dy)
     finally:
         anynorm.set_threads(None)

@@ -9,6 +9,7 @@ import pytest
 import anynorm
 from anynorm._kernels.cpu.launch import turns, turns_vjp
 from tests.backends import ALL, needs_llvmlite, thorough_but
+from tests.fast_path import shared_from
 from tests.kernel_calls_derivative import streamed_pullback
 from tests.kernel_rows import LARGEST, extreme_rows, numbers
 from tests.test_kernels_groups import NORMS, bits, one_by_one
@@ -123,7 +124,7 @@ def test_derivatives_do_not_depend_on_threads_nor_on_what_is_wanted(case):
     of_sum = add_vjp(dy, total)
     try:
         anynorm.set_threads(3)
-        with mock.patch("anynorm._kernels.cpu.threads.crew.LEAST_SHARED_NBYTES", 1):
+        with shared_from(1):
             found.append(vjp("layer_norm", x, weight, bias, dy, axis=axis))
     finally:
         anynorm.set_threads(None)
@@ -201,7 +202,7 @@ def test_weights_of_16_bits_are_read_as_they_are_or_widened(rows, least_nbytes, 
     for norm in NORMS:
         function = getattr(anynorm, norm)
         with (
-            mock.patch("anynorm._kernels.cpu.threads.crew.LEAST_SHARED_NBYTES", least_nbytes),
+            shared_from(least_nbytes),
             mock.patch.object(turns, "_pays_to_read_directly", wraps=turns._pays_to_read_directly) as asked,
             mock.patch.object(turns.crew, "launch", wraps=turns.crew.launch) as launched,
             anynorm.use_kernel("cpu"),

@@ -23,6 +23,7 @@ from tests.backends import (
     thorough_but,
 )
 from tests.derivatives import NORMS, arrays, vjp
+from tests.fast_path import shared_from
 from tests.tolerances import (
     GRADIENT_BOUNDS,
     NARROW_GRADIENT_BOUNDS,
@@ -129,9 +130,8 @@ def test_both_together_are_the_derivative_of_the_norm(norm, dtype):
 
 @needs_llvmlite
 @pytest.mark.parametrize("dtype", ALL)
-def test_layout_threads_and_library_change_no_bit(dtype, monkeypatch):
+def test_layout_threads_and_library_change_no_bit(dtype):
     x, dy, weight = arrays(dtype, (150, 40))
-    monkeypatch.setattr("anynorm._kernels.cpu.threads.crew.LEAST_SHARED_NBYTES", 1)
 
     def bits(x, dy, make=np.asarray, read=np.asarray, axis=-1):
         found, vjp_moments = anynorm.moments_vjp(make(x), axis=axis)
@@ -143,7 +143,7 @@ def test_layout_threads_and_library_change_no_bit(dtype, monkeypatch):
         ]
         return [one.tobytes() for one in (*rows, read(dweight), read(dbias))]
 
-    with anynorm.use_kernel("cpu"):
+    with anynorm.use_kernel("cpu"), shared_from(1):
         try:
             for threads in (1, 2):
                 anynorm.set_threads(threads)
